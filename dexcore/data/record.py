@@ -1,0 +1,37 @@
+"""What travels from a reader to the store: one 2-D image and what is known about it."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from dexcore.data.modality import Modality
+
+Split = Literal["train", "heldout"]
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """One normalised 2-D image.
+
+    Attributes:
+        image: float32 in [0, 1], [height, width] for gray or [height, width, 3] for RGB.
+        modality: one of the ten of MVU.
+        source: the name of the data source, for example ``ChestX-ray8``.
+        anatomy: the body part, in the words of mvu_sources.csv.
+        normalization: how ``image`` came to lie in [0, 1] (method: `dexcore.data.normalise`).
+        group: patient, volume, video or file: what must never be torn between splits.
+        path: where the image came from, for people; with ``#frame`` or ``#axis=index`` for a slice.
+        synthetic: made by `SyntheticMVU`, not by a scanner or a camera.
+        split: training or held out.
+    """
+
+    image: np.ndarray
+    modality: Modality
+    source: str
+    anatomy: str
+    normalization: str
+    group: str
+    path: str
+    synthetic: bool = False
+    split: Split = "train"

@@ -1,0 +1,1 @@
+"""Hand-written Triton kernels, one family a file; installed as ``dexcore.kernels``."""
