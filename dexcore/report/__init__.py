@@ -1,1 +1,5 @@
-""""""
+"""What a run learned: measures, pictures and one page, all made from the numbers that a run folder holds."""
+
+from dexcore.report.evaluation import Evaluation, Examples
+
+__all__ = ["Evaluation", "Examples"]

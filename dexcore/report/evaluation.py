@@ -1,0 +1,188 @@
+"""The numbers of an evaluation: what the trainer measured, an entry an image, and their file format."""
+
+import io
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from dexcore.report.files import write_whole
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """Images to look at, m of them.
+
+    Attributes:
+        modality: int64 [m], index into the evaluation's ``modality_names``.
+        synthetic: bool [m], made by a simulation.
+        heldout: bool [m], False for a training image.
+        input: float32 [m, S, S, 3] in [0, 1], what the model was asked about.
+        masked: the same with the hidden patches blanked.
+        reconstruction: the prediction in every patch.
+        pasted: the prediction in the hidden patches, the input in the others.
+    """
+
+    modality: np.ndarray
+    synthetic: np.ndarray
+    heldout: np.ndarray
+    input: np.ndarray
+    masked: np.ndarray
+    reconstruction: np.ndarray
+    pasted: np.ndarray
+
+    def __post_init__(self) -> None:
+        _coerce(self, "modality", np.int64)
+        for name in ("synthetic", "heldout"):
+            _coerce(self, name, np.bool_, (len(self),))
+        for name in _IMAGES:
+            image = _coerce(self, name, np.float32)
+            if image.ndim != 4 or image.shape[0] != len(self) or image.shape[3] != 3:
+                raise ValueError(f"{name}: shape {image.shape}, expected [{len(self)}, height, width, 3]")
+            if image.shape != self.input.shape:
+                raise ValueError(f"{name}: shape {image.shape}, expected {self.input.shape} as of input")
+
+    def __len__(self) -> int:
+        return len(self.modality)
+
+
+_IMAGES = ("input", "masked", "reconstruction", "pasted")
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What was measured on n images, none of them augmented.
+
+    Lists and other dtypes are converted; a shape that does not fit, a modality out of range or a negative
+    total is a ValueError that names the field.
+
+    Attributes:
+        modality_names: the names, in the order of the indices.
+        modality: int64 [n], index into ``modality_names``.
+        heldout: bool [n], False for a training image.
+        synthetic: bool [n], made by a simulation.
+        group: str [n], patient, volume, video or file the image comes from.
+        sample_id: int64 [n], index of the image in its store.
+        squared_error: float64 [n], sum over the image's masked patches of (prediction - target)^2,
+            in the space of the loss.
+        total: float64 [n], sum over the same patches of (target - the patch's own mean)^2.
+        gates: an entry a DEX block, float32 [n, R_block]: the share of the image that each expert
+            got, zero for an expert that was not chosen. Empty for a dense model.
+        examples: images to look at.
+    """
+
+    modality_names: Sequence[str]
+    modality: np.ndarray
+    heldout: np.ndarray
+    synthetic: np.ndarray
+    group: np.ndarray
+    sample_id: np.ndarray
+    squared_error: np.ndarray
+    total: np.ndarray
+    gates: Sequence[np.ndarray]
+    examples: Examples
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "modality_names", tuple(str(name) for name in self.modality_names))
+        _coerce(self, "modality", np.int64)
+        shape = (len(self),)
+        for name in ("heldout", "synthetic"):
+            _coerce(self, name, np.bool_, shape)
+        _coerce(self, "group", np.str_, shape)
+        _coerce(self, "sample_id", np.int64, shape)
+        _coerce(self, "squared_error", np.float64, shape)
+        _coerce(self, "total", np.float64, shape)
+        if (self.total < 0).any():
+            raise ValueError("total: a sum of squares is negative")
+        gates = tuple(np.asarray(block, dtype=np.float32) for block in self.gates)
+        for number, block in enumerate(gates):
+            if block.ndim != 2 or block.shape[0] != len(self) or block.shape[1] == 0:
+                raise ValueError(f"gates[{number}]: shape {block.shape}, expected [{len(self)}, experts]")
+        object.__setattr__(self, "gates", gates)
+        for owner, index in (("modality", self.modality), ("examples.modality", self.examples.modality)):
+            if index.size and (index.min() < 0 or index.max() >= len(self.modality_names)):
+                raise ValueError(
+                    f"{owner}: an index is no index of {len(self.modality_names)} modality_names"
+                )
+
+    def __len__(self) -> int:
+        return len(self.modality)
+
+    def save(self, path: str | Path) -> None:
+        """Write one .npz without pickles, whole or not at all; the examples' images are rounded to 8 bits."""
+        arrays: dict[str, np.ndarray] = {
+            "format": np.array(_FORMAT),
+            "modality_names": np.array(self.modality_names, dtype=np.str_),
+            "blocks": np.array(len(self.gates)),
+        }
+        for name in _PER_IMAGE:
+            arrays[name] = getattr(self, name)
+        for number, block in enumerate(self.gates):
+            arrays[f"gates_{number}"] = block
+        for field in fields(Examples):
+            value = getattr(self.examples, field.name)
+            arrays[f"examples_{field.name}"] = _to_bytes(value) if field.name in _IMAGES else value
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+        write_whole(Path(path), buffer.getvalue())
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Evaluation":
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file (named) is truncated, damaged, or no evaluation of this version.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file, expected an evaluation's numbers")
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                arrays = {name: stored[name] for name in stored.files}
+        except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+            raise ValueError(f"{path}: truncated or damaged, expected an .npz of Evaluation.save") from error
+        found = arrays.get("format")
+        if found is None or found != _FORMAT:
+            raise ValueError(f"{path}: format {found}, expected an evaluation of format {_FORMAT}")
+        try:
+            examples = {field.name: arrays[f"examples_{field.name}"] for field in fields(Examples)}
+            for name in _IMAGES:
+                examples[name] = examples[name].astype(np.float32) / 255
+            return cls(
+                modality_names=arrays["modality_names"].tolist(),
+                gates=[arrays[f"gates_{number}"] for number in range(int(arrays["blocks"]))],
+                examples=Examples(**examples),
+                **{name: arrays[name] for name in _PER_IMAGE},
+            )
+        except KeyError as error:
+            raise ValueError(f"{path}: the array {error} is missing") from error
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+
+_PER_IMAGE = ("modality", "heldout", "synthetic", "group", "sample_id", "squared_error", "total")
+
+
+def _to_bytes(image: np.ndarray) -> np.ndarray:
+    return (np.nan_to_num(image, nan=0.0).clip(0, 1) * 255).round().astype(np.uint8)
+
+
+def _coerce(
+    owner: object, name: str, dtype: npt.DTypeLike, shape: tuple[int, ...] | None = None
+) -> np.ndarray:
+    """Make the field ``name`` an array of ``dtype``, and check its shape where one is given."""
+    try:
+        value = np.asarray(getattr(owner, name), dtype=dtype)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}: expected numbers of type {np.dtype(dtype)} ({error})") from error
+    if shape is not None and value.shape != shape:
+        raise ValueError(f"{name}: shape {value.shape}, expected {shape}, an entry an image")
+    object.__setattr__(owner, name, value)
+    return value
