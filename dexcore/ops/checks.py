@@ -1,0 +1,46 @@
+"""Argument checks shared by the ops: errors that name the argument and say what was expected."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def check_floating(name: str, tensor: Tensor) -> None:
+    """Raise TypeError unless ``tensor`` is a floating-point tensor."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    if not tensor.dtype.is_floating_point:
+        raise TypeError(f"{name} must be floating point, got {tensor.dtype}")
+
+
+def check_integer(name: str, tensor: Tensor) -> None:
+    """Raise TypeError unless ``tensor`` holds int64 or int32."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    if tensor.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"{name} must be int64 or int32, got {tensor.dtype}")
+
+
+def check_shape(name: str, tensor: Tensor, expected: Sequence[int | str]) -> None:
+    """Raise ValueError unless the shape is ``expected``; a string stands for any size and says what it is."""
+    fits = tensor.ndim == len(expected) and all(
+        isinstance(want, str) or size == want for size, want in zip(tensor.shape, expected, strict=True)
+    )
+    if not fits:
+        wanted = ", ".join(str(want) for want in expected)
+        raise ValueError(f"{name} must have shape [{wanted}], got {list(tensor.shape)}")
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Raise ValueError unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def check_same_device(**tensors: Tensor | None) -> None:
+    """Raise ValueError unless all tensors lie on the first one's device."""
+    (first_name, first), *others = ((name, tensor) for name, tensor in tensors.items() if tensor is not None)
+    for name, tensor in others:
+        if tensor.device != first.device:
+            raise ValueError(f"{name} is on {tensor.device}, expected {first.device} like {first_name}")

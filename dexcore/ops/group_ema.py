@@ -1,0 +1,82 @@
+"""`group_ema_`: directors follow their experts' weighted mean (GEMA, the method's section 2).
+
+    director <- m director + (1 - m) sum_r weights_r experts_r
+
+The eager path is one fused matrix-vector product a tensor, without stacked copies.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dexcore.ops.backend import resolve
+from dexcore.ops.checks import check_floating, check_same_device, check_shape
+
+
+@torch.no_grad()
+def group_ema_(
+    directors: Sequence[Tensor],
+    experts: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    momentum: float,
+    *,
+    backend: str = "auto",
+) -> None:
+    """Move every director tensor towards its experts, in place.
+
+    Args:
+        directors: tensors of any shape, floating.
+        experts: for each director its experts, [R, *director.shape].
+        weights: for each director the experts' shares, [R], sum 1. A director whose weights are all zero stays as
+            it is.
+        momentum: m, in [0, 1].
+        backend: "auto", "triton" or "eager".
+
+    Arithmetic is float32 for half-precision tensors. Note that a half-precision director with a momentum near 1
+    stops moving, because (1 - m) times the distance is less than half its rounding.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong kind, shape or device; the message names it.
+    """
+    if not len(directors) == len(experts) == len(weights):
+        raise ValueError(
+            f"directors, experts and weights must be equally long, got {len(directors)}, {len(experts)}, {len(weights)}"
+        )
+    if not 0 <= momentum <= 1:
+        raise ValueError(f"momentum must lie in 0..1, got {momentum}")
+    for i, (director, expert, weight) in enumerate(zip(directors, experts, weights, strict=True)):
+        names = f"directors[{i}]", f"experts[{i}]", f"weights[{i}]"
+        for name, tensor in zip(names, (director, expert, weight), strict=True):
+            check_floating(name, tensor)
+        check_shape(names[1], expert, ("R", *director.shape))
+        check_shape(names[2], weight, (expert.shape[0],))
+        check_same_device(**dict(zip(names, (director, expert, weight), strict=True)))
+    _group_ema_(list(directors), list(experts), list(weights), float(momentum), resolve(backend))
+
+
+@torch.library.custom_op("dexcore::group_ema_", mutates_args={"directors"})
+def _group_ema_(
+    directors: list[Tensor], experts: list[Tensor], weights: list[Tensor], momentum: float, backend: str
+) -> None:
+    for director, expert, weight in zip(directors, experts, weights, strict=True):
+        precision = torch.promote_types(director.dtype, torch.float32)
+        weight = weight.to(precision)
+        columns = expert.reshape(expert.shape[0], -1).t().to(precision)
+        if director.device.type == "cpu":
+            if not weight.any():
+                continue
+            if director.dtype == precision and director.is_contiguous():
+                director.view(-1).addmv_(columns, weight, beta=momentum, alpha=1 - momentum)
+                continue
+        step = (1 - momentum) * (weight != 0).any()  # no branch on the host on other devices
+        director.copy_(
+            director.to(precision).lerp(torch.mv(columns, weight).view(director.shape), step.to(precision))
+        )
+
+
+@_group_ema_.register_fake
+def _(
+    directors: list[Tensor], experts: list[Tensor], weights: list[Tensor], momentum: float, backend: str
+) -> None:
+    return None

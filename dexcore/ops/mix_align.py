@@ -1,0 +1,136 @@
+"""`mix_align`: the alignment loss between the experts' output and the director's (the method's step 8).
+
+    "kd"      mean over rows of -sum p log max(q, 1e-6),  p = softmax(teacher / 0.5), q = softmax(student / 1.0)
+    "cosine"  mean over rows of 1 - cos(student, teacher)
+    "mse"     mean over all elements of (student - teacher)^2
+
+The teacher is a target and gets no gradient. Where q < 1e-6 the clamp of "kd" passes none.
+
+The eager path computes a row's gradient while the row is in cache, in the forward, and keeps it: the backward is one
+multiplication.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dexcore.ops.backend import resolve
+from dexcore.ops.checks import check_choice, check_floating, check_same_device, check_shape
+
+ALIGNS = ("kd", "cosine", "mse")
+TEACHER_TEMPERATURE = 0.5
+STUDENT_TEMPERATURE = 1.0
+SMALLEST_PROBABILITY = 1e-6
+_COSINE_EPS = 1e-8  # as torch.nn.functional.cosine_similarity
+_ROWS_A_BLOCK = 1024
+
+
+def mix_align(student: Tensor, teacher: Tensor, kind: str = "kd", *, backend: str = "auto") -> Tensor:
+    """The alignment loss of two feature maps, over the last axis.
+
+    Args:
+        student: [B, N, D], floating: the experts' output; gets the gradient.
+        teacher: [B, N, D], floating: the director's output; gets none.
+        kind: "kd", "cosine" or "mse" (see the module).
+        backend: "auto", "triton" or "eager".
+
+    Returns:
+        0-dim, float32 (float64 for float64 input); 0 where there are no rows.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong kind, shape or device; the message names it.
+    """
+    check_floating("student", student)
+    check_floating("teacher", teacher)
+    check_shape("student", student, ("B", "N", "D"))
+    check_shape("teacher", teacher, student.shape)
+    check_same_device(student=student, teacher=teacher)
+    check_choice("kind", kind, ALIGNS)
+    chosen = resolve(backend)
+    if torch.is_grad_enabled() and student.requires_grad:
+        return _MixAlign.apply(student, teacher, kind, chosen)
+    return _mix_align(student, teacher, kind, False, chosen)[0]
+
+
+def align_rows(student: Tensor, teacher: Tensor, kind: str, gradient: Tensor | None) -> Tensor:
+    """Sum of the rows' losses (0-dim); their gradients, of the sum, go to ``gradient``.
+
+    ``student`` and ``teacher`` are [rows, D]; float32 arithmetic, or float64.
+    """
+    precision = torch.promote_types(student.dtype, torch.float32)
+    student, teacher = student.to(precision), teacher.to(precision)
+    if kind == "kd":
+        p = (teacher * (1 / TEACHER_TEMPERATURE)).softmax(-1)
+        log_q = (student * (1 / STUDENT_TEMPERATURE)).log_softmax(-1)
+        clamped_log_q = log_q.clamp(min=math.log(SMALLEST_PROBABILITY))
+        loss = -torch.dot(p.view(-1), clamped_log_q.view(-1))
+        if gradient is not None:
+            p.mul_(log_q >= math.log(SMALLEST_PROBABILITY))  # the clamp passes no gradient below
+            q = log_q.exp_().mul_(p.sum(-1, keepdim=True))
+            gradient.copy_(q.sub_(p).mul_(1 / STUDENT_TEMPERATURE))
+        return loss
+    if kind == "cosine":
+        student_norm = student.norm(dim=-1, keepdim=True).clamp(min=_COSINE_EPS)
+        teacher_unit = teacher / teacher.norm(dim=-1, keepdim=True).clamp(min=_COSINE_EPS)
+        student_unit = student / student_norm
+        cosine = (student_unit * teacher_unit).sum(-1, keepdim=True)
+        if gradient is not None:
+            gradient.copy_((cosine * student_unit - teacher_unit) / student_norm)
+        return (1 - cosine).sum()
+    difference = student - teacher
+    loss = difference.square().sum() / student.shape[-1]
+    if gradient is not None:
+        gradient.copy_(difference.mul_(2 / student.shape[-1]))
+    return loss
+
+
+@torch.library.custom_op("dexcore::mix_align", mutates_args=())
+def _mix_align(
+    student: Tensor, teacher: Tensor, kind: str, with_gradient: bool, backend: str
+) -> tuple[Tensor, Tensor]:
+    rows, width = student.shape[:-1].numel(), student.shape[-1]
+    gradient = student.new_empty(student.shape if with_gradient else (0, 0, width))
+    with torch.autocast(student.device.type, enabled=False):
+        total = student.new_zeros((), dtype=torch.promote_types(student.dtype, torch.float32))
+        blocks = [t.reshape(-1, width).split(_ROWS_A_BLOCK) for t in (student, teacher, gradient)]
+        for i, (student_block, teacher_block) in enumerate(zip(*blocks[:2], strict=True)):
+            total += align_rows(student_block, teacher_block, kind, blocks[2][i] if with_gradient else None)
+    return total / max(rows, 1), gradient
+
+
+@_mix_align.register_fake
+def _(
+    student: Tensor, teacher: Tensor, kind: str, with_gradient: bool, backend: str
+) -> tuple[Tensor, Tensor]:
+    loss = student.new_empty((), dtype=torch.promote_types(student.dtype, torch.float32))
+    return loss, student.new_empty(student.shape if with_gradient else (0, 0, student.shape[-1]))
+
+
+@torch.library.custom_op("dexcore::mix_align_backward", mutates_args=())
+def _mix_align_backward(grad_loss: Tensor, gradient: Tensor, backend: str) -> Tensor:
+    return scaled_gradient(grad_loss, gradient).to(gradient.dtype)
+
+
+@_mix_align_backward.register_fake
+def _(grad_loss: Tensor, gradient: Tensor, backend: str) -> Tensor:
+    return torch.empty_like(gradient)
+
+
+def scaled_gradient(grad_loss: Tensor, gradient: Tensor) -> Tensor:
+    """From the gradient of the rows' sum to that of their mean, times the incoming one; in grad_loss's dtype."""
+    return gradient * (grad_loss / max(gradient.shape[:-1].numel(), 1)).expand(1)
+
+
+class _MixAlign(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, kind: str, backend: str) -> Tensor:
+        loss, gradient = _mix_align(student, teacher, kind, True, backend)
+        ctx.save_for_backward(gradient)
+        ctx.backend = backend
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Any, ...]:
+        return _mix_align_backward(grad_loss, *ctx.saved_tensors, ctx.backend), None, None, None

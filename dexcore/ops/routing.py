@@ -1,0 +1,176 @@
+"""`route`: which experts an image uses, and with which gates (the method's steps 1 to 4).
+
+Axes: b images, n tokens, d width, r experts, k chosen. Always in float32 (float64 for float64 input), under
+autocast too: a tie in half precision must not route differently between backends.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dexcore.ops.backend import resolve
+from dexcore.ops.checks import check_choice, check_floating, check_same_device, check_shape
+
+POOLS = ("cls", "mean")
+
+
+def route(
+    x: Tensor,
+    weight: Tensor,
+    top_k: int,
+    tau: float = 0.5,
+    noise: Tensor | None = None,
+    pool: str = "cls",
+    *,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Route whole images: softmax((c W^T + noise) / tau) over the experts, the top_k largest, gates that sum to 1.
+
+    Args:
+        x: [B, N, D], floating; c is its first token (``pool="cls"``) or the mean of all (``pool="mean"``).
+        weight: [R, D], floating.
+        top_k: how many experts an image uses, 1 to R.
+        tau: temperature, > 0.
+        noise: [B, R], added to the logits before the temperature; gets no gradient.
+        pool: "cls" or "mean".
+        backend: "auto", "triton" or "eager".
+
+    Returns:
+        gates [B, k] and probs [B, R] in float32 (float64 for float64 input), differentiable in x and weight;
+        indices [B, k] int64, largest gate first, ties to the lower index.
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong kind or shape; the message names it.
+    """
+    check_floating("x", x)
+    check_floating("weight", weight)
+    check_shape("x", x, ("B", "N", "D"))
+    check_shape("weight", weight, ("R", x.shape[2]))
+    check_choice("pool", pool, POOLS)
+    experts = weight.shape[0]
+    if isinstance(top_k, bool) or not isinstance(top_k, int):
+        raise TypeError(f"top_k must be an int, got {type(top_k).__name__}")
+    if not 1 <= top_k <= experts:
+        raise ValueError(f"top_k must lie in 1..{experts} (the number of experts), got {top_k}")
+    if not tau > 0:
+        raise ValueError(f"tau must be > 0, got {tau}")
+    if x.shape[1] < 1:
+        raise ValueError("x must hold at least one token an image, got N = 0")
+    if noise is not None:
+        check_floating("noise", noise)
+        check_shape("noise", noise, (x.shape[0], experts))
+    check_same_device(x=x, weight=weight, noise=noise)
+    arguments = (x, weight, noise, top_k, float(tau), pool, resolve(backend))
+    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+        gates, indices, probs = _Route.apply(*arguments)
+    else:
+        gates, indices, probs = _route(*arguments)
+    return gates, indices, probs
+
+
+def _pooled(x_bnd: Tensor, pool: str) -> Tensor:
+    """The image's feature [B, D] in the routing precision."""
+    precision = torch.promote_types(x_bnd.dtype, torch.float32)
+    return x_bnd[:, 0].to(precision) if pool == "cls" else x_bnd.mean(1, dtype=precision)
+
+
+@torch.library.custom_op("dexcore::route", mutates_args=())
+def _route(
+    x: Tensor, weight: Tensor, noise: Tensor | None, top_k: int, tau: float, pool: str, backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    with torch.autocast(x.device.type, enabled=False):
+        feature_bd = _pooled(x, pool)
+        logits_br = feature_bd @ weight.to(feature_bd.dtype).T
+        if noise is not None:
+            logits_br = logits_br + noise.to(logits_br.dtype)
+        probs_br = (logits_br / tau).softmax(-1)
+        # topk breaks ties as it likes; a stable sort gives them to the lower index.
+        chosen_br, indices_br = probs_br.sort(dim=-1, descending=True, stable=True)
+        chosen_bk = chosen_br[:, :top_k]
+        return chosen_bk / chosen_bk.sum(-1, keepdim=True), indices_br[:, :top_k].contiguous(), probs_br
+
+
+@_route.register_fake
+def _(
+    x: Tensor, weight: Tensor, noise: Tensor | None, top_k: int, tau: float, pool: str, backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    precision = torch.promote_types(x.dtype, torch.float32)
+    gates_bk = x.new_empty((x.shape[0], top_k), dtype=precision)
+    return (
+        gates_bk,
+        gates_bk.new_empty(gates_bk.shape, dtype=torch.int64),
+        gates_bk.new_empty((x.shape[0], weight.shape[0])),
+    )
+
+
+@torch.library.custom_op("dexcore::route_backward", mutates_args=())
+def _route_backward(
+    grad_gates: Tensor,
+    grad_probs: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    gates: Tensor,
+    indices: Tensor,
+    probs: Tensor,
+    tau: float,
+    pool: str,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    with torch.autocast(x.device.type, enabled=False):
+        # Through w = p / sum(p) over the chosen, then through the softmax.
+        chosen_bk = probs.gather(-1, indices)
+        through_bk = (grad_gates - (grad_gates * gates).sum(-1, keepdim=True)) / chosen_bk.sum(
+            -1, keepdim=True
+        )
+        grad_probs = grad_probs.scatter_add(-1, indices, through_bk)
+        grad_logits_br = probs * (grad_probs - (grad_probs * probs).sum(-1, keepdim=True)) / tau
+        feature_bd = _pooled(x, pool)
+        grad_weight = (grad_logits_br.T @ feature_bd).to(weight.dtype)
+        grad_feature_bd = (grad_logits_br @ weight.to(feature_bd.dtype)).to(x.dtype)
+        grad_x = torch.zeros_like(x, memory_format=torch.contiguous_format)
+        if pool == "cls":
+            grad_x[:, 0] = grad_feature_bd
+        else:
+            grad_x += (grad_feature_bd / x.shape[1]).unsqueeze(1)
+        return grad_x, grad_weight
+
+
+@_route_backward.register_fake
+def _(
+    grad_gates: Tensor,
+    grad_probs: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    gates: Tensor,
+    indices: Tensor,
+    probs: Tensor,
+    tau: float,
+    pool: str,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), weight.new_empty(weight.shape)
+
+
+class _Route(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+        gates, indices, probs = _route(x, weight, *rest)
+        ctx.save_for_backward(x, weight, gates, indices, probs)
+        ctx.settings = rest[2:]
+        ctx.mark_non_differentiable(indices)
+        return gates, indices, probs
+
+    @staticmethod
+    def backward(ctx: Any, grad_gates: Tensor, _: Any, grad_probs: Tensor) -> tuple[Any, ...]:
+        grad_x, grad_weight = _route_backward(grad_gates, grad_probs, *ctx.saved_tensors, *ctx.settings)
+        needs_x, needs_weight = ctx.needs_input_grad[:2]
+        return (
+            grad_x if needs_x else None,
+            grad_weight if needs_weight else None,
+            None,
+            None,
+            None,
+            None,
+            None,
+        )
