@@ -1,1 +1,23 @@
-""""""
+"""DEX layers for any timm-like model, and what trains them."""
+
+from dexcore.nn.aux_losses import AuxLosses, aux_losses
+from dexcore.nn.block import DEXBlock
+from dexcore.nn.control import set_mode, set_noise_std, set_router_noise
+from dexcore.nn.directors import discard_load, record_load, update_directors
+from dexcore.nn.mlp import DEXMlp, Routing
+from dexcore.nn.param_groups import param_groups
+
+__all__ = [
+    "AuxLosses",
+    "DEXBlock",
+    "DEXMlp",
+    "Routing",
+    "aux_losses",
+    "discard_load",
+    "param_groups",
+    "record_load",
+    "set_mode",
+    "set_noise_std",
+    "set_router_noise",
+    "update_directors",
+]

@@ -1,0 +1,46 @@
+"""Switches over all DEX layers of a model: exploration noise and mode."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from dexcore.nn.mlp import dex_layers
+from dexcore.ops.checks import check_floating, check_shape
+
+
+def set_noise_std(model: nn.Module, sigma: float) -> None:
+    """Set sigma of the routers' exploration noise (training only; 0 switches it off)."""
+    for layer in dex_layers(model):
+        layer.noise_std = sigma
+
+
+def set_router_noise(model: nn.Module, noise: Sequence[Tensor] | None) -> None:
+    """Give the standard normal draws of the exploration noise, used until replaced; None: torch draws them.
+
+    Args:
+        model: holds L DEX layers.
+        noise: L tensors [B, R_l] in order of depth, or None.
+
+    Raises:
+        ValueError: not one tensor a layer, or a wrong number of experts.
+    """
+    layers = dex_layers(model)
+    if noise is not None:
+        if len(noise) != len(layers):
+            raise ValueError(
+                f"noise must hold one tensor for each of the {len(layers)} DEX layers, got {len(noise)}"
+            )
+        for i, (layer, normal) in enumerate(zip(layers, noise, strict=True)):
+            check_floating(f"noise[{i}]", normal)
+            check_shape(f"noise[{i}]", normal, ("B", layer.num_experts))
+    for i, layer in enumerate(layers):
+        layer._given_noise = None if noise is None else noise[i]
+
+
+def set_mode(model: nn.Module, mode: str) -> None:
+    """Run all DEX layers through their "experts" or their "director".
+
+    Director mode trains the director and freezes experts and router; experts mode the reverse.
+    """
+    for layer in dex_layers(model):
+        layer.set_mode(mode)

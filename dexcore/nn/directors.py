@@ -1,0 +1,102 @@
+"""How directors learn: the experts' use is counted, and after an optimizer step the directors follow (GEMA).
+
+The method's section 2 and step 10. Omega is over the global batch: all processes, and all micro-batches recorded
+since the last update.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from dexcore.nn.mlp import FREQUENCY_DECAY, DEXMlp, dex_layers
+from dexcore.ops import group_ema_
+
+
+@torch.no_grad()
+def record_load(model: nn.Module) -> None:
+    """With gradient accumulation: count the last training forward's use of experts, once a micro-batch.
+
+    Raises:
+        ValueError: the model has no DEX layer.
+        RuntimeError: no training forward since the last call.
+    """
+    for layer in _layers_with_forward(model):
+        load = _last_load(layer)
+        layer._recorded_load = load if layer._recorded_load is None else layer._recorded_load + load
+        layer._pending = None
+
+
+def discard_load(model: nn.Module) -> None:
+    """Forget all counted use, when a step is skipped."""
+    for layer in dex_layers(model):
+        layer._pending = layer._recorded_load = None
+
+
+@torch.no_grad()
+def update_directors(model: nn.Module, momentum: float, group: dist.ProcessGroup | None = None) -> None:
+    """Move the directors towards their experts, and the activation frequencies towards their use, in place.
+
+        director  <- m director + (1 - m) sum_r Omega_r expert_r
+        frequency <- 0.99 frequency + 0.01 Omega
+
+    Omega [R] is the share of all gates that each expert received in the recorded micro-batches, or, without any, in
+    the last training forward; both are consumed. A layer that saw no image stays as it is. Call it once after each
+    optimizer step.
+
+    Args:
+        model: holds DEX layers.
+        momentum: m, in [0, 1].
+        group: the processes that share the batch; one all-reduce of one small vector makes Omega, and so the
+            directors, bit-identical on all. None: this process alone.
+
+    Raises:
+        ValueError: no DEX layer; a momentum outside 0..1; a director in half precision, where a momentum near 1
+            moves nothing (keep parameters in float32 and use autocast).
+        RuntimeError: no training forward since the last call.
+    """
+    layers = _layers_with_forward(model)
+    for layer in layers:
+        for _, director in layer.expert_director_pairs():
+            if director.dtype in (torch.float16, torch.bfloat16):
+                raise ValueError(
+                    f"the director is {director.dtype}: a moving average with a momentum near 1 stands still in half "
+                    "precision; keep the parameters in float32 and compute under torch.autocast"
+                )
+    loads = [_last_load(layer) if layer._recorded_load is None else layer._recorded_load for layer in layers]
+    joined = torch.cat(loads)
+    if group is not None:
+        dist.all_reduce(joined, group=group)
+    directors: list[Tensor] = []
+    experts: list[Tensor] = []
+    weights: list[Tensor] = []
+    for layer, load in zip(layers, joined.split([layer.num_experts for layer in layers]), strict=True):
+        total = load.sum()
+        omega = load / total.clamp(min=torch.finfo(load.dtype).tiny)
+        frequency = layer.router.activation_frequency
+        moved = FREQUENCY_DECAY * frequency + (1 - FREQUENCY_DECAY) * omega
+        frequency.copy_(torch.where(total > 0, moved, frequency))
+        for expert, director in layer.expert_director_pairs():
+            directors.append(director)
+            experts.append(expert)
+            weights.append(omega)
+        layer._pending = layer._recorded_load = None
+    group_ema_(directors, experts, weights, momentum, backend=layers[0].backend)
+
+
+def _layers_with_forward(model: nn.Module) -> list[DEXMlp]:
+    """The layers in experts mode; RuntimeError unless each has a training forward to count."""
+    layers = [layer for layer in dex_layers(model) if layer.mode == "experts"]
+    if not layers:
+        raise RuntimeError("all DEX layers are in director mode: there is no use of experts to count")
+    if all(layer._pending is None and layer._recorded_load is None for layer in layers):
+        raise RuntimeError("no training forward since the last update: there is no use of experts to count")
+    return layers
+
+
+def _last_load(layer: DEXMlp) -> Tensor:
+    """Gates that each expert received in the last training forward [R], summed in a fixed order."""
+    if layer._pending is None:
+        return torch.zeros_like(layer.router.activation_frequency)
+    gates, indices = layer._pending
+    chosen = nn.functional.one_hot(indices, layer.num_experts).to(gates.dtype)
+    return (chosen * gates.unsqueeze(-1)).sum((0, 1)).to(layer.router.activation_frequency.dtype)

@@ -1,0 +1,347 @@
+"""`DEXMlp`: a ViT block's MLP as a pool of experts with a director (the method's section 1)."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from timm.layers import GELU, GELUTanh, Mlp, trunc_normal_
+from torch import Tensor, nn
+
+from dexcore import ops
+from dexcore.ops.checks import check_choice
+from dexcore.ops.expert_mlp import KEEPS
+from dexcore.ops.mix_align import ALIGNS
+from dexcore.ops.routing import POOLS
+
+MODES = ("experts", "director")
+FREQUENCY_DECAY = 0.99
+_FREQUENCY_EPS = 1e-6
+
+
+class Routing(NamedTuple):
+    """What a DEX layer's last forward chose. With gradient in training; detached in eval.
+
+    In eval the director does not run, and ``align_loss`` is NaN.
+    """
+
+    gates: Tensor  # [B, k]
+    indices: Tensor  # [B, k]
+    probs: Tensor  # [B, R]
+    align_loss: Tensor  # 0-dim
+    balance_loss: Tensor  # 0-dim
+
+
+class ExpertLinear(nn.Module):
+    """R linear layers side by side: weight [R, out, in], bias [R, out]. Filled by `DEXMlp`."""
+
+    def __init__(
+        self,
+        num_experts: int,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        self.weight = nn.Parameter(torch.empty(num_experts, out_features, in_features, **dd))
+        self.bias = nn.Parameter(torch.empty(num_experts, out_features, **dd)) if bias else None
+
+    def extra_repr(self) -> str:
+        experts, out_features, in_features = self.weight.shape
+        return f"{experts} x ({in_features} -> {out_features}), bias={self.bias is not None}"
+
+
+class Experts(nn.Module):
+    """The pool: ``fc1`` and ``fc2`` of all experts."""
+
+    def __init__(
+        self,
+        num_experts: int,
+        width: int,
+        hidden: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        self.fc1 = ExpertLinear(num_experts, width, hidden, bias, **dd)
+        self.fc2 = ExpertLinear(num_experts, hidden, width, bias, **dd)
+
+
+class Router(nn.Module):
+    """The router's weight [R, D], no bias, and the experts' running activation frequency [R]."""
+
+    activation_frequency: Tensor
+
+    def __init__(self, num_experts: int, width: int, device: Any = None, dtype: Any = None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_experts, width, device=device, dtype=dtype))
+        self.register_buffer("activation_frequency", torch.empty(num_experts, device=device))
+
+    def reset_parameters(self) -> None:
+        trunc_normal_(self.weight, std=0.02)
+        self.activation_frequency.zero_()
+
+    def exploration_noise(self, sigma: Tensor, normal: Tensor) -> Tensor:
+        """sigma (n + 1 - f / sum f): rarely used experts get a push (the method's step 3)."""
+        frequency = self.activation_frequency
+        return sigma * (normal + 1 - frequency / (frequency.sum() + _FREQUENCY_EPS))
+
+
+class DEXMlp(nn.Module):
+    """timm's ``Mlp`` as top-k of a pool of experts, chosen for the whole image, with a director.
+
+    The positional and first keyword parameters are timm's; ``out_features`` must equal ``in_features``. What cannot
+    be honored is refused by name.
+
+    Args:
+        num_experts: R, the size of the pool.
+        top_k: k, how many experts an image uses.
+        tau: the router's temperature.
+        pool: what the router sees: "cls", the first token, or "mean", the mean of all tokens given.
+        align: the alignment loss between experts and director: "kd", "cosine" or "mse".
+        mode: "experts", or "director": the director alone, at the cost of a plain MLP.
+        keep: what the backward finds stored: "both", "z" or "none" (`dexcore.ops.expert_mlp`).
+        backend: "auto", "triton" or "eager".
+
+    Attributes:
+        experts: ``fc1.weight`` [R, H, D], ``fc1.bias`` [R, H], ``fc2.weight`` [R, D, H], ``fc2.bias`` [R, D].
+        director: timm's ``Mlp``; its parameters are trained by `update_directors`, not by gradient.
+        router: ``weight`` [R, D] and the buffer ``activation_frequency`` [R].
+        routing: the last forward's `Routing`; None before one and in director mode.
+
+    An expert that no image of the batch used gets a gradient of zeros, not None: an optimizer with momentum still
+    moves it.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: int | None = None,
+        out_features: int | None = None,
+        act_layer: Callable[..., nn.Module] = nn.GELU,
+        norm_layer: Callable[..., nn.Module] | None = None,
+        bias: bool = True,
+        drop: float = 0.0,
+        use_conv: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        num_experts: int = 8,
+        top_k: int = 2,
+        tau: float = 0.5,
+        pool: str = "cls",
+        align: str = "kd",
+        mode: str = "experts",
+        keep: str = "both",
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        hidden_features = hidden_features or in_features
+        _refuse_unsupported(in_features, out_features, norm_layer, bias, drop, use_conv)
+        _check_routing_arguments(num_experts, top_k, tau)
+        check_choice("pool", pool, POOLS)
+        check_choice("align", align, ALIGNS)
+        check_choice("keep", keep, KEEPS)
+        check_choice("backend", backend, ops.backend.BACKENDS)
+        self.num_experts, self.top_k, self.tau = num_experts, top_k, tau
+        self.pool, self.align, self.keep, self.backend = pool, align, keep, backend
+        self.activation = activation_name(act_layer)
+        dd = {"device": device, "dtype": dtype}
+        self.experts = Experts(num_experts, in_features, hidden_features, bias, **dd)
+        self.director = Mlp(in_features, hidden_features, act_layer=act_layer, bias=bias, **dd)
+        self.router = Router(num_experts, in_features, **dd)
+        # A tensor beside the float, so that a compiled model is not compiled again as sigma decays.
+        self.register_buffer("_sigma", torch.zeros((), device=device), persistent=False)
+        self._noise_std, self._noisy = 0.0, False
+        self._given_noise: Tensor | None = None
+        self._clear_record()
+        self.init_weights()
+        self.set_mode(mode)
+
+    def reset_parameters(self) -> None:
+        """Draw the director anew as nn.Linear does, and all that follows from it."""
+        self.director.fc1.reset_parameters()
+        self.director.fc2.reset_parameters()
+        self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Make every expert a copy of the director, and draw the router anew.
+
+        timm calls it after it has drawn the children, the director's layers among them.
+        """
+        self.router.reset_parameters()
+        self._sigma.fill_(self._noise_std)
+        for expert, director in self.expert_director_pairs():
+            expert.copy_(director.expand_as(expert))
+
+    def expert_director_pairs(self) -> list[tuple[Tensor, Tensor]]:
+        """(experts [R, ...], director [...]) for every parameter tensor of the FFN."""
+        pairs = []
+        for layer, director in ((self.experts.fc1, self.director.fc1), (self.experts.fc2, self.director.fc2)):
+            pairs.append((layer.weight, director.weight))
+            if layer.bias is not None:
+                pairs.append((layer.bias, director.bias))
+        return pairs
+
+    @property
+    def noise_std(self) -> float:
+        """Sigma of the router's exploration noise; 0 until set. Acts in training alone."""
+        return self._noise_std
+
+    @noise_std.setter
+    def noise_std(self, sigma: float) -> None:
+        if not 0 <= sigma < math.inf:
+            raise ValueError(f"noise_std must be finite and >= 0, got {sigma}")
+        self._noise_std = float(sigma)
+        self._noisy = sigma > 0
+        self._sigma.fill_(sigma)
+
+    def set_mode(self, mode: str) -> None:
+        """Run "experts" or the "director"; what does not run, or has no gradient, is frozen."""
+        check_choice("mode", mode, MODES)
+        self.mode = mode
+        self.director.requires_grad_(mode == "director")
+        self.experts.requires_grad_(mode == "experts")
+        self.router.requires_grad_(mode == "experts")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, N, D] -> [B, N, D]; leaves a `Routing` in ``routing``."""
+        if self.mode == "director":
+            self.routing = None
+            return self.director(x)
+        if x.ndim != 3:
+            raise ValueError(
+                f"x must have shape [B, N, {self.router.weight.shape[1]}] (tokens), got {list(x.shape)}"
+            )
+        noise = self._noise(x) if self.training and self._noisy else None
+        gates, indices, probs = ops.route(
+            x, self.router.weight, self.top_k, self.tau, noise, self.pool, backend=self.backend
+        )
+        fc1, fc2 = self.experts.fc1, self.experts.fc2
+        arguments = (x, fc1.weight, fc1.bias, fc2.weight, fc2.bias)
+        if not self.training:
+            y = ops.expert_mlp(*arguments, gates, indices, self.activation, self.keep, backend=self.backend)
+            align_loss = probs.new_full((), math.nan)
+        else:
+            d1, d2 = self.director.fc1, self.director.fc2
+            y, align_loss = ops.dex_mlp(
+                *arguments, d1.weight, d1.bias, d2.weight, d2.bias, gates, indices, self.activation, self.align, self.keep,
+                backend=self.backend,
+            )  # fmt: skip
+        if not torch.compiler.is_exporting():
+            self._record(Routing(gates, indices, probs, align_loss, balance_loss(probs)))
+        return y
+
+    def _noise(self, x: Tensor) -> Tensor:
+        normal = self._given_noise
+        if normal is None:
+            normal = torch.randn(x.shape[0], self.num_experts, device=x.device, dtype=self._sigma.dtype)
+        return self.router.exploration_noise(self._sigma, normal.to(x.device))
+
+    def _record(self, routing: Routing) -> None:
+        """Overwrite, never add: a forward that activation checkpointing repeats counts once."""
+        if not self.training:
+            self.routing = Routing(*(t.detach() for t in routing))
+            return
+        if not torch.compiler.is_compiling():
+            in_backward = torch._C._current_graph_task_id() != -1
+            if in_backward and self._recorded_without_grad:
+                raise RuntimeError(
+                    "a DEX layer in training ran under activation checkpointing with use_reentrant=True, which loses "
+                    "the gradients of the auxiliary losses; pass use_reentrant=False"
+                )
+            self._recorded_without_grad = not torch.is_grad_enabled()
+        self.routing = routing
+        self._pending = routing.gates.detach(), routing.indices
+
+    def _clear_record(self) -> None:
+        self.routing: Routing | None = None
+        self._pending: tuple[Tensor, Tensor] | None = None  # gates and indices of the last training forward
+        self._recorded_load: Tensor | None = None  # [R], since the last update of the director
+        self._recorded_without_grad = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the live tensors of the last forward: they can be neither copied nor pickled."""
+        state = self.__dict__.copy()
+        state.update(
+            routing=None, _pending=None, _recorded_load=None, _given_noise=None, _recorded_without_grad=False
+        )
+        return state
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("fc1", "fc2"):
+            raise AttributeError(
+                f"DEXMlp has no {name}: it has experts.{name} and director.{name} "
+                "(timm's fix_init=True reads mlp.fc2 and cannot be used with it)"
+            )
+        return super().__getattr__(name)
+
+    def extra_repr(self) -> str:
+        return f"num_experts={self.num_experts}, top_k={self.top_k}, pool={self.pool}, align={self.align}, mode={self.mode}"
+
+
+def balance_loss(probs: Tensor, global_importance: Tensor | None = None) -> Tensor:
+    """R * sum_r I_r stopgrad(I_r) with I the mean of ``probs`` [B, R] (the method's step 9).
+
+    ``global_importance`` [R] takes the place of the second factor where the batch spans several processes.
+    """
+    importance = probs.mean(0)
+    other = importance.detach() if global_importance is None else global_importance
+    return probs.shape[1] * (importance * other).sum()
+
+
+def activation_name(act_layer: Callable[..., nn.Module]) -> str:
+    """The ops' name of timm's ``act_layer``; ValueError for one that they do not have."""
+    module = act_layer()
+    if isinstance(module, GELUTanh) or (isinstance(module, nn.GELU) and module.approximate == "tanh"):
+        return "gelu_tanh"
+    for kind, name in ((nn.GELU, "gelu"), (GELU, "gelu"), (nn.ReLU, "relu"), (nn.SiLU, "silu")):
+        if isinstance(module, kind):
+            return name
+    raise ValueError(
+        f"act_layer must be one of {', '.join(ops.activation.ACTIVATIONS)} (nn.GELU, GELUTanh, nn.ReLU, nn.SiLU), "
+        f"got {type(module).__name__}"
+    )
+
+
+def _refuse_unsupported(
+    in_features: int, out_features: int | None, norm_layer: object, bias: object, drop: object, use_conv: bool
+) -> None:
+    if out_features not in (None, 0, in_features):
+        raise ValueError(
+            f"out_features must equal in_features ({in_features}) in a DEX layer, got {out_features}"
+        )
+    if norm_layer is not None:
+        raise ValueError("norm_layer inside the MLP (timm: scale_mlp_norm) is not supported by a DEX layer")
+    if not isinstance(bias, bool):
+        raise ValueError(f"bias must be True or False for both layers of a DEX layer, got {bias!r}")
+    if isinstance(drop, tuple | list) or drop != 0:
+        raise ValueError(f"drop must be 0: a DEX layer has no dropout (timm: proj_drop_rate), got {drop!r}")
+    if use_conv:
+        raise ValueError("use_conv=True is not supported: a DEX layer works on tokens [B, N, D]")
+
+
+def _check_routing_arguments(num_experts: int, top_k: int, tau: float) -> None:
+    for name, value in (("num_experts", num_experts), ("top_k", top_k)):
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{name} must be an int, got {value!r}")
+    if num_experts < 1:
+        raise ValueError(f"num_experts must be at least 1, got {num_experts}")
+    if not 1 <= top_k <= num_experts:
+        raise ValueError(f"top_k must lie in 1..{num_experts} (num_experts), got {top_k}")
+    if not tau > 0:
+        raise ValueError(f"tau must be > 0, got {tau}")
+
+
+def dex_layers(model: nn.Module) -> list[DEXMlp]:
+    """The model's DEX layers in order of depth; ValueError where it has none."""
+    layers = [module for module in model.modules() if isinstance(module, DEXMlp)]
+    if not layers:
+        raise ValueError(f"model has no DEX layer: {type(model).__name__} holds no DEXMlp")
+    return layers
