@@ -1,0 +1,223 @@
+"""A store as torch datasets: for people (`MVUDataset`) and for pre-training (`PretrainView`)."""
+
+import logging
+import os
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from dexcore.data.augment import augment, to_tensor
+from dexcore.data.keyed import Stream, generator
+from dexcore.data.manifest import ImageDecodeError, StoreError
+from dexcore.data.modality import Modality
+from dexcore.data.order import SampleKey
+from dexcore.data.record import Split
+from dexcore.data.store import Store
+
+_log = logging.getLogger(__name__)
+_REPLACE_TRIES = 8
+MODALITIES = tuple(Modality)
+
+
+def open_mvu(path: str | os.PathLike[str]) -> "MVUDataset":
+    """Open a store of Medical Vision Universe images.
+
+    Raises:
+        StoreError: there is no sound store; the message names the file and what was expected.
+    """
+    return MVUDataset(path)
+
+
+class MVUDataset(Dataset[dict[str, Any]]):
+    """The images of a store and what is known about them.
+
+    Items are dictionaries for people: ``image`` (float32 in [0, 1], [H, W] or [H, W, 3]), ``index``, and the
+    store's columns (``modality``, ``source``, ``anatomy``, ``group``, ``split``, ``synthetic``, ...) and
+    ``path``. Pickles as its path, so it travels to the workers of a DataLoader.
+
+    Attributes:
+        fingerprint: of the store's content (`Manifest.fingerprint`).
+        name: of the store.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._store = Store(path)
+        self.fingerprint = self._store.manifest.fingerprint
+        self.name = self._store.manifest.name
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (self._store.folder, self.fingerprint)
+
+    def __len__(self) -> int:
+        return len(self._store)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        index = int(index)
+        pixels = self.read(index)
+        image = pixels.astype(np.float32) / np.float32(np.iinfo(pixels.dtype).max)
+        return {"image": image, "index": index, **self._store.row(index)}
+
+    def read(self, index: int) -> np.ndarray:
+        """Decode one image as stored: uint8 or uint16 [H, W], or uint8 [H, W, 3].
+
+        Raises:
+            ImageDecodeError: it does not decode; the message names shard and row.
+        """
+        return self._store.image(index)
+
+    @cached_property
+    def modality(self) -> np.ndarray:
+        """The modality of every image, int64 [n]: its place in ``tuple(Modality)``."""
+        codes, names = self._encoded("modality")
+        return np.array([MODALITIES.index(Modality(name)) for name in names])[codes]
+
+    @cached_property
+    def source(self) -> np.ndarray:
+        """The source of every image, str objects [n]."""
+        return self._strings("source")
+
+    @cached_property
+    def group(self) -> np.ndarray:
+        """The patient, volume, video or file of every image, str objects [n]."""
+        return self._strings("group")
+
+    @cached_property
+    def split(self) -> np.ndarray:
+        """The split of every image, str objects [n]: "train" or "heldout"."""
+        return self._strings("split")
+
+    @cached_property
+    def synthetic(self) -> np.ndarray:
+        """Whether an image was generated, bool [n]."""
+        return self._store.column("synthetic").to_numpy()
+
+    def indices(self, split: Split) -> np.ndarray:
+        """Give the images of a split, int64, ascending."""
+        return np.flatnonzero(self.split == split)
+
+    def _encoded(self, column: str) -> tuple[np.ndarray, list[str]]:
+        coded = self._store.column(column).dictionary_encode().combine_chunks()
+        if hasattr(coded, "chunks"):
+            coded = coded.chunk(0)
+        return coded.indices.to_numpy(), coded.dictionary.to_pylist()
+
+    def _strings(self, column: str) -> np.ndarray:
+        codes, names = self._encoded(column)
+        return np.array(names, dtype=object)[codes]
+
+
+def _reopen(path: str | os.PathLike[str], fingerprint: str) -> MVUDataset:
+    dataset = MVUDataset(path)
+    if dataset.fingerprint != fingerprint:
+        raise StoreError(
+            f"{path} changed since it was opened: fingerprint {dataset.fingerprint}, not {fingerprint}"
+        )
+    return dataset
+
+
+class PretrainView(Dataset[dict[str, Any]]):
+    """What a pre-training step needs of each sample, every draw keyed on (seed, epoch, sample id).
+
+    An item depends on its key alone, on no rank, worker or batch position. It is a dictionary that a stock
+    DataLoader stacks:
+
+    - ``image`` float32 [3, size, size]: augmented and normalised;
+    - ``modality`` int: place in ``tuple(Modality)``;
+    - ``sample_id`` int: row in the store;
+    - ``mask_noise`` float32 [num_patches], uniform in [0, 1);
+    - ``router_noise`` float32 [sum(router_shape)], standard normal: the layers' noise end to end;
+    - ``replaced`` bool: another image stands in for one that could not be decoded (then ``sample_id`` and
+      ``modality`` are the stand-in's). `ReplacementLimit` counts them.
+
+    Args:
+        dataset: the store.
+        indices: rows that take part; a key's ``position`` counts in them.
+        size: pixels of the square output.
+        seed: of all draws.
+        num_patches: patches of an output image.
+        router_shape: number of experts of each DEX layer.
+    """
+
+    def __init__(
+        self,
+        dataset: MVUDataset,
+        indices: np.ndarray,
+        size: int,
+        seed: int,
+        num_patches: int,
+        router_shape: list[int],
+    ) -> None:
+        self.dataset = dataset
+        self.indices = np.asarray(indices)
+        self.size = size
+        self.seed = seed
+        self.num_patches = num_patches
+        self.router_shape = router_shape
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, key: SampleKey | tuple[int, int]) -> dict[str, Any]:
+        epoch, position = key
+        asked = int(self.indices[position])
+        sample_id, pixels = self._read(epoch, asked)
+        image = augment(pixels, self.size, generator(self.seed, epoch, asked, Stream.AUGMENT))
+        mask_rng = generator(self.seed, epoch, asked, Stream.MASK)
+        router_rng = generator(self.seed, epoch, asked, Stream.ROUTER)
+        return {
+            "image": to_tensor(image),
+            "modality": int(self.dataset.modality[sample_id]),
+            "sample_id": sample_id,
+            "mask_noise": torch.from_numpy(mask_rng.random(self.num_patches, dtype=np.float32)),
+            "router_noise": torch.from_numpy(
+                router_rng.standard_normal(sum(self.router_shape), dtype=np.float32)
+            ),
+            "replaced": sample_id != asked,
+        }
+
+    def _read(self, epoch: int, asked: int) -> tuple[int, np.ndarray]:
+        """Read a sample, or in place of a corrupt one another, always the same for the same key."""
+        rng = generator(self.seed, epoch, asked, Stream.REPLACE)
+        sample_id = asked
+        for _ in range(_REPLACE_TRIES):
+            try:
+                return sample_id, self.dataset.read(sample_id)
+            except ImageDecodeError as error:
+                _log.warning("replaced: %s", error)
+                sample_id = int(self.indices[rng.integers(len(self.indices))])
+        raise StoreError(f"image {asked} and {_REPLACE_TRIES - 1} images in its place cannot be decoded")
+
+
+class ReplacementLimit:
+    """Counts replaced samples and fails above a rate. One bad image in the first batch is none yet.
+
+    Args:
+        rate: the largest share of replaced samples.
+        at_least: samples the rate refers to while fewer were seen.
+    """
+
+    def __init__(self, rate: float = 0.01, at_least: int = 1000) -> None:
+        self.rate = rate
+        self.at_least = at_least
+        self.seen = 0
+        self.replaced = 0
+
+    def update(self, replaced: torch.Tensor) -> None:
+        """Count a batch.
+
+        Args:
+            replaced: bool [B], the batch's ``replaced``.
+
+        Raises:
+            StoreError: more than ``rate`` of the samples were replaced.
+        """
+        self.seen += replaced.numel()
+        self.replaced += int(replaced.sum())
+        if self.replaced > self.rate * max(self.seen, self.at_least):
+            raise StoreError(
+                f"{self.replaced} of {self.seen} samples could not be decoded, allowed is a share of "
+                f"{self.rate}; check_store names what is damaged"
+            )

@@ -1,0 +1,50 @@
+"""Random draws that are pure functions of (seed, epoch, sample, stream): no state, no order of calls.
+
+A draw keyed this way does not depend on which rank, worker or batch position asks for it, and a resumed run
+makes the draws that the interrupted one would have made.
+
+The generator is Philox4x64 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): a cipher
+from a 128-bit key and a 256-bit counter to 256 random bits. The words, 64 bits each:
+
+    key      seed, stream
+    counter  running, 0, sample, epoch        (lowest word first; numpy adds one to it for every block)
+
+Two different tuples differ in a word that is never incremented (2^64 blocks would be needed to carry), so
+their sequences never overlap. Philox itself is fixed for ever; numpy may change between releases how it
+shapes bits into distributions (NEP 19).
+"""
+
+from enum import IntEnum
+
+import numpy as np
+
+
+class Stream(IntEnum):
+    """What a draw is for. A number, once given, keeps its meaning: stored runs depend on it."""
+
+    CYCLE = 0  # the order of one modality's images in one pass over them
+    SHUFFLE = 1  # the order of one epoch
+    AUGMENT = 2  # crop, flip and rotation
+    MASK = 3  # the masked autoencoder's mask
+    ROUTER = 4  # exploration noise of all routers
+    REPLACE = 5  # which image stands in for one that cannot be decoded
+
+
+def generator(seed: int, epoch: int, sample: int, stream: Stream) -> np.random.Generator:
+    """Give the generator of one key.
+
+    Args:
+        seed: the run's seed, 0 to 2^64 - 1, as are the next two.
+        epoch: the pass over the data.
+        sample: the sample's id.
+        stream: what the draws are for.
+
+    Raises:
+        ValueError: an argument is outside its range.
+    """
+    for name, value in (("seed", seed), ("epoch", epoch), ("sample", sample)):
+        if not 0 <= value < 1 << 64:
+            raise ValueError(f"{name} is {value}, expected an integer from 0 to 2**64 - 1")
+    key = np.array([seed, stream], dtype=np.uint64)
+    counter = np.array([0, 0, sample, epoch], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=counter))

@@ -1,0 +1,366 @@
+"""The store of images: written whole or not at all, read through memory maps, checked hash by hash.
+
+A build writes into a temporary folder inside the store's; until its manifest is renamed into place, the store
+is the one that was there before, or none. The format is in `dexcore.data.manifest`.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+
+from dexcore.data.manifest import (
+    COLUMNS,
+    MANIFEST,
+    ImageDecodeError,
+    Manifest,
+    Row,
+    Shard,
+    StoreError,
+    Tally,
+    schema,
+)
+from dexcore.data.modality import Modality
+from dexcore.data.png import decode_png, encode_png, quantize
+from dexcore.data.record import ImageRecord, Split
+from dexcore.extras import require
+
+_BUILDING = ".building-"
+# Rows are written in batches that bound a build's memory; a reader walks over one header a batch.
+_BATCH_ROWS = 256
+_BATCH_BYTES = 16 << 20
+
+
+def write_store(
+    records: Iterable[ImageRecord],
+    folder: str | os.PathLike[str],
+    *,
+    name: str,
+    shard_bytes: int = 1 << 30,
+    max_side: int = 512,
+) -> Manifest:
+    """Write images as a store; a store that is there already is replaced when the new one is complete.
+
+    Images are scaled down to a shorter side of ``max_side`` (area interpolation). Gray stays gray; what was
+    normalised by div255 and all RGB is stored at 8 bit, other gray at 16 bit. The bytes written depend on the
+    records and on the versions of OpenCV and pyarrow alone.
+
+    Args:
+        records: the images; consumed one by one.
+        folder: made if it does not exist; must be empty or hold a store (or what a killed build left).
+        name: of the store, for people.
+        shard_bytes: a new shard is begun when one holds this many bytes of images.
+        max_side: the largest shorter side, pixels.
+
+    Returns:
+        The manifest that was written.
+
+    Raises:
+        ValueError: a record is not as `ImageRecord` says, or there is none, or a number is out of its range.
+        StoreError: the folder holds other files, or cannot be written.
+    """
+    if shard_bytes < 1 or max_side < 1:
+        raise ValueError(f"shard_bytes is {shard_bytes} and max_side {max_side}, expected at least 1 each")
+    folder = Path(folder)
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        _refuse_foreign_files(folder)
+        staging = Path(tempfile.mkdtemp(prefix=_BUILDING, dir=folder))
+    tally = Tally()
+    shards: list[Shard] = []
+    shard: _ShardWriter | None = None
+    try:
+        for rows in _batches(records, max_side, min(shard_bytes, _BATCH_BYTES)):
+            tally.add(rows)
+            with _writing(folder):
+                shard = shard or _ShardWriter(staging, len(shards))
+                shard.write(rows)
+                if shard.image_bytes >= shard_bytes:
+                    shards.append(shard.close())
+                    shard = None
+        if tally.images == 0:
+            raise ValueError("records is empty, expected at least one image")
+        with _writing(folder):
+            if shard is not None:
+                shards.append(shard.close())
+            manifest = tally.manifest(name, max_side, shards)
+            _commit(staging, folder, manifest)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return manifest
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"cannot write a store into {folder}: {error}") from error
+
+
+def _refuse_foreign_files(folder: Path) -> None:
+    if (folder / MANIFEST).is_file():
+        Manifest.load(folder)  # another program's manifest is not to be replaced
+        return
+    for entry in sorted(folder.iterdir()):
+        if not (_is_shard(entry) or entry.name.startswith(_BUILDING)):
+            raise StoreError(f"{folder} holds {entry.name} and no store: expected an empty folder or a store")
+
+
+def _is_shard(path: Path) -> bool:
+    return path.name.startswith("shard-") and path.suffix == ".arrow"
+
+
+def _batches(records: Iterable[ImageRecord], max_side: int, batch_bytes: int) -> Iterator[list[Row]]:
+    """Encode the records and gather their rows."""
+    rows: list[Row] = []
+    size = 0
+    for record in records:
+        rows.append(_row(record, max_side))
+        size += len(rows[-1]["image"]["bytes"])
+        if len(rows) == _BATCH_ROWS or size >= batch_bytes:
+            yield rows
+            rows, size = [], 0
+    if rows:
+        yield rows
+
+
+def _row(record: ImageRecord, max_side: int) -> Row:
+    """Check and encode one record.
+
+    Raises:
+        ValueError: the record is not as `ImageRecord` says; the message names its path.
+    """
+    image = record.image
+    problem = None
+    if image.dtype != np.float32 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)):
+        problem = f"image is {image.dtype} {list(image.shape)}, expected float32 [H, W] or [H, W, 3]"
+    elif image.size == 0 or not (image.min() >= 0.0 and image.max() <= 1.0):  # NaN fails both
+        problem = "image is empty, not finite or outside [0, 1]"
+    elif record.split not in get_args(Split):
+        problem = f"split is {record.split!r}, expected one of {get_args(Split)}"
+    if problem is not None:
+        raise ValueError(f"record {record.path}: {problem}")
+    bit_depth = 8 if record.normalization == "div255" or image.ndim == 3 else 16
+    pixels = quantize(image, bit_depth, max_side)
+    png = encode_png(pixels)
+    return {
+        "image": {"bytes": png, "path": record.path},
+        "modality": Modality(record.modality).value,
+        "source": record.source,
+        "anatomy": record.anatomy,
+        "normalization": record.normalization,
+        "group": record.group,
+        "synthetic": record.synthetic,
+        "split": record.split,
+        "height": pixels.shape[0],
+        "width": pixels.shape[1],
+        "bit_depth": bit_depth,
+        "sha256": hashlib.sha256(png).digest(),
+    }
+
+
+class _ShardWriter:
+    """One shard under way."""
+
+    def __init__(self, staging: Path, number: int) -> None:
+        self._pa = require("pyarrow", "train")
+        self._schema = schema()
+        self._number = number
+        self._path = staging / "shard.arrow"
+        self._stream = self._pa.ipc.new_stream(str(self._path), self._schema)
+        self._images = 0
+        self.image_bytes = 0
+
+    def write(self, rows: list[Row]) -> None:
+        self._stream.write_batch(self._pa.RecordBatch.from_pylist(rows, schema=self._schema))
+        self._images += len(rows)
+        self.image_bytes += sum(len(row["image"]["bytes"]) for row in rows)
+
+    def close(self) -> Shard:
+        """Finish the file, bring it to the disk and name it by its content."""
+        self._stream.close()
+        with open(self._path, "rb+") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            os.fsync(file.fileno())
+        name = f"shard-{self._number:05d}-{digest[:12]}.arrow"
+        size = self._path.stat().st_size
+        self._path.rename(self._path.with_name(name))
+        return Shard(name, size, self._images, digest)
+
+
+def _commit(staging: Path, folder: Path, manifest: Manifest) -> None:
+    """Move the shards, then the manifest; then remove what no longer belongs."""
+    for shard in manifest.shards:
+        os.replace(staging / shard.name, folder / shard.name)
+    text = json.dumps(asdict(manifest), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    with open(staging / MANIFEST, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    _sync_folder(folder)
+    os.replace(staging / MANIFEST, folder / MANIFEST)
+    _sync_folder(folder)
+    belonging = {shard.name for shard in manifest.shards}
+    for entry in list(folder.iterdir()):
+        if entry.name.startswith(_BUILDING):
+            shutil.rmtree(entry, ignore_errors=True)
+        elif _is_shard(entry) and entry.name not in belonging:
+            entry.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "posix":  # elsewhere a folder cannot be opened
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+class Store:
+    """A store opened for reading: its shards are mapped, and an image is read when it is asked for.
+
+    Args:
+        folder: of a store that `write_store` wrote.
+
+    Raises:
+        StoreError: the folder holds no store, or a shard is missing, of another size or not readable; the
+            message names the file.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+        self.manifest = Manifest.load(folder)
+        self._batches: list[Any] = []
+        starts = [0]
+        self._shard_of_batch: list[str] = []
+        for shard in self.manifest.shards:
+            for batch in _map_shard(self.folder, shard):
+                self._batches.append(batch)
+                self._shard_of_batch.append(shard.name)
+                starts.append(starts[-1] + batch.num_rows)
+        if starts[-1] != self.manifest.images:
+            raise StoreError(
+                f"{self.folder} holds {starts[-1]} images, {MANIFEST} says {self.manifest.images}"
+            )
+        self._starts = np.array(starts)
+
+    def __len__(self) -> int:
+        return self.manifest.images
+
+    def column(self, name: str) -> Any:
+        """Give a column over all rows, a pyarrow ChunkedArray."""
+        pa = require("pyarrow", "train")
+        return pa.chunked_array([batch.column(name) for batch in self._batches])
+
+    def row(self, index: int) -> dict[str, Any]:
+        """Give what is known about one image: every column but the image, and its ``path``."""
+        batch, place = self._locate(index)
+        row = {name: batch.column(name)[place].as_py() for name in COLUMNS}
+        return row | {"path": batch.column("image").field("path")[place].as_py()}
+
+    def encoded(self, index: int) -> memoryview:
+        """Give the PNG file of one image, without a copy."""
+        batch, place = self._locate(index)
+        return memoryview(batch.column("image").field("bytes")[place].as_buffer())
+
+    def image(self, index: int) -> np.ndarray:
+        """Decode one image: uint8 or uint16 [H, W], or uint8 [H, W, 3].
+
+        Raises:
+            ImageDecodeError: its bytes do not decode; the message names shard and row.
+        """
+        batch, place = self._locate(index)
+        shape = (batch.column("height")[place].as_py(), batch.column("width")[place].as_py())
+        try:
+            return decode_png(self.encoded(index), shape, batch.column("bit_depth")[place].as_py())
+        except ValueError as error:
+            raise ImageDecodeError(f"{self.where(index)} {error}") from error
+
+    def where(self, index: int) -> str:
+        """Name the shard and the row in it that hold an image."""
+        number = int(np.searchsorted(self._starts, index, side="right")) - 1
+        name = self._shard_of_batch[number]
+        first = self._starts[self._shard_of_batch.index(name)]
+        return f"{self.folder / name}, row {index - first} (image {index})"
+
+    def _locate(self, index: int) -> tuple[Any, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"image {index} of a store of {len(self)}")
+        number = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return self._batches[number], int(index - self._starts[number])
+
+
+def _map_shard(folder: Path, shard: Shard) -> list[Any]:
+    """Map a shard and give its record batches, whose buffers lie in the map."""
+    pa = require("pyarrow", "train")
+    path = folder / shard.name
+    if not path.is_file():
+        raise StoreError(f"{path} is missing, {MANIFEST} names it")
+    size = path.stat().st_size
+    if size != shard.size:  # a map beyond a file's end kills the process at the first touch
+        raise StoreError(f"{path} has {size} bytes, {MANIFEST} says {shard.size}")
+    try:
+        with pa.ipc.open_stream(pa.memory_map(str(path))) as reader:
+            if not reader.schema.equals(schema()):
+                raise StoreError(f"{path} has the columns {reader.schema.names}, expected {schema().names}")
+            return list(reader)
+    except (pa.ArrowException, OSError) as error:
+        raise StoreError(f"{path} is no readable Arrow stream: {error}") from error
+
+
+def check_store(folder: str | os.PathLike[str]) -> list[str]:
+    """Read a whole store and compare every hash.
+
+    Returns:
+        What is wrong, a sentence each that names the file (and the row); empty for a sound store.
+
+    Raises:
+        StoreError: there is no store, or no readable manifest.
+    """
+    folder = Path(folder)
+    manifest = Manifest.load(folder)
+    problems = []
+    tally = Tally()
+    for shard in manifest.shards:
+        try:
+            problems += _check_shard(folder, shard, tally)
+        except StoreError as error:
+            problems.append(str(error))
+    if not problems and (tally.fingerprint, tally.counts) != (manifest.fingerprint, manifest.counts):
+        problems.append(f"{folder / MANIFEST}: fingerprint or counts are not those of the images")
+    return problems
+
+
+def _check_shard(folder: Path, shard: Shard, tally: Tally) -> list[str]:
+    pa = require("pyarrow", "train")
+    path = folder / shard.name
+    batches = _map_shard(folder, shard)
+    problems = []
+    with open(path, "rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
+            problems.append(f"{path}: its sha256 is not the one in {MANIFEST}")
+    number = 0
+    for batch in batches:
+        try:
+            batch.validate(full=True)  # damaged offsets would be followed out of the map
+        except pa.ArrowException as error:
+            return [*problems, f"{path}, from row {number}: {error}"]
+        rows = batch.to_pylist()
+        tally.add(rows)
+        for row in rows:
+            if hashlib.sha256(row["image"]["bytes"]).digest() != row["sha256"]:
+                problems.append(f"{path}, row {number}: its bytes do not have its sha256")
+            number += 1
+    if number != shard.images:
+        problems.append(f"{path}: {number} images, {MANIFEST} says {shard.images}")
+    return problems
