@@ -1,5 +1,6 @@
 """What a run learned: measures, pictures and one page, all made from the numbers that a run folder holds."""
 
 from dexcore.report.evaluation import Evaluation, Examples
+from dexcore.report.summary import Summary, summarize
 
-__all__ = ["Evaluation", "Examples"]
+__all__ = ["Evaluation", "Examples", "Summary", "summarize"]

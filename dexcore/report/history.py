@@ -1,0 +1,99 @@
+"""The course of a run: metrics.jsonl, one JSON object a step, read into columns."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SCALARS = (
+    "epoch",
+    "loss",
+    "loss_self",
+    "loss_align",
+    "loss_balance",
+    "lr",
+    "momentum",
+    "noise_std",
+    "lambda_balance",
+    "grad_norm",
+    "images_per_second",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class History:
+    """Columns over the recorded steps.
+
+    Attributes:
+        step: int64 [steps], rising.
+        scalars: each of `SCALARS` as float64 [steps], nan where a step has no such number.
+        load: an entry a DEX block, float64 [steps, R_block]: the share of the batch each expert got.
+    """
+
+    step: np.ndarray
+    scalars: dict[str, np.ndarray]
+    load: tuple[np.ndarray, ...]
+
+    @classmethod
+    def read(cls, path: str | Path) -> "History":
+        """Read a metrics.jsonl.
+
+        A last line that a kill cut short is left out. Where a resumed run went back to a checkpoint, what it
+        ran again replaces everything from that step on.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: no step in it, a damaged line before the last, or blocks that change between steps;
+                the message names the file.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file, expected one JSON object a step")
+        records = _records(path)
+        if not records:
+            raise ValueError(f"{path}: no step in it, expected one JSON object a step")
+        return cls(
+            step=np.array([record["step"] for record in records], dtype=np.int64),
+            scalars={name: _column(path, records, name) for name in SCALARS},
+            load=_load(path, records),
+        )
+
+
+def _records(path: Path) -> list[dict[str, Any]]:
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    records: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            if number == len(lines):
+                break
+            raise ValueError(f"{path}, line {number}: expected a JSON object ({error})") from error
+        if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+            raise ValueError(f"{path}, line {number}: expected a JSON object with an integer step")
+        while records and records[-1]["step"] >= record["step"]:
+            records.pop()
+        records.append(record)
+    return records
+
+
+def _column(path: Path, records: list[dict[str, Any]], name: str) -> np.ndarray:
+    try:
+        return np.array([record.get(name) for record in records], dtype=np.float64)  # None becomes nan
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {name} is not a number in every step ({error})") from error
+
+
+def _load(path: Path, records: list[dict[str, Any]]) -> tuple[np.ndarray, ...]:
+    loads = [record.get("load") or [] for record in records]
+    try:
+        blocks = [np.array(block, dtype=np.float64) for block in zip(*loads, strict=True)]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: load is not the same list of blocks in every step ({error})") from error
+    if any(block.ndim != 2 for block in blocks):
+        raise ValueError(f"{path}: load is not a list of expert shares an entry a block")
+    return tuple(blocks)
