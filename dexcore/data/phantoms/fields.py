@@ -1,0 +1,52 @@
+"""Smooth random fields and soft shapes, float32, that every drawing uses. Lengths are shares of the image's side."""
+
+from functools import lru_cache
+
+import numpy as np
+
+from dexcore.extras import require
+
+
+@lru_cache(maxsize=8)
+def grid(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The coordinates (y, x) of the pixels' centers, 0 to 1 from the top left: [size, 1] and [1, size]."""
+    centers = (np.arange(size, dtype=np.float32) + 0.5) / size
+    return centers[:, None], centers[None, :]
+
+
+def noise(rng: np.random.Generator, size: int, cells: int, width_cells: int | None = None) -> np.ndarray:
+    """A field [size, size] of standard deviation near 1 that varies over 1 / cells of the height.
+
+    Args:
+        rng: where the numbers come from.
+        size: pixels.
+        cells: independent values down the image.
+        width_cells: across it; as many without it.
+    """
+    cv2 = require("cv2", "train")
+    coarse = rng.standard_normal((cells, width_cells or cells), dtype=np.float32)
+    return cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC)
+
+
+def blur(image: np.ndarray, sigma: float) -> np.ndarray:
+    """Gaussian blur; ``sigma`` as a share of the side."""
+    return require("cv2", "train").GaussianBlur(image, (0, 0), sigma * image.shape[0])
+
+
+def ramp(distance: np.ndarray, width: float) -> np.ndarray:
+    """0 below -width / 2, 1 above width / 2, a line between: a soft edge."""
+    return np.clip(distance / np.float32(width) + np.float32(0.5), 0, 1)
+
+
+def ellipse(size: int, cy: float, cx: float, ry: float, rx: float, angle: float = 0.0) -> np.ndarray:
+    """Distance from the center in units of the ellipse's own radius: below 1 inside. [size, size]."""
+    y, x = grid(size)
+    y, x = y - np.float32(cy), x - np.float32(cx)
+    cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
+    along, across = (y * cos + x * sin) / np.float32(ry), (x * cos - y * sin) / np.float32(rx)
+    return np.sqrt(along * along + across * across)
+
+
+def camera(image: np.ndarray) -> np.ndarray:
+    """What an 8-bit camera stores of intensities in [0, 1]."""
+    return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)

@@ -1,0 +1,92 @@
+"""Lesions: the meaning that all modalities share. Each modality draws the same lesion in its own way."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+LABELS = ("healthy", "compact x1", "compact x2", "compact x3", "spread x1", "spread x2", "spread x3")
+_PER_KIND = 3
+_HARMONICS = np.arange(2, 6, dtype=np.float32)
+_APART = 0.55
+
+
+@dataclass(frozen=True)
+class Lesion:
+    """One lesion in a frame of its own.
+
+    Attributes:
+        spread: large with an irregular border, else compact: small and round.
+        v, u: its place, down and across, in [-1, 1] of the region that the modality allows.
+        size: its radius relative to the kind's usual one, 0.75 to 1.25.
+        amplitudes, phases: of the border's waves around the center.
+    """
+
+    spread: bool
+    v: float
+    u: float
+    size: float
+    amplitudes: np.ndarray
+    phases: np.ndarray
+
+
+def draw_lesions(rng: np.random.Generator, label: int) -> list[Lesion]:
+    """The lesions of a label (an index of `LABELS`), apart from one another."""
+    if label == 0:
+        return []
+    spread, count = label > _PER_KIND, (label - 1) % _PER_KIND + 1
+    places: list[np.ndarray] = []
+    while len(places) < count:
+        candidates = rng.uniform(-1, 1, (20, 2))
+        free = [c for c in candidates if all(np.hypot(*(c - place)) > _APART for place in places)]
+        places += free[:1]
+    waves = 0.16 if spread else 0.03
+    return [
+        Lesion(
+            spread=spread,
+            v=float(v),
+            u=float(u),
+            size=rng.uniform(0.75, 1.25),
+            amplitudes=waves * rng.standard_normal(len(_HARMONICS), dtype=np.float32) / np.sqrt(_HARMONICS / 2),
+            phases=rng.uniform(0, 2 * np.pi, len(_HARMONICS)).astype(np.float32),
+        )
+        for v, u in places
+    ]
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """A lesion laid on an image, in the window around it.
+
+    Attributes:
+        window: the rows and columns it touches.
+        distance: in the window, 0 at the center, 1 on the border.
+        dy, dx: in the window, from the center, in radii.
+    """
+
+    window: tuple[slice, slice]
+    distance: np.ndarray
+    dy: np.ndarray
+    dx: np.ndarray
+
+
+def stamp(lesion: Lesion, size: int, cy: float, cx: float, ry: float, rx: float, reach: float = 2.0) -> Stamp:
+    """Lay a lesion with the center (cy, cx) and radii (ry, rx), in shares of the side, on an image of ``size``.
+
+    Args:
+        reach: how far the window goes, in radii.
+    """
+    ry, rx = ry * lesion.size, rx * lesion.size
+    rows, columns = _span(cy, ry * reach, size), _span(cx, rx * reach, size)
+    dy = ((np.arange(rows.start, rows.stop, dtype=np.float32) + 0.5) / size - cy)[:, None] / np.float32(ry)
+    dx = ((np.arange(columns.start, columns.stop, dtype=np.float32) + 0.5) / size - cx)[None, :] / np.float32(rx)
+    angle = np.arctan2(dy, dx)
+    border = np.ones_like(angle)
+    for harmonic, amplitude, phase in zip(_HARMONICS, lesion.amplitudes, lesion.phases, strict=True):
+        border += amplitude * np.cos(harmonic * angle + phase)
+    distance = np.sqrt(dy * dy + dx * dx) / np.maximum(border, np.float32(0.3))
+    return Stamp((rows, columns), distance, *np.broadcast_arrays(dy, dx))
+
+
+def _span(center: float, reach: float, size: int) -> slice:
+    start = min(max(int((center - reach) * size), 0), size)
+    return slice(start, min(max(int((center + reach) * size) + 1, start), size))

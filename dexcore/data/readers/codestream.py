@@ -1,0 +1,35 @@
+"""The size that a compressed image itself declares, read from its first bytes without decoding anything."""
+
+import struct
+
+_SOI = b"\xff\xd8"  # JPEG and JPEG-LS
+_SOC_SIZ = b"\xff\x4f\xff\x51"  # JPEG 2000: start of codestream, then the size marker
+# Start-of-frame markers: SOF0-15 without DHT (C4), JPG (C8) and DAC (CC), and JPEG-LS's SOF55.
+_START_OF_FRAME = (set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}) | {0xF7}
+
+
+def codestream_size(data: bytes) -> tuple[int, int] | None:
+    """(height, width) of a JPEG, JPEG-LS or JPEG 2000 codestream; None for others and where the header is broken."""
+    try:
+        if data.startswith(_SOI):
+            return _jpeg_size(data)
+        start = data.find(_SOC_SIZ, 0, 4096)  # a JP2 file wraps the codestream in boxes
+        if start < 0:
+            return None
+        width, height, left, top = struct.unpack_from(">4I", data, start + 8)
+        return height - top, width - left
+    except (struct.error, IndexError):
+        return None
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int] | None:
+    position = 2
+    while data[position] == 0xFF:
+        marker = data[position + 1]
+        if marker == 0xFF:  # fill byte
+            position += 1
+            continue
+        if marker in _START_OF_FRAME:
+            return struct.unpack_from(">2H", data, position + 5)
+        position += 2 + struct.unpack_from(">H", data, position + 2)[0]
+    return None

@@ -1,0 +1,52 @@
+"""NIfTI volumes."""
+
+import os
+from typing import Any
+
+import numpy as np
+
+from dexcore.data.readers.scan import RefusedError, Scan, check_size, make_finite
+from dexcore.extras import require
+
+_DEFLATE_RATIO = 1032  # the most that deflate can shrink anything
+
+
+def read_nifti(path: str | os.PathLike[str]) -> Scan:
+    """Read one NIfTI-1 or NIfTI-2 file, in the closest canonical orientation.
+
+    Of a file with several volumes (time points, diffusion directions: the same anatomy again) the first is read.
+    NaN voxels become the smallest finite value.
+
+    Returns:
+        A scan of layout "volume": float32 [x, y, z], scaled by the file's slope and intercept.
+
+    Raises:
+        RefusedError: not gray, not three-dimensional, larger than the file can hold, or over a limit.
+        Exception: nibabel raises many more on broken files.
+    """
+    nibabel = require("nibabel", "samples")
+    image = nibabel.load(path)
+    if not isinstance(image, nibabel.Nifti1Image):  # Nifti2Image is one too
+        raise RefusedError(f"expected NIfTI, found {type(image).__name__}")
+    shape, dtype = image.shape, image.get_data_dtype()
+    if dtype.kind not in "iuf":
+        raise RefusedError(f"voxels of type {dtype}, expected integers or floats")
+    if len(shape) < 3:
+        raise RefusedError(f"{len(shape)} axes, expected a volume of at least 3")
+    check_size(shape[0], shape[1], shape[2])
+    _check_declared_size(image, path)
+    first = (..., *(0 for _ in shape[3:]))
+    voxels = np.asarray(image.dataobj[first], dtype=np.float32)
+    orientation = nibabel.orientations.io_orientation(image.affine)
+    voxels = nibabel.orientations.apply_orientation(voxels, orientation)
+    return Scan(make_finite(np.ascontiguousarray(voxels)), "volume", metadata={"Shape": " x ".join(map(str, shape))})
+
+
+def _check_declared_size(image: Any, path: str | os.PathLike[str]) -> None:
+    declared = int(image.header["vox_offset"]) + image.get_data_dtype().itemsize * int(
+        np.prod(image.shape, dtype=object)
+    )
+    compressed = os.fspath(path).endswith(".gz")
+    held = os.path.getsize(path) * (_DEFLATE_RATIO if compressed else 1)
+    if declared > held:
+        raise RefusedError(f"the header claims {declared} bytes, the file can hold {held}")

@@ -1,0 +1,88 @@
+"""What a reader gives, the one error it raises, and the sizes above which it refuses."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+# Ours, against files that claim (or inflate to) more than any scanner or camera gives.
+MAX_FRAME_PIXELS = 1 << 26  # one 2-D image: 67 megapixels; mammograms have 25
+MAX_SCAN_VALUES = 1 << 28  # all that is read of one file: 512 x 512 x 1024 voxels, 1 GiB as float32
+MAX_INFLATED_BYTES = 1 << 28  # a deflated DICOM data set
+
+
+class UnreadableFileError(ValueError):
+    """A file cannot be read as an image.
+
+    Attributes:
+        path: the file.
+        reason: what is wrong with it, or what was expected.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], reason: str) -> None:
+        super().__init__(f"{os.fspath(path)}: {reason}")
+        self.path = path
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type["UnreadableFileError"], tuple[str | os.PathLike[str], str]]:
+        return type(self), (self.path, self.reason)  # it travels between processes
+
+
+class RefusedError(Exception):
+    """Raised inside a reader with the reason alone; `read_file` adds the path."""
+
+
+@dataclass(frozen=True)
+class Scan:
+    """The raw pixels of one file.
+
+    Attributes:
+        pixels: any integer or float dtype, finite; [frames, height, width], [frames, height, width, 3] (RGB), or,
+            where ``layout`` is "volume", [x, y, z] with x to the patient's right, y to the front, z to the head.
+        layout: "frames" for an image, a video or a stack of slices; "volume" for a volume that can be cut along
+            three axes.
+        levels: the pixel values that stand for black and white, from the file's window or its stored bits; None
+            where the file does not say (floats).
+        frames: the number in the file of each entry of the first axis (None for a volume).
+        metadata: what the file says about itself, under DICOM's keywords (``Modality``, ``PatientID``, ...).
+    """
+
+    pixels: np.ndarray
+    layout: Literal["frames", "volume"]
+    levels: tuple[float, float] | None = None
+    frames: tuple[int, ...] | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+def check_size(height: int, width: int, frames: int = 1, channels: int = 1) -> None:
+    """Refuse what is empty or larger than the limits above, before memory is taken for it.
+
+    Raises:
+        RefusedError: with the size and the limit.
+    """
+    shape = f"{frames} x {height} x {width} x {channels}"
+    if min(height, width, frames, channels) < 1:
+        raise RefusedError(f"{shape} (frames, height, width, channels) holds no pixel")
+    if height * width > MAX_FRAME_PIXELS:
+        raise RefusedError(f"{height} x {width} pixels, expected at most {MAX_FRAME_PIXELS}")
+    if frames * height * width * channels > MAX_SCAN_VALUES:
+        raise RefusedError(f"{shape} values, expected at most {MAX_SCAN_VALUES}")
+
+
+def make_finite(pixels: np.ndarray) -> np.ndarray:
+    """Put the smallest finite value for NaN (what lies outside the field of view) and -inf, the largest for +inf.
+
+    Raises:
+        RefusedError: no value is finite.
+    """
+    if not np.issubdtype(pixels.dtype, np.floating):
+        return pixels
+    finite = np.isfinite(pixels)
+    if finite.all():
+        return pixels
+    if not finite.any():
+        raise RefusedError("no pixel is finite")
+    low, high = pixels[finite].min(), pixels[finite].max()
+    return np.nan_to_num(pixels, nan=low, neginf=low, posinf=high)

@@ -1,0 +1,125 @@
+"""SyntheticMVU: images of modalities that nobody may ship, made by simple imaging physics.
+
+A class label that is shared across modalities (the kind and number of lesions) lets one tell what a model learned
+of modality from what it learned of meaning.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dexcore.data.modality import Modality
+from dexcore.data.normalize import normalize
+from dexcore.data.phantoms.endoscopy import draw_endoscopy
+from dexcore.data.phantoms.lesions import LABELS, Lesion, draw_lesions
+from dexcore.data.phantoms.oct import draw_oct
+from dexcore.data.phantoms.pet import draw_pet
+from dexcore.data.phantoms.photo import draw_photo
+from dexcore.data.record import ImageRecord, Split
+
+_MIN_SIZE = 32
+
+Draw = Callable[[np.random.Generator, list[Lesion], int], tuple[np.ndarray, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class _Scene:
+    """How a modality is made: its drawing gives raw pixels and mask, its normalization brings them to [0, 1]."""
+
+    draw: Draw
+    normalization: str
+    anatomy: str
+
+
+_SCENES = {
+    Modality.PET: _Scene(draw_pet, "percentile_zscore_minmax", "whole body"),
+    Modality.OCT: _Scene(draw_oct, "div255", "eye"),
+    Modality.ENDOSCOPY: _Scene(draw_endoscopy, "div255", "stomach and intestines"),
+    Modality.PHOTO: _Scene(draw_photo, "div255", "skin"),
+}
+
+
+@dataclass(frozen=True)
+class SyntheticSample:
+    """One generated image.
+
+    Attributes:
+        image: float32 in [0, 1], [size, size] for PET and OCT, [size, size, 3] (RGB) for endoscopy and photo.
+        modality: what it imitates.
+        label: an index of `SyntheticMVU.labels`.
+        mask: bool [size, size], where the lesions are.
+    """
+
+    image: np.ndarray
+    modality: Modality
+    label: int
+    mask: np.ndarray
+
+
+class SyntheticMVU:
+    """An endless data set of generated images; image ``index`` depends on (seed, index, size) alone.
+
+    Modalities take turns: image ``index`` is of ``modalities[index % len(modalities)]``.
+
+    Args:
+        modalities: which, in which order; all that can be drawn without it.
+        size: side of the images, pixels.
+        seed: 0 to 2**64 - 1.
+
+    Raises:
+        ValueError: a modality that cannot be drawn, none at all, or a size or seed out of range.
+    """
+
+    labels: tuple[str, ...] = LABELS
+
+    def __init__(self, modalities: Sequence[Modality] | None = None, size: int = 256, seed: int = 0) -> None:
+        self.modalities = tuple(_SCENES) if modalities is None else tuple(modalities)
+        unknown = [str(modality) for modality in self.modalities if modality not in _SCENES]
+        if unknown or not self.modalities:
+            expected = ", ".join(_SCENES)
+            raise ValueError(f"modalities is {list(map(str, self.modalities))}, expected at least one of {expected}")
+        if size < _MIN_SIZE:
+            raise ValueError(f"size is {size}, expected at least {_MIN_SIZE}")
+        if not 0 <= seed < 1 << 64:
+            raise ValueError(f"seed is {seed}, expected 0 to 2**64 - 1")
+        self.size = size
+        self.seed = seed
+
+    def sample(self, index: int) -> SyntheticSample:
+        """Image number ``index``.
+
+        Raises:
+            ValueError: ``index`` is negative.
+        """
+        if index < 0:
+            raise ValueError(f"index is {index}, expected at least 0")
+        modality = Modality(self.modalities[index % len(self.modalities)])
+        scene = _SCENES[modality]
+        rng = np.random.Generator(np.random.Philox(key=np.array([self.seed, index], np.uint64)))
+        label = int(rng.integers(len(LABELS)))
+        raw, mask = scene.draw(rng, draw_lesions(rng, label), self.size)
+        return SyntheticSample(normalize(raw, scene.normalization), modality, label, mask)
+
+    def record(self, index: int, split: Split = "train") -> ImageRecord:
+        """Image number ``index`` for a store, marked as synthetic; each is a group of its own."""
+        sample = self.sample(index)
+        scene = _SCENES[sample.modality]
+        name = f"SyntheticMVU/seed={self.seed}/{sample.modality}/{index}"
+        return ImageRecord(
+            image=sample.image,
+            modality=sample.modality,
+            source="SyntheticMVU",
+            anatomy=scene.anatomy,
+            normalization=scene.normalization,
+            group=name,
+            path=name,
+            synthetic=True,
+            split=split,
+        )
+
+    def __iter__(self) -> Iterator[SyntheticSample]:
+        index = 0
+        while True:
+            yield self.sample(index)
+            index += 1
