@@ -1,0 +1,333 @@
+"""Masked autoencoder (He et al., 2022, arXiv 2111.06377) around a timm vision transformer, DEX or dense.
+
+Axes: B images, L patches, P prefix tokens (class and register tokens), K = patch height * width * channels.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from timm.layers import PatchEmbed
+from timm.models import checkpoint_seq, named_apply
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import nn
+
+from dexcore.nn import DEXMlp
+
+_PATCH_VARIANCE_EPS = 1e-6
+_TOKEN_STD = 0.02
+
+
+class MAEOutput(NamedTuple):
+    """What a `MaskedAutoencoder` returns.
+
+    Attributes:
+        loss: 0-dim, float32 or wider: the mean over hidden patches of the mean squared error of a patch.
+        pred: [B, L, K], the predicted patches; in units of each patch's own standard deviation around its own
+            mean when ``norm_pix_loss`` (see `MaskedAutoencoder.reconstruct`).
+        mask: [B, L], float; 1 where the patch was hidden from the encoder, 0 where it was visible.
+    """
+
+    loss: torch.Tensor
+    pred: torch.Tensor
+    mask: torch.Tensor
+
+
+def sincos_positions(dim: int, grid: tuple[int, int], prefix_tokens: int = 0) -> torch.Tensor:
+    """MAE's fixed 2-D sine-cosine positions, [1, prefix_tokens + height * width, dim] in float64.
+
+    The first half of the width encodes the column, the second half the row; each half is sines, then
+    cosines, of ``position / 10000 ** (i / (dim / 4))``. Prefix tokens have zeros.
+
+    Raises:
+        ValueError: ``dim`` is no multiple of 4.
+    """
+    if dim % 4 != 0:
+        raise ValueError(f"sin-cos positions need a width that is a multiple of 4, got {dim}")
+    height, width = grid
+    frequency = 10000.0 ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim / 4))
+    row, column = torch.meshgrid(
+        torch.arange(height, dtype=torch.float64), torch.arange(width, dtype=torch.float64), indexing="ij"
+    )
+    angles = [position.reshape(-1, 1) * frequency for position in (column, row)]
+    positions = torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1)
+    return torch.cat([positions.new_zeros(prefix_tokens, dim), positions]).unsqueeze(0)
+
+
+class MaskedAutoencoder(nn.Module):
+    """Masked image modelling: encode the visible patches, predict the hidden ones.
+
+    Args:
+        encoder: a timm `VisionTransformer`, DEX or dense, with or without class and register tokens. Its
+            positions become MAE's fixed sin-cos ones; its classifier takes no part (build it with
+            ``num_classes=0`` to have none). The decoder gets the encoder's device and dtype.
+        decoder_dim: width of the dense decoder; a multiple of 4 and of ``decoder_heads``.
+        decoder_depth: its number of blocks.
+        decoder_heads: its attention heads.
+        mask_ratio: share of the patches that is hidden; ``int(L * (1 - mask_ratio))`` stay visible.
+        norm_pix_loss: predict each patch normalised by its own mean and unbiased variance (+ 1e-6).
+        init_encoder: draw the encoder's weights anew as MAE does (`init_weights`). False keeps the weights it
+            comes with, for an encoder that was pre-trained; its positions are replaced in either case.
+
+    Attributes:
+        encoder: the encoder that was given.
+        num_patches: L.
+        num_visible: patches that the encoder sees.
+
+    Raises:
+        TypeError: ``encoder`` is no timm `VisionTransformer` with a `PatchEmbed`.
+        ValueError: the encoder or the sizes cannot be honoured; the message names the argument.
+    """
+
+    def __init__(
+        self,
+        encoder: VisionTransformer,
+        decoder_dim: int = 512,
+        decoder_depth: int = 8,
+        decoder_heads: int = 16,
+        mask_ratio: float = 0.75,
+        norm_pix_loss: bool = True,
+        *,
+        init_encoder: bool = True,
+    ) -> None:
+        super().__init__()
+        _check_encoder(encoder)
+        if decoder_dim % 4 != 0 or decoder_dim % decoder_heads != 0:
+            raise ValueError(
+                f"decoder_dim must be a multiple of 4 and of decoder_heads={decoder_heads}, got {decoder_dim}"
+            )
+        self.encoder = encoder
+        self.mask_ratio = mask_ratio
+        self.norm_pix_loss = norm_pix_loss
+        self.num_patches: int = encoder.patch_embed.num_patches
+        self.num_visible = int(self.num_patches * (1 - mask_ratio))
+        if not 0 < self.num_visible < self.num_patches:
+            raise ValueError(
+                f"mask_ratio must leave at least one of {self.num_patches} patches visible and one hidden, "
+                f"got {mask_ratio}"
+            )
+        weight = encoder.patch_embed.proj.weight
+        patch_values = weight[0].numel()
+        if norm_pix_loss and patch_values == 1:
+            raise ValueError(
+                "norm_pix_loss needs patches of more than one value: a single one has no variance"
+            )
+        device, dtype = weight.device, weight.dtype
+        tokens = encoder.num_prefix_tokens + self.num_patches
+        # Frozen parameters rather than buffers: what timm and MAE checkpoints have.
+        _positions(encoder).requires_grad_(False)
+        self.decoder_embed = nn.Linear(encoder.embed_dim, decoder_dim, device=device, dtype=dtype)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, decoder_dim, device=device, dtype=dtype))
+        self.decoder_pos_embed = nn.Parameter(
+            torch.empty(1, tokens, decoder_dim, device=device, dtype=dtype), requires_grad=False
+        )
+        self.decoder_blocks = nn.Sequential(
+            *[
+                Block(decoder_dim, decoder_heads, qkv_bias=True, depth=i, device=device, dtype=dtype)
+                for i in range(decoder_depth)
+            ]
+        )
+        self.decoder_norm = nn.LayerNorm(decoder_dim, eps=1e-6, device=device, dtype=dtype)
+        self.decoder_pred = nn.Linear(decoder_dim, patch_values, device=device, dtype=dtype)
+        self.init_weights(encoder=init_encoder)
+
+    @torch.no_grad()
+    def init_weights(self, encoder: bool = True) -> None:
+        """Draw all weights as MAE does.
+
+        Linear layers and routers: Xavier-uniform, biases 0. Patch embedding: Xavier-uniform on its flattened
+        weight, bias 0. Normalisations 1 and 0. Class, register and mask tokens N(0, 0.02). Every expert
+        becomes a copy of its director. Positions: `sincos_positions`. Every parameter and buffer is filled: a
+        model built on the meta device is complete after ``to_empty`` and this.
+
+        Args:
+            encoder: False leaves all of the encoder but its positions as it is.
+        """
+
+        def draw(module: Any, name: str) -> None:
+            if module is self.encoder or (not encoder and name.startswith("encoder.")):
+                return
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, DEXMlp):
+                module.init_weights()
+                nn.init.xavier_uniform_(module.router.weight)
+            elif hasattr(module, "init_weights"):
+                module.init_weights()
+            elif hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+
+        named_apply(draw, self)
+        nn.init.normal_(self.mask_token, std=_TOKEN_STD)
+        vit = self.encoder
+        if encoder:
+            projection = vit.patch_embed.proj
+            nn.init.xavier_uniform_(projection.weight.flatten(1))
+            if projection.bias is not None:
+                nn.init.zeros_(projection.bias)
+            for token in (vit.cls_token, vit.reg_token):
+                if token is not None:
+                    nn.init.normal_(token, std=_TOKEN_STD)
+        grid, prefix = vit.patch_embed.grid_size, vit.num_prefix_tokens
+        _positions(vit).copy_(sincos_positions(vit.embed_dim, grid, 0 if vit.no_embed_class else prefix))
+        self.decoder_pos_embed.copy_(sincos_positions(self.decoder_pos_embed.shape[-1], grid, prefix))
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the blocks' activations of encoder and decoder in the backward, not store them."""
+        self.encoder.set_grad_checkpointing(enable)
+
+    def forward(self, images: torch.Tensor, noise: torch.Tensor | None = None) -> MAEOutput:
+        """Hide patches, reconstruct them and score the reconstruction.
+
+        Args:
+            images: [B, C, H, W] of the encoder's image size, floating point, normalised as the training data.
+            noise: [B, L]; an image's ``num_visible`` patches with the smallest noise stay visible, ties to
+                the lower index. None draws it uniformly with torch's generator.
+
+        Raises:
+            TypeError: ``images`` is not floating point.
+            ValueError: a shape or device does not fit.
+        """
+        self._check_inputs(images, noise)
+        if noise is None:
+            noise = torch.rand(images.shape[0], self.num_patches, device=images.device)
+        visible = noise.argsort(dim=1, stable=True)[:, : self.num_visible]  # [B, visible], patch indices
+        mask = torch.ones_like(noise, dtype=torch.float32).scatter(1, visible, 0.0)
+        pred = self._decode(self._encode(images, visible), visible)
+
+        target = self.target(images)
+        error = (pred.to(target.dtype) - target).square().mean(dim=-1)
+        mask = mask.to(target.dtype)
+        return MAEOutput((error * mask).sum() / mask.sum(), pred, mask)
+
+    def patchify(self, images: torch.Tensor) -> torch.Tensor:
+        """Images [B, C, H, W] as patches [B, L, K]; a patch's values are ordered (row, column, channel)."""
+        (rows, columns), (height, width) = (
+            self.encoder.patch_embed.grid_size,
+            self.encoder.patch_embed.patch_size,
+        )
+        batch, channels = images.shape[:2]
+        patches = images.reshape(batch, channels, rows, height, columns, width)
+        return patches.permute(0, 2, 4, 3, 5, 1).reshape(batch, rows * columns, height * width * channels)
+
+    def unpatchify(self, patches: torch.Tensor) -> torch.Tensor:
+        """The inverse of `patchify`: patches [B, L, K] as images [B, C, H, W]."""
+        (rows, columns), (height, width) = (
+            self.encoder.patch_embed.grid_size,
+            self.encoder.patch_embed.patch_size,
+        )
+        channels = patches.shape[-1] // (height * width)
+        images = patches.reshape(-1, rows, columns, height, width, channels).permute(0, 5, 1, 3, 2, 4)
+        return images.reshape(-1, channels, rows * height, columns * width)
+
+    def patch_statistics(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and standard deviation of every patch, both [B, L, 1], in float32 or wider.
+
+        The deviation is the root of the unbiased variance + 1e-6: what `norm_pix_loss` normalises by.
+        """
+        patches = _at_least_float32(self.patchify(images))
+        variance, mean = torch.var_mean(patches, dim=-1, keepdim=True, correction=1)
+        return mean, (variance + _PATCH_VARIANCE_EPS).sqrt()
+
+    def target(self, images: torch.Tensor) -> torch.Tensor:
+        """What ``pred`` is compared with: [B, L, K], in float32 or wider."""
+        patches = _at_least_float32(self.patchify(images))
+        if self.norm_pix_loss:
+            mean, deviation = self.patch_statistics(images)
+            patches = (patches - mean) / deviation
+        return patches
+
+    def reconstruct(self, images: torch.Tensor, pred: torch.Tensor) -> torch.Tensor:
+        """Predictions [B, L, K] as a picture [B, C, H, W] in the units of ``images``.
+
+        With ``norm_pix_loss`` the model predicts no absolute brightness or contrast: they are taken from
+        ``images``, the hidden patches included.
+        """
+        pred = _at_least_float32(pred)
+        if self.norm_pix_loss:
+            mean, deviation = self.patch_statistics(images)
+            pred = pred * deviation + mean
+        return self.unpatchify(pred)
+
+    def _encode(self, images: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
+        """Prefix tokens and visible patches through the encoder: [B, P + visible, D]."""
+        vit = self.encoder
+        tokens = vit._pos_embed(vit.patch_embed(images))
+        prefix, patches = tokens.split([vit.num_prefix_tokens, self.num_patches], dim=1)
+        patches = patches.gather(1, visible.unsqueeze(-1).expand(-1, -1, patches.shape[-1]))
+        x = vit.norm_pre(torch.cat([prefix, patches], dim=1))
+        x = checkpoint_seq(vit.blocks, x) if vit.grad_checkpointing else vit.blocks(x)
+        # timm moves the final norm behind the pooling of average-pooled models: one of the two is there.
+        return vit.fc_norm(vit.norm(x))
+
+    def _decode(self, latent: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
+        """Predictions [B, L, K] for all patches, from the encoder's tokens [B, P + visible, D]."""
+        x = self.decoder_embed(latent)
+        prefix, patches = x.split([self.encoder.num_prefix_tokens, self.num_visible], dim=1)
+        places = visible.unsqueeze(-1).expand(-1, -1, x.shape[-1])
+        hidden = self.mask_token.to(x.dtype).expand(x.shape[0], self.num_patches, -1)
+        x = torch.cat([prefix, hidden.scatter(1, places, patches)], dim=1) + self.decoder_pos_embed
+        x = (
+            checkpoint_seq(self.decoder_blocks, x)
+            if self.encoder.grad_checkpointing
+            else self.decoder_blocks(x)
+        )
+        return self.decoder_pred(self.decoder_norm(x))[:, self.encoder.num_prefix_tokens :]
+
+    def _check_inputs(self, images: torch.Tensor, noise: torch.Tensor | None) -> None:
+        expected = (self.encoder.in_chans, *self.encoder.patch_embed.img_size)
+        if images.ndim != 4 or tuple(images.shape[1:]) != expected:
+            raise ValueError(
+                f"images must be [B, {', '.join(map(str, expected))}], the encoder's channels, height and "
+                f"width, got {list(images.shape)}"
+            )
+        if not images.is_floating_point():
+            raise TypeError(f"images must be floating point, got {images.dtype}")
+        if images.device != self.mask_token.device:
+            raise ValueError(f"images are on {images.device}, the model is on {self.mask_token.device}")
+        if noise is not None and (
+            tuple(noise.shape) != (images.shape[0], self.num_patches) or noise.device != images.device
+        ):
+            raise ValueError(
+                f"noise must be [{images.shape[0]}, {self.num_patches}] (images, patches) on "
+                f"{images.device}, got {list(noise.shape)} on {noise.device}"
+            )
+
+
+def _at_least_float32(x: torch.Tensor) -> torch.Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _positions(encoder: VisionTransformer) -> nn.Parameter:
+    """The encoder's positions; ValueError where it has none."""
+    if encoder.pos_embed is None:
+        raise ValueError("encoder must have positions: build it with pos_embed='learn'")
+    return encoder.pos_embed
+
+
+def _check_encoder(encoder: nn.Module) -> None:
+    """Refuse what an autoencoder cannot be built around.
+
+    Raises:
+        TypeError: no timm `VisionTransformer`, or one without a plain `PatchEmbed`.
+        ValueError: no fixed image size, or patch dropout.
+    """
+    if not isinstance(encoder, VisionTransformer):
+        raise TypeError(f"encoder must be a timm VisionTransformer, got {type(encoder).__name__}")
+    if not isinstance(encoder.patch_embed, PatchEmbed):
+        raise TypeError(
+            f"encoder must embed patches with timm's PatchEmbed, got {type(encoder.patch_embed).__name__}"
+        )
+    if encoder.patch_embed.img_size is None:
+        raise ValueError("encoder must have a fixed img_size")
+    if any(
+        size % patch
+        for size, patch in zip(encoder.patch_embed.img_size, encoder.patch_embed.patch_size, strict=True)
+    ):
+        raise ValueError(
+            f"encoder's img_size {encoder.patch_embed.img_size} must be a multiple of its patch_size "
+            f"{encoder.patch_embed.patch_size}"
+        )
+    if not isinstance(encoder.patch_drop, nn.Identity):
+        raise ValueError("encoder must have patch_drop_rate=0: the autoencoder hides patches itself")

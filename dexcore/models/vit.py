@@ -1,0 +1,164 @@
+"""Vision transformers with Director-Experts blocks, and their registration with timm."""
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_filter_fn
+from torch import nn
+
+from dexcore.nn import DEXBlock
+from dexcore.nn.upcycle import per_block
+
+# Explicit, because timm's register_model appends each entry point to it.
+__all__ = ["DEXVisionTransformer"]
+
+
+class DEXVisionTransformer(VisionTransformer):
+    """timm's `VisionTransformer` with a `DEXMlp` in every block.
+
+    Args:
+        *args, **kwargs: timm's `VisionTransformer` parameters, with their names, order and defaults.
+        num_experts: experts in each block's pool; a sequence has one number a block.
+        top_k: experts that process an image; a sequence has one number a block.
+        tau: temperature of the router's softmax.
+        pool: what the router sees, "cls" (the class token) or "mean" (the mean over all tokens).
+        align: the loss between experts and director, "kd", "cosine" or "mse".
+        mode: "experts", or "director" for a plain ViT's cost.
+        keep: what the backward finds stored, "both", "z" or "none".
+        backend: "auto", "triton" or "eager".
+
+    Raises:
+        TypeError: ``block_fn`` is neither timm's `Block` nor `DEXBlock`, or ``mlp_layer`` is no `DEXMlp`.
+        ValueError: a sequence's length is not ``depth``; ``pool="cls"`` without a class token; ``fix_init``,
+            MLP dropout (``proj_drop_rate``), ``scale_mlp_norm`` or an activation that the ops do not have.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        num_experts: int | Sequence[int] = 8,
+        top_k: int | Sequence[int] = 2,
+        tau: float = 0.5,
+        pool: str = "cls",
+        align: str = "kd",
+        mode: str = "experts",
+        keep: str = "both",
+        backend: str = "auto",
+        **kwargs: Any,
+    ) -> None:
+        bound = inspect.signature(VisionTransformer).bind(*args, **kwargs)
+        bound.apply_defaults()
+        vit = bound.arguments
+        if vit["block_fn"] not in (Block, DEXBlock):
+            raise TypeError(f"block_fn must be timm's Block or DEXBlock, got {vit['block_fn']!r}")
+        if vit["fix_init"]:
+            raise ValueError(
+                "fix_init must be False: timm would scale mlp.fc2, which a DEX block does not have"
+            )
+        if pool == "cls" and not vit["class_token"]:
+            raise ValueError(
+                'pool="cls" needs class_token=True; use pool="mean" for a model without a class token'
+            )
+        experts = per_block("num_experts", num_experts, vit["depth"])
+        chosen = per_block("top_k", top_k, vit["depth"])
+
+        def block_fn(*, depth: int, **block: Any) -> DEXBlock:
+            return DEXBlock(
+                **block,
+                depth=depth,
+                num_experts=experts[depth],
+                top_k=chosen[depth],
+                tau=tau,
+                pool=pool,
+                align=align,
+                mode=mode,
+                keep=keep,
+                backend=backend,
+            )
+
+        super().__init__(**{**vit, "block_fn": block_fn})
+
+
+def _cfg(**kwargs: Any) -> dict[str, Any]:
+    return {
+        "num_classes": 1000,
+        "input_size": (3, 224, 224),
+        "pool_size": None,
+        "crop_pct": 0.9,
+        "interpolation": "bicubic",
+        "fixed_input_size": True,
+        "mean": IMAGENET_DEFAULT_MEAN,
+        "std": IMAGENET_DEFAULT_STD,
+        "first_conv": "patch_embed.proj",
+        "classifier": "head",
+        "license": "apache-2.0",
+        **kwargs,
+    }
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        "dex_vit_tiny_patch16_224": _cfg(),
+        "dex_vit_small_patch16_224": _cfg(),
+        "dex_vit_base_patch16_224": _cfg(),
+        "dex_vit_base_patch16_256": _cfg(input_size=(3, 256, 256)),
+        "dex_vit_large_patch16_224": _cfg(),
+        "dex_vit_huge_patch14_224": _cfg(),
+    }
+)
+
+
+def _create(variant: str, pretrained: bool, architecture: dict[str, int], **kwargs: Any) -> nn.Module:
+    return build_model_with_cfg(
+        DEXVisionTransformer,
+        variant,
+        pretrained,
+        pretrained_filter_fn=checkpoint_filter_fn,
+        feature_cfg={"out_indices": kwargs.pop("out_indices", 3), "feature_cls": "getter"},
+        **{**architecture, **kwargs},
+    )
+
+
+@register_model
+def dex_vit_tiny_patch16_224(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """DEX ViT-Ti/16."""
+    architecture = {"patch_size": 16, "embed_dim": 192, "depth": 12, "num_heads": 3}
+    return _create("dex_vit_tiny_patch16_224", pretrained, architecture, **kwargs)
+
+
+@register_model
+def dex_vit_small_patch16_224(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """DEX ViT-S/16."""
+    architecture = {"patch_size": 16, "embed_dim": 384, "depth": 12, "num_heads": 6}
+    return _create("dex_vit_small_patch16_224", pretrained, architecture, **kwargs)
+
+
+@register_model
+def dex_vit_base_patch16_224(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """DEX ViT-B/16."""
+    architecture = {"patch_size": 16, "embed_dim": 768, "depth": 12, "num_heads": 12}
+    return _create("dex_vit_base_patch16_224", pretrained, architecture, **kwargs)
+
+
+@register_model
+def dex_vit_base_patch16_256(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """DEX ViT-B/16 at 256 px: the paper's encoder."""
+    architecture = {"patch_size": 16, "embed_dim": 768, "depth": 12, "num_heads": 12}
+    return _create("dex_vit_base_patch16_256", pretrained, architecture, **kwargs)
+
+
+@register_model
+def dex_vit_large_patch16_224(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """DEX ViT-L/16."""
+    architecture = {"patch_size": 16, "embed_dim": 1024, "depth": 24, "num_heads": 16}
+    return _create("dex_vit_large_patch16_224", pretrained, architecture, **kwargs)
+
+
+@register_model
+def dex_vit_huge_patch14_224(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """DEX ViT-H/14."""
+    architecture = {"patch_size": 14, "embed_dim": 1280, "depth": 32, "num_heads": 16}
+    return _create("dex_vit_huge_patch14_224", pretrained, architecture, **kwargs)
