@@ -1,5 +1,5 @@
-"""Which images are worth training on. The paper drops near-empty and abnormally small ones without numbers for
-"small" and "foreground": those here are ours.
+"""Which images are worth training on. The paper drops near-empty and abnormally small ones without numbers
+for "small" and "foreground": those here are ours.
 """
 
 import numpy as np

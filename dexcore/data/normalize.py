@@ -37,9 +37,9 @@ def percentile_zscore_minmax(pixels: np.ndarray, levels: Levels | None = None) -
 def div255(pixels: np.ndarray, levels: Levels | None = None) -> np.ndarray:
     """x / 255, for 8-bit images.
 
-    Other depths are first brought to 8 bit's range as a viewer would, without rounding: ``levels`` (the window a
-    DICOM file asks for, or what its 12 or 16 bits can hold) goes to 0 and 255. Where a file does not say what is
-    white (floats), the array's own minimum and maximum stand for it.
+    Other depths are first brought to 8 bit's range as a viewer would, without rounding: ``levels`` (the
+    window a DICOM file asks for, or what its 12 or 16 bits can hold) goes to 0 and 255. Where a file does not
+    say what is white (floats), the array's own minimum and maximum stand for it.
     """
     if pixels.dtype == np.uint8 and levels in (None, (0.0, 255.0)):
         return pixels / np.float32(255)
@@ -68,7 +68,8 @@ def normalize(pixels: np.ndarray, method: str, levels: Levels | None = None) -> 
     """Bring raw pixels to [0, 1].
 
     Args:
-        pixels: any shape, integers or finite floats. Percentiles are taken over all of it: give a whole volume.
+        pixels: any shape, integers or finite floats. Percentiles are taken over all of it: give a whole
+            volume.
         method: a key of `NORMALIZATIONS`.
         levels: the values that stand for black and white where the file says so; used by ``div255`` alone.
 

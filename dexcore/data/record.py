@@ -19,7 +19,7 @@ class ImageRecord:
         modality: one of the ten of MVU.
         source: the name of the data source, for example ``ChestX-ray8``.
         anatomy: the body part, in the words of mvu_sources.csv.
-        normalization: how ``image`` came to lie in [0, 1] (method: `dexcore.data.normalise`).
+        normalization: how ``image`` came to lie in [0, 1] (method: `dexcore.data.normalize`).
         group: patient, volume, video or file: what must never be torn between splits.
         path: where the image came from, for people; with ``#frame`` or ``#axis=index`` for a slice.
         synthetic: made by `SyntheticMVU`, not by a scanner or a camera.

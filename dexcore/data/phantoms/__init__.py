@@ -1,1 +1,1 @@
-"""Drawings of the modalities by simple imaging physics, one file a modality; `dexcore.data.synthetic` numbers them."""
+"""Drawings of the modalities by simple imaging physics, one file a modality, for `dexcore.data.synthetic`."""

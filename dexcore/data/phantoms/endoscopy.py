@@ -6,13 +6,15 @@ from dexcore.data.phantoms.fields import blur, camera, ellipse, grid, noise, ram
 from dexcore.data.phantoms.lesions import Lesion, stamp
 
 
-def draw_endoscopy(rng: np.random.Generator, lesions: list[Lesion], size: int) -> tuple[np.ndarray, np.ndarray]:
+def draw_endoscopy(
+    rng: np.random.Generator, lesions: list[Lesion], size: int
+) -> tuple[np.ndarray, np.ndarray]:
     """A tube of mucosa: folds as rings that come closer with depth, a dark lumen, vessels, wet reflections.
 
     Returns:
         uint8 [size, size, 3] (RGB) and the lesions' mask, bool [size, size].
     """
-    cy, cx = rng.uniform(0.36, 0.64, 2)
+    cy, cx = _lumen(rng, lesions)
     y, x = grid(size)
     dy, dx = y - np.float32(cy), x - np.float32(cx)
     wobble = 1 + np.float32(0.16) * noise(rng, size, 4)
@@ -20,21 +22,38 @@ def draw_endoscopy(rng: np.random.Generator, lesions: list[Lesion], size: int) -
     angle = np.arctan2(dy, dx)
     # The wall's distance is that of a tube seen from inside, 1 / radius; folds are even along it.
     depth = np.log(radius)
-    folds = rng.integers(3, 6)
-    phase = depth * np.float32(rng.uniform(5.5, 8)) + np.float32(0.8) * np.sin(3 * angle + np.float32(rng.uniform(0, 6)))
-    phase += np.float32(0.7) * noise(rng, size, int(folds))
-    sawtooth = np.float32(0.5) + np.float32(0.5) * np.sin(phase + np.float32(0.7) * np.sin(phase))
-    light = ramp(radius - np.float32(0.20), rng.uniform(0.34, 0.46)) ** np.float32(0.8)
-    light *= np.float32(0.66) + np.float32(0.34) * sawtooth
+    phase = depth * np.float32(rng.uniform(7, 10)) + np.float32(0.6) * noise(
+        rng, size, int(rng.integers(3, 6))
+    )
+    phase += np.float32(0.8) * np.sin(3 * angle + np.float32(rng.uniform(0, 6)))
+    ridge = np.float32(0.5) + np.float32(0.5) * np.sin(phase + np.float32(0.8) * np.sin(phase))
+    light = ramp(radius - np.float32(0.17), rng.uniform(0.34, 0.44)) ** np.float32(1.2)
+    light *= np.float32(0.5) + np.float32(0.5) * ridge * (np.float32(1.15) - np.float32(0.3) * radius)
+    light += np.float32(0.15) * ramp(radius - np.float32(0.35), 0.5)  # what the walls throw back
     mucosa = _mucosa(rng, size)
     relief = light.copy()
     mask = _polyps(rng, mucosa, light, lesions, size)
     image = mucosa * light[..., None]
-    image += _reflections(rng, size, relief, sawtooth)[..., None]
-    image *= (1 - np.float32(0.55) * ramp(ellipse(size, 0.5, 0.5, 0.62, 0.62) - np.float32(0.9), 0.7))[..., None]
+    image += _reflections(rng, size, relief, ridge)[..., None]
+    vignette = ramp(ellipse(size, 0.5, 0.5, 0.62, 0.62) - np.float32(0.9), 0.7)
+    image *= (1 - np.float32(0.55) * vignette)[..., None]
     image += np.float32(0.012) * rng.standard_normal((size, size, 1), dtype=np.float32)
     image *= _aperture(rng, size)[..., None]
     return camera(image), mask
+
+
+def _lumen(rng: np.random.Generator, lesions: list[Lesion]) -> np.ndarray:
+    """Its center, (y, x): of a few places the one farthest from the lesions, which sit on the wall."""
+    candidates = rng.uniform(0.34, 0.66, (8, 2))
+    if not lesions:
+        return candidates[0]
+    centers = np.array([_center(lesion) for lesion in lesions])
+    nearest = np.linalg.norm(candidates[:, None] - centers, axis=-1).min(axis=1)
+    return candidates[nearest.argmax()]
+
+
+def _center(lesion: Lesion) -> tuple[float, float]:
+    return 0.5 + 0.35 * lesion.v, 0.5 + 0.35 * lesion.u
 
 
 def _mucosa(rng: np.random.Generator, size: int) -> np.ndarray:
@@ -52,27 +71,28 @@ def _mucosa(rng: np.random.Generator, size: int) -> np.ndarray:
 def _polyps(
     rng: np.random.Generator, mucosa: np.ndarray, light: np.ndarray, lesions: list[Lesion], size: int
 ) -> np.ndarray:
-    """Compact: domes with their own shading and a shadow around; spread: flat, pale, coarse patches."""
+    """Compact: domes with their own shading and a shadow around; spread: flat, paler, coarse patches."""
     mask = np.zeros((size, size), bool)
     for lesion in lesions:
-        cy, cx = 0.5 + 0.33 * lesion.v, 0.5 + 0.33 * lesion.u
+        cy, cx = _center(lesion)
         radius = 0.115 if lesion.spread else 0.062
         place = stamp(lesion, size, cy, cx, radius, radius * rng.uniform(0.9, 1.2))
-        inside = ramp(1 - place.distance, 0.2)
+        inside = ramp(1 - place.distance, 0.35 if lesion.spread else 0.2)
         color, shade = mucosa[place.window], light[place.window]
         if lesion.spread:
-            coarse = noise(rng, size, 60)[place.window]
-            pale = np.array([0.98, 0.74, 0.60], np.float32) * (1 + np.float32(0.10) * coarse)[..., None]
-            color += (inside * np.float32(0.75))[..., None] * (pale - color)
-            shade += inside * (np.maximum(shade, np.float32(0.45)) * np.float32(1.08) - shade)
-            shade *= 1 - np.float32(0.18) * np.exp(-(((place.distance - 1.05) / 0.1) ** 2))
+            coarse = noise(rng, size, 44)[place.window]
+            paler = np.array([1.0, 0.66, 0.54], np.float32) * (1 + np.float32(0.09) * coarse)[..., None]
+            color += (inside * np.float32(0.65))[..., None] * (paler - color)
+            shade += inside * (np.float32(0.06) + np.float32(0.03) * coarse + np.maximum(0.3 - shade, 0))
         else:
-            red = np.array([0.92, 0.38, 0.33], np.float32)
-            color += (inside * np.float32(0.7))[..., None] * (red - color)
+            redder = np.array([0.95, 0.40, 0.34], np.float32)
+            color += (inside * np.float32(0.6))[..., None] * (redder - color)
             height = np.sqrt(np.maximum(1 - place.distance**2, 0))
-            lit = np.float32(0.42) + np.float32(0.5) * height - np.float32(0.18) * (place.dy + place.dx)
+            lit = np.float32(0.40) + np.float32(0.5) * height - np.float32(0.16) * (place.dy + place.dx)
+            # The light comes from the top left.
+            cast = ramp(1.5 - np.hypot(place.dy - 0.35, place.dx - 0.35), 0.9)
+            shade *= 1 - np.float32(0.45) * cast * (1 - inside)
             shade += inside * (np.clip(lit, 0.1, 1) - shade)
-            shade *= 1 - np.float32(0.5) * np.exp(-(((place.distance - 1.12) / 0.16) ** 2)) * (place.dy + 0.4 > 0)
         mask[place.window] |= place.distance < 1
     return mask
 
@@ -80,7 +100,8 @@ def _polyps(
 def _reflections(rng: np.random.Generator, size: int, relief: np.ndarray, ridge: np.ndarray) -> np.ndarray:
     """Wet spots on the sides of folds that face the light."""
     bumps = noise(rng, size, 34) + np.float32(0.8) * noise(rng, size, 12)
-    spots = ramp(bumps - np.float32(2.1), 0.5) * ramp(ridge - np.float32(0.6), 0.4) * ramp(relief - np.float32(0.4), 0.3)
+    facing = ramp(ridge - np.float32(0.6), 0.4) * ramp(relief - np.float32(0.4), 0.3)
+    spots = ramp(bumps - np.float32(2.1), 0.5) * facing
     return np.float32(0.9) * blur(spots, 0.003) + np.float32(0.25) * blur(spots, 0.02)
 
 

@@ -1,4 +1,4 @@
-"""Smooth random fields and soft shapes, float32, that every drawing uses. Lengths are shares of the image's side."""
+"""Smooth random fields and soft shapes that every drawing uses: float32, lengths as shares of the side."""
 
 from functools import lru_cache
 

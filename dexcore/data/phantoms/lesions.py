@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dexcore.data.phantoms.fields import grid
+
 LABELS = ("healthy", "compact x1", "compact x2", "compact x3", "spread x1", "spread x2", "spread x3")
 _PER_KIND = 3
 _HARMONICS = np.arange(2, 6, dtype=np.float32)
@@ -39,14 +41,14 @@ def draw_lesions(rng: np.random.Generator, label: int) -> list[Lesion]:
         candidates = rng.uniform(-1, 1, (20, 2))
         free = [c for c in candidates if all(np.hypot(*(c - place)) > _APART for place in places)]
         places += free[:1]
-    waves = 0.16 if spread else 0.03
+    waves = 0.15 if spread else 0.03
     return [
         Lesion(
             spread=spread,
             v=float(v),
             u=float(u),
             size=rng.uniform(0.75, 1.25),
-            amplitudes=waves * rng.standard_normal(len(_HARMONICS), dtype=np.float32) / np.sqrt(_HARMONICS / 2),
+            amplitudes=waves * rng.standard_normal(len(_HARMONICS), dtype=np.float32) / (_HARMONICS / 2),
             phases=rng.uniform(0, 2 * np.pi, len(_HARMONICS)).astype(np.float32),
         )
         for v, u in places
@@ -70,15 +72,16 @@ class Stamp:
 
 
 def stamp(lesion: Lesion, size: int, cy: float, cx: float, ry: float, rx: float, reach: float = 2.0) -> Stamp:
-    """Lay a lesion with the center (cy, cx) and radii (ry, rx), in shares of the side, on an image of ``size``.
+    """Lay a lesion with center (cy, cx) and radii (ry, rx), in shares of the side, on an image of ``size``.
 
     Args:
         reach: how far the window goes, in radii.
     """
     ry, rx = ry * lesion.size, rx * lesion.size
     rows, columns = _span(cy, ry * reach, size), _span(cx, rx * reach, size)
-    dy = ((np.arange(rows.start, rows.stop, dtype=np.float32) + 0.5) / size - cy)[:, None] / np.float32(ry)
-    dx = ((np.arange(columns.start, columns.stop, dtype=np.float32) + 0.5) / size - cx)[None, :] / np.float32(rx)
+    y, x = grid(size)
+    dy = (y[rows] - np.float32(cy)) / np.float32(ry)
+    dx = (x[:, columns] - np.float32(cx)) / np.float32(rx)
     angle = np.arctan2(dy, dx)
     border = np.ones_like(angle)
     for harmonic, amplitude, phase in zip(_HARMONICS, lesion.amplitudes, lesion.phases, strict=True):

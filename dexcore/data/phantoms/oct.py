@@ -7,7 +7,8 @@ import numpy as np
 from dexcore.data.phantoms.fields import blur, camera, grid, noise, ramp
 from dexcore.data.phantoms.lesions import Lesion, stamp
 
-# From the vitreous outwards: (name, thickness as a share of the height, reflectivity, share of it left in the fovea).
+# From the vitreous outwards: name, thickness as a share of the height, reflectivity, and how much of the
+# thickness is left in the fovea.
 _LAYERS = (
     ("nerve fibers", 0.030, 0.62, 0.0),
     ("ganglion cells", 0.038, 0.36, 0.05),
@@ -78,7 +79,7 @@ def _lift(boundaries: np.ndarray, lesions: list[Lesion], x: np.ndarray) -> None:
 def _cysts(
     rng: np.random.Generator, image: np.ndarray, lesions: list[Lesion], boundaries: np.ndarray
 ) -> np.ndarray:
-    """Fluid: dark, with a bright lower edge. Compact cysts and flat irregular pools, both in the outer nuclear layer."""
+    """Dark fluid with a bright lower edge in the outer nuclear layer: round cysts, flat irregular pools."""
     size = image.shape[0]
     mask = np.zeros(image.shape, bool)
     for lesion in lesions:
@@ -93,7 +94,9 @@ def _cysts(
     return mask
 
 
-def _shadows(rng: np.random.Generator, y: np.ndarray, x: np.ndarray, surface: np.ndarray, fovea: float) -> np.ndarray:
+def _shadows(
+    rng: np.random.Generator, y: np.ndarray, x: np.ndarray, surface: np.ndarray, fovea: float
+) -> np.ndarray:
     """Retinal vessels take the light from all that lies below them."""
     light = np.ones_like(x)
     for _ in range(rng.integers(2, 6)):

@@ -23,7 +23,7 @@ def draw_pet(rng: np.random.Generator, lesions: list[Lesion], size: int) -> tupl
     mask = np.zeros((size, size), bool)
     for lesion in lesions:
         radius = 0.038 if lesion.spread else 0.016
-        place = stamp(lesion, size, 0.5 + 0.27 * lesion.v, middle + 0.12 * width * lesion.u, radius, radius)
+        place = stamp(lesion, size, 0.5 + 0.27 * lesion.v, middle + 0.10 * width * lesion.u, radius, radius)
         uptake = rng.uniform(5, 9) if lesion.spread else rng.uniform(8, 14)
         profile = ramp(1 - place.distance, 0.5)
         if lesion.spread:  # a tumour's core dies and takes up less
@@ -48,14 +48,17 @@ def _body(rng: np.random.Generator, size: int, middle: float, width: float) -> n
     inside = np.maximum(inside, ramp(1 - ellipse(size, 0.115, middle, 0.085, 0.058), 0.3))
     spread = rng.uniform(0.0, 0.03)
     for side in (-1, 1):
-        arm = ellipse(size, 0.50, middle + side * (0.185 * width + spread), 0.24, 0.028, side * rng.uniform(-0.14, 0))
+        shoulder = middle + side * (0.185 * width + spread)
+        arm = ellipse(size, 0.50, shoulder, 0.24, 0.028, side * rng.uniform(-0.14, 0))
         leg = ellipse(size, 0.90, middle + side * 0.075 * width, 0.17, 0.066 * width)
         inside = np.maximum(inside, np.maximum(ramp(1 - arm, 0.5), ramp(1 - leg, 0.3)))
     return inside * (np.float32(rng.uniform(0.6, 0.9)) * (1 + np.float32(0.18) * noise(rng, size, 24)))
 
 
 def _add_organs(rng: np.random.Generator, suv: np.ndarray, size: int, middle: float, width: float) -> None:
-    def put(cy: float, cx: float, ry: float, rx: float, uptake: float, angle: float = 0.0, share: float = 1.0) -> None:
+    def put(
+        cy: float, cx: float, ry: float, rx: float, uptake: float, angle: float = 0.0, share: float = 1.0
+    ) -> None:
         """Replace the uptake inside an ellipse; ``cx`` from the midline, to the image's right."""
         cy, cx = cy + rng.uniform(-0.008, 0.008), middle + width * (cx + rng.uniform(-0.006, 0.006))
         ry, rx = ry * rng.uniform(0.9, 1.1), rx * width * rng.uniform(0.9, 1.1)
@@ -76,6 +79,6 @@ def _add_organs(rng: np.random.Generator, suv: np.ndarray, size: int, middle: fl
         for side in (-1, 1):
             put(0.575, side * 0.068, 0.036, 0.018, rng.uniform(3, 7), side * 0.2)  # kidneys
     put(0.62, 0.0, 0.19, 0.014, rng.uniform(1.1, 1.7), share=0.7)  # marrow of the spine
-    bowel = ramp(noise(rng, size, 20) - 1, 0.8) * ramp(1 - ellipse(size, 0.655, middle, 0.075, 0.10 * width), 0.3)
-    suv += bowel * np.float32(rng.uniform(0.5, 2.5))
+    belly = ramp(1 - ellipse(size, 0.655, middle, 0.075, 0.10 * width), 0.3)
+    suv += belly * ramp(noise(rng, size, 20) - 1, 0.8) * np.float32(rng.uniform(0.5, 2.5))  # bowel
     put(0.775, 0.0, 0.024, 0.030, rng.uniform(8, 18))  # bladder

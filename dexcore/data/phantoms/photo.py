@@ -7,12 +7,12 @@ from dexcore.data.phantoms.lesions import Lesion, stamp
 from dexcore.extras import require
 
 # Light to dark skin (linear steps between them are drawn), RGB.
-_TONES = np.array([[0.93, 0.77, 0.69], [0.86, 0.66, 0.55], [0.72, 0.51, 0.39], [0.50, 0.33, 0.24]], np.float32)
+_TONES = np.array([[0.93, 0.77, 0.69], [0.86, 0.66, 0.55], [0.72, 0.51, 0.39], [0.5, 0.33, 0.24]], np.float32)
 _PIGMENT = np.array([0.55, 0.75, 0.85], np.float32)  # how strongly melanin takes red, green and blue
 
 
 def draw_photo(rng: np.random.Generator, lesions: list[Lesion], size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Skin of any tone with its lines and pores, naevi (compact) or irregular pigmented lesions (spread), hairs.
+    """Skin of any tone with furrows and pores; naevi (compact), irregular pigment (spread); hairs.
 
     Returns:
         uint8 [size, size, 3] (RGB) and the lesions' mask, bool [size, size].
@@ -26,7 +26,8 @@ def draw_photo(rng: np.random.Generator, lesions: list[Lesion], size: int) -> tu
     for lesion in lesions:
         _pigment(rng, image, mask, lesion, size)
     _hairs(rng, image, size)
-    shade = 1 - np.float32(0.18) * ellipse(size, *rng.uniform(0.3, 0.7, 2), 1.0, 1.0)
+    cy, cx = rng.uniform(0.3, 0.7, 2)
+    shade = 1 - np.float32(0.18) * ellipse(size, cy, cx, 1.0, 1.0)
     image *= shade[..., None]
     image += np.float32(0.010) * rng.standard_normal((size, size, 1), dtype=np.float32)
     return camera(image), mask
@@ -41,9 +42,12 @@ def _texture(rng: np.random.Generator, size: int) -> np.ndarray:
     return 1.02 - np.float32(0.035) * furrows - np.float32(0.08) * pores
 
 
-def _pigment(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, lesion: Lesion, size: int) -> None:
+def _pigment(
+    rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, lesion: Lesion, size: int
+) -> None:
     radius = 0.125 if lesion.spread else 0.052
-    place = stamp(lesion, size, 0.5 + 0.33 * lesion.v, 0.5 + 0.33 * lesion.u, radius, radius * rng.uniform(0.85, 1.15))
+    cy, cx = 0.5 + 0.33 * lesion.v, 0.5 + 0.33 * lesion.u
+    place = stamp(lesion, size, cy, cx, radius, radius * rng.uniform(0.85, 1.15))
     if lesion.spread:
         ragged = place.distance + np.float32(0.07) * noise(rng, size, 22)[place.window]
         density = ramp(1 - ragged, rng.uniform(0.15, 0.3))
@@ -75,6 +79,7 @@ def _hairs(rng: np.random.Generator, image: np.ndarray, size: int) -> None:
         bend = (start + end) / 2 + rng.normal(0, 0.06, 2)
         curve = (1 - t) ** 2 * start + 2 * t * (1 - t) * bend + t**2 * end
         points = np.round(curve * size * 16).astype(np.int32)  # in sixteenths of a pixel
-        cv2.polylines(lines, [points], False, int(rng.integers(130, 235)), max(1, size // 200), cv2.LINE_AA, 4)
+        darkness, width = int(rng.integers(130, 235)), max(1, size // 200)
+        cv2.polylines(lines, [points], False, darkness, width, cv2.LINE_AA, shift=4)
     opacity = blur(lines.astype(np.float32) / 255, 0.0022)[..., None]
     image *= 1 - opacity * np.float32(0.85)

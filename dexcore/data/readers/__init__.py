@@ -1,6 +1,7 @@
 """Readers: a file of any kind in, raw pixels and what the file says about them out.
 
-The kind is taken from the file's first bytes, not from its name (a DICOM file called ``.png`` is read as DICOM).
+The kind is taken from the file's first bytes, not from its name (a DICOM file called ``.png`` is read as
+DICOM).
 """
 
 import logging
@@ -27,7 +28,8 @@ def read_file(path: str | os.PathLike[str], every: int = 1) -> Scan:
 
     Args:
         path: the file.
-        every: of a file of several frames, read one in this many (30 for the videos of MVU). Volumes are read whole.
+        every: of a file of several frames, read one in this many (30 for the videos of MVU). Volumes are read
+            whole.
 
     Raises:
         UnreadableFileError: the file is missing, of no known kind, broken, or over a limit of `readers.scan`.
@@ -72,7 +74,7 @@ def _kind(path: str | os.PathLike[str]) -> Literal["dicom", "nifti", "numpy", "i
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """What pydicom and Pillow warn about (odd headers, large images) is either read well or raised as an error."""
+    """What pydicom and Pillow warn about is either read well all the same or raised as an error."""
     logger = logging.getLogger("pydicom")
     level = logger.level
     logger.setLevel(logging.ERROR)

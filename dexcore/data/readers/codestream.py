@@ -9,7 +9,7 @@ _START_OF_FRAME = (set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}) | {0xF7}
 
 
 def codestream_size(data: bytes) -> tuple[int, int] | None:
-    """(height, width) of a JPEG, JPEG-LS or JPEG 2000 codestream; None for others and where the header is broken."""
+    """(height, width) of a JPEG, JPEG-LS or JPEG 2000 codestream; None for others and broken headers."""
     try:
         if data.startswith(_SOI):
             return _jpeg_size(data)

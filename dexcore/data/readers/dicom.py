@@ -20,24 +20,25 @@ _KEYWORDS = (
     "BodyPartExamined",
     "Manufacturer",
 )
-# Their values mean something (Hounsfield units, activity): MONOCHROME1 changes how they are shown, not what they are.
+# Their values are measures (Hounsfield units, activity): MONOCHROME1 changes how they are shown alone.
 _QUANTITATIVE = {"CT", "PT"}
 
 
 def read_dicom(path: str | os.PathLike[str], every: int = 1) -> Scan:
     """Read one DICOM file.
 
-    Gray values are rescaled (slope and intercept, or the modality LUT). MONOCHROME1 (white is small) is turned over
-    between the levels, except for CT and PET. Padding becomes the smallest value that is no padding. Palettes and
-    YBR become RGB. Overlays are not drawn, also those hidden in the pixels' unused bits. The levels are the file's
-    first window, else what its stored bits can hold; those of a palette or of RGB are what their bits can hold.
+    Gray values are rescaled (slope and intercept, or the modality LUT). MONOCHROME1 (white is small) is
+    turned over between the levels, except for CT and PET. Padding becomes the smallest value that is no
+    padding. Palettes and YBR become RGB. Overlays are not drawn, also those hidden in the pixels' unused
+    bits. The levels are the file's first window, else what its stored bits can hold; those of a palette or of
+    RGB are what their bits can hold.
 
     Args:
         path: the file.
         every: read one frame in this many.
 
     Returns:
-        A scan of layout "frames": float32 [frames, height, width], or uint8 or uint16 [frames, height, width, 3].
+        A scan of layout "frames": float32 [frames, height, width], or RGB as the file's unsigned integers.
 
     Raises:
         RefusedError: the file holds no image, or lies about its size, or is over a limit.
@@ -71,9 +72,10 @@ def _range_of(dtype: np.dtype) -> tuple[float, float] | None:
 
 
 def _refuse_bomb(pydicom: Any, file: BinaryIO) -> None:
-    """Inflate a deflated data set piece by piece and stop at the limit: pydicom would inflate all of it at once."""
-    pydicom.filereader.read_preamble(file, force=False)
-    meta = pydicom.filereader.read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
+    """Inflate a deflated data set piece by piece up to the limit: pydicom would inflate all of it at once."""
+    filereader = pydicom.filereader
+    filereader.read_preamble(file, force=False)
+    meta = filereader.read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
     if meta.get("TransferSyntaxUID") != _DEFLATED:
         return
     inflater, inflated = zlib.decompressobj(-zlib.MAX_WBITS), 0
@@ -138,7 +140,7 @@ def _has_embedded_overlay(dataset: Any) -> bool:
 
 
 def _rescale(dataset: Any, index: int) -> tuple[float, float]:
-    """Slope and intercept of a frame: at the top, or in the functional groups of an enhanced multi-frame file."""
+    """Slope and intercept of a frame: at the top, or in the functional groups of an enhanced file."""
     places = [dataset, *dataset.get("SharedFunctionalGroupsSequence", [])]
     places += dataset.get("PerFrameFunctionalGroupsSequence", [])[index : index + 1]
     for place in reversed(places):

@@ -15,12 +15,13 @@ _GRAY_16 = ("I;16", "I;16L", "I;16B", "I;16N")
 def read_image(path: str | os.PathLike[str], every: int = 1) -> Scan:
     """Read an image file with Pillow.
 
-    EXIF rotation is applied. Palettes, CMYK and other colour become 8-bit RGB (also 16-bit RGB, which Pillow reads
-    at 8 bit); transparency is laid over black. 16-bit and float gray keep their depth.
+    EXIF rotation is applied. Palettes, CMYK and other colour become 8-bit RGB (also 16-bit RGB, which Pillow
+    reads at 8 bit); transparency is laid over black. 16-bit and float gray keep their depth.
 
     Args:
         path: the file.
-        every: of a TIFF of several pages, read one in this many; pages of another size than the first are an error.
+        every: of a TIFF of several pages, read one in this many; pages of another size than the first are an
+            error.
 
     Returns:
         A scan of layout "frames": [frames, height, width] or [frames, height, width, 3].
@@ -48,7 +49,9 @@ def _to_array(image: Any) -> np.ndarray:
     image_ops = require("PIL.ImageOps", "train")
     image = image_ops.exif_transpose(image)
     if image.mode in ("L", "I", "F", *_GRAY_16):
-        return np.asarray(image).astype({"I": np.int32, "F": np.float32, "L": np.uint8}.get(image.mode, np.uint16))
+        return np.asarray(image).astype(
+            {"I": np.int32, "F": np.float32, "L": np.uint8}.get(image.mode, np.uint16)
+        )
     if image.mode == "1":
         return np.asarray(image.convert("L"))
     if image.has_transparency_data:
@@ -59,7 +62,7 @@ def _to_array(image: Any) -> np.ndarray:
 
 
 def read_numpy(path: str | os.PathLike[str], every: int = 1) -> Scan:
-    """Read a ``.npy`` array: [height, width], [height, width, 3], [frames, height, width] or [frames, height, width, 3].
+    """Read a ``.npy`` array: [height, width] or [height, width, 3], or a stack of either.
 
     Three axes of which the last is 3 are one RGB image.
 

@@ -14,8 +14,8 @@ _DEFLATE_RATIO = 1032  # the most that deflate can shrink anything
 def read_nifti(path: str | os.PathLike[str]) -> Scan:
     """Read one NIfTI-1 or NIfTI-2 file, in the closest canonical orientation.
 
-    Of a file with several volumes (time points, diffusion directions: the same anatomy again) the first is read.
-    NaN voxels become the smallest finite value.
+    Of a file with several volumes (time points, diffusion directions: the same anatomy again) the first is
+    read. NaN voxels become the smallest finite value.
 
     Returns:
         A scan of layout "volume": float32 [x, y, z], scaled by the file's slope and intercept.
@@ -39,7 +39,9 @@ def read_nifti(path: str | os.PathLike[str]) -> Scan:
     voxels = np.asarray(image.dataobj[first], dtype=np.float32)
     orientation = nibabel.orientations.io_orientation(image.affine)
     voxels = nibabel.orientations.apply_orientation(voxels, orientation)
-    return Scan(make_finite(np.ascontiguousarray(voxels)), "volume", metadata={"Shape": " x ".join(map(str, shape))})
+    return Scan(
+        make_finite(np.ascontiguousarray(voxels)), "volume", metadata={"Shape": " x ".join(map(str, shape))}
+    )
 
 
 def _check_declared_size(image: Any, path: str | os.PathLike[str]) -> None:

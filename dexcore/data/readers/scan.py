@@ -39,12 +39,13 @@ class Scan:
     """The raw pixels of one file.
 
     Attributes:
-        pixels: any integer or float dtype, finite; [frames, height, width], [frames, height, width, 3] (RGB), or,
-            where ``layout`` is "volume", [x, y, z] with x to the patient's right, y to the front, z to the head.
-        layout: "frames" for an image, a video or a stack of slices; "volume" for a volume that can be cut along
-            three axes.
-        levels: the pixel values that stand for black and white, from the file's window or its stored bits; None
-            where the file does not say (floats).
+        pixels: any integer or float dtype, finite; [frames, height, width], [frames, height, width, 3] (RGB),
+            or, where ``layout`` is "volume", [x, y, z] with x to the patient's right, y to the front, z to
+            the head.
+        layout: "frames" for an image, a video or a stack of slices; "volume" for a volume that can be cut
+            along three axes.
+        levels: the pixel values that stand for black and white, from the file's window or its stored bits;
+            None where the file does not say (floats).
         frames: the number in the file of each entry of the first axis (None for a volume).
         metadata: what the file says about itself, under DICOM's keywords (``Modality``, ``PatientID``, ...).
     """
@@ -72,7 +73,7 @@ def check_size(height: int, width: int, frames: int = 1, channels: int = 1) -> N
 
 
 def make_finite(pixels: np.ndarray) -> np.ndarray:
-    """Put the smallest finite value for NaN (what lies outside the field of view) and -inf, the largest for +inf.
+    """Put the smallest finite value for NaN (outside the field of view) and -inf, the largest for +inf.
 
     Raises:
         RefusedError: no value is finite.
