@@ -3,7 +3,7 @@
 Axes: B images, L patches, P prefix tokens (class and register tokens), K = patch height * width * channels.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from timm.layers import PatchEmbed
@@ -11,6 +11,8 @@ from timm.models import checkpoint_seq, named_apply
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
+from dexcore.models.pretrained import PretrainedMixin
+from dexcore.models.vit import build_encoder, describe_encoder
 from dexcore.nn import DEXMlp
 
 _PATCH_VARIANCE_EPS = 1e-6
@@ -53,7 +55,7 @@ def sincos_positions(dim: int, grid: tuple[int, int], prefix_tokens: int = 0) ->
     return torch.cat([positions.new_zeros(prefix_tokens, dim), positions]).unsqueeze(0)
 
 
-class MaskedAutoencoder(nn.Module):
+class MaskedAutoencoder(PretrainedMixin, nn.Module):
     """Masked image modelling: encode the visible patches, predict the hidden ones.
 
     Args:
@@ -96,6 +98,7 @@ class MaskedAutoencoder(nn.Module):
                 f"decoder_dim must be a multiple of 4 and of decoder_heads={decoder_heads}, got {decoder_dim}"
             )
         self.encoder = encoder
+        self.decoder_heads = decoder_heads
         self.mask_ratio = mask_ratio
         self.norm_pix_loss = norm_pix_loss
         self.num_patches: int = encoder.patch_embed.num_patches
@@ -249,6 +252,23 @@ class MaskedAutoencoder(nn.Module):
             mean, deviation = self.patch_statistics(images)
             pred = pred * deviation + mean
         return self.unpatchify(pred)
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "class": "MaskedAutoencoder",
+            "arguments": {
+                "decoder_dim": self.mask_token.shape[-1],
+                "decoder_depth": len(self.decoder_blocks),
+                "decoder_heads": self.decoder_heads,
+                "mask_ratio": self.mask_ratio,
+                "norm_pix_loss": self.norm_pix_loss,
+            },
+            "encoder": describe_encoder(self.encoder),
+        }
+
+    @classmethod
+    def from_description(cls, description: dict[str, Any]) -> Self:
+        return cls(build_encoder(description["encoder"]), **description["arguments"])
 
     def _encode(self, images: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
         """Prefix tokens and visible patches through the encoder: [B, P + visible, D]."""

@@ -2,13 +2,21 @@
 
 import inspect
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
+import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_filter_fn
 from torch import nn
 
+from dexcore.models.description import (
+    NotDescribableError,
+    check_same_anatomy,
+    describe_vit,
+    vit_arguments,
+)
+from dexcore.models.pretrained import PretrainedMixin
 from dexcore.nn import DEXBlock
 from dexcore.nn.upcycle import per_block
 
@@ -16,7 +24,7 @@ from dexcore.nn.upcycle import per_block
 __all__ = ["DEXVisionTransformer"]
 
 
-class DEXVisionTransformer(VisionTransformer):
+class DEXVisionTransformer(PretrainedMixin, VisionTransformer):
     """timm's `VisionTransformer` with a `DEXMlp` in every block.
 
     Args:
@@ -80,6 +88,40 @@ class DEXVisionTransformer(VisionTransformer):
             )
 
         super().__init__(**{**vit, "block_fn": block_fn})
+
+    def describe(self) -> dict[str, Any]:
+        return describe_encoder(self)
+
+    @classmethod
+    def from_description(cls, description: dict[str, Any]) -> Self:
+        return cls(**vit_arguments(description["arguments"]))
+
+
+def describe_encoder(vit: VisionTransformer) -> dict[str, Any]:
+    """Class and arguments of a timm `VisionTransformer`, dense or DEX, for `build_encoder`.
+
+    A timm model whose MLPs are DEX layers (`upcycle`, or ``block_fn=DEXBlock``) is a `DEXVisionTransformer`
+    here: the same parts under the same names.
+
+    Raises:
+        NotDescribableError: it cannot be rebuilt from arguments in JSON; the message names the part.
+    """
+    if type(vit) not in (VisionTransformer, DEXVisionTransformer):
+        raise NotDescribableError(
+            f"only VisionTransformer and DEXVisionTransformer can be saved, got {type(vit).__name__}"
+        )
+    arguments = describe_vit(vit)
+    kind = DEXVisionTransformer if "num_experts" in arguments else VisionTransformer
+    description = {"class": kind.__name__, "arguments": arguments}
+    with torch.device("meta"):
+        check_same_anatomy(vit, build_encoder(description))
+    return description
+
+
+def build_encoder(description: dict[str, Any]) -> VisionTransformer:
+    """The model, with fresh weights, that `describe_encoder` described."""
+    kind = VisionTransformer if description["class"] == "VisionTransformer" else DEXVisionTransformer
+    return kind(**vit_arguments(description["arguments"]))
 
 
 def _cfg(**kwargs: Any) -> dict[str, Any]:

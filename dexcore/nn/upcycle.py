@@ -183,8 +183,8 @@ def _check_tokens(model: nn.Module, blocks: dict[str, Any], pool: str) -> None:
             getattr(model, "cls_token", None) is None or tokens[1] != prefix + (patches or 0)
         ):
             raise ValueError(
-                f'pool="cls" needs a class token as first token, which {type(model).__name__}.{name} does not '
-                'have; use pool="mean"'
+                f'pool="cls" needs a class token as first token, which {type(model).__name__}.{name} does '
+                'not have; use pool="mean"'
             )
 
 

@@ -1,0 +1,154 @@
+"""A vision transformer in words: the constructor arguments that rebuild it, read off the model as it is now.
+
+They are read off rather than recorded, so that a changed classifier, image size or mode is what gets saved.
+"""
+
+from functools import partial
+from typing import Any
+
+import torch
+from timm.layers import Attention, DropPath, LayerNorm, LayerScale, Mlp, PatchDropout, PatchEmbed
+from timm.models.vision_transformer import Block
+from torch import nn
+
+from dexcore.nn import DEXBlock, DEXMlp
+from dexcore.nn.mlp import activation_name
+
+# Without the backend: which one runs is the machine's matter, not the model's.
+_DEX_SETTINGS = ("tau", "pool", "align", "mode", "keep")
+
+
+class NotDescribableError(ValueError):
+    """A model holds something that constructor arguments in JSON cannot say; the message names it."""
+
+
+def describe_vit(vit: Any) -> dict[str, Any]:
+    """Keyword arguments, ready for JSON, that rebuild a timm `VisionTransformer`, through `vit_arguments`.
+
+    Where the MLPs are DEX layers they are the arguments of `DEXVisionTransformer`, and include num_experts.
+
+    Raises:
+        NotDescribableError: the model is no plain ViT; the message names the argument that made it another.
+    """
+    _check_kinds(vit)
+    embed, block = vit.patch_embed, vit.blocks[0]
+    attn = block.attn
+    dex = [block.mlp for block in vit.blocks if isinstance(block.mlp, DEXMlp)]
+    mlp = dex[0].director if dex else block.mlp
+    hidden: int = mlp.fc1.out_features
+    ratio = hidden / vit.embed_dim
+    final_norm, fc_norm = not isinstance(vit.norm, nn.Identity), not isinstance(vit.fc_norm, nn.Identity)
+    arguments = {
+        "img_size": list(embed.img_size),
+        "patch_size": list(embed.patch_size),
+        "in_chans": vit.in_chans,
+        "num_classes": vit.num_classes,
+        "global_pool": vit.global_pool,
+        "embed_dim": vit.embed_dim,
+        "depth": len(vit.blocks),
+        "num_heads": attn.num_heads,
+        # timm rounds down: half a unit more where the quotient fell below the whole number.
+        "mlp_ratio": ratio if int(vit.embed_dim * ratio) == hidden else (hidden + 0.5) / vit.embed_dim,
+        "qkv_bias": attn.qkv.bias is not None,
+        "qk_norm": not isinstance(attn.q_norm, nn.Identity),
+        "scale_attn_norm": not isinstance(attn.norm, nn.Identity),
+        "scale_mlp_norm": not isinstance(mlp.norm, nn.Identity),
+        "proj_bias": attn.proj.bias is not None,
+        "init_values": block.ls1.init_values if isinstance(block.ls1, LayerScale) else None,
+        "class_token": vit.has_class_token,
+        "pos_embed": "none" if vit.pos_embed is None else "learn",
+        "no_embed_class": vit.no_embed_class,
+        "reg_tokens": vit.num_reg_tokens,
+        "pre_norm": not isinstance(vit.norm_pre, nn.Identity),
+        "final_norm": final_norm or fc_norm,
+        "fc_norm": fc_norm,
+        "pool_include_prefix": vit.pool_include_prefix,
+        "dynamic_img_size": vit.dynamic_img_size,
+        "dynamic_img_pad": embed.dynamic_img_pad,
+        "drop_rate": vit.head_drop.p,
+        "pos_drop_rate": vit.pos_drop.p,
+        "patch_drop_rate": vit.patch_drop.prob if isinstance(vit.patch_drop, PatchDropout) else 0.0,
+        "proj_drop_rate": attn.proj_drop.p,
+        "attn_drop_rate": attn.attn_drop.p,
+        "drop_path_rate": _drop_path_rate(vit.blocks[-1]),
+        "norm_eps": block.norm1.eps,
+        "act_layer": activation_name(lambda: mlp.act),
+    }
+    if dex:
+        arguments |= {name: getattr(dex[0], name) for name in _DEX_SETTINGS}
+        arguments |= {"num_experts": [m.num_experts for m in dex], "top_k": [m.top_k for m in dex]}
+    return arguments
+
+
+def _check_kinds(vit: Any) -> None:
+    blocks = list(vit.blocks)
+    dex = [isinstance(block.mlp, DEXMlp) for block in blocks]
+    kinds = {
+        "block_fn": (blocks, (Block, DEXBlock)),
+        "embed_layer": ([vit.patch_embed], (PatchEmbed,)),
+        "attn_layer": ([block.attn for block in blocks], (Attention,)),
+        "norm_layer": ([block.norm1 for block in blocks], (LayerNorm, nn.LayerNorm)),
+        "mlp_layer": ([block.mlp for block in blocks], (DEXMlp,) if any(dex) else (Mlp,)),
+    }
+    for name, (modules, expected) in kinds.items():
+        for module in modules:
+            if type(module) not in expected:
+                wanted = " or ".join(kind.__name__ for kind in expected)
+                raise NotDescribableError(
+                    f"{name}: a model that is saved must have {wanted}, got {type(module).__name__}"
+                )
+    if not blocks:
+        raise NotDescribableError("depth: a model that is saved must have at least one block")
+
+
+def vit_arguments(description: dict[str, Any]) -> dict[str, Any]:
+    """The keyword arguments of the constructor, from what `describe_vit` returned."""
+    arguments = dict(description)
+    arguments["norm_layer"] = partial(LayerNorm, eps=arguments.pop("norm_eps"))
+    for size in ("img_size", "patch_size"):
+        arguments[size] = tuple(arguments[size])
+    return arguments
+
+
+def check_same_anatomy(original: nn.Module, rebuilt: nn.Module) -> None:
+    """Compare a model with what its description rebuilds, part by part.
+
+    Raises:
+        NotDescribableError: a part differs, so that loading would give another model; the message names it.
+    """
+    parts, again = _anatomy(original), _anatomy(rebuilt)
+    for name in [*parts, *(name for name in again if name not in parts)]:
+        if parts.get(name) != again.get(name):
+            raise NotDescribableError(
+                f"the model cannot be saved: its part {name!r} is {parts.get(name)}, which its constructor's "
+                f"arguments would rebuild as {again.get(name)}"
+            )
+
+
+def _anatomy(vit: nn.Module) -> dict[str, Any]:
+    """Everything of a model that decides what it computes but its numbers: part -> words."""
+    parts: dict[str, Any] = {f"{name}.shape": list(t.shape) for name, t in vit.state_dict().items()}
+    for name, module in vit.named_modules():
+        if isinstance(module, DEXMlp):
+            parts[name] = {key: getattr(module, key) for key in ("num_experts", "top_k", *_DEX_SETTINGS)}
+        elif isinstance(module, Attention):
+            parts[name] = {"num_heads": module.num_heads, "head_dim": module.head_dim}
+        elif name.endswith(("mlp.act", "director.act")):
+            parts[name] = activation_name(lambda act=module: act)
+        elif not any(module.children()):
+            parts[name] = f"{type(module).__name__}({module.extra_repr()})"
+    return parts
+
+
+def _drop_path_rate(block: Any) -> float:
+    return float(block.drop_path1.drop_prob or 0.0) if isinstance(block.drop_path1, DropPath) else 0.0
+
+
+def materialize(model: nn.Module) -> None:
+    """Fill the buffers that no file holds, after weights were loaded into a model on the meta device."""
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer.is_meta:
+                setattr(module, name, torch.empty_like(buffer, device="cpu"))
+        if isinstance(module, DEXMlp):
+            module.noise_std = module.noise_std  # fills its buffer

@@ -1,0 +1,182 @@
+"""Saving and loading models: a folder with ``model.safetensors`` and ``config.json``."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import dexcore
+from dexcore.models.description import materialize
+
+WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+FORMAT_VERSION = 1
+_NAMES_IN_A_MESSAGE = 8
+
+
+class ModelFileError(ValueError):
+    """A model's file cannot be read or holds another model; the message names it and what was found."""
+
+
+class PretrainedMixin:
+    """``save_pretrained`` and ``from_pretrained`` for a model that can describe itself."""
+
+    def describe(self) -> dict[str, Any]:
+        """``class``, and what `from_description` needs to rebuild the model without its weights, for JSON.
+
+        Raises:
+            NotDescribableError: the model holds something that cannot be written down.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def from_description(cls, description: dict[str, Any]) -> Self:
+        """The model that `describe` described, with fresh weights."""
+        raise NotImplementedError
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write ``model.safetensors`` (every tensor in its own dtype) and ``config.json`` into ``folder``.
+
+        A killed save leaves the old model, the new one, or a folder without ``config.json``, which
+        `from_pretrained` refuses.
+
+        Raises:
+            NotDescribableError: the model has a part that ``config.json`` cannot say. Nothing is written.
+            OSError: the folder cannot be written.
+        """
+        assert isinstance(self, nn.Module)
+        versions = {"format_version": FORMAT_VERSION, "dexcore_version": dexcore.__version__}
+        config = json.dumps(versions | self.describe(), indent=2) + "\n"
+        tensors = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(
+            {
+                folder / WEIGHTS_FILE: lambda path: save_file(tensors, path, {"format": "pt"}),
+                folder / CONFIG_FILE: lambda path: path.write_text(config, encoding="utf-8"),
+            }
+        )
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike[str]) -> Self:
+        """The model that `save_pretrained` wrote, on the CPU, in evaluation mode.
+
+        `DEXVisionTransformer.from_pretrained` also takes a saved `MaskedAutoencoder` and returns its encoder.
+
+        Raises:
+            FileNotFoundError: there is no such folder, or one of the two files is not in it.
+            ModelFileError: a file cannot be read, is of a newer format or another class, or the tensors are
+                not exactly those of the model.
+        """
+        config_path, weights_path = Path(folder) / CONFIG_FILE, Path(folder) / WEIGHTS_FILE
+        for path, what in ((Path(folder), "folder"), (config_path, "file"), (weights_path, "file")):
+            if not path.exists():
+                raise FileNotFoundError(
+                    f"{path}: no such {what}; expected a folder that save_pretrained wrote"
+                )
+        description = _read_config(config_path)
+        tensors = read_safetensors(weights_path)
+        encoder = description.get("encoder")
+        if description["class"] != cls.__name__ and encoder and encoder["class"] == cls.__name__:
+            description = encoder
+            tensors = {
+                name.removeprefix("encoder."): tensor
+                for name, tensor in tensors.items()
+                if name.startswith("encoder.")
+            }
+        if description["class"] != cls.__name__:
+            within = f" around a {encoder['class']}" if encoder else ""
+            raise ModelFileError(
+                f"{config_path} describes a {description['class']}{within}, not a {cls.__name__}"
+            )
+        with torch.device("meta"):
+            model = cls.from_description(description)
+        assert isinstance(model, nn.Module)
+        load_exactly(model, tensors, str(weights_path), assign=True)
+        materialize(model)
+        return model.eval()
+
+
+def load_exactly(
+    model: nn.Module, tensors: dict[str, torch.Tensor], source: str, assign: bool = False
+) -> None:
+    """Load ``tensors``, which must be the model's own by name and shape, or leave the model untouched.
+
+    Args:
+        source: what to call them in the message.
+        assign: let the model take over the tensors with their dtype, not copy the numbers into its own.
+
+    Raises:
+        ModelFileError: names all that is missing, unexpected or of another shape.
+    """
+    own = model.state_dict()
+    faults = {
+        "missing": [name for name in own if name not in tensors],
+        "unexpected": [name for name in tensors if name not in own],
+        "of another shape": [
+            f"{name} {list(tensors[name].shape)}, expected {list(own[name].shape)}"
+            for name in own
+            if name in tensors and tensors[name].shape != own[name].shape
+        ],
+    }
+    if any(faults.values()):
+        told = "; ".join(f"{what}: {_shorten(names)}" for what, names in faults.items() if names)
+        raise ModelFileError(f"{source} does not fit the {type(model).__name__}: {told}")
+    model.load_state_dict(tensors, assign=assign)
+
+
+def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a file, on the CPU.
+
+    Raises:
+        ModelFileError: no safetensors file, or a truncated one.
+    """
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ModelFileError(f"{path} is no whole safetensors file: {error}") from error
+
+
+def write_whole(writers: dict[Path, Callable[[Path], object]]) -> None:
+    """Let each writer make its file under a temporary name beside its path, sync all, then rename them.
+
+    Of several files the last is the seal: it is removed before the first rename and comes back last, so that
+    a kill never leaves a mix of old and new files with a seal.
+    """
+    staged = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in writers}
+    try:
+        for path, write in writers.items():
+            write(staged[path])
+            with open(staged[path], "rb+") as file:
+                os.fsync(file.fileno())
+        if len(staged) > 1:
+            list(staged)[-1].unlink(missing_ok=True)
+        for path, temporary in staged.items():
+            os.replace(temporary, path)
+    finally:
+        for temporary in staged.values():
+            temporary.unlink(missing_ok=True)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        version, _ = int(config["format_version"]), config["class"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelFileError(f"{path} is no config.json of dexcore: {error!r}") from error
+    if version > FORMAT_VERSION:
+        raise ModelFileError(
+            f"{path} has format version {version}, dexcore {dexcore.__version__} reads up to {FORMAT_VERSION}"
+        )
+    return config
+
+
+def _shorten(names: list[str]) -> str:
+    more = len(names) - _NAMES_IN_A_MESSAGE
+    return ", ".join(names[:_NAMES_IN_A_MESSAGE]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,149 @@
+"""Checkpoints in the layout of the method's authors, read and written.
+
+    authors                                    dexcore
+    blocks.i.DEX.director.fc1.weight           blocks.i.mlp.director.fc1.weight
+    blocks.i.DEX.experts.j.fc1.weight          blocks.i.mlp.experts.fc1.weight[j]
+    blocks.i.DEX.router.linear.weight          blocks.i.mlp.router.weight
+    blocks.i.DEX.expert_activation_count       blocks.i.mlp.router.activation_frequency
+
+The rest is named as in MAE: encoder and decoder side by side, where a `MaskedAutoencoder` has the encoder's names
+behind ``encoder.``.
+"""
+
+import argparse
+import os
+import pickle
+import re
+from pathlib import Path
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from dexcore.models.mae import MaskedAutoencoder
+from dexcore.models.pretrained import ModelFileError, load_exactly, read_safetensors, write_whole
+
+_EXPERT = re.compile(r"(blocks\.\d+)\.DEX\.experts\.(\d+)\.(fc[12]\.(?:weight|bias))")
+_RENAMED = {
+    "router.linear.weight": "router.weight",
+    "expert_activation_count": "router.activation_frequency",
+    **{
+        f"director.{name}": f"director.{name}"
+        for name in ("fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias")
+    },
+}
+_RENAMED_BACK = {ours: theirs for theirs, ours in _RENAMED.items()}
+
+
+def load_reference_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> list[str]:
+    """Load a checkpoint in the authors' layout into ``model``, all of it or nothing.
+
+    Every tensor of the model but a classifier's (``head``, which the authors' files do not have) must be in the file,
+    and every tensor of the file must have a place in the model; a `VisionTransformer` has none for the decoder
+    (``decoder_*``, ``mask_token``), which is left out. Numbers are copied into the model's own dtype. A plain MAE
+    checkpoint loads into a dense `MaskedAutoencoder` in the same way.
+
+    Args:
+        model: a `MaskedAutoencoder`, or a `VisionTransformer` whose MLPs are DEX layers (`DEXVisionTransformer`).
+        path: ``.safetensors``, or what ``torch.save`` wrote (read with ``weights_only=True``); the tensors lie at the
+            top or under "model".
+
+    Returns:
+        The file's tensors that were left out because ``model`` has no decoder.
+
+    Raises:
+        TypeError: ``model`` is neither.
+        FileNotFoundError: there is no such file.
+        ModelFileError: the file cannot be read, or its tensors are not the model's; names all that is missing,
+            unexpected or of another shape. The model is untouched.
+    """
+    prefix = _encoder_prefix(model)
+    source = str(path)
+    tensors = _from_authors(_read(Path(path)), source)
+    decoder = [name for name in tensors if name == "mask_token" or name.startswith("decoder_")]
+    left_out = [] if isinstance(model, MaskedAutoencoder) else decoder
+    named = {
+        name if name in decoder else prefix + name: tensor
+        for name, tensor in tensors.items()
+        if name not in left_out
+    }
+    for name, tensor in model.state_dict().items():
+        if name.startswith(prefix + "head."):
+            named.setdefault(name, tensor)
+    load_exactly(model, named, source)
+    return left_out
+
+
+def save_reference_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Write ``model`` in the authors' layout: ``{"model": tensors}`` by ``torch.save``, whole or not at all.
+
+    `load_reference_checkpoint` into a like model restores every bit.
+
+    Raises:
+        TypeError: ``model`` is neither a `MaskedAutoencoder` nor a `VisionTransformer`.
+        ValueError: ``path`` ends in .safetensors, which this file would not be.
+    """
+    prefix = _encoder_prefix(model)
+    if Path(path).suffix == ".safetensors":
+        raise ValueError(f"path must not end in .safetensors, which torch.save does not write; got {path}")
+    tensors: dict[str, torch.Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        tensors |= _to_authors(name.removeprefix(prefix), tensor)
+    write_whole({Path(path): lambda temporary: torch.save({"model": tensors}, temporary)})
+
+
+def _encoder_prefix(model: nn.Module) -> str:
+    if isinstance(model, MaskedAutoencoder):
+        return "encoder."
+    if isinstance(model, VisionTransformer):
+        return ""
+    raise TypeError(f"model must be a MaskedAutoencoder or a VisionTransformer, got {type(model).__name__}")
+
+
+def _read(path: Path) -> dict[str, torch.Tensor]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; expected a checkpoint in the authors' layout")
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)
+    try:
+        # MAE's own files hold the command line beside the tensors.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise ModelFileError(f"{path} cannot be read with weights_only=True: {error}") from error
+    tensors = content.get("model", content) if isinstance(content, dict) else None
+    if not tensors or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
+        raise ModelFileError(f'{path} must hold a dict of tensors, at the top or under "model"')
+    return tensors
+
+
+def _from_authors(tensors: dict[str, torch.Tensor], source: str) -> dict[str, torch.Tensor]:
+    """The tensors under dexcore's names, an encoder's without prefix, with the experts stacked."""
+    ours: dict[str, torch.Tensor] = {}
+    experts: dict[str, dict[int, torch.Tensor]] = {}
+    for name, tensor in tensors.items():
+        if expert := _EXPERT.fullmatch(name):
+            block, index, parameter = expert.groups()
+            experts.setdefault(f"{block}.mlp.experts.{parameter}", {})[int(index)] = tensor
+        else:
+            block, _, rest = name.partition(".DEX.")
+            ours[f"{block}.mlp.{_RENAMED[rest]}" if rest in _RENAMED else name] = tensor
+    for name, pool in experts.items():
+        if sorted(pool) != list(range(len(pool))) or len({tensor.shape for tensor in pool.values()}) > 1:
+            raise ModelFileError(
+                f"{source}: the experts of {name} must be numbered from 0 without gaps and have one shape, got "
+                f"{ {index: list(tensor.shape) for index, tensor in sorted(pool.items())} }"
+            )
+        ours[name] = torch.stack([pool[index] for index in range(len(pool))])
+    return ours
+
+
+def _to_authors(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+    """One of our tensors, named without ``encoder.``, under the authors' names."""
+    block, _, rest = name.partition(".mlp.")
+    if rest in _RENAMED_BACK:
+        return {f"{block}.DEX.{_RENAMED_BACK[rest]}": tensor}
+    kind, _, parameter = rest.partition(".")
+    if kind == "experts":
+        return {f"{block}.DEX.experts.{j}.{parameter}": expert.clone() for j, expert in enumerate(tensor)}
+    return {name: tensor}
