@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from dexcore.data.augment import augment, to_tensor
 from dexcore.data.keyed import Stream, generator
@@ -16,6 +16,7 @@ from dexcore.data.modality import Modality
 from dexcore.data.order import SampleKey
 from dexcore.data.record import Split
 from dexcore.data.store import Store
+from dexcore.extras import require
 
 _log = logging.getLogger(__name__)
 _REPLACE_TRIES = 8
@@ -99,9 +100,7 @@ class MVUDataset(Dataset[dict[str, Any]]):
         return np.flatnonzero(self.split == split)
 
     def _encoded(self, column: str) -> tuple[np.ndarray, list[str]]:
-        coded = self._store.column(column).dictionary_encode().combine_chunks()
-        if hasattr(coded, "chunks"):
-            coded = coded.chunk(0)
+        coded = self._store.column(column).combine_chunks().dictionary_encode()
         return coded.indices.to_numpy(), coded.dictionary.to_pylist()
 
     def _strings(self, column: str) -> np.ndarray:
@@ -161,6 +160,9 @@ class PretrainView(Dataset[dict[str, Any]]):
         return len(self.indices)
 
     def __getitem__(self, key: SampleKey | tuple[int, int]) -> dict[str, Any]:
+        if get_worker_info() is not None:
+            # Workers run side by side: OpenCV's own threads in each would only contend.
+            require("cv2", "train").setNumThreads(0)
         epoch, position = key
         asked = int(self.indices[position])
         sample_id, pixels = self._read(epoch, asked)

@@ -314,7 +314,7 @@ def _map_shard(folder: Path, shard: Shard) -> list[Any]:
             if not reader.schema.equals(schema()):
                 raise StoreError(f"{path} has the columns {reader.schema.names}, expected {schema().names}")
             return list(reader)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise StoreError(f"{path} is no readable Arrow stream: {error}") from error
 
 
