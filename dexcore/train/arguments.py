@@ -1,0 +1,155 @@
+"""From a command line and YAML files to a `PretrainConfig`.
+
+The last word wins: the preset (or, with ``--resume``, what the run's folder holds), then ``--config FILE``,
+then the flags.
+"""
+
+import argparse
+import difflib
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+from dexcore.extras import require
+from dexcore.report.files import CONFIG_FILE
+from dexcore.train.config import PRESETS, ConfigError, PretrainConfig, flat
+
+
+def parse(argv: Sequence[str] | None = None) -> PretrainConfig | None:
+    """Read a command line (default: this process's); None where it only asked for ``--print-config``.
+
+    Raises:
+        ConfigError: a file or a flag is wrong; the message names the field.
+        SystemExit: ``--help`` was asked for, or a flag does not exist.
+    """
+    tyro = require("tyro", "train")
+    argv = list(sys.argv[1:] if argv is None else argv)
+    base = _base(argv)
+
+    def arguments(
+        config_fields: Annotated[PretrainConfig, tyro.conf.arg(name="")] = base,
+        preset: Literal["laptop", "paper"] = "laptop",
+        config: Path | None = None,
+        print_config: bool = False,
+    ) -> tuple[PretrainConfig, bool]:
+        """Pre-train a Director-Experts masked autoencoder on medical images.
+
+        Args:
+            config_fields: the run.
+            preset: where the other values come from: minutes on two CPU cores, or the paper's recipe.
+            config: a YAML file with fields to change, as --print-config writes it.
+            print_config: show the resulting configuration as YAML and leave.
+        """
+        return config_fields, print_config
+
+    config, print_config = tyro.cli(arguments, args=argv)
+    if print_config:
+        print(to_yaml(config), end="")
+        return None
+    return config
+
+
+def _base(argv: Sequence[str]) -> PretrainConfig:
+    """What the flags change: it has to be known before they are read."""
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    early.add_argument("--preset", choices=sorted(PRESETS))
+    early.add_argument("--config", type=Path)
+    early.add_argument("--out", default="")
+    early.add_argument("--resume", action="store_true")
+    try:
+        known, _ = early.parse_known_args(argv)
+    except argparse.ArgumentError:
+        return PRESETS["laptop"]  # tyro meets the same mistake and explains it
+    base = PRESETS[known.preset or "laptop"]
+    stored = Path(known.out or base.out) / CONFIG_FILE
+    if known.resume and known.preset is None and known.config is None and stored.is_file():
+        return read_yaml(stored, base)
+    return base if known.config is None else read_yaml(known.config, base)
+
+
+def to_yaml(config: PretrainConfig) -> str:
+    """The configuration as YAML that `read_yaml` reads."""
+    yaml = require("yaml", "train")
+    plain = asdict(
+        config, dict_factory=lambda items: {k: list(v) if isinstance(v, tuple) else v for k, v in items}
+    )
+    text: str = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+    return text
+
+
+def read_yaml(path: str | Path, base: PretrainConfig) -> PretrainConfig:
+    """``base`` with the fields that a YAML file names.
+
+    Raises:
+        ConfigError: the file cannot be read, is no mapping, names a field that does not exist, or holds a
+        value of
+            another type or out of range; the message names the file and the field.
+    """
+    yaml = require("yaml", "train")
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read as a YAML file: {error}") from error
+    try:
+        return _updated(base, {} if values is None else values, "")
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _updated(base: Any, values: object, prefix: str) -> Any:
+    """The dataclass ``base`` with ``values`` put in, checked by the types of its fields."""
+    if not isinstance(values, dict):
+        raise ConfigError(f"{prefix.rstrip('.') or 'the file'}: expected a mapping of fields, got {values!r}")
+    hints = get_type_hints(type(base))
+    new = {item.name: getattr(base, item.name) for item in fields(base)}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if key not in new:
+            raise ConfigError(f"{name}: no such field; {_nearest(str(key), list(new), prefix)}")
+        if is_dataclass(new[key]):
+            new[key] = _updated(new[key], value, f"{name}.")
+        else:
+            new[key] = _converted(value, hints[key], name)
+    return type(base)(**new)
+
+
+def _nearest(key: str, siblings: list[str], prefix: str) -> str:
+    everywhere = [name for name, _ in flat(PretrainConfig()) if name.rpartition(".")[2] == key]
+    near = everywhere or [prefix + name for name in difflib.get_close_matches(key, siblings)]
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    return f"{prefix.rstrip('.') or 'a configuration'} has {', '.join(siblings)}"
+
+
+def _converted(value: Any, hint: Any, name: str) -> Any:
+    """``value`` as the field's type, which YAML may have written differently."""
+    if get_origin(hint) is Literal:
+        if value in get_args(hint):
+            return value
+        expected = " or ".join(repr(choice) for choice in get_args(hint))
+    elif hint is float:
+        # YAML 1.1 takes 1e-4 for a string: it wants a dot and a sign, 1.0e-4.
+        number = value if isinstance(value, int | float) and not isinstance(value, bool) else _as_float(value)
+        if number is not None:
+            return float(number)
+        expected = "a number"
+    elif hint in (int, bool, str):
+        if type(value) is hint:
+            return value
+        expected = {int: "a whole number", bool: "true or false", str: "a text"}[hint]
+    else:  # int | tuple[int, ...]
+        if type(value) is int:
+            return value
+        if isinstance(value, list) and value and all(type(item) is int for item in value):
+            return tuple(value)
+        expected = "a whole number, or a list of them"
+    raise ConfigError(f"{name}: expected {expected}, got {value!r}")
+
+
+def _as_float(value: object) -> float | None:
+    try:
+        return float(value) if isinstance(value, str) else None
+    except ValueError:
+        return None

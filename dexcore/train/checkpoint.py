@@ -1,0 +1,283 @@
+"""Checkpoints that are there whole or not at all.
+
+    checkpoints/
+        step-00000200/      named by the steps done
+            __0_0.distcp    tensors of model and optimizer, in the format of torch.distributed.checkpoint
+            .metadata       its index
+            state.json      step, order, configuration; sha256 of the other files, and of itself
+        damaged-...         what did not verify at a resume, kept for people to look at
+
+A checkpoint is written under a hidden temporary name, synced, and renamed; older ones are removed after that,
+by a rename first. A kill at any moment leaves complete checkpoints and hidden folders, which the next save
+removes. Only tensors are stored: learning rates and the like follow from the configuration and the step,
+random draws from their keys.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import pickle
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    get_state_dict,
+    set_optimizer_state_dict,
+)
+
+_STATE = "state.json"
+_VERSION = 1
+_FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be written or read; the message names it and says what to do."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands.
+
+    Attributes:
+        step: steps done, skipped ones included.
+        skipped_in_a_row: how many of the last steps were skipped.
+        order: the state of the sample order after them (`GlobalBatchSampler.state`), the store's fingerprint
+        in it.
+        config: the run's configuration, for people.
+    """
+
+    step: int
+    skipped_in_a_row: int
+    order: dict[str, Any]
+    config: dict[str, Any]
+
+
+def save_checkpoint(
+    folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, keep: int
+) -> Path:
+    """Write a checkpoint, then remove all but the ``keep`` newest.
+
+    Args:
+        folder: of the run's checkpoints; made where it is missing.
+        model: its parameters and buffers are stored.
+        optimizer: its tensors are stored.
+        progress: names the checkpoint.
+        keep: at least 1.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        CheckpointError: it cannot be written (a full disk, for example). The older ones are untouched.
+    """
+    final = folder / f"step-{progress.step:08d}"
+    temporary = folder / f".saving-{final.name}-{os.getpid()}"
+    if final.exists():
+        return final  # a run is a function of its step: this is what would be written
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(folder)
+        _write_tensors(temporary, model, optimizer)
+        _write_state(temporary, progress)
+        temporary.rename(final)
+        _sync(folder)
+    except (OSError, CheckpointException) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise CheckpointError(
+            f"{final}: the checkpoint cannot be written: {_reason(error)}; older checkpoints are untouched, "
+            "go on with --resume when there is room"
+        ) from error
+    for old in _checkpoints(folder)[keep:]:
+        _remove(old)
+    return final
+
+
+def load_checkpoint(
+    folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, say: Callable[[str], None]
+) -> Progress | None:
+    """Load the newest intact checkpoint into ``model`` and ``optimizer``, in place.
+
+    A damaged one is renamed to ``damaged-...`` and the one before is taken; ``say`` is told so.
+
+    Returns:
+        Where the run stood, or None where ``folder`` holds no checkpoint.
+
+    Raises:
+        CheckpointError: all are damaged, or the checkpoint does not fit the model.
+    """
+    found = _checkpoints(folder)
+    for path in found:
+        try:
+            progress = _verified(path)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            path.rename(path.with_name(f"damaged-{path.name}-{os.getpid()}"))
+            say(f"{path} is damaged ({error}): put aside, trying the one before it")
+            continue
+        try:
+            _read_tensors(path, model, optimizer)
+        except (CheckpointException, RuntimeError, pickle.UnpicklingError) as error:
+            raise CheckpointError(
+                f"{path}: does not fit this model or this PyTorch: {_reason(error)}"
+            ) from error
+        return progress
+    if found:
+        raise CheckpointError(f"{folder}: every checkpoint is damaged; begin again in another --out")
+    return None
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints, the newest first."""
+    return sorted(folder.glob("step-*"), reverse=True)
+
+
+def _write_tensors(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    with _quiet():
+        dcp.save(_tensors(model, optimizer), storage_writer=dcp.FileSystemWriter(path), no_dist=True)
+
+
+def _read_tensors(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    reader = _Reader(path)
+    stepped = any(name.startswith("optimizer.") for name in reader.read_metadata().state_dict_metadata)
+    if stepped:
+        model_state, optimizer_state = get_state_dict(
+            model, optimizer, options=_FLAT
+        )  # makes the empty moments
+    else:
+        model_state, optimizer_state = get_model_state_dict(model), {}
+    tensors = {"model": model_state, "optimizer": _only_tensors(optimizer_state)}
+    with _quiet():
+        dcp.load(tensors, storage_reader=reader, no_dist=True)
+    if stepped:
+        moments = {**optimizer_state, **tensors["optimizer"]}
+        set_optimizer_state_dict(model, optimizer, moments, options=_FLAT)
+
+
+def _tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
+    # Asked for the state of an optimizer that has none, PyTorch would make it by a step.
+    state = get_optimizer_state_dict(model, optimizer, options=_FLAT) if optimizer.state else {}
+    return {"model": get_model_state_dict(model), "optimizer": _only_tensors(state)}
+
+
+def _only_tensors(state: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+
+
+def _write_state(path: Path, progress: Progress) -> None:
+    files = {entry.name: _digest(entry, sync=True) for entry in sorted(path.iterdir())}
+    state = {"version": _VERSION, **asdict(progress), "files": files}
+    with open(path / _STATE, "w", encoding="utf-8") as file:
+        json.dump({"sha256": _digest_of(state), "state": state}, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    _sync(path)
+
+
+def _verified(path: Path) -> Progress:
+    """Read ``state.json`` and compare every file with what it says; ValueError where one differs."""
+    stored = json.loads((path / _STATE).read_text(encoding="utf-8"))
+    state = stored["state"]
+    if stored["sha256"] != _digest_of(state):
+        raise ValueError(f"{_STATE} is not as it was written")
+    if state["version"] != _VERSION:
+        raise CheckpointError(
+            f"{path}: has version {state['version']}, this dexcore reads version {_VERSION}"
+        )
+    for name, expected in state["files"].items():
+        if _digest(path / name) != expected:
+            raise ValueError(f"{name} is not as it was written")
+    return Progress(**{item.name: state[item.name] for item in fields(Progress)})
+
+
+def _digest(path: Path, sync: bool = False) -> str:
+    with open(path, "rb") as file:
+        if sync:
+            os.fsync(file.fileno())
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest_of(state: object) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    """Remove a checkpoint; a kill in the middle leaves a hidden folder and no half checkpoint."""
+    doomed = path.with_name(f".removing-{path.name}")
+    path.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    for pattern in (".saving-*", ".removing-*"):
+        for leftover in folder.glob(pattern):
+            shutil.rmtree(leftover)
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong, in a line; a CheckpointException holds it by rank."""
+    if isinstance(error, CheckpointException):
+        error = next(iter(error.failures.values()))[0]
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    return text.strip().splitlines()[-1]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the remark that there is one process."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
+
+
+class _Reader(dcp.FileSystemReader):
+    """Reads the index with a whitelist: a pickle may run anything, and run folders are handed around."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Any:
+        with open(Path(self.path) / ".metadata", "rb") as file:
+            metadata = _MetadataUnpickler(file).load()
+        metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+
+class _MetadataUnpickler(pickle.Unpickler):
+    _ALLOWED: ClassVar = {
+        "pathlib": {"Path", "PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath"},
+        "torch": {"Size", "float64", "float32", "float16", "bfloat16", "int64", "int32", "uint8", "bool"},
+        "torch.serialization": {"_get_layout"},
+        "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+        "torch.distributed.checkpoint.metadata": {
+            "BytesStorageMetadata",
+            "ChunkStorageMetadata",
+            "Metadata",
+            "MetadataIndex",
+            "StorageMeta",
+            "TensorProperties",
+            "TensorStorageMetadata",
+            "_MEM_FORMAT_ENCODING",
+        },
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        if name not in self._ALLOWED.get(module, ()):
+            raise pickle.UnpicklingError(
+                f".metadata names {module}.{name}, which no checkpoint of ours holds"
+            )
+        return super().find_class(module, name)

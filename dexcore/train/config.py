@@ -1,0 +1,299 @@
+"""What a pre-training run is made of: nested frozen dataclasses and the two presets.
+
+The defaults are the paper's recipe (method section 4); `PRESETS` holds it under ``paper`` and, under
+``laptop``, a small one that finishes within minutes on two CPU cores. How a configuration is read from the
+command line or a YAML file is `dexcore.train.arguments`.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, Literal
+
+
+class ConfigError(ValueError):
+    """A field of the configuration is out of range, contradicts another, or does not exist."""
+
+
+def _require(condition: bool, name: str, expected: str, value: object) -> None:
+    if not condition:
+        raise ConfigError(f"{name}: expected {expected}, got {value!r}")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The masked autoencoder: a DEX vision transformer as encoder, MAE's dense decoder."""
+
+    image_size: int = 256
+    """Side of the square images in pixels."""
+    patch_size: int = 16
+    """Side of a patch in pixels; divides image_size."""
+    dim: int = 768
+    """Encoder width; a multiple of 4 and of heads."""
+    depth: int = 12
+    """Encoder blocks."""
+    heads: int = 12
+    """Attention heads of the encoder."""
+    mlp_ratio: float = 4.0
+    """Hidden width of every expert and of the director, in multiples of dim."""
+    num_experts: int | tuple[int, ...] = 8
+    """Experts in a block's pool: one number, or one a block."""
+    top_k: int | tuple[int, ...] = 2
+    """Active experts an image: one number, or one a block."""
+    tau: float = 0.5
+    """Temperature of the router's softmax."""
+    align: Literal["kd", "cosine", "mse"] = "kd"
+    """Alignment loss between experts and director."""
+    keep: Literal["both", "z", "none"] = "both"
+    """What the expert MLP's backward finds stored: most memory and least work first."""
+    backend: Literal["auto", "triton", "eager"] = "auto"
+    """Who computes the DEX layers."""
+    grad_checkpointing: bool = False
+    """Recompute the encoder's activations in the backward: less memory, more time."""
+    decoder_dim: int = 512
+    """Decoder width; a multiple of 4 and of decoder_heads."""
+    decoder_depth: int = 8
+    """Decoder blocks."""
+    decoder_heads: int = 16
+    """Attention heads of the decoder."""
+    mask_ratio: float = 0.75
+    """Share of the patches that is hidden."""
+    norm_pix_loss: bool = True
+    """Whether the target is every patch normalized by its own mean and deviation."""
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "patch_size", "dim", "depth", "heads", "decoder_dim", "decoder_heads"):
+            _require(getattr(self, name) >= 1, f"model.{name}", "at least 1", getattr(self, name))
+        _require(self.decoder_depth >= 0, "model.decoder_depth", "at least 0", self.decoder_depth)
+        _require(
+            self.image_size % self.patch_size == 0,
+            "model.image_size",
+            f"a multiple of model.patch_size = {self.patch_size}",
+            self.image_size,
+        )
+        for width, heads in (("dim", "heads"), ("decoder_dim", "decoder_heads")):
+            value, count = getattr(self, width), getattr(self, heads)
+            multiple = f"a multiple of 4 and of model.{heads} = {count}"
+            _require(value % 4 == 0 and value % count == 0, f"model.{width}", multiple, value)
+        _require(self.mlp_ratio > 0, "model.mlp_ratio", "a number above 0", self.mlp_ratio)
+        _require(self.tau > 0, "model.tau", "a number above 0", self.tau)
+        _require(0 < self.mask_ratio < 1, "model.mask_ratio", "a number between 0 and 1", self.mask_ratio)
+        visible = int((self.image_size // self.patch_size) ** 2 * (1 - self.mask_ratio))
+        _require(visible >= 1, "model.mask_ratio", "at least one patch left visible", self.mask_ratio)
+        for block, (experts, k) in enumerate(zip(*self._a_block(), strict=True)):
+            _require(experts >= 1, "model.num_experts", "at least 1 in every block", self.num_experts)
+            _require(
+                1 <= k <= experts, "model.top_k", f"1 to {experts}, the experts of block {block}", self.top_k
+            )
+
+    def _a_block(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """``num_experts`` and ``top_k``, an entry a block."""
+        spread = []
+        for name in ("num_experts", "top_k"):
+            value = getattr(self, name)
+            values = (value,) * self.depth if isinstance(value, int) else value
+            _require(
+                len(values) == self.depth,
+                f"model.{name}",
+                f"one number, or model.depth = {self.depth}",
+                value,
+            )
+            spread.append(values)
+        return spread[0], spread[1]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The images and the order they come in."""
+
+    store: str = ""
+    """Folder of an image store; empty: the sample images of installed packages, put into a store once."""
+    balance: float = 1.0
+    """0 draws every image equally often, 1 every modality; between, a temperature on the modality shares."""
+    epoch_size: int = 0
+    """Images an epoch; 0: as many as there are training images."""
+    batch_size: int = 448
+    """Images a step."""
+    workers: int = 8
+    """Processes that prepare batches; 0: the training process does it itself."""
+    max_replaced: float = 0.01
+    """Share of unreadable images above which the run fails."""
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.balance <= 1, "data.balance", "a number from 0 to 1", self.balance)
+        _require(self.epoch_size >= 0, "data.epoch_size", "at least 0", self.epoch_size)
+        _require(self.batch_size >= 1, "data.batch_size", "at least 1", self.batch_size)
+        _require(self.workers >= 0, "data.workers", "at least 0", self.workers)
+        _require(0 <= self.max_replaced <= 1, "data.max_replaced", "a number from 0 to 1", self.max_replaced)
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW and its learning rate."""
+
+    base_lr: float = 1e-4
+    """Learning rate at a batch of 512; the run's peak is base_lr * batch_size / 512."""
+    min_lr: float = 0.0
+    """Where the cosine ends."""
+    warmup_epochs: float = 10.0
+    """Epochs of linear rise from 0 to the peak."""
+    weight_decay: float = 1e-6
+    """Decoupled weight decay; none on biases, norms, tokens and positions."""
+    beta1: float = 0.9
+    """Decay of the gradients' running mean."""
+    beta2: float = 0.999
+    """Decay of the squared gradients' running mean."""
+    clip_norm: float = 1.0
+    """Largest norm of the whole gradient."""
+
+    def __post_init__(self) -> None:
+        _require(self.base_lr > 0, "optimizer.base_lr", "a number above 0", self.base_lr)
+        _require(self.min_lr >= 0, "optimizer.min_lr", "at least 0", self.min_lr)
+        _require(self.warmup_epochs >= 0, "optimizer.warmup_epochs", "at least 0", self.warmup_epochs)
+        _require(self.weight_decay >= 0, "optimizer.weight_decay", "at least 0", self.weight_decay)
+        for name in ("beta1", "beta2"):
+            _require(0 <= getattr(self, name) < 1, f"optimizer.{name}", "0 to below 1", getattr(self, name))
+        _require(self.clip_norm > 0, "optimizer.clip_norm", "a number above 0", self.clip_norm)
+
+
+@dataclass(frozen=True)
+class DexConfig:
+    """What DEX adds to the loss and to the step."""
+
+    lambda_align: float = 0.01
+    """Weight of the alignment loss (lambda_co)."""
+    lambda_balance: float = 0.001
+    """Weight of the balance loss (lambda_bal) at the start."""
+    balance_schedule: Literal["cosine", "constant"] = "cosine"
+    """Whether lambda_balance falls to 0 on a half cosine (the paper) or stays (the released code, 0.01)."""
+    momentum_start: float = 0.99
+    """The directors' EMA momentum at the start; it changes on a half cosine."""
+    momentum_end: float = 0.999
+    """The directors' EMA momentum at the end."""
+    noise_start: float = 1.0
+    """Deviation of the router's exploration noise at the start; it falls to 0 on a half cosine."""
+
+    def __post_init__(self) -> None:
+        for name in ("lambda_align", "lambda_balance", "noise_start"):
+            _require(getattr(self, name) >= 0, f"dex.{name}", "at least 0", getattr(self, name))
+        for name in ("momentum_start", "momentum_end"):
+            _require(
+                0 <= getattr(self, name) <= 1, f"dex.{name}", "a number from 0 to 1", getattr(self, name)
+            )
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """How long, on what, and what is kept."""
+
+    epochs: float = 200.0
+    """Epochs of training."""
+    seed: int = 0
+    """Fixes the initial weights and every random draw."""
+    device: str = "auto"
+    """``auto``: the accelerator where there is one, else ``cpu``; or a device's name."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """``auto``: bf16 autocast where the device is fast at it, else fp32."""
+    checkpoint_every: int = 200
+    """Steps between two checkpoints."""
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints stay."""
+    max_skipped: int = 10
+    """Steps in a row with a non-finite loss or gradient after which the run gives up."""
+    evaluate_images: int = 64
+    """Images a modality, of the training and of the held-out ones each, that are evaluated at the end."""
+
+    def __post_init__(self) -> None:
+        _require(self.epochs > 0, "run.epochs", "a number above 0", self.epochs)
+        _require(0 <= self.seed < 2**32, "run.seed", "0 to 2^32 - 1", self.seed)
+        for name in ("checkpoint_every", "keep_checkpoints", "max_skipped", "evaluate_images"):
+            _require(getattr(self, name) >= 1, f"run.{name}", "at least 1", getattr(self, name))
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """A pre-training run. Defaults: the paper's recipe."""
+
+    out: str = "runs/pretrain"
+    """Folder of the run: metrics, checkpoints, the trained model, the report."""
+    resume: bool = False
+    """Go on from the newest checkpoint in the run's folder, or begin where there is none yet."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    dex: DexConfig = field(default_factory=DexConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        _require(self.out != "", "out", "the path of a folder", self.out)
+        _require(
+            self.optimizer.warmup_epochs < self.run.epochs,
+            "optimizer.warmup_epochs",
+            f"less than run.epochs = {self.run.epochs:g}",
+            self.optimizer.warmup_epochs,
+        )
+        _require(
+            self.optimizer.min_lr <= self.peak_lr,
+            "optimizer.min_lr",
+            f"at most the peak learning rate {self.peak_lr:g}",
+            self.optimizer.min_lr,
+        )
+
+    @property
+    def peak_lr(self) -> float:
+        """The learning rate at the end of the warm-up: ``base_lr`` scaled linearly by batch / 512."""
+        return self.optimizer.base_lr * self.data.batch_size / 512
+
+
+PRESETS: dict[str, PretrainConfig] = {
+    "paper": PretrainConfig(),
+    "laptop": PretrainConfig(
+        model=ModelConfig(
+            image_size=96,
+            patch_size=8,
+            dim=192,
+            depth=6,
+            heads=3,
+            decoder_dim=128,
+            decoder_depth=2,
+            decoder_heads=4,
+        ),
+        data=DataConfig(batch_size=64, workers=1, epoch_size=1024),
+        optimizer=OptimizerConfig(base_lr=1.2e-2, warmup_epochs=1.0),
+        run=RunConfig(epochs=20.0, checkpoint_every=100, evaluate_images=32),
+    ),
+}
+
+# A run may be resumed with other values of these; a change of any other would be another run.
+MAY_CHANGE_ON_RESUME = frozenset(
+    {
+        "out",
+        "resume",
+        "data.store",  # its content is compared by fingerprint
+        "data.workers",
+        "data.max_replaced",
+        "run.checkpoint_every",
+        "run.keep_checkpoints",
+        "run.max_skipped",
+        "run.evaluate_images",
+    }
+)
+
+
+def flat(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every field of a (nested) configuration as ``("model.dim", 768)``."""
+    for item in fields(config):
+        value = getattr(config, item.name)
+        if is_dataclass(value):
+            yield from flat(value, f"{prefix}{item.name}.")
+        else:
+            yield f"{prefix}{item.name}", value
+
+
+def differences(before: PretrainConfig, now: PretrainConfig) -> list[str]:
+    """Lines ``model.dim: 768 -> 384`` for every field that makes ``now`` another run than ``before``."""
+    old = dict(flat(before))
+    return [
+        f"{name}: {old[name]!r} -> {value!r}"
+        for name, value in flat(now)
+        if name not in MAY_CHANGE_ON_RESUME and value != old[name]
+    ]

@@ -1,0 +1,49 @@
+"""Which device a run uses, and in which precision it is fast there."""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from dexcore.train.config import ConfigError
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto``: the accelerator PyTorch finds, else the CPU; or the device of that name.
+
+    Raises:
+        ConfigError: there is no such device here.
+    """
+    if name == "auto":
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return accelerator or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"run.device: expected auto or a device that is here, got {name!r} ({reason})"
+        ) from error
+    return device
+
+
+def fast_bf16(device: torch.device) -> bool:
+    """Whether ``device`` has matrix instructions for bfloat16."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):
+        capabilities = torch.cpu.get_capabilities()
+        return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+    return False
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """The context to compute losses in: bf16 autocast, or nothing.
+
+    Args:
+        device: where.
+        precision: ``fp32``, ``bf16``, or ``auto`` for whichever is fast there.
+    """
+    if precision == "bf16" or (precision == "auto" and fast_bf16(device)):
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return nullcontext()

@@ -1,0 +1,152 @@
+"""A trained autoencoder's numbers on training and held-out images, for the report."""
+
+import logging
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from dexcore.data.augment import IMAGENET_MEAN, IMAGENET_STD, center, to_tensor
+from dexcore.data.dataset import MODALITIES, MVUDataset
+from dexcore.data.keyed import Stream, generator
+from dexcore.data.manifest import ImageDecodeError
+from dexcore.models import MaskedAutoencoder
+from dexcore.nn.mlp import DEXMlp, dex_layers
+from dexcore.report.evaluation import Evaluation, Examples
+from dexcore.train.config import PretrainConfig
+from dexcore.train.device import autocast
+
+_log = logging.getLogger(__name__)
+_BATCH = 64
+_HIDDEN_GRAY = np.float32(0.5)
+_NO_EPOCH = 2**64 - 1  # keys masks that no epoch of training draws
+
+
+class _Batch(NamedTuple):
+    sample_id: np.ndarray  # [n]
+    images: torch.Tensor  # [n, 3, S, S], normalized
+    noise: torch.Tensor  # [n, L], makes the masks
+
+
+@torch.no_grad()
+def evaluate(
+    model: MaskedAutoencoder, images: MVUDataset, config: PretrainConfig, device: torch.device
+) -> Evaluation:
+    """Run ``model`` over up to ``run.evaluate_images`` images a modality of either split, and leave it in
+    eval mode.
+
+    They are evenly spaced in the store, cut to the centre square, and masked by draws keyed on (seed, sample
+    id); those that cannot be decoded are left out. A modality's example is the middle one of its held-out
+    images, or of its training images where none is held out.
+    """
+    model.eval()
+    layers = dex_layers(model)
+    sample_ids: list[int] = []
+    squared_error, total = [], []
+    gates: list[list[np.ndarray]] = [[] for _ in layers]
+    for batch in _batches(images, _choose(images, config.run.evaluate_images), model, config):
+        _, mask, error, variance = _reconstruct(model, batch, config, device)
+        sample_ids.extend(batch.sample_id)
+        squared_error.append((error * mask).sum(1).double().cpu().numpy())
+        total.append((variance * mask).sum(1).double().cpu().numpy())
+        for block, layer in zip(gates, layers, strict=True):
+            block.append(_dense_gates(layer).cpu().numpy())
+    sample_id = np.array(sample_ids)
+    return Evaluation(
+        modality_names=[modality.value for modality in MODALITIES],
+        modality=images.modality[sample_id],
+        heldout=images.split[sample_id] == "heldout",
+        synthetic=images.synthetic[sample_id],
+        group=images.group[sample_id],
+        sample_id=sample_id,
+        squared_error=np.concatenate(squared_error),
+        total=np.concatenate(total),
+        gates=[np.concatenate(block) for block in gates],
+        examples=_examples(model, images, sample_id, config, device),
+    )
+
+
+def _choose(images: MVUDataset, most: int) -> np.ndarray:
+    """Rows of the store: up to ``most`` evenly spaced ones of every modality and split."""
+    chosen = []
+    for split in ("train", "heldout"):
+        for modality in range(len(MODALITIES)):
+            rows = np.flatnonzero((images.split == split) & (images.modality == modality))
+            if len(rows):
+                chosen.append(rows[np.unique(np.linspace(0, len(rows) - 1, most).round().astype(int))])
+    return np.concatenate(chosen)
+
+
+def _batches(
+    images: MVUDataset, rows: np.ndarray, model: MaskedAutoencoder, config: PretrainConfig
+) -> Iterator[_Batch]:
+    for start in range(0, len(rows), _BATCH):
+        sample_id, tensors, noise = [], [], []
+        for row in rows[start : start + _BATCH].tolist():
+            try:
+                pixels = images.read(row)
+            except ImageDecodeError as error:
+                _log.warning("not evaluated: %s", error)
+                continue
+            sample_id.append(row)
+            tensors.append(to_tensor(center(pixels, config.model.image_size)))
+            draws = generator(config.run.seed, _NO_EPOCH, row, Stream.MASK)
+            noise.append(torch.from_numpy(draws.random(model.num_patches, dtype=np.float32)))
+        if sample_id:
+            yield _Batch(np.array(sample_id), torch.stack(tensors), torch.stack(noise))
+
+
+def _reconstruct(
+    model: MaskedAutoencoder, batch: _Batch, config: PretrainConfig, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Predictions [n, L, K], mask [n, L], and a patch's squared error and variance to explain [n, L]."""
+    images = batch.images.to(device)
+    with autocast(device, config.run.precision):
+        output = model(images, noise=batch.noise.to(device))
+    target = model.target(images)
+    error = (output.pred.float() - target).square().sum(-1)
+    variance = (target - target.mean(-1, keepdim=True)).square().sum(-1)
+    return output.pred.float(), output.mask, error, variance
+
+
+def _dense_gates(layer: DEXMlp) -> torch.Tensor:
+    """The last forward's gates [n, R], 0 for experts that were not chosen."""
+    assert layer.routing is not None
+    gates, indices = layer.routing.gates.float(), layer.routing.indices
+    return gates.new_zeros(len(gates), layer.num_experts).scatter_(1, indices, gates)
+
+
+def _examples(
+    model: MaskedAutoencoder,
+    images: MVUDataset,
+    sample_id: np.ndarray,
+    config: PretrainConfig,
+    device: torch.device,
+) -> Examples:
+    heldout, modality = images.split[sample_id] == "heldout", images.modality[sample_id]
+    rows = []
+    for one in np.unique(modality):
+        candidates = sample_id[(modality == one) & heldout]
+        if not len(candidates):
+            candidates = sample_id[modality == one]
+        rows.append(candidates[len(candidates) // 2])
+    (batch,) = _batches(images, np.array(rows), model, config)
+    pred, mask, _, _ = _reconstruct(model, batch, config, device)
+    hidden = model.unpatchify(mask.unsqueeze(-1).expand_as(pred)).cpu()
+    picture = model.reconstruct(batch.images.to(device), pred).cpu()
+    return Examples(
+        modality=images.modality[batch.sample_id],
+        synthetic=images.synthetic[batch.sample_id],
+        heldout=images.split[batch.sample_id] == "heldout",
+        input=_pixels(batch.images),
+        masked=np.where(hidden.permute(0, 2, 3, 1).numpy() > 0, _HIDDEN_GRAY, _pixels(batch.images)),
+        reconstruction=_pixels(picture),
+        pasted=_pixels(torch.where(hidden > 0, picture, batch.images)),
+    )
+
+
+def _pixels(images: torch.Tensor) -> np.ndarray:
+    """Normalized images [n, 3, S, S] as float32 [n, S, S, 3] in [0, 1]."""
+    mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
+    return (images.permute(0, 2, 3, 1) * std + mean).clamp(0, 1).numpy()

@@ -1,0 +1,134 @@
+"""The folder of a run: who may write into it, and the files that grow in it.
+
+config.yaml         the configuration
+metrics.jsonl       a line a step
+skipped.jsonl       a line a step that was skipped, with its sample ids
+checkpoints/        see `dexcore.train.checkpoint`
+model/              the trained autoencoder, for `MaskedAutoencoder.from_pretrained`
+evaluation.npz, summary.json, report.html, report/      see `dexcore.report`
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, Any
+
+from dexcore.report.files import CONFIG_FILE, write_whole
+from dexcore.train.arguments import read_yaml, to_yaml
+from dexcore.train.config import PretrainConfig, differences
+
+SKIPPED_FILE = "skipped.jsonl"
+CHECKPOINTS_FOLDER = "checkpoints"
+_LOCK = ".lock"
+
+
+class RunFolderError(RuntimeError):
+    """The run's folder cannot be used; the message names it and says what to do."""
+
+
+@contextmanager
+def open_run_folder(config: PretrainConfig) -> Iterator[Path]:
+    """Make or reopen ``config.out`` and hold it, so that no second run writes into it.
+
+    Raises:
+        RunFolderError: the folder cannot be made or written, another run holds it, or it is not empty and
+            ``config.resume`` is not set, or is set and what lies there is another run.
+    """
+    folder = Path(config.out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / _LOCK, "a")  # noqa: SIM115
+    except OSError as error:
+        raise RunFolderError(f"out: cannot write into {folder}: {error.strerror or error}") from error
+    with lock:
+        _hold(lock, folder)
+        _check_content(folder, config)
+        try:
+            write_whole(folder / CONFIG_FILE, to_yaml(replace(config, resume=False)).encode())
+        except OSError as error:
+            raise RunFolderError(f"out: cannot write into {folder}: {error.strerror or error}") from error
+        yield folder
+
+
+def _hold(lock: IO[str], folder: Path) -> None:
+    import fcntl  # POSIX alone
+
+    try:
+        # lockf and not flock: a record lock belongs to this process alone, so that a forked data worker which
+        # outlives a killed run does not hold the folder. The kernel drops it when the process dies.
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise RunFolderError(
+            f"out: another run is writing into {folder}; wait for it, or give this one another --out"
+        ) from error
+
+
+def _check_content(folder: Path, config: PretrainConfig) -> None:
+    content = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+    if content in ([], [CONFIG_FILE]):
+        return  # new, or begun and never come to a step
+    if not config.resume:
+        raise RunFolderError(
+            f"out: {folder} is not empty (it holds {content[0]}); go on with its run by --resume, "
+            "or give another --out"
+        )
+    if CONFIG_FILE not in content:
+        raise RunFolderError(f"out: {folder} holds {content[0]} but no {CONFIG_FILE}: it is no run to resume")
+    changed = differences(read_yaml(folder / CONFIG_FILE, PretrainConfig()), config)
+    if changed:
+        raise RunFolderError(
+            f"out: the run in {folder} was begun with another configuration; resume it with its own, or "
+            "begin another run in another --out. What differs (then -> now):\n  " + "\n  ".join(changed)
+        )
+
+
+class LineFile:
+    """A file of JSON objects, a line each, that grows; a number that is not finite is written as null."""
+
+    def __init__(self, path: Path, first_step: int) -> None:
+        """Open ``path`` for steps from ``first_step`` on; lines of these and a torn last line are cut off."""
+        self.path = path
+        if path.is_file():
+            lines = path.read_bytes().splitlines(keepends=True)
+            kept = b"".join(line for line in lines if _step(line) < first_step)
+            write_whole(path, kept)
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
+
+    def write(self, values: Mapping[str, Any]) -> None:
+        """Append a line, handed to the operating system at once.
+
+        Raises:
+            RunFolderError: it cannot be written (a full disk, for example).
+        """
+        try:
+            self._file.write(json.dumps(_finite(values), allow_nan=False) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise RunFolderError(f"{self.path}: cannot be written: {error.strerror or error}") from error
+
+    def sync(self) -> None:
+        """Have what was written survive a power cut."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _step(line: bytes) -> float:
+    try:
+        return int(json.loads(line)["step"]) if line.endswith(b"\n") else math.inf
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

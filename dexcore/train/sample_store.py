@@ -1,0 +1,87 @@
+"""The images of a run: a store of the user's, or the sample images of installed packages."""
+
+import hashlib
+import importlib.metadata
+import os
+import shutil
+import sys
+from importlib import resources
+from pathlib import Path
+
+from dexcore.data.dataset import MVUDataset, open_mvu
+from dexcore.data.samples import build_samples
+
+# What the sample store's bytes depend on, beside this package's own code.
+_PACKAGES = (
+    "numpy",
+    "opencv-python-headless",
+    "Pillow",
+    "pyarrow",
+    "pydicom",
+    "pydicom-data",
+    "nibabel",
+    "nilearn",
+    "scikit-image",
+    "python-gdcm",
+    "pylibjpeg-openjpeg",
+    "pyjpegls",
+)
+
+
+def open_images(store: str) -> MVUDataset:
+    """Open the store in folder ``store``, or, where that is empty, the sample store, built when first needed.
+
+    Raises:
+        StoreError: there is no sound store.
+        MissingExtraError: the sample images' packages are not installed.
+    """
+    return open_mvu(store or sample_store())
+
+
+def sample_store() -> Path:
+    """Folder of the sample store in the user's cache; where it is missing it is built (some seconds)."""
+    cache = cache_folder() / "dexcore"
+    folder = cache / f"samples-{_key()}"
+    if folder.is_dir():
+        return folder
+    building = cache / f".samples-{os.getpid()}"
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        print(f"building the sample images' store in {folder}", file=sys.stderr, flush=True)
+        build_samples(building)
+        building.rename(folder)
+    except OSError:
+        if not folder.is_dir():  # another process was not faster: it is our error
+            raise
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return folder
+
+
+def cache_folder() -> Path:
+    """The user's folder for caches: XDG_CACHE_HOME where it is set, else what the platform has."""
+    if os.environ.get("XDG_CACHE_HOME"):
+        return Path(os.environ["XDG_CACHE_HOME"])
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches"
+    if os.name == "nt":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
+    return Path.home() / ".cache"
+
+
+def _key() -> str:
+    """Changes with the packages' versions and with the code in dexcore.data that reads and writes."""
+    digest = hashlib.sha256()
+    for package in _PACKAGES:
+        digest.update(f"{package} {_version(package)}\n".encode())
+    data = Path(str(resources.files("dexcore.data")))
+    for source in sorted(data.rglob("*.py")):
+        digest.update(source.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "none"

@@ -1,0 +1,113 @@
+"""Configurations: ranges, presets, what a resume may change."""
+
+from dataclasses import replace
+
+import pytest
+
+from dexcore.train.config import (
+    MAY_CHANGE_ON_RESUME,
+    PRESETS,
+    ConfigError,
+    DataConfig,
+    DexConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PretrainConfig,
+    RunConfig,
+    differences,
+    flat,
+)
+
+
+def test_the_paper_preset_is_the_recipe_of_the_paper():
+    paper = PRESETS["paper"]
+    assert (paper.model.dim, paper.model.depth, paper.model.heads) == (768, 12, 12)
+    assert (paper.model.image_size, paper.model.patch_size) == (256, 16)
+    assert (paper.model.num_experts, paper.model.top_k, paper.model.mask_ratio) == (8, 2, 0.75)
+    assert (paper.model.decoder_dim, paper.model.decoder_depth) == (512, 8)
+    assert (paper.run.epochs, paper.data.batch_size) == (200, 448)
+    assert paper.peak_lr == pytest.approx(1e-4 * 448 / 512)
+    assert (paper.optimizer.weight_decay, paper.optimizer.clip_norm, paper.optimizer.warmup_epochs) == (
+        1e-6,
+        1,
+        10,
+    )
+    assert (paper.dex.momentum_start, paper.dex.momentum_end, paper.dex.noise_start) == (0.99, 0.999, 1)
+    assert (paper.dex.lambda_align, paper.dex.lambda_balance, paper.dex.balance_schedule) == (
+        0.01,
+        0.001,
+        "cosine",
+    )
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "message"),
+    [
+        (
+            ModelConfig,
+            {"image_size": 100},
+            r"model.image_size: expected a multiple of model.patch_size = 16, got 100",
+        ),
+        (ModelConfig, {"dim": 770}, r"model.dim: expected a multiple of 4 and of model.heads = 12, got 770"),
+        (ModelConfig, {"decoder_dim": 40}, r"model.decoder_dim: .* model.decoder_heads = 16, got 40"),
+        (ModelConfig, {"top_k": 9}, r"model.top_k: expected 1 to 8, the experts of block 0, got 9"),
+        (
+            ModelConfig,
+            {"top_k": (1, 2)},
+            r"model.top_k: expected one number, or model.depth = 12, got \(1, 2\)",
+        ),
+        (ModelConfig, {"num_experts": 0}, r"model.num_experts: expected at least 1"),
+        (ModelConfig, {"mask_ratio": 1.0}, r"model.mask_ratio: expected a number between 0 and 1, got 1.0"),
+        (ModelConfig, {"mask_ratio": 0.999}, r"model.mask_ratio: expected at least one patch left visible"),
+        (ModelConfig, {"tau": 0.0}, r"model.tau"),
+        (DataConfig, {"batch_size": 0}, r"data.batch_size: expected at least 1, got 0"),
+        (DataConfig, {"balance": 1.5}, r"data.balance: expected a number from 0 to 1, got 1.5"),
+        (
+            OptimizerConfig,
+            {"base_lr": float("nan")},
+            r"optimizer.base_lr: expected a number above 0, got nan",
+        ),
+        (OptimizerConfig, {"beta2": 1.0}, r"optimizer.beta2"),
+        (DexConfig, {"momentum_end": 1.01}, r"dex.momentum_end"),
+        (RunConfig, {"keep_checkpoints": 0}, r"run.keep_checkpoints: expected at least 1, got 0"),
+        (RunConfig, {"seed": -1}, r"run.seed"),
+        (
+            PretrainConfig,
+            {"run": RunConfig(epochs=10)},
+            r"optimizer.warmup_epochs: expected less than run.epochs = 10",
+        ),
+        (
+            PretrainConfig,
+            {"optimizer": OptimizerConfig(min_lr=1)},
+            r"optimizer.min_lr: expected at most the peak",
+        ),
+        (PretrainConfig, {"out": ""}, r"out: expected the path of a folder"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_the_name_of_its_field(section, values, message):
+    with pytest.raises(ConfigError, match=message):
+        section(**values)
+
+
+def test_experts_may_differ_by_block():
+    model = ModelConfig(depth=3, num_experts=(8, 4, 2), top_k=(1, 2, 2))
+    assert model.num_experts == (8, 4, 2)
+    with pytest.raises(ConfigError, match="the experts of block 2"):
+        ModelConfig(depth=3, num_experts=(8, 4, 2), top_k=(1, 2, 3))
+
+
+def test_what_a_resume_may_change_are_fields_that_exist():
+    assert {name for name, _ in flat(PretrainConfig())} >= MAY_CHANGE_ON_RESUME
+
+
+def test_differences_name_what_makes_another_run_and_nothing_else():
+    before = PRESETS["laptop"]
+    now = replace(
+        before,
+        out="elsewhere",
+        resume=True,
+        data=replace(before.data, workers=7),
+        model=replace(before.model, tau=0.7),
+        run=replace(before.run, seed=3),
+    )
+    assert differences(before, now) == ["model.tau: 0.5 -> 0.7", "run.seed: 0 -> 3"]
