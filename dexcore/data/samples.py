@@ -39,8 +39,8 @@ class Sample:
     """One file of an installed package.
 
     Attributes:
-        package: its import name.
-        file: inside the package.
+        package: its name on PyPI.
+        file: inside the package's folder.
         modality, anatomy, split: of the images.
         axes: the axes a volume is cut across; () for files of frames.
         every: one frame in this many is kept.
@@ -55,7 +55,15 @@ class Sample:
     every: int = 1
 
 
-_PYDICOM, _PYDICOM_DATA = "pydicom", "data_store"
+# PyPI's names to import names.
+_IMPORT_NAMES = {
+    "nibabel": "nibabel",
+    "nilearn": "nilearn",
+    "pydicom": "pydicom",
+    "pydicom-data": "data_store",
+    "scikit-image": "skimage",
+}
+_PYDICOM, _PYDICOM_DATA = "pydicom", "pydicom-data"
 _TEST_FILES, _DATA = "data/test_files/", "data/"
 _CT, _MR, _XRAY, _US = Modality.CT, Modality.MR, Modality.XRAY, Modality.ULTRASOUND
 
@@ -98,10 +106,10 @@ SAMPLES: tuple[Sample, ...] = (
     Sample(_PYDICOM_DATA, _DATA + "color-pl.dcm", _US, "heart", "train"),
     Sample(_PYDICOM_DATA, _DATA + "gdcm-US-ALOKA-16.dcm", _US, "abdomen", "heldout"),
     Sample(_PYDICOM_DATA, _DATA + "JPGLosslessP14SV1_1s_1f_8b.dcm", _US, "heart", "heldout"),
-    Sample("skimage", "data/retina.jpg", Modality.FUNDUS, "eye", "train"),
-    Sample("skimage", "data/microaneurysms.png", Modality.FUNDUS, "eye", "heldout"),
+    Sample("scikit-image", "data/retina.jpg", Modality.FUNDUS, "eye", "train"),
+    Sample("scikit-image", "data/microaneurysms.png", Modality.FUNDUS, "eye", "heldout"),
     # One file of its kind: nothing of it can be held out.
-    Sample("skimage", "data/ihc.png", Modality.PATHOLOGY, "colon", "train"),
+    Sample("scikit-image", "data/ihc.png", Modality.PATHOLOGY, "colon", "train"),
 )
 
 
@@ -166,9 +174,10 @@ def build_samples(
 
 def _package_folder(package: str) -> Path:
     """The package's folder without importing it (nilearn takes seconds); else `require`'s error."""
-    spec = importlib.util.find_spec(package)
+    name = _IMPORT_NAMES[package]
+    spec = importlib.util.find_spec(name)
     locations = spec.submodule_search_locations if spec else None
-    return Path(next(iter(locations or require(package, "samples").__path__)))
+    return Path(next(iter(locations or require(name, "samples").__path__)))
 
 
 def _records(sample: Sample, scan: Scan) -> Iterator[ImageRecord]:
@@ -183,7 +192,7 @@ def _records(sample: Sample, scan: Scan) -> Iterator[ImageRecord]:
         yield ImageRecord(
             image=image,
             modality=sample.modality,
-            source=f"{sample.package} sample",
+            source=sample.package,
             anatomy=sample.anatomy,
             normalization=method,
             group=name,

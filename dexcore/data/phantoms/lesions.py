@@ -9,7 +9,7 @@ from dexcore.data.phantoms.fields import grid
 LABELS = ("healthy", "compact x1", "compact x2", "compact x3", "spread x1", "spread x2", "spread x3")
 _PER_KIND = 3
 _HARMONICS = np.arange(2, 6, dtype=np.float32)
-_APART = 0.55
+_APART = 0.7
 
 
 @dataclass(frozen=True)
@@ -32,27 +32,27 @@ class Lesion:
 
 
 def draw_lesions(rng: np.random.Generator, label: int) -> list[Lesion]:
-    """The lesions of a label (an index of `LABELS`), apart from one another."""
+    """The lesions of a label (an index of `LABELS`), apart from one another in u and in v."""
     if label == 0:
         return []
     spread, count = label > _PER_KIND, (label - 1) % _PER_KIND + 1
-    places: list[np.ndarray] = []
-    while len(places) < count:
-        candidates = rng.uniform(-1, 1, (20, 2))
-        free = [c for c in candidates if all(np.hypot(*(c - place)) > _APART for place in places)]
-        places += free[:1]
     waves = 0.15 if spread else 0.03
-    return [
-        Lesion(
+    jitter = 0.5 if count == 1 else 0.15
+    lesions: list[Lesion] = []
+    for place in range(count):
+        v = rng.uniform(-1, 1)
+        while lesions and abs(v - lesions[-1].v) < _APART:
+            v = rng.uniform(-1, 1)
+        lesion = Lesion(
             spread=spread,
-            v=float(v),
-            u=float(u),
+            v=v,
+            u=2 * (place + 0.5 + rng.uniform(-jitter, jitter)) / count - 1,
             size=rng.uniform(0.75, 1.25),
             amplitudes=waves * rng.standard_normal(len(_HARMONICS), dtype=np.float32) / (_HARMONICS / 2),
             phases=rng.uniform(0, 2 * np.pi, len(_HARMONICS)).astype(np.float32),
         )
-        for v, u in places
-    ]
+        lesions.append(lesion)
+    return lesions
 
 
 @dataclass(frozen=True)
