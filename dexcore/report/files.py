@@ -12,6 +12,18 @@ PICTURES_FOLDER = "report"
 MODEL_FOLDER = "model"
 
 
+def run_files(run_folder: str | Path) -> dict[str, Path]:
+    """What a person looks for in a run folder: name -> path."""
+    folder = Path(run_folder)
+    return {
+        "report": folder / REPORT_FILE,
+        "pictures": folder / PICTURES_FOLDER,
+        "model": folder / MODEL_FOLDER,
+        "metrics": folder / METRICS_FILE,
+        "summary": folder / SUMMARY_FILE,
+    }
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Write to a temporary name beside ``path``, sync, rename: a kill leaves the old file or the new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

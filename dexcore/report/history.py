@@ -40,13 +40,12 @@ class History:
     def read(cls, path: str | Path) -> "History":
         """Read a metrics.jsonl.
 
-        A last line that a kill cut short is left out. Where a resumed run went back to a checkpoint, what it
-        ran again replaces everything from that step on.
+        A last line that a kill cut short is left out.
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: no step in it, a damaged line before the last, or blocks that change between steps;
-                the message names the file.
+            ValueError: no step in it, a damaged line before the last, steps that do not rise, or blocks that
+                change between steps; the message names the file.
         """
         path = Path(path)
         if not path.is_file():
@@ -75,8 +74,8 @@ def _records(path: Path) -> list[dict[str, Any]]:
             raise ValueError(f"{path}, line {number}: expected a JSON object ({error})") from error
         if not isinstance(record, dict) or not isinstance(record.get("step"), int):
             raise ValueError(f"{path}, line {number}: expected a JSON object with an integer step")
-        while records and records[-1]["step"] >= record["step"]:
-            records.pop()
+        if records and record["step"] <= records[-1]["step"]:
+            raise ValueError(f"{path}, line {number}: step {record['step']} after {records[-1]['step']}")
         records.append(record)
     return records
 

@@ -100,6 +100,7 @@ class Specialization:
 
     Attributes:
         modalities: names of the m modalities that were evaluated.
+        synthetic: for each of them, whether any of its images is synthetic.
         shares_mr: float64 [m, r], P(expert | modality): the expert's mean share of the modality's images.
         nmi: `normalized_mutual_information` of ``shares_mr``; nan where it does not exist (one modality, one
             expert, gates that are not finite).
@@ -111,6 +112,7 @@ class Specialization:
     """
 
     modalities: tuple[str, ...]
+    synthetic: tuple[bool, ...]
     shares_mr: np.ndarray
     nmi: float
     null_mean: float
@@ -156,6 +158,7 @@ def specialization(
         return ()
     present, modality_n = np.unique(evaluation.modality, return_inverse=True)
     modalities = tuple(evaluation.modality_names[index] for index in present)
+    synthetic = tuple(bool(evaluation.synthetic[evaluation.modality == index].any()) for index in present)
     # A group's name counts within its modality only: two sources may both have a "patient 1".
     keys = np.stack([modality_n, np.unique(evaluation.group, return_inverse=True)[1]])
     groups, group_n = np.unique(keys, axis=1, return_inverse=True)
@@ -166,12 +169,16 @@ def specialization(
     for gates_nr in evaluation.gates:
         mass_gr = np.zeros((len(label_g), gates_nr.shape[1]))
         np.add.at(mass_gr, group_n.reshape(-1), gates_nr)
-        blocks.append(_specialization(modalities, mass_gr, label_g, labels_pg))
+        blocks.append(_specialization(modalities, synthetic, mass_gr, label_g, labels_pg))
     return tuple(blocks)
 
 
 def _specialization(
-    modalities: tuple[str, ...], mass_gr: np.ndarray, label_g: np.ndarray, labels_pg: np.ndarray
+    modalities: tuple[str, ...],
+    synthetic: tuple[bool, ...],
+    mass_gr: np.ndarray,
+    label_g: np.ndarray,
+    labels_pg: np.ndarray,
 ) -> Specialization:
     shares_mr = _shares(mass_gr, label_g, len(modalities))
     nmi = float(normalized_mutual_information(shares_mr))
@@ -181,6 +188,7 @@ def _specialization(
     reached = int((null_p >= nmi - 1e-12).sum())
     return Specialization(
         modalities=modalities,
+        synthetic=synthetic,
         shares_mr=shares_mr,
         nmi=nmi,
         null_mean=null_mean,

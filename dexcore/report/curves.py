@@ -1,0 +1,174 @@
+"""Pictures of a run's course: losses, schedules, and the load of the experts."""
+
+from typing import Any
+
+import numpy as np
+
+from dexcore.extras import require
+from dexcore.report.history import History
+from dexcore.report.pictures import BLUE, NEUTRAL, RED, Picture, new_figure, styled, to_png
+
+_LOSSES = {
+    "loss_self": "Reconstruction loss (masked patches)",
+    "loss_align": "Alignment of experts and director",
+    "loss_balance": "Balance of the experts",
+}
+_PROGRESS = {
+    "lr": "Learning rate",
+    "momentum": "Director momentum",
+    "noise_std": "Router noise",
+    "lambda_balance": "Balance weight",
+    "grad_norm": "Gradient norm",
+    "images_per_second": "Images per second",
+}
+
+
+def course_pictures(history: History) -> list[Picture]:
+    """Losses and schedules, and the experts' load where there are experts."""
+    pictures = []
+    with styled():
+        losses = _recorded(history, _LOSSES)
+        if losses:
+            pictures.append(_losses(history, losses))
+        progress = _recorded(history, _PROGRESS)
+        if progress:
+            pictures.append(_schedules(history, progress))
+        if history.load:
+            pictures.append(_load(history))
+    return pictures
+
+
+def _recorded(history: History, titles: dict[str, str]) -> list[tuple[np.ndarray, str]]:
+    """(values, title) of what has a number; the reconstruction loss always, for it must not vanish as nan."""
+    return [
+        (history.scalars[name], title)
+        for name, title in titles.items()
+        if name == "loss_self" or np.isfinite(history.scalars[name]).any()
+    ]
+
+
+def _losses(history: History, losses: list[tuple[np.ndarray, str]]) -> Picture:
+    figure = new_figure(2.9 + 1.6 * (len(losses) - 1))
+    ratios = [1.9] + [1.0] * (len(losses) - 1)
+    axes = figure.subplots(len(losses), 1, sharex=True, squeeze=False, height_ratios=ratios)[:, 0]
+    for axis, (values, title) in zip(axes, losses, strict=True):
+        _curve(axis, history.step, values, title, smooth=True)
+    axes[-1].set_xlabel("step")
+    return Picture(
+        name="losses.png",
+        title="Losses",
+        reading=(
+            "Thin: every step. Thick: a running mean. The reconstruction loss should fall quickly, then "
+            "slowly; where targets are normalized patch by patch (the default), 1.0 is what predicting each "
+            "patch as its own mean costs. The alignment loss compares experts and director; as a "
+            "cross-entropy it has a floor above zero. The balance loss is 1.0 when all experts are used "
+            "evenly, and as large as the number of experts when one takes everything."
+        ),
+        bad=(
+            "a reconstruction loss that stays at its start or turns up for good, a balance loss that rises "
+            "and stays high, or red marks at the bottom: steps whose loss was not a finite number."
+        ),
+        png=to_png(figure),
+    )
+
+
+def _schedules(history: History, progress: list[tuple[np.ndarray, str]]) -> Picture:
+    rows = (len(progress) + 1) // 2
+    figure = new_figure(0.3 + 1.5 * rows)
+    axes = list(figure.subplots(rows, 2, sharex=True, squeeze=False).flat)
+    for axis, (values, title) in zip(axes, progress, strict=False):
+        measured = title in (_PROGRESS["grad_norm"], _PROGRESS["images_per_second"])
+        _curve(axis, history.step, values, title, smooth=measured)
+    for axis in axes[len(progress) :]:
+        axis.set_visible(False)
+    figure.supxlabel("step", fontsize=10.5)
+    return Picture(
+        name="schedules.png",
+        title="Schedules and speed",
+        reading=(
+            "What was set at each step, and below it what was measured. The learning rate rises, then "
+            "follows a cosine; the directors' momentum rises while the router's exploration noise and the "
+            "balance weight fall. The gradient norm is the one before clipping."
+        ),
+        bad="gradient norms that keep growing, or a speed that drops and stays low (starved of data).",
+        png=to_png(figure),
+    )
+
+
+def _load(history: History) -> Picture:
+    blocks = history.load
+    rows = (len(blocks) + 1) // 2
+    figure = new_figure(0.3 + 1.45 * rows)
+    axes = list(figure.subplots(rows, 2, sharex=True, sharey=True, squeeze=False).flat)
+    for number, (axis, load) in enumerate(zip(axes, blocks, strict=False), start=1):
+        step, shares = _binned(history.step, load)
+        axis.stackplot(step, shares.T, colors=_colors(load.shape[1]), linewidth=0)
+        axis.set_title(f"Block {number}")
+        axis.set_ylim(0, 1)
+        axis.set_yticks([0, 0.5, 1], ["0", "50 %", "100 %"])
+        if step[0] < step[-1]:
+            axis.set_xlim(step[0], step[-1])
+    for axis in axes[len(blocks) :]:
+        axis.set_visible(False)
+    figure.supxlabel("step", fontsize=10.5)
+    return Picture(
+        name="load.png",
+        title="Load of the experts",
+        reading=(
+            "Each band is one expert of a block, expert 1 at the bottom; its height is the share of the "
+            "batch that the router gave it. Block 1 is nearest to the input."
+        ),
+        bad="a band that fills its block (the router collapsed), or bands that vanish (experts nobody uses).",
+        png=to_png(figure),
+    )
+
+
+def _curve(axis: Any, step: np.ndarray, values: np.ndarray, title: str, smooth: bool) -> None:
+    axis.set_title(title)
+    axis.grid(True, axis="y")
+    axis.locator_params(axis="y", nbins=4)
+    axis.locator_params(axis="x", nbins=4, integer=True)
+    finite = np.isfinite(values)
+    if finite.sum() <= 1:
+        axis.plot(step[finite], values[finite], "o", color=BLUE)
+    elif smooth:
+        axis.plot(step, np.where(finite, values, np.nan), color=BLUE, alpha=0.4, linewidth=0.7)
+        axis.plot(step, _running_mean(values), color=BLUE, linewidth=2)
+    else:
+        axis.plot(step, np.where(finite, values, np.nan), color=BLUE, linewidth=2)
+    if not finite.any():
+        axis.text(
+            0.5, 0.5, "no finite value", transform=axis.transAxes, ha="center", va="center", color=NEUTRAL
+        )
+        axis.set_yticks([])
+    bad = step[~finite]
+    if len(bad):  # a rug along the bottom edge
+        axis.plot(
+            bad, np.zeros(len(bad)), "|", color=RED, markersize=12, transform=axis.get_xaxis_transform()
+        )
+
+
+def _running_mean(values: np.ndarray) -> np.ndarray:
+    """Centered mean over a 30th of the run, of what is finite."""
+    half = len(values) // 60
+    finite = np.isfinite(values)
+    window = np.ones(2 * half + 1)
+    count = np.convolve(finite, window)[half : half + len(values)]
+    total = np.convolve(np.where(finite, values, 0), window)[half : half + len(values)]
+    return np.divide(total, count, out=np.full(len(values), np.nan), where=count > 0)
+
+
+def _binned(step: np.ndarray, load: np.ndarray, bins: int = 60) -> tuple[np.ndarray, np.ndarray]:
+    """At most ``bins`` means over time, stretched to the run's first and last step."""
+    pieces = np.array_split(np.nan_to_num(load), min(bins, len(load)))
+    shares = np.stack([piece.mean(axis=0) for piece in pieces])
+    if len(shares) == 1:  # a single step still has an area to show
+        return np.array([step[0] - 0.5, step[0] + 0.5]), np.repeat(shares, 2, axis=0)
+    return np.linspace(step[0], step[-1], len(shares)), shares
+
+
+def _colors(experts: int) -> list[Any]:
+    maps = require("matplotlib", "train").colormaps
+    if experts <= 8:
+        return [maps["Set2"](number) for number in range(experts)]
+    return [maps["turbo"](number) for number in np.linspace(0.05, 0.95, experts)]

@@ -1,0 +1,78 @@
+"""What a picture of the report is, and the look that all of them share.
+
+Backgrounds are transparent and text is a gray that reads on white and on black, so one PNG serves light and
+dark pages. All are drawn to the width of a phone's column: 5.5 inches across, text of 10 points and more.
+"""
+
+import io
+from dataclasses import dataclass
+from typing import Any
+
+from dexcore.extras import require
+
+WIDTH = 5.5  # inches
+NEUTRAL = "#7f7f7f"
+BLUE = "#3a86c8"
+RED = "#d9483b"
+_DPI = 200
+
+STYLE = {
+    "font.family": "DejaVu Sans",  # matplotlib brings it
+    "font.size": 10.5,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.formatter.useoffset": False,
+    "axes.grid": False,
+    "grid.color": NEUTRAL,
+    "grid.alpha": 0.25,
+    "text.color": NEUTRAL,
+    "axes.labelcolor": NEUTRAL,
+    "axes.titlecolor": NEUTRAL,
+    "axes.edgecolor": NEUTRAL,
+    "xtick.color": NEUTRAL,
+    "ytick.color": NEUTRAL,
+    "legend.frameon": False,
+    "legend.labelcolor": NEUTRAL,
+    "axes.facecolor": "none",
+    "figure.facecolor": "none",
+    "savefig.facecolor": "none",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """One picture and the words that go with it.
+
+    Attributes:
+        name: file name without folder, ending in .png.
+        title: heading.
+        reading: how to read it.
+        bad: what would be a bad sign.
+        png: the file's content.
+    """
+
+    name: str
+    title: str
+    reading: str
+    bad: str
+    png: bytes
+
+
+def new_figure(height: float, layout: str | None = "constrained") -> Any:
+    """An empty matplotlib Figure of `WIDTH` x ``height`` inches, apart from pyplot's global state."""
+    return require("matplotlib.figure", "train").Figure(figsize=(WIDTH, height), layout=layout)
+
+
+def styled() -> Any:
+    """The context in which pictures are drawn."""
+    return require("matplotlib", "train").rc_context(STYLE)
+
+
+def to_png(figure: Any) -> bytes:
+    """Render ``figure`` with Agg."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=_DPI)
+    return buffer.getvalue()

@@ -1,0 +1,32 @@
+"""The page's style: one column, phone width first, light and dark."""
+
+CSS = """\
+:root { --back: #ffffff; --text: #1c1f23; --quiet: #5d646d; --line: #dde0e4;
+  --mark: #3a86c8; --warn: #b3382c; }
+@media (prefers-color-scheme: dark) {
+  :root { --back: #14171b; --text: #e4e7eb; --quiet: #9aa2ac; --line: #30353c;
+    --mark: #5aa2e0; --warn: #ee7d70; }
+}
+body { margin: 0; background: var(--back); color: var(--text);
+  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
+main { max-width: 46rem; margin: 0 auto; padding: 1rem 1rem 3rem; }
+h1 { font-size: 1.5rem; line-height: 1.25; margin: 0.5rem 0; overflow-wrap: anywhere; }
+h2 { font-size: 1.15rem; line-height: 1.3; margin: 2.5rem 0 0.5rem; }
+p { margin: 0.5rem 0; }
+.quiet, figcaption { color: var(--quiet); font-size: 0.92rem; }
+figcaption b { color: var(--text); }
+.headline { border-left: 4px solid var(--mark); padding-left: 0.75rem; font-size: 1.05rem; }
+.warning { border-left: 4px solid var(--warn); padding-left: 0.75rem; }
+figure { margin: 0; }
+img { display: block; width: 100%; height: auto; margin: 0.75rem 0; }
+table { border-collapse: collapse; width: 100%; margin: 0.75rem 0; font-size: 0.92rem; }
+th, td { padding: 0.25rem 0.5rem 0.25rem 0; border-bottom: 1px solid var(--line); text-align: left;
+  overflow-wrap: anywhere; }
+.numbers th:not(:first-child), .numbers td:not(:first-child) { text-align: right;
+  padding: 0.25rem 0 0.25rem 0.4rem; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
+.numbers td:nth-child(2), .numbers td:nth-child(4) { font-weight: 600; }
+.numbers td:nth-child(3), .numbers td:nth-child(5), .numbers th { color: var(--quiet); font-weight: 400; }
+pre { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px; padding: 0.75rem;
+  font-size: 0.85rem; }
+summary { cursor: pointer; }
+"""
