@@ -3,7 +3,8 @@
 A file's way: `readers` -> `normalize` -> `slices` -> `filter` -> `store` -> `order` -> `augment`.
 """
 
+from dexcore.data.dataset import MVUDataset, open_mvu
 from dexcore.data.modality import SOURCES, Modality, Source
 from dexcore.data.synthetic import SyntheticMVU
 
-__all__ = ["SOURCES", "Modality", "Source", "SyntheticMVU"]
+__all__ = ["SOURCES", "MVUDataset", "Modality", "Source", "SyntheticMVU", "open_mvu"]
