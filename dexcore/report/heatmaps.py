@@ -57,11 +57,11 @@ def _depth(blocks: Sequence[Specialization]) -> Picture:
 
 def _block(number: int, block: Specialization, top: float) -> Picture:
     modalities, experts = block.shares_mr.shape
-    figure = new_figure(1.3 + 0.27 * modalities)
+    figure = new_figure(1.5 + 0.27 * modalities)
     left, right = figure.subplots(1, 2, sharey=True)
     halves = (
-        (left, block.shares_mr, f"measured, NMI {block.nmi:.2f}"),
-        (right, block.null_shares_mr, f"chance, NMI {block.null_mean:.2f}"),
+        (left, block.shares_mr, f"measured\nNMI {block.nmi:.2f}"),
+        (right, block.null_shares_mr, f"chance\nNMI {block.null_mean:.2f}"),
     )
     for axis, shares, title in halves:
         image = axis.imshow(shares, cmap=_COLORS, vmin=0, vmax=top, aspect="auto")
@@ -76,6 +76,7 @@ def _block(number: int, block: Specialization, top: float) -> Picture:
     left.set_yticks(range(modalities), [name + "*" * synthetic for name, synthetic in starred])
     bar = figure.colorbar(image, ax=(left, right), fraction=0.05, pad=0.02, aspect=30)
     bar.outline.set_visible(False)
+    bar.ax.locator_params(nbins=5)
     bar.ax.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
     if any(block.synthetic):
         figure.supxlabel("* synthetic images", x=0.01, ha="left", fontsize=9.5)
@@ -83,11 +84,10 @@ def _block(number: int, block: Specialization, top: float) -> Picture:
         name=f"experts_block_{number:02d}.png",
         title=f"Block {number}: modality and expert",
         reading=(
-            f"{_verdict(block)} Rows are modalities, columns are experts; a row adds up to 100 % of its "
-            "modality's images. Left: measured. Right: a typical draw with the labels permuted by file, "
-            "volume or patient. Colors share one scale over all blocks."
+            f"{_verdict(block)} Rows are modalities, columns experts; a row adds up to 100 %. Left: "
+            "measured. Right: a typical draw with the labels permuted."
         ),
-        bad="rows that all look alike (no specialization), or columns dark from end to end (unused experts).",
+        bad="rows that all look alike, or experts dark in every row (nobody uses them).",
         png=to_png(figure),
     )
 
@@ -98,7 +98,7 @@ def _annotate(axis: Any, shares: np.ndarray, top: float) -> None:
     for (row, column), share in np.ndenumerate(shares):
         if share >= 0.005:
             color = "white" if share < 0.6 * top else "black"
-            axis.text(column, row, f"{100 * share:.0f}", ha="center", va="center", color=color, fontsize=8.5)
+            axis.text(column, row, f"{100 * share:.0f}", ha="center", va="center", color=color, fontsize=8)
 
 
 def _spread(values: np.ndarray, most: int) -> list[int]:

@@ -92,18 +92,16 @@ def _page(
         *(f'<p class="warning">{escape(text)}</p>' for text in _warnings(history, summary)),
         "<h2>Variance explained</h2>",
         "<p>The share of what varies inside hidden patches that the model predicts: 1 is perfect, 0 is what "
-        "predicting each patch as its own mean reaches, below 0 is worse than that. Held-out images come from "
-        "files, volumes and patients that training never saw. Bad: a held-out column far below the training "
-        "column, or one modality near 0 beside good others.</p>",
+        "predicting each patch as its own mean reaches, below 0 is worse than that. Held-out images come "
+        "from files, volumes and patients that training never saw. <b>Bad:</b> a held-out column far below "
+        "the training column, or one modality near 0 beside good others.</p>",
         _variance_table(summary),
         *(f'<p class="quiet">{escape(note)}</p>' for note in summary.notes()),
         *(_figure(picture) for picture in pictures),
         "<h2>Use the model</h2>",
         f"<pre>{escape(_usage(folder))}</pre>",
         "<h2>Configuration</h2>",
-        "<details><summary>All values</summary>",
-        _table(("field", "value"), [(name, str(value)) for name, value in _flat(config)], numbers=False),
-        "</details>",
+        *(f"<p>{_section(name, value)}</p>" for name, value in config.items()),
         f'<p class="quiet">Made from {METRICS_FILE}, {CONFIG_FILE} and {EVALUATION_FILE} beside this file; '
         "<code>dexcore.report.build_report(folder)</code> makes it again.</p>",
     ]
@@ -123,9 +121,7 @@ def _course(history: History) -> str:
     loss = history.scalars["loss_self"]
     finite = np.flatnonzero(np.isfinite(loss))
     if len(finite) > 1:
-        parts.append(
-            f"reconstruction loss {loss[finite[0]]:.3f} at the start, {loss[finite[-1]]:.3f} at the end"
-        )
+        parts.append(f"reconstruction loss from {loss[finite[0]]:.3f} to {loss[finite[-1]]:.3f}")
     speed = history.scalars["images_per_second"]
     if np.isfinite(speed).any():
         parts.append(f"{np.nanmedian(speed):.0f} images per second")
@@ -139,8 +135,9 @@ def _headline(summary: Summary) -> str:
     for name, split in (("training", summary.training), ("held-out", summary.heldout)):
         variance = split.mean_real if real else split.mean
         if variance.images:
+            modalities = "modality" if variance.modalities == 1 else "modalities"
             images = f"{variance.images} {kind} {name} image{'s' * (variance.images != 1)}"
-            sentences.append(f"{100 * variance.value:.1f} % on {images} ({variance.modalities} modalities)")
+            sentences.append(f"{100 * variance.value:.1f} % on {images} ({variance.modalities} {modalities})")
     if not sentences:
         return "No image was evaluated."
     headline = "Masked-patch variance explained, mean over modalities: " + "; ".join(sentences) + "."
@@ -165,15 +162,12 @@ def _variance_table(summary: Summary) -> str:
     def cells(variance: Variance | None) -> tuple[str, str]:
         return ("–", "") if variance is None else (f"{variance.value:.3f}", str(variance.images))
 
-    rows = [(label, *cells(training), *cells(heldout)) for label, training, heldout in summary.table()]
-    return _table(("", "training", "images", "held out", "images"), rows, numbers=True)
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]], numbers: bool) -> str:
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
-    body = "\n".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    style = ' class="numbers"' if numbers else ""
-    return f"<table{style}>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"
+    head = "".join(f"<th>{text}</th>" for text in ("", "training", "images", "held out", "images"))
+    rows = []
+    for label, training, heldout in summary.table():
+        numbers = "".join(f"<td>{text}</td>" for text in (*cells(training), *cells(heldout)))
+        rows.append(f"<tr><th>{escape(label)}</th>{numbers}</tr>")
+    return f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n" + "\n".join(rows) + "\n</tbody>\n</table>"
 
 
 def _figure(picture: Picture) -> str:
@@ -194,9 +188,8 @@ def _usage(folder: Path) -> str:
     )
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
+def _section(name: str, value: object) -> str:
+    if not isinstance(value, Mapping):
+        return f"<b>{escape(str(name))}</b> {escape(str(value))}"
+    values = "; ".join(f"{key} {item}" for key, item in value.items())
+    return f"<b>{escape(str(name))}</b> {escape(values)}"

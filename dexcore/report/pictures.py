@@ -1,7 +1,7 @@
 """What a picture of the report is, and the look that all of them share.
 
 Backgrounds are transparent and text is a gray that reads on white and on black, so one PNG serves light and
-dark pages. All are drawn to the width of a phone's column: 5.5 inches across, text of 10 points and more.
+dark pages. All are drawn to the width of a phone's column: 4.8 inches across, text of 10 points and more.
 """
 
 import io
@@ -10,11 +10,11 @@ from typing import Any
 
 from dexcore.extras import require
 
-WIDTH = 5.5  # inches
+WIDTH = 4.8  # inches
 NEUTRAL = "#7f7f7f"
 BLUE = "#3a86c8"
 RED = "#d9483b"
-_DPI = 200
+_DPI = 230
 
 STYLE = {
     "font.family": "DejaVu Sans",  # matplotlib brings it

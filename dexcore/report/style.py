@@ -18,15 +18,13 @@ figcaption b { color: var(--text); }
 .headline { border-left: 4px solid var(--mark); padding-left: 0.75rem; font-size: 1.05rem; }
 .warning { border-left: 4px solid var(--warn); padding-left: 0.75rem; }
 figure { margin: 0; }
-img { display: block; width: 100%; height: auto; margin: 0.75rem 0; }
+img { display: block; width: 100%; max-width: 40rem; height: auto; margin: 0.75rem auto; }
 table { border-collapse: collapse; width: 100%; margin: 0.75rem 0; font-size: 0.92rem; }
-th, td { padding: 0.25rem 0.5rem 0.25rem 0; border-bottom: 1px solid var(--line); text-align: left;
-  overflow-wrap: anywhere; }
-.numbers th:not(:first-child), .numbers td:not(:first-child) { text-align: right;
-  padding: 0.25rem 0 0.25rem 0.4rem; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
-.numbers td:nth-child(2), .numbers td:nth-child(4) { font-weight: 600; }
-.numbers td:nth-child(3), .numbers td:nth-child(5), .numbers th { color: var(--quiet); font-weight: 400; }
+th, td { padding: 0.25rem 0 0.25rem 0.4rem; border-bottom: 1px solid var(--line); text-align: right;
+  font-weight: 400; font-variant-numeric: tabular-nums; }
+tbody th { padding-left: 0; text-align: left; }
+td:nth-of-type(odd) { font-weight: 600; }
+td:nth-of-type(even), thead th { color: var(--quiet); white-space: nowrap; }
 pre { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px; padding: 0.75rem;
   font-size: 0.85rem; }
-summary { cursor: pointer; }
 """
