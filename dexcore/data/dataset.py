@@ -3,7 +3,7 @@
 import logging
 import os
 from functools import cached_property
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -96,7 +96,13 @@ class MVUDataset(Dataset[dict[str, Any]]):
         return self._store.column("synthetic").to_numpy()
 
     def indices(self, split: Split) -> np.ndarray:
-        """Give the images of a split, int64, ascending."""
+        """Give the images of a split, int64, ascending.
+
+        Raises:
+            ValueError: there is no such split.
+        """
+        if split not in get_args(Split):
+            raise ValueError(f"split is {split!r}, expected one of {', '.join(get_args(Split))}")
         return np.flatnonzero(self.split == split)
 
     def _encoded(self, column: str) -> tuple[np.ndarray, list[str]]:
@@ -129,7 +135,8 @@ class PretrainView(Dataset[dict[str, Any]]):
     - ``mask_noise`` float32 [num_patches], uniform in [0, 1);
     - ``router_noise`` float32 [sum(router_shape)], standard normal: the layers' noise end to end;
     - ``replaced`` bool: another image stands in for one that could not be decoded (then ``sample_id`` and
-      ``modality`` are the stand-in's). `ReplacementLimit` counts them.
+      ``modality`` are the stand-in's, the draws are still those of the one asked for). `ReplacementLimit`
+      counts.
 
     Args:
         dataset: the store.

@@ -22,8 +22,8 @@ import numpy as np
 class Stream(IntEnum):
     """What a draw is for. A number, once given, keeps its meaning: stored runs depend on it."""
 
-    CYCLE = 0  # the order of one modality's images in one pass over them
-    SHUFFLE = 1  # the order of one epoch
+    CYCLE = 0  # the order of a modality's images in one pass (as epoch); the modality is the sample
+    SHUFFLE = 1  # the order of an epoch; the sample is 0
     AUGMENT = 2  # crop, flip and rotation
     MASK = 3  # the masked autoencoder's mask
     ROUTER = 4  # exploration noise of all routers

@@ -55,7 +55,8 @@ def write_store(
 
     Args:
         records: the images; consumed one by one.
-        folder: made if it does not exist; must be empty or hold a store (or what a killed build left).
+        folder: made if it does not exist; must be empty or hold a store (or what a killed build left). Of two
+            builds into one folder at a time the first to end stays, and the other raises.
         name: of the store, for people.
         shard_bytes: a new shard is begun when one holds this many bytes of images.
         max_side: the largest shorter side, pixels.
@@ -67,8 +68,9 @@ def write_store(
         ValueError: a record is not as `ImageRecord` says, or there is none, or a number is out of its range.
         StoreError: the folder holds other files, or cannot be written.
     """
-    if shard_bytes < 1 or max_side < 1:
-        raise ValueError(f"shard_bytes is {shard_bytes} and max_side {max_side}, expected at least 1 each")
+    for number, value in (("shard_bytes", shard_bytes), ("max_side", max_side)):
+        if value < 1:
+            raise ValueError(f"{number} is {value}, expected at least 1")
     folder = Path(folder)
     with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -145,8 +147,10 @@ def _row(record: ImageRecord, max_side: int) -> Row:
         problem = f"image is {image.dtype} {list(image.shape)}, expected float32 [H, W] or [H, W, 3]"
     elif image.size == 0 or not (image.min() >= 0.0 and image.max() <= 1.0):  # NaN fails both
         problem = "image is empty, not finite or outside [0, 1]"
+    elif record.modality not in list(Modality):
+        problem = f"modality is {record.modality!r}, expected one of {', '.join(Modality)}"
     elif record.split not in get_args(Split):
-        problem = f"split is {record.split!r}, expected one of {get_args(Split)}"
+        problem = f"split is {record.split!r}, expected one of {', '.join(get_args(Split))}"
     if problem is not None:
         raise ValueError(f"record {record.path}: {problem}")
     bit_depth = 8 if record.normalization == "div255" or image.ndim == 3 else 16
@@ -199,13 +203,13 @@ class _ShardWriter:
 
 def _commit(staging: Path, folder: Path, manifest: Manifest) -> None:
     """Move the shards, then the manifest; then remove what no longer belongs."""
-    for shard in manifest.shards:
-        os.replace(staging / shard.name, folder / shard.name)
     text = json.dumps(asdict(manifest), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
     with open(staging / MANIFEST, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
+    for shard in manifest.shards:
+        os.replace(staging / shard.name, folder / shard.name)
     _sync_folder(folder)
     os.replace(staging / MANIFEST, folder / MANIFEST)
     _sync_folder(folder)
@@ -313,7 +317,10 @@ def _map_shard(folder: Path, shard: Shard) -> list[Any]:
         with pa.ipc.open_stream(pa.memory_map(str(path))) as reader:
             if not reader.schema.equals(schema()):
                 raise StoreError(f"{path} has the columns {reader.schema.names}, expected {schema().names}")
-            return list(reader)
+            batches = list(reader)
+        for batch in batches:
+            batch.validate(full=True)  # damaged offsets would be followed out of the map
+        return batches
     except (pa.ArrowException, OSError, ValueError) as error:
         raise StoreError(f"{path} is no readable Arrow stream: {error}") from error
 
@@ -342,7 +349,6 @@ def check_store(folder: str | os.PathLike[str]) -> list[str]:
 
 
 def _check_shard(folder: Path, shard: Shard, tally: Tally) -> list[str]:
-    pa = require("pyarrow", "train")
     path = folder / shard.name
     batches = _map_shard(folder, shard)
     problems = []
@@ -351,10 +357,6 @@ def _check_shard(folder: Path, shard: Shard, tally: Tally) -> list[str]:
             problems.append(f"{path}: its sha256 is not the one in {MANIFEST}")
     number = 0
     for batch in batches:
-        try:
-            batch.validate(full=True)  # damaged offsets would be followed out of the map
-        except pa.ArrowException as error:
-            return [*problems, f"{path}, from row {number}: {error}"]
         rows = batch.to_pylist()
         tally.add(rows)
         for row in rows:

@@ -73,6 +73,8 @@ def test_the_splits_part_the_dataset(folder):
     assert dataset.indices("heldout").tolist() == list(range(4, 30, 5))
     both = np.concatenate([dataset.indices("train"), dataset.indices("heldout")])
     assert sorted(both) == list(range(30))
+    with pytest.raises(ValueError, match="split is 'test', expected one of train, heldout"):
+        dataset.indices("test")
 
 
 def test_a_folder_without_a_store_is_named(tmp_path):
