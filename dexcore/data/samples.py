@@ -4,6 +4,7 @@ The list is fixed and was put together by eye. Held-out images are another file,
 volume, never other slices of a training volume.
 """
 
+import hashlib
 import importlib.util
 import logging
 import os
@@ -184,8 +185,13 @@ def _records(sample: Sample, scan: Scan) -> Iterator[ImageRecord]:
     method = _NORMALIZATION.get(sample.modality, "div255")
     pixels = normalize(scan.pixels, method, scan.levels)
     name = f"{sample.package}/{sample.file}"
+    seen: set[bytes] = set()
     for where, image in _images(pixels, scan, sample.axes):
         reason = reject_reason(image, sample.modality)
+        digest = hashlib.sha256(image.tobytes()).digest()
+        if reason is None and digest in seen:  # the MNI template is symmetric: left and right are one image
+            reason = "a copy of an earlier image of the file"
+        seen.add(digest)
         if reason is not None:
             _log.debug("%s%s: %s", name, where, reason)
             continue

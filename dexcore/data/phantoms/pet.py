@@ -23,7 +23,7 @@ def draw_pet(rng: np.random.Generator, lesions: list[Lesion], size: int) -> tupl
     mask = np.zeros((size, size), bool)
     for lesion in lesions:
         radius = 0.038 if lesion.spread else 0.016
-        place = stamp(lesion, size, 0.5 + 0.27 * lesion.v, middle + 0.10 * width * lesion.u, radius, radius)
+        place = stamp(lesion, size, 0.46 + 0.23 * lesion.v, middle + 0.10 * width * lesion.u, radius, radius)
         uptake = rng.uniform(5, 9) if lesion.spread else rng.uniform(8, 14)
         profile = ramp(1 - place.distance, 0.5)
         if lesion.spread:  # a tumour's core dies and takes up less

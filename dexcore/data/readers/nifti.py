@@ -48,7 +48,7 @@ def _check_declared_size(image: Any, path: str | os.PathLike[str]) -> None:
     declared = int(image.header["vox_offset"]) + image.get_data_dtype().itemsize * int(
         np.prod(image.shape, dtype=object)
     )
-    compressed = os.fspath(path).endswith(".gz")
+    compressed = os.fspath(path).lower().endswith(".gz")
     held = os.path.getsize(path) * (_DEFLATE_RATIO if compressed else 1)
     if declared > held:
         raise RefusedError(f"the header claims {declared} bytes, the file can hold {held}")
