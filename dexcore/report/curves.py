@@ -106,8 +106,8 @@ def _load(history: History) -> Picture:
         axis.set_title(f"Block {number}")
         axis.set_ylim(0, 1)
         axis.set_yticks([0, 0.5, 1], ["0", "50 %", "100 %"])
-        if step[0] < step[-1]:
-            axis.set_xlim(step[0], step[-1])
+        axis.set_xlim(step[0], step[-1])
+        axis.locator_params(axis="x", nbins=4, integer=True, min_n_ticks=1)
     for axis in axes[len(blocks) :]:
         axis.set_visible(False)
     figure.supxlabel("step", fontsize=10.5)
@@ -127,7 +127,7 @@ def _curve(axis: Any, step: np.ndarray, values: np.ndarray, title: str, smooth: 
     axis.set_title(title)
     axis.grid(True, axis="y")
     axis.locator_params(axis="y", nbins=4)
-    axis.locator_params(axis="x", nbins=4, integer=True)
+    axis.locator_params(axis="x", nbins=4, integer=True, min_n_ticks=1)
     finite = np.isfinite(values)
     if finite.sum() <= 1:
         axis.plot(step[finite], values[finite], "o", color=BLUE)

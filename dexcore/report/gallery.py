@@ -42,8 +42,8 @@ def gallery_picture(evaluation: Evaluation) -> Picture | None:
             "The model sees the visible patches of the second column and nothing else. Third column: its "
             "prediction of every patch. Fourth: the prediction pasted into the hidden patches. Where targets "
             "are normalized patch by patch (the default), the model predicts structure inside a patch "
-            "alone, and each patch's mean and deviation are taken from the target: the coarse brightness of the last "
-            "two columns is given, what happens inside a patch is the model's."
+            "alone, and each patch's mean and deviation are taken from the target: the coarse brightness of "
+            "the last two columns is given, what happens inside a patch is the model's."
         ),
         bad="hidden patches that are flat or all alike, or structure that comes only in training images.",
         png=png,

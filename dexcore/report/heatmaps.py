@@ -16,12 +16,8 @@ def specialization_pictures(blocks: Sequence[Specialization]) -> list[Picture]:
     """The measure over depth, then each block; none where fewer than two modalities were evaluated."""
     if not blocks or len(blocks[0].modalities) < 2:
         return []
-    # One scale for all, so that blocks and their nulls compare.
-    top = max(
-        float(np.nan_to_num(shares).max()) for b in blocks for shares in (b.shares_mr, b.null_shares_mr)
-    )
     with styled():
-        return [_depth(blocks), *(_block(number, block, top) for number, block in enumerate(blocks, start=1))]
+        return [_depth(blocks), *(_block(number, block) for number, block in enumerate(blocks, start=1))]
 
 
 def _depth(blocks: Sequence[Specialization]) -> Picture:
@@ -55,8 +51,9 @@ def _depth(blocks: Sequence[Specialization]) -> Picture:
     )
 
 
-def _block(number: int, block: Specialization, top: float) -> Picture:
+def _block(number: int, block: Specialization) -> Picture:
     modalities, experts = block.shares_mr.shape
+    top = float(np.nan_to_num([block.shares_mr, block.null_shares_mr]).max()) or 1.0  # one scale for both
     figure = new_figure(1.5 + 0.27 * modalities)
     left, right = figure.subplots(1, 2, sharey=True)
     halves = (

@@ -1,0 +1,192 @@
+import base64
+import io
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from made_runs import make_evaluation, make_examples, write_run
+from PIL import Image
+
+from dexcore.report import build_report
+
+pytestmark = pytest.mark.filterwarnings("error::UserWarning", "error::RuntimeWarning")
+
+_VOID = {"meta", "img", "br", "hr", "link"}
+
+
+class _Page(HTMLParser):
+    """Checks that tags nest, and gathers sources and text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.sources, self.tags, self.words = [], [], [], []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.sources += [value for name, value in attrs if name in ("src", "href", "srcset", "action")]
+        if tag not in _VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] != "style":
+            self.words.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.words).split())
+
+
+def read(folder):
+    return _Page((folder / "report.html").read_text(encoding="utf-8"))
+
+
+def gates(*experts, n=8):
+    rng = np.random.default_rng(0)
+    return [rng.dirichlet(np.ones(count), n) for count in experts]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = write_run(
+        tmp_path_factory.mktemp("runs") / "first", make_evaluation(gates=gates(4, 3)), load=(4, 3)
+    )
+    assert build_report(folder) == folder / "report.html"
+    return folder
+
+
+def test_the_page_carries_every_picture_and_nothing_from_elsewhere(run):
+    page = read(run)
+    embedded = [base64.b64decode(source.removeprefix("data:image/png;base64,")) for source in page.sources]
+    files = {path.name: path.read_bytes() for path in (run / "report").iterdir()}
+    assert set(files) == {
+        "losses.png",
+        "schedules.png",
+        "load.png",
+        "reconstructions.png",
+        "specialization.png",
+        "experts_block_01.png",
+        "experts_block_02.png",
+    }
+    assert sorted(embedded) == sorted(files.values())
+    html = (run / "report.html").read_text(encoding="utf-8")
+    assert not re.search(r"https?://|url\(|@import|<script|<link", html)
+
+
+def test_pictures_are_drawings_and_not_blank(run):
+    for path in (run / "report").iterdir():
+        image = Image.open(io.BytesIO(path.read_bytes()))
+        image.load()
+        assert image.width == pytest.approx(1104, abs=2)
+        pixels = np.asarray(image.convert("RGBA"))
+        assert (pixels[..., 3] > 0).mean() > 0.02
+        assert len(np.unique(pixels.view(np.uint32))) > 20
+
+
+def test_the_page_is_made_for_phones_light_and_dark(run):
+    html = (run / "report.html").read_text(encoding="utf-8")
+    assert 'name="viewport" content="width=device-width, initial-scale=1"' in html
+    assert "prefers-color-scheme: dark" in html
+
+
+def test_every_picture_says_how_to_read_it_and_what_is_bad(run):
+    html = (run / "report.html").read_text(encoding="utf-8")
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", html, flags=re.S)
+    assert len(captions) == 7
+    assert all(re.search(r"\w.{20,}<b>Bad:</b> \w.{20,}", caption, flags=re.S) for caption in captions)
+
+
+def test_the_page_holds_measures_configuration_and_the_way_to_the_model(run):
+    page = read(run)
+    assert "Photo (synthetic) 0.500 1 0.500 1" in page.text
+    assert "mean over modalities, real images" in page.text
+    assert "dim 192; note <b>&" in page.text  # and not as markup
+    assert f'from_pretrained("{(run / "model").as_posix()}")' in page.text
+    assert "patch's mean and deviation are taken from the target" in page.text
+    assert (run / "summary.json").is_file()
+
+
+def test_the_report_can_be_made_again_and_is_the_same(run):
+    before = (run / "report.html").read_bytes()
+    build_report(run)
+    assert (run / "report.html").read_bytes() == before
+    assert not [path for path in run.rglob("*") if path.name.endswith(".tmp")]
+
+
+def test_reconstructions_show_a_held_out_image_where_there_is_one(tmp_path):
+    # The held-out CT example is red, the training one black; Photo has a training example alone.
+    examples = make_examples([0, 0, 2], [False, False, True], [False, True, False])
+    for name in ("input", "masked", "reconstruction", "pasted"):
+        getattr(examples, name)[:] = np.array([[0, 0, 0], [1, 0, 0], [0, 0, 1]])[:, None, None]
+    build_report(write_run(tmp_path, make_evaluation(examples=examples)))
+    pixels = np.asarray(Image.open(tmp_path / "report" / "reconstructions.png").convert("RGBA")).reshape(
+        -1, 4
+    )
+    share = {
+        color: (pixels == (*color, 255)).all(axis=1).mean() for color in ((255, 0, 0), (0, 0, 255), (0, 0, 0))
+    }
+    assert share[255, 0, 0] > 0.3
+    assert share[0, 0, 255] > 0.3
+    assert share[0, 0, 0] == 0
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "written", "expected"),
+    [
+        (make_evaluation(gates=gates(4)), {"steps": 1, "load": (4,)}, "1 step"),
+        (make_evaluation(gates=gates(4)), {"steps": 2, "load": (4,)}, "2 steps"),
+        (make_evaluation(), {}, "No DEX block was evaluated"),
+        (make_evaluation([0] * 8, gates=gates(4)), {"load": (4,)}, "The images are of one modality"),
+        (make_evaluation(heldout=[False] * 8), {}, "no image was held out"),
+        (make_evaluation(gates=gates(4)), {"nan_steps": (2, 5)}, "not finite in 2 of 6 steps"),
+        (make_evaluation(gates=gates(4)), {"nan_steps": range(6)}, "not finite in 6 of 6 steps"),
+        (
+            make_evaluation(squared_error=[np.nan] * 8, gates=[np.full((8, 4), np.nan)]),
+            {},
+            "cannot be measured",
+        ),
+        (make_evaluation(gates=gates(1, 20)), {"load": (1, 20)}, "Block 2"),
+        (make_evaluation([], examples=make_examples([], [], [])), {}, "No image was evaluated"),
+    ],
+)
+def test_unusual_runs_get_a_sensible_page(tmp_path, evaluation, written, expected):
+    build_report(write_run(tmp_path, evaluation, **written))
+    assert expected in read(tmp_path).text
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "config.yaml", "evaluation.npz"])
+def test_a_missing_file_is_named_before_anything_is_written(tmp_path, name):
+    folder = write_run(tmp_path, make_evaluation())
+    (folder / name).unlink()
+    with pytest.raises(FileNotFoundError, match=name):
+        build_report(folder)
+    assert not (folder / "report").exists()
+    assert not (folder / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metrics.jsonl", b""),
+        ("config.yaml", b"{a: ["),
+        ("config.yaml", b"- 1"),
+        ("config.yaml", b"\xff\xfe\x00"),
+        ("evaluation.npz", b"PK"),
+    ],
+)
+def test_a_damaged_file_is_named_before_anything_is_written(tmp_path, name, content):
+    folder = write_run(tmp_path, make_evaluation())
+    (folder / name).write_bytes(content)
+    with pytest.raises(ValueError, match=name):
+        build_report(folder)
+    assert not (folder / "report.html").exists()
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):
+        build_report(tmp_path / "nowhere")

@@ -1,0 +1,84 @@
+import json
+
+import numpy as np
+from made_runs import make_evaluation, one_hot
+
+from dexcore.report import run_files, summarize
+
+
+def line_of(lines, start):
+    (line,) = [line for line in lines if line.strip().startswith(start)]
+    return line.split()
+
+
+def test_the_lines_say_what_was_measured():
+    modality = np.repeat([0, 1, 2], 4)
+    evaluation = make_evaluation(
+        modality, gates=[one_hot(modality, 3)], squared_error=np.where(modality == 1, 0.25, 0.5)
+    )
+    lines = summarize(evaluation).lines()
+    assert line_of(lines, "CT") == ["CT", "0.500", "3", "0.500", "1"]
+    assert line_of(lines, "MR") == ["MR", "0.750", "3", "0.750", "1"]
+    assert line_of(lines, "Photo") == ["Photo", "(synthetic)", "0.500", "3", "0.500", "1"]
+    assert line_of(lines, "mean over modalities ")[-4:] == ["0.583", "9", "0.583", "3"]
+    assert line_of(lines, "mean over modalities, real images")[-4:] == ["0.625", "6", "0.625", "2"]
+    assert line_of(lines, "1 ")[:3] == ["1", "3", "1.000"]
+
+
+def test_lines_are_aligned_and_fit_100_columns():
+    rng = np.random.default_rng(0)
+    gates = [rng.dirichlet(np.ones(experts), 8) for experts in (64, 4)]
+    lines = summarize(make_evaluation(gates=gates)).lines()
+    assert max(len(line) for line in lines) <= 100
+    table = [line for line in lines if line.startswith("  ") and line[2:4] in ("CT", "MR", "Ph", "me", "al")]
+    assert len({len(line) for line in table}) == 1
+    assert len(table) == 6
+
+
+def test_real_images_alone_need_no_second_mean():
+    lines = summarize(make_evaluation([0, 0, 1, 1])).lines()
+    assert not any("real images" in line and "mean" in line for line in lines)
+    assert not any("synthetic" in line for line in lines)
+
+
+def test_modalities_without_held_out_images_are_named():
+    evaluation = make_evaluation([0, 0, 1], heldout=[False, True, False])
+    lines = summarize(evaluation).lines()
+    assert line_of(lines, "MR") == ["MR", "0.500", "1", "-", "-"]
+    assert any("held out: mean over 1 modalities; none held out of MR" in line for line in lines)
+
+
+def test_no_held_out_images_are_said_to_be_none():
+    lines = summarize(make_evaluation([0, 1], heldout=[False, False])).lines()
+    assert any("no image was held out" in line for line in lines)
+
+
+def test_one_modality_and_no_blocks_are_said():
+    assert any(
+        "one modality" in line for line in summarize(make_evaluation([0], gates=[np.ones((1, 2))])).lines()
+    )
+    assert any("no DEX block" in line for line in summarize(make_evaluation()).lines())
+
+
+def test_files_stand_at_the_end(tmp_path):
+    lines = summarize(make_evaluation(), run_files(tmp_path)).lines()
+    assert line_of(lines, "report") == ["report", str(tmp_path / "report.html")]
+    assert line_of(lines, "model") == ["model", str(tmp_path / "model")]
+
+
+def test_the_json_holds_the_same_numbers_and_null_for_none(tmp_path):
+    modality = np.repeat([0, 1], 4)
+    evaluation = make_evaluation(
+        modality, gates=[one_hot(modality, 2), np.ones((8, 1))], heldout=np.zeros(8, bool)
+    )
+    summary = summarize(evaluation, {"report": "a/report.html"})
+    summary.save(tmp_path / "summary.json")
+    stored = json.loads((tmp_path / "summary.json").read_text())
+    assert stored["variance_explained"]["training"]["mean"] == {"value": 0.5, "images": 8, "modalities": 2}
+    assert stored["variance_explained"]["training"]["modalities"][1]["modality"] == "MR"
+    assert stored["variance_explained"]["heldout"]["mean"] == {"value": None, "images": 0, "modalities": 0}
+    first, second = stored["specialization"]
+    assert first["nmi"] == 1.0
+    assert first["p_value"] == summary.blocks[0].p_value
+    assert (second["block"], second["experts"], second["nmi"]) == (2, 1, None)
+    assert stored["files"] == {"report": "a/report.html"}
