@@ -4,7 +4,7 @@ A class label that is shared across modalities (the kind and number of lesions) 
 learned of modality from what it learned of meaning.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -120,9 +120,3 @@ class SyntheticMVU:
             synthetic=True,
             split=split,
         )
-
-    def __iter__(self) -> Iterator[SyntheticSample]:
-        index = 0
-        while True:
-            yield self.sample(index)
-            index += 1

@@ -1,5 +1,9 @@
-"""Smooth random fields and soft shapes that every drawing uses: float32, lengths as shares of the side."""
+"""Smooth random fields and soft shapes that every drawing uses: float32, lengths as shares of the side.
 
+Numbers are Python's own floats, not NumPy's: those would turn float32 into float64.
+"""
+
+import math
 from functools import lru_cache
 
 import numpy as np
@@ -35,15 +39,15 @@ def blur(image: np.ndarray, sigma: float) -> np.ndarray:
 
 def ramp(distance: np.ndarray, width: float) -> np.ndarray:
     """0 below -width / 2, 1 above width / 2, a line between: a soft edge."""
-    return np.clip(distance / np.float32(width) + np.float32(0.5), 0, 1)
+    return np.clip(distance / width + 0.5, 0, 1)
 
 
 def ellipse(size: int, cy: float, cx: float, ry: float, rx: float, angle: float = 0.0) -> np.ndarray:
     """Distance from the center in units of the ellipse's own radius: below 1 inside. [size, size]."""
     y, x = grid(size)
-    y, x = y - np.float32(cy), x - np.float32(cx)
-    cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
-    along, across = (y * cos + x * sin) / np.float32(ry), (x * cos - y * sin) / np.float32(rx)
+    y, x = y - cy, x - cx
+    cos, sin = math.cos(angle), math.sin(angle)
+    along, across = (y * cos + x * sin) / ry, (x * cos - y * sin) / rx
     return np.sqrt(along * along + across * across)
 
 

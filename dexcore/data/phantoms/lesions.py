@@ -80,13 +80,13 @@ def stamp(lesion: Lesion, size: int, cy: float, cx: float, ry: float, rx: float,
     ry, rx = ry * lesion.size, rx * lesion.size
     rows, columns = _span(cy, ry * reach, size), _span(cx, rx * reach, size)
     y, x = grid(size)
-    dy = (y[rows] - np.float32(cy)) / np.float32(ry)
-    dx = (x[:, columns] - np.float32(cx)) / np.float32(rx)
+    dy = (y[rows] - cy) / ry
+    dx = (x[:, columns] - cx) / rx
     angle = np.arctan2(dy, dx)
     border = np.ones_like(angle)
     for harmonic, amplitude, phase in zip(_HARMONICS, lesion.amplitudes, lesion.phases, strict=True):
         border += amplitude * np.cos(harmonic * angle + phase)
-    distance = np.sqrt(dy * dy + dx * dx) / np.maximum(border, np.float32(0.3))
+    distance = np.sqrt(dy * dy + dx * dx) / np.maximum(border, 0.3)
     return Stamp((rows, columns), distance, *np.broadcast_arrays(dy, dx))
 
 

@@ -35,23 +35,23 @@ def draw_oct(rng: np.random.Generator, lesions: list[Lesion], size: int) -> tupl
     y, x = grid(size)
     boundaries, fovea = _boundaries(rng, x[0], rng.uniform(0.24, 0.40))
     _lift(boundaries, lesions, x[0])
-    image = np.full((size, size), np.float32(_VITREOUS))
+    image = np.full((size, size), _VITREOUS, np.float32)
     reflectivity = [_VITREOUS, *(layer[2] for layer in _LAYERS), _CHOROID]
     for boundary, (above, below) in zip(boundaries, pairwise(reflectivity), strict=True):
-        image += ramp(y - boundary, 0.008) * np.float32(below - above)
+        image += ramp(y - boundary, 0.008) * (below - above)
     epithelium = boundaries[-1]
     depth = np.maximum(y - epithelium, 0)
-    vessels = 1 + np.float32(0.45) * ramp(noise(rng, size, 14, 28), 1.2) - np.float32(0.35)
-    image *= np.where(depth > 0, np.exp(depth * np.float32(-rng.uniform(5, 9))) * vessels, 1)
+    vessels = 0.65 + 0.45 * ramp(noise(rng, size, 14, 28), 1.2)
+    image *= np.where(depth > 0, np.exp(-rng.uniform(5, 9) * depth) * vessels, 1)
     mask = _cysts(rng, image, lesions, boundaries)
     image *= _shadows(rng, y, x, boundaries[0], fovea)
-    image *= 1 + np.float32(0.10) * noise(rng, size, 5)
+    image *= 1 + 0.10 * noise(rng, size, 5)
     return camera(_speckle(rng, image)), mask
 
 
 def _boundaries(rng: np.random.Generator, x: np.ndarray, top: float) -> tuple[np.ndarray, float]:
     """Depth of the twelve boundaries at each column, [12, size], and where the fovea is."""
-    fovea = rng.uniform(0.35, 0.65) if rng.random() < 0.8 else rng.choice([-0.4, 1.4])
+    fovea = rng.uniform(0.35, 0.65) if rng.random() < 0.8 else -0.4  # outside the scan
     pit = np.exp(-(((x - fovea) / rng.uniform(0.07, 0.11)) ** 2))
     scale = rng.uniform(0.9, 1.25)
     thickness = [scale * t * (1 + (left - 1) * pit) for _, t, _, left in _LAYERS]
@@ -89,7 +89,7 @@ def _cysts(
         inside = ramp(1 - place.distance, 0.25)
         edge = np.exp(-(((place.distance - 1.1) / 0.12) ** 2)) * (place.dy > 0)
         window = image[place.window]
-        window += inside * (np.float32(_FLUID * rng.uniform(0.8, 1.3)) - window) + np.float32(0.15) * edge
+        window += inside * (_FLUID * rng.uniform(0.8, 1.3) - window) + 0.15 * edge
         mask[place.window] |= place.distance < 1
     return mask
 
@@ -102,8 +102,8 @@ def _shadows(
     for _ in range(rng.integers(2, 6)):
         center, width = rng.uniform(0, 1), rng.uniform(0.006, 0.016)
         if abs(center - fovea) > 0.12:  # the fovea has none
-            light -= np.float32(rng.uniform(0.25, 0.6)) * np.exp(-(((x - np.float32(center)) / width) ** 2))
-    return 1 + (np.maximum(light, np.float32(0.3)) - 1) * ramp(y - surface - np.float32(0.03), 0.03)
+            light -= rng.uniform(0.25, 0.6) * np.exp(-(((x - center) / width) ** 2))
+    return 1 + (np.maximum(light, 0.3) - 1) * ramp(y - surface - 0.03, 0.03)
 
 
 def _speckle(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
@@ -113,5 +113,5 @@ def _speckle(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
     waves[1] = blur(waves[1], 0.0025)
     speckle = np.hypot(waves[0], waves[1])
     speckle *= 1 / speckle.mean()
-    strength = np.float32(rng.uniform(0.35, 0.6))
-    return image * (1 + strength * (speckle - 1)) + np.float32(0.03) * speckle
+    strength = rng.uniform(0.35, 0.6)
+    return image * (1 + strength * (speckle - 1)) + 0.03 * speckle

@@ -18,18 +18,17 @@ def draw_photo(rng: np.random.Generator, lesions: list[Lesion], size: int) -> tu
         uint8 [size, size, 3] (RGB) and the lesions' mask, bool [size, size].
     """
     tone = rng.uniform(0, 2.8)
-    base = _TONES[int(tone)] + np.float32(tone % 1) * (_TONES[int(tone) + 1] - _TONES[int(tone)])
+    base = _TONES[int(tone)] + (tone % 1) * (_TONES[int(tone) + 1] - _TONES[int(tone)])
     image = base * _texture(rng, size)[..., None]
-    blood = np.float32(0.05) * noise(rng, size, 6) + np.float32(0.025) * noise(rng, size, 30)
+    blood = 0.05 * noise(rng, size, 6) + 0.025 * noise(rng, size, 30)
     image *= 1 - blood[..., None] * np.array([0.1, 1.0, 0.8], np.float32)
     mask = np.zeros((size, size), bool)
     for lesion in lesions:
         _pigment(rng, image, mask, lesion, size)
     _hairs(rng, image, size)
-    cy, cx = rng.uniform(0.3, 0.7, 2)
-    shade = 1 - np.float32(0.18) * ellipse(size, cy, cx, 1.0, 1.0)
+    shade = 1 - 0.18 * ellipse(size, rng.uniform(0.3, 0.7), rng.uniform(0.3, 0.7), 1.0, 1.0)
     image *= shade[..., None]
-    image += np.float32(0.010) * rng.standard_normal((size, size, 1), dtype=np.float32)
+    image += 0.010 * rng.standard_normal((size, size, 1), dtype=np.float32)
     return camera(image), mask
 
 
@@ -38,8 +37,8 @@ def _texture(rng: np.random.Generator, size: int) -> np.ndarray:
     furrows = np.zeros((size, size), np.float32)
     for cells in ((34, 70), (70, 34)):
         furrows += 1 - ramp(np.abs(noise(rng, size, *cells)), 0.7)
-    pores = ramp(noise(rng, size, 64) - np.float32(1.9), 0.5)
-    return 1.02 - np.float32(0.035) * furrows - np.float32(0.08) * pores
+    pores = ramp(noise(rng, size, 64) - 1.9, 0.5)
+    return 1.02 - 0.035 * furrows - 0.08 * pores
 
 
 def _pigment(
@@ -49,17 +48,17 @@ def _pigment(
     cy, cx = 0.5 + 0.33 * lesion.v, 0.5 + 0.33 * lesion.u
     place = stamp(lesion, size, cy, cx, radius, radius * rng.uniform(0.85, 1.15))
     if lesion.spread:
-        ragged = place.distance + np.float32(0.07) * noise(rng, size, 22)[place.window]
+        ragged = place.distance + 0.07 * noise(rng, size, 22)[place.window]
         density = ramp(1 - ragged, rng.uniform(0.15, 0.3))
-        clumps = np.float32(0.62) + np.float32(0.28) * ramp(noise(rng, size, 14)[place.window], 1.5)
-        clumps -= np.float32(0.16) * (1 - ramp(np.abs(noise(rng, size, 45)[place.window]), 0.8))
-        density = density * clumps * np.float32(rng.uniform(1.0, 1.25))
+        clumps = 0.62 + 0.28 * ramp(noise(rng, size, 14)[place.window], 1.5)
+        clumps -= 0.16 * (1 - ramp(np.abs(noise(rng, size, 45)[place.window]), 0.8))
+        density = density * clumps * rng.uniform(1.0, 1.25)
         hue = noise(rng, size, 8)[place.window][..., None] * np.array([0.10, 0.0, -0.10], np.float32)
         absorb = _PIGMENT + np.clip(hue, -0.2, 0.2)
     else:
         ragged = place.distance
-        density = ramp(1 - ragged, 0.4) * np.float32(rng.uniform(0.6, 0.9))
-        density = density * (1 + np.float32(0.10) * noise(rng, size, 50)[place.window])
+        density = ramp(1 - ragged, 0.4) * rng.uniform(0.6, 0.9)
+        density = density * (1 + 0.10 * noise(rng, size, 50)[place.window])
         absorb = _PIGMENT
     image[place.window] *= np.clip(1 - density[..., None] * absorb, 0.04, 1)
     mask[place.window] |= ragged < 1
@@ -82,4 +81,4 @@ def _hairs(rng: np.random.Generator, image: np.ndarray, size: int) -> None:
         darkness, width = int(rng.integers(130, 235)), max(1, size // 200)
         cv2.polylines(lines, [points], False, darkness, width, cv2.LINE_AA, shift=4)
     opacity = blur(lines.astype(np.float32) / 255, 0.0022)[..., None]
-    image *= 1 - opacity * np.float32(0.85)
+    image *= 1 - opacity * 0.85

@@ -74,13 +74,15 @@ def _kind(path: str | os.PathLike[str]) -> Literal["dicom", "nifti", "numpy", "i
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """What pydicom and Pillow warn about is either read well all the same or raised as an error."""
-    logger = logging.getLogger("pydicom")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """What the libraries warn about is either read well all the same or raised as an error."""
+    loggers = [logging.getLogger(name) for name in ("pydicom", "nibabel.global")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -91,8 +91,9 @@ def _check_codestreams(pydicom: Any, dataset: Any, indices: list[int], total: in
     """Compare the size in each compressed frame with the header's: decoders take memory for the former."""
     if not dataset.file_meta.TransferSyntaxUID.is_encapsulated:
         return
-    for index in indices:
-        size = codestream_size(pydicom.encaps.get_frame(dataset.PixelData, index, number_of_frames=total))
+    wanted = set(indices)
+    for index, frame in enumerate(pydicom.encaps.generate_frames(dataset.PixelData, number_of_frames=total)):
+        size = codestream_size(frame) if index in wanted else None
         if size is not None and size != (dataset.Rows, dataset.Columns):
             raise RefusedError(
                 f"frame {index} is compressed at {size[0]} x {size[1]} pixels, "
@@ -113,7 +114,7 @@ def _gray(
     else:
         slopes, intercepts = zip(*(_rescale(dataset, index) for index in indices), strict=True)
         slope, intercept = np.array([slopes, intercepts], np.float32)[..., None, None]
-        pixels = stored * slope + intercept
+        pixels = stored.astype(np.float32) * slope + intercept
         levels = _stored_levels(dataset, slopes[0], intercepts[0])
     levels = _window(dataset) or levels
     if dataset.PhotometricInterpretation == "MONOCHROME1" and dataset.get("Modality") not in _QUANTITATIVE:

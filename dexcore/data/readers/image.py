@@ -80,7 +80,8 @@ def read_numpy(path: str | os.PathLike[str], every: int = 1) -> Scan:
         raise RefusedError(f"an array of shape {array.shape}, expected one image or a stack of them")
     array = array[::every]
     check_size(array.shape[1], array.shape[2], array.shape[0], 3 if color else 1)
-    pixels = make_finite(np.array(array, dtype=np.uint8 if array.dtype.kind == "b" else None))
+    native = np.uint8 if array.dtype.kind == "b" else array.dtype.newbyteorder("=")
+    pixels = make_finite(np.array(array, dtype=native))
     levels = (0.0, 1.0) if array.dtype.kind == "b" else _levels(pixels)
     return Scan(pixels, "frames", levels, tuple(range(0, len(array) * every, every)))
 

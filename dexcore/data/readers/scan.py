@@ -9,7 +9,7 @@ import numpy as np
 
 # Ours, against files that claim (or inflate to) more than any scanner or camera gives.
 MAX_FRAME_PIXELS = 1 << 26  # one 2-D image: 67 megapixels; mammograms have 25
-MAX_SCAN_VALUES = 1 << 28  # all that is read of one file: 512 x 512 x 1024 voxels, 1 GiB as float32
+MAX_SCAN_VALUES = 1 << 29  # all that is read of one file: 512 x 512 x 2048 voxels, 2 GiB as float32
 MAX_INFLATED_BYTES = 1 << 28  # a deflated DICOM data set
 
 
