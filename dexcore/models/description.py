@@ -34,8 +34,8 @@ def describe_vit(vit: Any) -> dict[str, Any]:
     embed, block = vit.patch_embed, vit.blocks[0]
     attn = block.attn
     dex = [block.mlp for block in vit.blocks if isinstance(block.mlp, DEXMlp)]
-    mlp = dex[0].director if dex else block.mlp
-    hidden: int = mlp.fc1.out_features
+    mlp: Any = dex[0].director if dex else block.mlp
+    hidden = mlp.fc1.out_features
     ratio = hidden / vit.embed_dim
     final_norm, fc_norm = not isinstance(vit.norm, nn.Identity), not isinstance(vit.fc_norm, nn.Identity)
     arguments = {
@@ -81,24 +81,22 @@ def describe_vit(vit: Any) -> dict[str, Any]:
 
 
 def _check_kinds(vit: Any) -> None:
-    blocks = list(vit.blocks)
-    dex = [isinstance(block.mlp, DEXMlp) for block in blocks]
-    kinds = {
-        "block_fn": (blocks, (Block, DEXBlock)),
-        "embed_layer": ([vit.patch_embed], (PatchEmbed,)),
-        "attn_layer": ([block.attn for block in blocks], (Attention,)),
-        "norm_layer": ([block.norm1 for block in blocks], (LayerNorm, nn.LayerNorm)),
-        "mlp_layer": ([block.mlp for block in blocks], (DEXMlp,) if any(dex) else (Mlp,)),
-    }
-    for name, (modules, expected) in kinds.items():
-        for module in modules:
-            if type(module) not in expected:
-                wanted = " or ".join(kind.__name__ for kind in expected)
-                raise NotDescribableError(
-                    f"{name}: a model that is saved must have {wanted}, got {type(module).__name__}"
-                )
-    if not blocks:
+    if not len(vit.blocks):
         raise NotDescribableError("depth: a model that is saved must have at least one block")
+    _check_kind("embed_layer", vit.patch_embed, PatchEmbed)
+    for block in vit.blocks:
+        _check_kind("block_fn", block, Block, DEXBlock)
+        _check_kind("attn_layer", block.attn, Attention)
+        _check_kind("norm_layer", block.norm1, LayerNorm, nn.LayerNorm)
+        _check_kind("mlp_layer", block.mlp, DEXMlp if isinstance(vit.blocks[0].mlp, DEXMlp) else Mlp)
+
+
+def _check_kind(argument: str, module: nn.Module, *expected: type[nn.Module]) -> None:
+    if type(module) not in expected:
+        wanted = " or ".join(kind.__name__ for kind in expected)
+        raise NotDescribableError(
+            f"{argument}: a saved model must have {wanted}, got {type(module).__name__}"
+        )
 
 
 def vit_arguments(description: dict[str, Any]) -> dict[str, Any]:

@@ -97,6 +97,8 @@ class MaskedAutoencoder(PretrainedMixin, nn.Module):
             raise ValueError(
                 f"decoder_dim must be a multiple of 4 and of decoder_heads={decoder_heads}, got {decoder_dim}"
             )
+        if decoder_depth < 1:
+            raise ValueError(f"decoder_depth must be at least 1, got {decoder_depth}")
         self.encoder = encoder
         self.decoder_heads = decoder_heads
         self.mask_ratio = mask_ratio

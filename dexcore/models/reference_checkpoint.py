@@ -6,8 +6,8 @@
     blocks.i.DEX.router.linear.weight          blocks.i.mlp.router.weight
     blocks.i.DEX.expert_activation_count       blocks.i.mlp.router.activation_frequency
 
-The rest is named as in MAE: encoder and decoder side by side, where a `MaskedAutoencoder` has the encoder's names
-behind ``encoder.``.
+The rest is named as in MAE: encoder and decoder side by side, where a `MaskedAutoencoder` has the encoder's
+names behind ``encoder.``.
 """
 
 import argparse
@@ -38,15 +38,15 @@ _RENAMED_BACK = {ours: theirs for theirs, ours in _RENAMED.items()}
 def load_reference_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> list[str]:
     """Load a checkpoint in the authors' layout into ``model``, all of it or nothing.
 
-    Every tensor of the model but a classifier's (``head``, which the authors' files do not have) must be in the file,
-    and every tensor of the file must have a place in the model; a `VisionTransformer` has none for the decoder
-    (``decoder_*``, ``mask_token``), which is left out. Numbers are copied into the model's own dtype. A plain MAE
-    checkpoint loads into a dense `MaskedAutoencoder` in the same way.
+    Every tensor of the model but a classifier's (``head``, which the authors' files do not have) must be in
+    the file, and every tensor of the file must have a place in the model; a `VisionTransformer` has none for
+    the decoder (``decoder_*``, ``mask_token``), which is left out. Numbers are copied into the model's own
+    dtype. A plain MAE checkpoint loads into a dense `MaskedAutoencoder` in the same way.
 
     Args:
-        model: a `MaskedAutoencoder`, or a `VisionTransformer` whose MLPs are DEX layers (`DEXVisionTransformer`).
-        path: ``.safetensors``, or what ``torch.save`` wrote (read with ``weights_only=True``); the tensors lie at the
-            top or under "model".
+        model: a `MaskedAutoencoder` or a `VisionTransformer`, with DEX layers or dense.
+        path: ``.safetensors``, or what ``torch.save`` wrote (read with ``weights_only=True``); the tensors
+            lie at the top or under "model".
 
     Returns:
         The file's tensors that were left out because ``model`` has no decoder.
@@ -54,7 +54,7 @@ def load_reference_checkpoint(model: nn.Module, path: str | os.PathLike[str]) ->
     Raises:
         TypeError: ``model`` is neither.
         FileNotFoundError: there is no such file.
-        ModelFileError: the file cannot be read, or its tensors are not the model's; names all that is missing,
+        ModelFileError: the file cannot be read, or its tensors are not the model's; names what is missing,
             unexpected or of another shape. The model is untouched.
     """
     prefix = _encoder_prefix(model)
@@ -130,9 +130,9 @@ def _from_authors(tensors: dict[str, torch.Tensor], source: str) -> dict[str, to
             ours[f"{block}.mlp.{_RENAMED[rest]}" if rest in _RENAMED else name] = tensor
     for name, pool in experts.items():
         if sorted(pool) != list(range(len(pool))) or len({tensor.shape for tensor in pool.values()}) > 1:
+            found = {index: list(tensor.shape) for index, tensor in sorted(pool.items())}
             raise ModelFileError(
-                f"{source}: the experts of {name} must be numbered from 0 without gaps and have one shape, got "
-                f"{ {index: list(tensor.shape) for index, tensor in sorted(pool.items())} }"
+                f"{source}: {name} must be numbered from 0 without gaps and have one shape, got {found}"
             )
         ours[name] = torch.stack([pool[index] for index in range(len(pool))])
     return ours

@@ -1,0 +1,325 @@
+"""The masked autoencoder against `plain_mae`, and what it promises around it."""
+
+import copy
+import math
+from functools import partial
+
+import pytest
+import timm
+import torch
+from assertions import assert_close
+from plain_mae import Sizes, cut, plain_mae, position
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from dexcore.models import DEXVisionTransformer, MaskedAutoencoder
+from dexcore.nn import DEXBlock, DEXMlp, aux_losses, update_directors
+
+TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 0}
+
+
+def tiny(encoder=None, **kwargs):
+    """An autoencoder of 16 patches, 4 of them visible."""
+    if encoder is None:
+        encoder = DEXVisionTransformer(**TINY, num_experts=[4, 3], top_k=[3, 2])
+    return MaskedAutoencoder(encoder, **{"decoder_dim": 24, "decoder_depth": 2, "decoder_heads": 3, **kwargs})
+
+
+def shake(model):
+    """Weights that make every term count: no zero biases, no equal experts."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter), alpha=0.2)
+    return model
+
+
+def inputs(model, batch=2, dtype=torch.float32):
+    images = torch.randn(batch, model.encoder.in_chans, *model.encoder.patch_embed.img_size, dtype=dtype)
+    return images, torch.rand(batch, model.num_patches)
+
+
+def check_parity(model, sizes, bound):
+    images, noise = inputs(model, dtype=next(model.parameters()).dtype)
+    output = model(images, noise)
+    output.loss.backward()
+    state = {name: t.detach().double().requires_grad_() for name, t in model.state_dict().items()}
+    loss, pred, mask = plain_mae(state, images.double(), noise, sizes)
+    loss.backward()
+    assert torch.equal(output.mask.double(), mask)
+    assert_close(output.loss, loss, bound=bound, name="loss")
+    assert_close(output.pred, pred, bound=bound, name="pred")
+    compared = 0
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            assert_close(parameter.grad, state[name].grad, bound=bound, name=name)
+            compared += parameter.grad.abs().sum().item() > 0
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert compared == len(trained), "a trained parameter got no gradient"
+
+
+@pytest.mark.parametrize("norm_pix_loss", [True, False])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-10), (torch.float32, 1e-4)])
+def test_loss_prediction_mask_and_gradients_are_those_of_the_plain_implementation(
+    dtype, bound, norm_pix_loss
+):
+    encoder = DEXVisionTransformer(**TINY, num_experts=[4, 3], top_k=[3, 2], dtype=dtype)
+    model = shake(tiny(encoder, norm_pix_loss=norm_pix_loss))
+    check_parity(model, Sizes((8, 8), 2, 3, 4, [3, 2], norm_pix_loss=norm_pix_loss), bound)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "prefix"),
+    [
+        ({"class_token": True, "reg_tokens": 2}, 3),
+        ({"class_token": True, "reg_tokens": 2, "no_embed_class": True}, 3),
+        ({"class_token": False, "global_pool": "avg"}, 0),
+        ({"class_token": True, "dynamic_img_size": True}, 1),
+        ({"class_token": True, "img_size": (16, 32), "patch_size": (4, 8), "in_chans": 1}, 1),
+    ],
+)
+def test_dense_encoders_of_every_token_layout_agree_with_the_plain_implementation(arguments, prefix):
+    model = shake(tiny(VisionTransformer(**{**TINY, **arguments}, dtype=torch.float64)))
+    check_parity(model, Sizes(model.encoder.patch_embed.patch_size, 2, 3, 4, [], prefix), 1e-10)
+
+
+def test_positions_are_fixed_sines_and_cosines_of_the_column_then_the_row():
+    model = tiny(VisionTransformer(**{**TINY, "img_size": (16, 32)}, reg_tokens=1), mask_ratio=0.5)
+    for positions, dim in ((model.encoder.pos_embed, 16), (model.decoder_pos_embed, 24)):
+        assert not positions.requires_grad
+        assert positions[:, :2].eq(0).all()
+        for i in range(8):
+            assert_close(positions[0, 2 + i], position(dim, i // 4, i % 4), bound=1e-6)
+
+
+def test_the_patches_with_the_smallest_noise_stay_visible_and_ties_go_to_the_lower_index():
+    model = tiny()
+    noise = torch.ones(2, 16)
+    noise[0, [9, 3]] = 0
+    output = model(torch.randn(2, 3, 32, 32), noise)
+    assert [row.eq(0).nonzero().flatten().tolist() for row in output.mask] == [[0, 1, 3, 9], [0, 1, 2, 3]]
+
+
+def test_noise_that_is_not_given_is_drawn_for_every_image():
+    masks = tiny()(torch.randn(8, 3, 32, 32)).mask
+    assert masks.sum(1).eq(12).all()
+    assert len(masks.unique(dim=0)) > 1
+
+
+@pytest.mark.parametrize("mask_ratio", [0.75, 0.9, 0.7, 0.5])
+def test_the_number_of_visible_patches_is_rounded_down(mask_ratio):
+    model = tiny(mask_ratio=mask_ratio)
+    assert model(*inputs(model)).mask.eq(0).sum(1).tolist() == [int(16 * (1 - mask_ratio))] * 2
+
+
+def test_hidden_pixels_do_not_reach_the_encoder():
+    model = shake(tiny())
+    images, noise = inputs(model)
+    output = model(images, noise)
+    hidden = model.unpatchify(output.mask.unsqueeze(-1).expand_as(output.pred))
+    again = model(torch.where(hidden > 0, torch.randn_like(images), images), noise)
+    assert torch.equal(again.pred, output.pred)
+    assert not torch.equal(again.loss, output.loss)
+
+
+def test_patchify_orders_row_column_channel_and_unpatchify_undoes_it():
+    model = tiny(VisionTransformer(**{**TINY, "img_size": (16, 32), "patch_size": (4, 8)}))
+    images = torch.randn(2, 3, 16, 32)
+    patches = model.patchify(images)
+    assert torch.equal(patches[1], torch.stack(cut(images[1], (4, 8))))
+    assert torch.equal(model.unpatchify(patches), images)
+
+
+@pytest.mark.parametrize("norm_pix_loss", [True, False])
+def test_a_perfect_prediction_has_no_loss_and_reconstructs_the_images(norm_pix_loss):
+    model = tiny(norm_pix_loss=norm_pix_loss)
+    images = torch.rand(2, 3, 32, 32) + torch.tensor([0.0, 5.0]).reshape(2, 1, 1, 1)
+    target = model.target(images)
+    assert_close(model.reconstruct(images, target), images)
+    if norm_pix_loss:
+        assert_close(target.var(-1), torch.ones(2, 16), bound=1e-4)
+        assert target.mean(-1).abs().max() < 1e-5
+
+
+def test_a_constant_patch_has_a_finite_target():
+    model = tiny()
+    target = model.target(torch.full((1, 3, 32, 32), 0.3))
+    assert target.isfinite().all()
+    assert target.abs().max() < 1e-3
+
+
+def test_weights_are_drawn_as_mae_does():
+    encoder = DEXVisionTransformer(**{**TINY, "embed_dim": 64, "depth": 1}, reg_tokens=2, init_values=0.1)
+    model = tiny(encoder, decoder_dim=96)
+    drawn = [m.weight for m in model.modules() if isinstance(m, nn.Linear)]
+    drawn += [m.router.weight for m in model.modules() if isinstance(m, DEXMlp)]
+    drawn.append(encoder.patch_embed.proj.weight.flatten(1))
+    for weight in drawn:
+        bound = math.sqrt(6 / sum(weight.shape))
+        assert weight.abs().max() <= bound
+        assert weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.1)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            assert parameter.eq(0).all(), name
+        if "norm" in name and name.endswith("weight"):
+            assert parameter.eq(1).all(), name
+    for token in (encoder.cls_token, encoder.reg_token, model.mask_token):
+        assert token.std().item() == pytest.approx(0.02, rel=0.35)
+    assert_experts_equal_the_director(model)
+    assert_close(encoder.blocks[0].ls1.gamma, torch.full((64,), 0.1))
+
+
+def assert_experts_equal_the_director(model):
+    for layer in (m for m in model.modules() if isinstance(m, DEXMlp)):
+        assert layer.router.activation_frequency.eq(0).all()
+        assert layer.director.fc1.weight.abs().sum() > 0
+        for experts, director in layer.expert_director_pairs():
+            assert torch.equal(experts, director.expand_as(experts))
+
+
+def test_an_encoder_that_was_trained_keeps_its_weights_when_asked_to():
+    encoder = shake(DEXVisionTransformer(**TINY, num_experts=3))
+    before = copy.deepcopy(encoder.state_dict())
+    after = tiny(encoder, init_encoder=False).encoder.state_dict()
+    changed = [name for name, tensor in before.items() if not torch.equal(tensor, after[name])]
+    assert changed == ["pos_embed"]
+
+
+def test_a_model_made_on_the_meta_device_is_complete_after_init_weights():
+    with torch.device("meta"):
+        model = tiny()
+    model.to_empty(device="cpu")
+    for tensor in [*model.parameters(), *model.buffers()]:
+        tensor.data.fill_(math.nan)
+    model.init_weights()
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        assert tensor.isfinite().all(), name
+    assert_experts_equal_the_director(model)
+    assert torch.equal(model.decoder_pos_embed, tiny().decoder_pos_embed)
+    model(*inputs(model)).loss.backward()
+
+
+def total_loss(model, images, noise):
+    output, aux = model(images, noise), aux_losses(model)
+    return output.loss + aux.align + aux.balance
+
+
+def gradients(model):
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def test_activation_checkpointing_changes_neither_losses_nor_gradients_nor_directors():
+    plain = shake(tiny())
+    saving = copy.deepcopy(plain)
+    saving.set_grad_checkpointing()
+    images, noise = inputs(plain)
+    for model in (plain, saving):
+        loss = total_loss(model, images, noise)
+        loss.backward()
+        update_directors(model, 0.9)
+    expected, actual = gradients(plain), gradients(saving)
+    assert expected.keys() == actual.keys()
+    for name, gradient in expected.items():
+        assert torch.equal(actual[name], gradient), name
+    for (name, a), b in zip(saving.state_dict().items(), plain.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_it_compiles_without_a_graph_break_and_gives_the_same_gradients():
+    plain = shake(tiny(DEXVisionTransformer(**{**TINY, "depth": 1}, num_experts=3), decoder_depth=1))
+    images, noise = inputs(plain)
+    other = copy.deepcopy(plain)
+    expected = plain(images, noise)
+    expected.loss.backward()
+    compiled = torch.compile(other, backend="aot_eager", fullgraph=True)
+    output = compiled(images, noise)
+    output.loss.backward()
+    assert_close(output.loss, expected.loss.double())
+    assert torch.equal(output.mask, expected.mask)
+    for name, gradient in gradients(plain).items():
+        assert_close(gradients(other)[name], gradient.double(), name=name)
+
+
+def test_the_loss_is_float32_under_autocast_and_near_the_full_precision_one():
+    model = shake(tiny())
+    images, noise = inputs(model)
+    expected = model(images, noise)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = model(images, noise)
+    output.loss.backward()
+    assert output.loss.dtype == torch.float32
+    assert output.pred.dtype == torch.bfloat16
+    assert output.loss.item() == pytest.approx(expected.loss.item(), rel=0.02)
+    assert all(gradient.isfinite().all() for gradient in gradients(model).values())
+
+
+@pytest.mark.parametrize(
+    ("images", "noise", "error", "words"),
+    [
+        (torch.zeros(2, 3, 32, 24), None, ValueError, r"images must be \[B, 3, 32, 32\].*\[2, 3, 32, 24\]"),
+        (torch.zeros(2, 1, 32, 32), None, ValueError, r"images must be \[B, 3, 32, 32\].*\[2, 1, 32, 32\]"),
+        (torch.zeros(3, 32, 32), None, ValueError, r"images must be"),
+        (
+            torch.zeros(2, 3, 32, 32, dtype=torch.uint8),
+            None,
+            TypeError,
+            "images must be floating point.*uint8",
+        ),
+        (
+            torch.zeros(2, 3, 32, 32, device="meta"),
+            None,
+            ValueError,
+            "images are on meta, the model is on cpu",
+        ),
+        (torch.zeros(2, 3, 32, 32), torch.zeros(2, 15), ValueError, r"noise must be \[2, 16\].*\[2, 15\]"),
+        (torch.zeros(2, 3, 32, 32), torch.zeros(1, 16), ValueError, r"noise must be \[2, 16\].*\[1, 16\]"),
+    ],
+)
+def test_wrong_inputs_are_refused_by_name(images, noise, error, words):
+    with pytest.raises(error, match=words):
+        tiny()(images, noise)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "arguments", "error", "words"),
+    [
+        (nn.Linear(2, 2), {}, TypeError, "encoder must be a timm VisionTransformer, got Linear"),
+        (
+            timm.create_model("resnet10t"),
+            {},
+            TypeError,
+            "encoder must be a timm VisionTransformer, got ResNet",
+        ),
+        (VisionTransformer(**TINY, pos_embed="none"), {}, ValueError, "encoder must have positions"),
+        (VisionTransformer(**TINY, patch_drop_rate=0.5), {}, ValueError, "patch_drop_rate=0"),
+        (VisionTransformer(**{**TINY, "img_size": 36}), {}, ValueError, "multiple of its patch_size"),
+        (VisionTransformer(**{**TINY, "embed_dim": 18}), {}, ValueError, "multiple of 4, got 18"),
+        (None, {"decoder_dim": 26}, ValueError, "decoder_dim must be a multiple of 4"),
+        (None, {"decoder_heads": 5}, ValueError, "decoder_dim must be.*decoder_heads=5"),
+        (None, {"mask_ratio": 0.0}, ValueError, "mask_ratio must leave"),
+        (None, {"mask_ratio": 0.99}, ValueError, "mask_ratio must leave"),
+        (None, {"decoder_depth": 0}, ValueError, "decoder_depth must be at least 1"),
+        (
+            VisionTransformer(**{**TINY, "img_size": 4, "patch_size": 1, "in_chans": 1}),
+            {},
+            ValueError,
+            "norm_pix",
+        ),
+    ],
+)
+def test_what_cannot_be_built_is_refused_by_name(encoder, arguments, error, words):
+    with pytest.raises(error, match=words):
+        tiny(encoder, **arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"block_fn": partial(DEXBlock, num_experts=3)},
+        {"mlp_layer": partial(DEXMlp, num_experts=3)},
+    ],
+)
+def test_timm_models_with_dex_layers_are_encoders_too(arguments):
+    model = tiny(VisionTransformer(**TINY, **arguments))
+    assert_experts_equal_the_director(model)
+    assert total_loss(model, *inputs(model)).isfinite()

@@ -1,0 +1,232 @@
+"""DEXVisionTransformer keeps timm's promises."""
+
+import math
+
+import pytest
+import timm
+import torch
+from assertions import assert_close
+from timm.layers import SwiGLU
+from timm.models import group_parameters, save_for_hf
+from timm.models.vision_transformer import ParallelScalingBlock, VisionTransformer
+
+import dexcore
+from dexcore.models import DEXVisionTransformer, vit
+from dexcore.nn import DEXMlp, param_groups
+
+TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 3, "num_heads": 2}
+SIZES = {  # patch, width, depth, heads, pixels
+    "dex_vit_tiny_patch16_224": (16, 192, 12, 3, 224),
+    "dex_vit_small_patch16_224": (16, 384, 12, 6, 224),
+    "dex_vit_base_patch16_224": (16, 768, 12, 12, 224),
+    "dex_vit_base_patch16_256": (16, 768, 12, 12, 256),
+    "dex_vit_large_patch16_224": (16, 1024, 24, 16, 224),
+    "dex_vit_huge_patch14_224": (14, 1280, 32, 16, 224),
+}
+
+
+def create(**kwargs):
+    """A small model through timm's factory."""
+    return timm.create_model("dex_vit_tiny_patch16_224", **{**TINY, "num_experts": 3, **kwargs})
+
+
+def layers(model):
+    return [module for module in model.modules() if isinstance(module, DEXMlp)]
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_timm_builds_each_registered_model_in_its_size_with_eight_experts_of_which_two_act(name):
+    patch, width, depth, heads, pixels = SIZES[name]
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    assert isinstance(model, DEXVisionTransformer)
+    assert model.patch_embed.patch_size == (patch, patch)
+    assert model.patch_embed.img_size == (pixels, pixels)
+    assert model.pretrained_cfg["input_size"] == (3, pixels, pixels)
+    assert (model.embed_dim, len(model.blocks), model.blocks[0].attn.num_heads) == (width, depth, heads)
+    assert [(layer.num_experts, layer.top_k) for layer in layers(model)] == [(8, 2)] * depth
+    assert model.blocks[0].mlp.experts.fc1.weight.shape == (8, 4 * width, width)
+    assert model.num_classes == 1000
+
+
+def test_the_module_exports_the_class_and_every_registered_model():
+    assert set(vit.__all__) == {"DEXVisionTransformer", *SIZES}
+    assert set(timm.list_models("dex_vit_*")) == set(SIZES)
+    assert dexcore.models.DEXVisionTransformer is DEXVisionTransformer
+
+
+def test_pretrained_weights_that_do_not_exist_are_not_pretended():
+    with pytest.raises(RuntimeError, match="No pretrained weights exist"):
+        create(pretrained=True)
+
+
+def test_the_factory_passes_our_keywords_and_lists_vary_by_block():
+    model = create(num_experts=[4, 3, 2], top_k=[1, 2, 2], tau=0.7, align="mse", keep="z", mode="director")
+    assert [(m.num_experts, m.top_k) for m in layers(model)] == [(4, 1), (3, 2), (2, 2)]
+    assert {(m.tau, m.align, m.keep, m.mode) for m in layers(model)} == {(0.7, "mse", "z", "director")}
+
+
+def test_timms_arguments_may_be_given_by_position():
+    model = DEXVisionTransformer(32, 8, 1, 5, "token", 16, 2, 2, num_experts=3)
+    assert model(torch.randn(2, 1, 32, 32)).shape == (2, 5)
+
+
+def test_every_expert_starts_as_a_copy_of_the_director():
+    for mode in ("", "jax", "moco"):
+        for layer in layers(create(weight_init=mode)):
+            for experts, director in layer.expert_director_pairs():
+                assert torch.equal(experts, director.expand_as(experts))
+
+
+@pytest.mark.parametrize("mode", ["", "jax", "moco", "reset"])
+def test_a_model_made_on_the_meta_device_is_complete_after_init_weights(mode):
+    with torch.device("meta"):
+        model = create()
+    model.to_empty(device="cpu")
+    for tensor in [*model.parameters(), *model.buffers()]:
+        tensor.data.fill_(math.nan)
+    model.init_weights(mode)
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        assert tensor.isfinite().all(), name
+    for layer in layers(model):
+        for experts, director in layer.expert_director_pairs():
+            assert torch.equal(experts, director.expand_as(experts))
+    assert model(torch.randn(1, 3, 32, 32)).isfinite().all()
+
+
+def test_it_computes_what_timms_model_computes_while_all_experts_are_alike():
+    dense = VisionTransformer(**TINY).eval()
+    model = create().eval()
+    state = dense.state_dict()
+    for name in model.state_dict():
+        if ".mlp.director." in name:
+            state[name] = state.pop(name.replace(".director", ""))
+    missing = model.load_state_dict(state, strict=False).missing_keys
+    assert all(".experts." in name or ".router." in name for name in missing)
+    for layer in layers(model):
+        layer.init_weights()
+    images = torch.randn(2, 3, 32, 32)
+    assert_close(model(images), dense(images).double(), bound=1e-4)
+
+
+def test_a_classifier_can_be_exchanged():
+    model = create()
+    model.reset_classifier(7, "avg")
+    assert model(torch.randn(2, 3, 32, 32)).shape == (2, 7)
+    model.reset_classifier(0)
+    assert model(torch.randn(2, 3, 32, 32)).shape == (2, 16)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shape"),
+    [
+        ({"img_size": 48}, (2, 3, 48, 48)),
+        ({"dynamic_img_size": True}, (2, 3, 40, 64)),
+        ({"in_chans": 1}, (2, 1, 32, 32)),
+        ({"reg_tokens": 4}, (2, 3, 32, 32)),
+        ({"class_token": False, "global_pool": "avg", "pool": "mean"}, (2, 3, 32, 32)),
+        ({"global_pool": "map"}, (2, 3, 32, 32)),
+        ({"init_values": 1e-2, "drop_path_rate": 0.5}, (2, 3, 32, 32)),
+        ({"act_layer": "silu"}, (2, 3, 32, 32)),
+        ({"dtype": torch.float64}, (2, 3, 32, 32)),
+    ],
+)
+def test_timms_options_work(arguments, shape):
+    model = create(num_classes=5, **arguments)
+    logits = model(torch.randn(shape, dtype=arguments.get("dtype", torch.float32)))
+    assert logits.shape == (2, 5)
+    logits.sum().backward()
+    assert all(layer.experts.fc1.weight.grad.abs().sum() > 0 for layer in layers(model))
+
+
+def test_its_input_size_can_be_changed():
+    model = create(num_classes=5)
+    model.set_input_size(img_size=(48, 64))
+    assert model(torch.randn(2, 3, 48, 64)).shape == (2, 5)
+
+
+def test_features_only_and_intermediates_give_the_blocks_outputs():
+    images = torch.randn(2, 3, 32, 32)
+    features = create(features_only=True, out_indices=(0, 2)).eval()
+    assert features.feature_info.channels() == [16, 16]
+    assert [f.shape for f in features(images)] == [(2, 16, 4, 4)] * 2
+    model = create().eval()
+    final, (first, last) = model.forward_intermediates(images, indices=[0, 2], output_fmt="NLC")
+    tokens = model.patch_embed(images)
+    expected = model.blocks[0](model._pos_embed(tokens))
+    assert torch.equal(first, expected[:, 1:])
+    assert torch.equal(model.norm(last), final[:, 1:])
+    assert torch.equal(final, model.forward_features(images))
+
+
+def test_gradient_checkpointing_gives_the_same_gradients():
+    images, grads = torch.randn(2, 3, 32, 32), []
+    model = create(num_classes=5)
+    for enable in (False, True):
+        model.set_grad_checkpointing(enable)
+        model.zero_grad()
+        model(images).square().sum().backward()
+        grads.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    assert len(grads[0]) == len(grads[1]) > 30
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
+def test_a_model_saved_for_the_hub_opens_again_through_timm_also_at_another_size(tmp_path):
+    model = create(num_experts=[4, 3, 2], top_k=[1, 2, 2], num_classes=5, reg_tokens=1).eval()
+    save_for_hf(model, tmp_path, safe_serialization=True)
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    images = torch.randn(2, 3, 32, 32)
+    assert isinstance(again, DEXVisionTransformer)
+    assert torch.equal(again(images), model(images))
+    larger = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, img_size=48, num_classes=7)
+    assert larger.pos_embed.shape == (1, 2 + 36, 16)
+    assert torch.equal(larger.blocks[1].mlp.experts.fc1.weight, model.blocks[1].mlp.experts.fc1.weight)
+
+
+def test_experts_are_grouped_with_their_block():
+    model = create()
+    groups = group_parameters(model, model.group_matcher(), reverse=True)
+    numbers = {
+        i: {groups[n] for n, _ in model.named_parameters() if n.startswith(f"blocks.{i}.")} for i in range(3)
+    }
+    assert numbers == {0: {1}, 1: {2}, 2: {3}}
+    dense = VisionTransformer(**TINY)
+    assert model.no_weight_decay() == dense.no_weight_decay()
+    assert model.group_matcher() == dense.group_matcher()
+
+
+def test_layer_decay_scales_experts_with_their_block_and_decays_no_bias():
+    model = create(num_classes=5)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    for group in param_groups(model, weight_decay=0.1, layer_decay=0.5):
+        for name in (names[parameter] for parameter in group["params"]):
+            if name.startswith("blocks."):
+                assert group["lr_scale"] == 0.5 ** (4 - 1 - int(name.split(".")[1])), name
+            expect_decay = name.endswith("weight") and "norm" not in name
+            assert (group["weight_decay"] > 0) == expect_decay, name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        (
+            {"num_experts": [4, 3]},
+            ValueError,
+            "num_experts must be one number or one for each of 3 blocks, got 2",
+        ),
+        ({"top_k": [1, 1, 1, 1]}, ValueError, "top_k must be one number or one for each of 3 blocks, got 4"),
+        ({"num_experts": [4, 3, 1]}, ValueError, "top_k must lie in 1..1"),
+        ({"class_token": False, "global_pool": "avg"}, ValueError, 'pool="mean"'),
+        ({"fix_init": True}, ValueError, "fix_init must be False"),
+        ({"proj_drop_rate": 0.1}, ValueError, "drop must be 0.*proj_drop_rate"),
+        ({"scale_mlp_norm": True}, ValueError, "norm_layer inside the MLP"),
+        ({"act_layer": "mish"}, ValueError, "act_layer must be one of"),
+        ({"block_fn": ParallelScalingBlock}, TypeError, "block_fn must be timm's Block or DEXBlock"),
+        ({"mlp_layer": SwiGLU}, TypeError, "mlp_layer must be None, timm's Mlp or DEXMlp"),
+        ({"pool": "max"}, ValueError, "pool must be one of"),
+        ({"experts": 4}, TypeError, "experts"),
+    ],
+)
+def test_what_cannot_be_honored_is_refused_by_name(arguments, error, words):
+    with pytest.raises(error, match=words):
+        DEXVisionTransformer(**{**TINY, **arguments})
