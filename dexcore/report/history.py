@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 
 SCALARS = (
-    "epoch",
-    "loss",
     "loss_self",
     "loss_align",
     "loss_balance",
