@@ -136,6 +136,8 @@ def _padding(dataset: Any, stored: np.ndarray) -> np.ndarray | None:
 
 def _has_embedded_overlay(dataset: Any) -> bool:
     """Retired, but met: an overlay in the bits above the stored ones, whose group names a bit position."""
+    if dataset.get("PixelRepresentation") != 0:  # in signed values those bits are the sign
+        return False
     positions = (dataset.get((group, 0x0102)) for group in range(0x6000, 0x6020, 2))
     return any(element is not None and element.value for element in positions)
 
