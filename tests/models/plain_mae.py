@@ -1,4 +1,4 @@
-"""A masked autoencoder with Director-Experts layers in the plainest words: loops over images, patches and experts.
+"""A masked autoencoder with DEX layers in the plainest words: loops over images, patches and experts.
 
 It reads a `MaskedAutoencoder`'s state dict by name and shares no code with it.
 """

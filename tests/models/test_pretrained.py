@@ -133,13 +133,13 @@ def test_a_saved_autoencoder_also_opens_as_its_encoder(tmp_path):
     ("encoder", "loaded_as"),
     [
         (lambda: VisionTransformer(**TINY, reg_tokens=1), VisionTransformer),
-        (lambda: timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, depth=1), VisionTransformer),
-        (lambda: timm.create_model("dex_vit_tiny_patch16_224", img_size=32, patch_size=8, depth=1), DEXVisionTransformer),
+        (lambda: timm.create_model("vit_tiny_patch16_224", **TINY), VisionTransformer),
+        (lambda: timm.create_model("dex_vit_tiny_patch16_224", **TINY), DEXVisionTransformer),
         (lambda: upcycle(VisionTransformer(**TINY), 3), DEXVisionTransformer),
         (lambda: VisionTransformer(**TINY, block_fn=partial(DEXBlock, num_experts=3)), DEXVisionTransformer),
         (lambda: VisionTransformer(**TINY, mlp_layer=partial(DEXMlp, num_experts=3)), DEXVisionTransformer),
     ],
-)  # fmt: skip
+)
 def test_an_autoencoder_around_any_timm_encoder_comes_back(tmp_path, encoder, loaded_as):
     model = autoencoder(encoder())
     model.save_pretrained(tmp_path)
@@ -283,7 +283,7 @@ def test_a_killed_save_never_leaves_a_mix_of_two_models(tmp_path):
     process.wait()
     process.stdout.close()
     if not (tmp_path / "config.json").exists():
-        with pytest.raises(FileNotFoundError, match="config.json"):
+        with pytest.raises(FileNotFoundError, match=r"config\.json"):
             DEXVisionTransformer.from_pretrained(tmp_path)
         return
     model = DEXVisionTransformer.from_pretrained(tmp_path)

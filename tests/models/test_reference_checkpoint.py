@@ -47,7 +47,7 @@ def ffn(name, width, hidden):
 
 
 def authors_tensors():
-    """A checkpoint of the whole autoencoder under the authors' names, written out by hand, with random numbers."""
+    """A checkpoint of the whole autoencoder under the authors' names, by hand, with random numbers."""
     shapes = {
         "cls_token": (1, 1, WIDTH), "pos_embed": (1, 17, WIDTH),
         "patch_embed.proj.weight": (WIDTH, 3, 8, 8), "patch_embed.proj.bias": (WIDTH,),
@@ -207,7 +207,7 @@ def test_a_classifier_in_the_file_needs_its_place_in_the_model(checkpoint):
     model = encoder(num_classes=5)
     load_reference_checkpoint(model, path)
     assert model.head.weight.eq(1).all()
-    with pytest.raises(ModelFileError, match="unexpected: encoder.head.weight"):
+    with pytest.raises(ModelFileError, match=r"unexpected: encoder\.head\.weight"):
         load_reference_checkpoint(autoencoder(), path)
 
 
@@ -241,7 +241,7 @@ def test_a_file_that_is_no_checkpoint_is_refused_by_name(tmp_path, write, words)
 
 
 def test_wrong_arguments_are_refused_by_name(tmp_path):
-    with pytest.raises(FileNotFoundError, match="none.pth: no such file"):
+    with pytest.raises(FileNotFoundError, match=r"none\.pth: no such file"):
         load_reference_checkpoint(encoder(), tmp_path / "none.pth")
     with pytest.raises(
         TypeError, match="model must be a MaskedAutoencoder or a VisionTransformer, got Linear"
@@ -249,5 +249,5 @@ def test_wrong_arguments_are_refused_by_name(tmp_path):
         load_reference_checkpoint(nn.Linear(2, 2), tmp_path / "none.pth")
     with pytest.raises(TypeError, match="got Linear"):
         save_reference_checkpoint(nn.Linear(2, 2), tmp_path / "none.pth")
-    with pytest.raises(ValueError, match="path must not end in .safetensors"):
+    with pytest.raises(ValueError, match=r"path must not end in \.safetensors"):
         save_reference_checkpoint(encoder(), tmp_path / "none.safetensors")
