@@ -16,7 +16,7 @@ def test_what_was_saved_comes_back(tmp_path):
     assert after.modality_names == before.modality_names
     for name in ("modality", "heldout", "synthetic", "group", "sample_id", "squared_error", "total"):
         np.testing.assert_array_equal(getattr(after, name), getattr(before, name), strict=True)
-    for saved, loaded in zip(before.gates, after.gates, strict=True):
+    for saved, loaded in zip(gates, after.gates, strict=True):
         np.testing.assert_array_equal(loaded, saved, strict=True)
     np.testing.assert_array_equal(after.examples.heldout, before.examples.heldout)
     for name in ("input", "masked", "reconstruction", "pasted"):
