@@ -57,7 +57,6 @@ def decode_png(data: memoryview | bytes, shape: tuple[int, int], bit_depth: int)
         with image_module.open(io.BytesIO(data), formats=("PNG",)) as image:
             if (image.height, image.width) != shape:
                 raise ValueError(f"{image.height} x {image.width} pixels, expected {shape[0]} x {shape[1]}")
-            image.load()
             pixels = np.asarray(image)
     except Exception as error:  # Pillow raises many types on broken files
         raise ValueError(f"is no readable PNG: {error}") from error
