@@ -27,7 +27,7 @@ def _depth(blocks: Sequence[Specialization]) -> Picture:
     high = np.array([block.null_95 for block in blocks])
     figure = new_figure(2.9)
     axis = figure.subplots()
-    axis.plot(number, measured, "o", color=BLUE, markersize=9, label="measured")
+    axis.plot(number, measured, "o", color=BLUE, markersize=9, label="measured", clip_on=False)
     axis.plot(number, mean, "_", color=NEUTRAL, markersize=16, markeredgewidth=2, label="null, mean")
     axis.bar(number, high, width=0.7, color=NEUTRAL, alpha=0.3, linewidth=0, label="null, to 95th percentile")
     axis.set_title("Normalized mutual information, a block")
