@@ -4,6 +4,8 @@ import torch
 
 # Without a plain implementation to compare with: a few roundings of a sum over some hundred terms.
 _DEFAULT_BOUND = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 6e-2}
+# Plain PyTorch may be exact by luck, in small or badly conditioned cases above all.
+_LUCK = {torch.float64: 1e-13, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 
 
 def relative_error(actual: torch.Tensor, reference: torch.Tensor) -> float:
@@ -33,8 +35,8 @@ def assert_close(
     Args:
         actual: what is tested.
         reference: the truth, normally float64, of the same shape.
-        plain: the same computed by plain PyTorch in the tested dtype; ``actual`` may err twice as much, plus half
-            a rounding of its dtype.
+        plain: the same computed by plain PyTorch in the tested dtype; ``actual`` may err twice as much, plus a few
+            roundings.
         bound: a bound on the relative error, in place of ``plain``; without either the dtype's default.
         name: what to call the tensor in the message.
     """
@@ -43,8 +45,7 @@ def assert_close(
     error = relative_error(actual, reference)
     if plain is not None:
         assert bound is None, "plain and bound exclude one another"
-        largest = reference.abs().max().item() / max(reference.double().square().mean().sqrt().item(), 1e-300)
-        bound = 2 * relative_error(plain, reference) + 0.5 * torch.finfo(actual.dtype).eps * largest
+        bound = 2 * relative_error(plain, reference) + _LUCK[actual.dtype]
     elif bound is None:
         bound = _DEFAULT_BOUND[actual.dtype]
     assert error <= bound, f"{name}: relative error {error:.3g}, allowed {bound:.3g}"

@@ -76,7 +76,7 @@ def dex_mlp(
     check_choice("align", align, ALIGNS)
     settings = (activation, align, precision, compute_dtype(x), resolve(backend))
     trained = (x, w1, b1, w2, b2, gates)
-    tensors = (*trained, indices, dw1, db1, dw2, db2)
+    tensors = (*trained, indices, *(None if t is None else t.detach() for t in (dw1, db1, dw2, db2)))
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in trained):
         y, loss = _DexMlp.apply(*tensors, keep, *settings)
     else:

@@ -48,7 +48,7 @@ def mix_align(student: Tensor, teacher: Tensor, kind: str = "kd", *, backend: st
     check_shape("teacher", teacher, student.shape)
     check_same_device(student=student, teacher=teacher)
     check_choice("kind", kind, ALIGNS)
-    chosen = resolve(backend)
+    teacher, chosen = teacher.detach(), resolve(backend)
     if torch.is_grad_enabled() and student.requires_grad:
         return _MixAlign.apply(student, teacher, kind, chosen)
     return _mix_align(student, teacher, kind, False, chosen)[0]

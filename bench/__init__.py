@@ -1,0 +1,1 @@
+"""Microbenchmarks: ``python -m bench.layer``. Results are checked before they are timed."""

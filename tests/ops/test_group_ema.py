@@ -1,0 +1,87 @@
+"""group_ema_ against float64, in place."""
+
+import pytest
+import torch
+from assertions import assert_close
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.library import opcheck
+
+from dexcore import ops
+from dexcore.ops import reference
+
+
+@given(
+    shapes=st.lists(st.lists(st.integers(1, 7), min_size=1, max_size=3), min_size=1, max_size=4),
+    experts=st.integers(1, 6),
+    momentum=st.sampled_from([0.0, 0.5, 0.99, 1.0]),
+    dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
+    seed=st.integers(0, 1000),
+)
+def test_directors_follow_the_weighted_mean(shapes, experts, momentum, dtype, seed):
+    g = torch.Generator().manual_seed(seed)
+    directors = [torch.randn(shape, generator=g).to(dtype) for shape in shapes]
+    pools = [torch.randn(experts, *shape, generator=g).to(dtype) for shape in shapes]
+    weights = [torch.rand(experts, generator=g).softmax(-1) for _ in shapes]
+    expected = [reference.group_ema(*each, momentum) for each in zip(directors, pools, weights, strict=True)]
+    pointers = [director.data_ptr() for director in directors]
+    assert ops.group_ema_(directors, pools, weights, momentum) is None
+    assert [director.data_ptr() for director in directors] == pointers
+    for director, want in zip(directors, expected, strict=True):
+        assert_close(director, want, bound={torch.bfloat16: 2e-2, torch.float32: 5e-6, torch.float64: 1e-13}[dtype])
+
+
+def test_zero_weights_leave_the_director_bit_for_bit():
+    director = torch.randn(3, 4)
+    before = director.clone()
+    ops.group_ema_([director], [torch.randn(5, 3, 4)], [torch.zeros(5)], 0.5)
+    assert torch.equal(director, before)
+
+
+def test_an_expert_of_weight_zero_does_not_matter():
+    pool = torch.randn(3, 8)
+    one, other = torch.ones(8), torch.ones(8)
+    ops.group_ema_([one], [pool], [torch.tensor([0.5, 0.5, 0.0])], 0.9)
+    ops.group_ema_([other], [pool[:2]], [torch.tensor([0.5, 0.5])], 0.9)
+    assert_close(one, other)
+
+
+def test_a_strided_director_is_updated_too():
+    whole = torch.randn(6, 4)
+    director = whole.t()
+    expected = reference.group_ema(director, pool := torch.randn(3, 4, 6), weights := torch.rand(3), 0.9)
+    ops.group_ema_([director], [pool], [weights], 0.9)
+    assert_close(whole.t(), expected)
+
+
+def test_parameters_are_updated_without_a_graph():
+    director = torch.nn.Parameter(torch.randn(4), requires_grad=False)
+    pool = torch.nn.Parameter(torch.randn(2, 4))
+    ops.group_ema_([director], [pool], [torch.tensor([0.5, 0.5])], 0.0)
+    assert_close(director, pool.mean(0))
+    assert not director.requires_grad
+
+
+def test_opcheck():
+    opcheck(
+        torch.ops.dexcore.group_ema_.default,
+        ([torch.randn(3), torch.randn(2, 2)], [torch.randn(4, 3), torch.randn(4, 2, 2)], [torch.rand(4)] * 2, 0.9, "eager"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"momentum": 1.5}, ValueError, r"momentum must lie in 0\.\.1"),
+        ({"momentum": float("nan")}, ValueError, "momentum"),
+        ({"experts": []}, ValueError, "equally long, got 1, 0, 1"),
+        ({"experts": [torch.ones(4, 2)]}, ValueError, r"experts\[0\] must have shape \[R, 3\]"),
+        ({"weights": [torch.ones(3)]}, ValueError, r"weights\[0\] must have shape \[4\]"),
+        ({"directors": [torch.ones(3, dtype=torch.int64)]}, TypeError, r"directors\[0\] must be floating"),
+        ({"weights": [torch.ones(4, device="meta")]}, ValueError, r"weights\[0\] is on meta"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, error, message):
+    good = {"directors": [torch.ones(3)], "experts": [torch.ones(4, 3)], "weights": [torch.ones(4)], "momentum": 0.9}
+    with pytest.raises(error, match=message):
+        ops.group_ema_(**(good | arguments))
