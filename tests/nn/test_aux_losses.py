@@ -1,0 +1,92 @@
+"""aux_losses over depth, and over processes."""
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from assertions import assert_close
+from torch import nn
+
+from dexcore.nn import DEXMlp, aux_losses, set_mode, update_directors
+
+
+def stack(depth=3, experts=(4, 3, 2)):
+    torch.manual_seed(0)
+    layers = nn.Sequential(*(DEXMlp(8, 12, num_experts=experts[i], top_k=1 + i % 2) for i in range(depth)))
+    with torch.no_grad():
+        for layer in layers:
+            layer.router.weight.normal_()
+            for pool, _ in layer.expert_director_pairs():
+                pool += 0.3 * torch.randn_like(pool)
+    return layers
+
+
+def test_deeper_layers_are_aligned_harder():
+    model = stack()
+    model(torch.randn(5, 4, 8))
+    losses = aux_losses(model)
+    align = [layer.routing.align_loss.double() for layer in model]
+    balance = [layer.routing.balance_loss.double() for layer in model]
+    assert_close(losses.align, (align[0] / 3 + align[1] / 2 + align[2] / 1) / 3)
+    assert_close(losses.balance, sum(balance) / 3)
+
+
+def test_balance_is_one_at_uniform_use_and_r_at_collapse():
+    layer = DEXMlp(8, 12, num_experts=4)
+    with torch.no_grad():
+        layer.router.weight.zero_()
+    layer(torch.randn(5, 4, 8))
+    assert_close(layer.routing.balance_loss, torch.tensor(1.0))
+    with torch.no_grad():
+        layer.router.weight[2] = 1e4
+    layer(torch.rand(5, 4, 8))
+    assert_close(layer.routing.balance_loss, torch.tensor(4.0))
+
+
+def test_without_a_forward_it_says_so():
+    with pytest.raises(RuntimeError, match="needs a forward"):
+        aux_losses(stack())
+    with pytest.raises(ValueError, match="no DEX layer"):
+        aux_losses(nn.Linear(2, 2))
+    model = stack()
+    set_mode(model, "director")
+    model(torch.randn(2, 3, 8))
+    with pytest.raises(RuntimeError, match="director mode"):
+        aux_losses(model)
+
+
+def _rank(rank, folder, images):
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    model = stack()
+    y = model(images[rank * 3 : rank * 3 + 3])
+    losses = aux_losses(model, dist.group.WORLD)
+    (losses.balance + losses.align + 0 * y.sum()).backward()
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            dist.all_reduce(parameter.grad)
+            parameter.grad /= 2
+    update_directors(model, 0.5, dist.group.WORLD)
+    values = torch.stack([losses.align.detach(), losses.balance.detach()])
+    dist.all_reduce(values)
+    grads = [p.grad for p in model.parameters() if p.requires_grad]
+    torch.save((values / 2, grads, model.state_dict()), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_ranks_have_the_global_losses_gradients_and_directors(tmp_path):
+    images = torch.randn(6, 4, 8)
+    mp.spawn(_rank, (str(tmp_path), images), nprocs=2)
+    model = stack()
+    y = model(images)
+    losses = aux_losses(model)
+    (losses.balance + losses.align + 0 * y.sum()).backward()
+    update_directors(model, 0.5)
+    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    for values, grads, state in ranks:
+        assert_close(values, torch.stack([losses.align, losses.balance]))
+        for got, parameter in zip(grads, (p for p in model.parameters() if p.requires_grad), strict=True):
+            assert_close(got, parameter.grad, bound=1e-4)
+        for name, tensor in model.state_dict().items():
+            assert_close(state[name], tensor, name=name)
+    for name, tensor in ranks[0][2].items():
+        assert torch.equal(tensor, ranks[1][2][name]), name
