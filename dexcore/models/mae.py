@@ -207,21 +207,33 @@ class MaskedAutoencoder(PretrainedMixin, nn.Module):
         return MAEOutput((error * mask).sum() / mask.sum(), pred, mask)
 
     def patchify(self, images: torch.Tensor) -> torch.Tensor:
-        """Images [B, C, H, W] as patches [B, L, K]; a patch's values are ordered (row, column, channel)."""
-        (rows, columns), (height, width) = (
-            self.encoder.patch_embed.grid_size,
-            self.encoder.patch_embed.patch_size,
-        )
+        """Images [B, C, H, W] as patches [B, L, K]; a patch's values are ordered (row, column, channel).
+
+        Raises:
+            ValueError: the images do not have the encoder's height and width.
+        """
+        embed = self.encoder.patch_embed
+        (rows, columns), (height, width) = embed.grid_size, embed.patch_size
+        if images.ndim != 4 or tuple(images.shape[2:]) != (rows * height, columns * width):
+            raise ValueError(
+                f"images must be [B, C, {rows * height}, {columns * width}], got {list(images.shape)}"
+            )
         batch, channels = images.shape[:2]
         patches = images.reshape(batch, channels, rows, height, columns, width)
         return patches.permute(0, 2, 4, 3, 5, 1).reshape(batch, rows * columns, height * width * channels)
 
     def unpatchify(self, patches: torch.Tensor) -> torch.Tensor:
-        """The inverse of `patchify`: patches [B, L, K] as images [B, C, H, W]."""
-        (rows, columns), (height, width) = (
-            self.encoder.patch_embed.grid_size,
-            self.encoder.patch_embed.patch_size,
-        )
+        """The inverse of `patchify`: patches [B, L, K] as images [B, C, H, W].
+
+        Raises:
+            ValueError: there are not L patches, or K is no multiple of a patch's pixels.
+        """
+        embed = self.encoder.patch_embed
+        (rows, columns), (height, width) = embed.grid_size, embed.patch_size
+        if patches.ndim != 3 or patches.shape[1] != rows * columns or patches.shape[2] % (height * width):
+            raise ValueError(
+                f"patches must be [B, {rows * columns}, {height * width}*C], got {list(patches.shape)}"
+            )
         channels = patches.shape[-1] // (height * width)
         images = patches.reshape(-1, rows, columns, height, width, channels).permute(0, 5, 1, 3, 2, 4)
         return images.reshape(-1, channels, rows * height, columns * width)

@@ -145,5 +145,5 @@ def _to_authors(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
         return {f"{block}.DEX.{_RENAMED_BACK[rest]}": tensor}
     kind, _, parameter = rest.partition(".")
     if kind == "experts":
-        return {f"{block}.DEX.experts.{j}.{parameter}": expert.clone() for j, expert in enumerate(tensor)}
+        return {f"{block}.DEX.experts.{j}.{parameter}": expert for j, expert in enumerate(tensor)}
     return {name: tensor}

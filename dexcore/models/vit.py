@@ -97,6 +97,16 @@ class DEXVisionTransformer(PretrainedMixin, VisionTransformer):
         return cls(**vit_arguments(description["arguments"]))
 
 
+def _signature() -> inspect.Signature:
+    """timm's parameters, then ours: what help() and other readers of signatures should see."""
+    own = inspect.signature(DEXVisionTransformer.__init__).parameters.values()
+    ours = [parameter for parameter in own if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
+    return inspect.Signature([*inspect.signature(VisionTransformer).parameters.values(), *ours])
+
+
+DEXVisionTransformer.__signature__ = _signature()  # type: ignore[attr-defined]
+
+
 def describe_encoder(vit: VisionTransformer) -> dict[str, Any]:
     """Class and arguments of a timm `VisionTransformer`, dense or DEX, for `build_encoder`.
 

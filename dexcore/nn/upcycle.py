@@ -17,10 +17,13 @@ def per_block(name: str, value: int | Sequence[int], depth: int) -> list[int]:
     """One number a block, from one for all or a sequence of ``depth``.
 
     Raises:
-        ValueError: a sequence of another length; the message calls it ``name``.
+        TypeError: neither an int nor a sequence; the message calls it ``name``.
+        ValueError: a sequence of another length.
     """
     if isinstance(value, int):
         return [value] * depth
+    if not isinstance(value, Sequence):
+        raise TypeError(f"{name} must be an int or a sequence with one for each block, got {value!r}")
     if len(value) != depth:
         raise ValueError(f"{name} must be one number or one for each of {depth} blocks, got {len(value)}")
     return list(value)

@@ -130,6 +130,14 @@ def test_patchify_orders_row_column_channel_and_unpatchify_undoes_it():
     assert torch.equal(model.unpatchify(patches), images)
 
 
+def test_patches_and_images_of_other_shapes_are_refused():
+    model = tiny()
+    with pytest.raises(ValueError, match=r"images must be \[B, C, 32, 32\], got \[2, 3, 64, 16\]"):
+        model.patchify(torch.zeros(2, 3, 64, 16))
+    with pytest.raises(ValueError, match=r"patches must be \[B, 16, 64\*C\], got \[2, 8, 192\]"):
+        model.unpatchify(torch.zeros(2, 8, 192))
+
+
 @pytest.mark.parametrize("norm_pix_loss", [True, False])
 def test_a_perfect_prediction_has_no_loss_and_reconstructs_the_images(norm_pix_loss):
     model = tiny(norm_pix_loss=norm_pix_loss)
@@ -212,11 +220,15 @@ def test_activation_checkpointing_changes_neither_losses_nor_gradients_nor_direc
     plain = shake(tiny())
     saving = copy.deepcopy(plain)
     saving.set_grad_checkpointing()
+    runs = []
+    for block in [*saving.encoder.blocks, *saving.decoder_blocks]:
+        block.register_forward_pre_hook(lambda *_: runs.append(1))
     images, noise = inputs(plain)
     for model in (plain, saving):
         loss = total_loss(model, images, noise)
         loss.backward()
         update_directors(model, 0.9)
+    assert len(runs) == 2 * 4, "every block runs again in the backward"
     expected, actual = gradients(plain), gradients(saving)
     assert expected.keys() == actual.keys()
     for name, gradient in expected.items():

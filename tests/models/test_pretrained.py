@@ -15,6 +15,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from dexcore.models import DEXVisionTransformer, MaskedAutoencoder, ModelFileError, NotDescribableError
+from dexcore.models.pretrained import write_whole
 from dexcore.nn import DEXBlock, DEXMlp, set_mode
 from dexcore.nn.upcycle import upcycle
 
@@ -121,6 +122,17 @@ def test_every_tensor_keeps_its_own_dtype(tmp_path):
     assert {name: t.dtype for name, t in again.state_dict().items()} == {
         name: t.dtype for name, t in model.state_dict().items()
     }
+
+
+def test_no_buffer_is_left_unfilled(tmp_path):
+    autoencoder().save_pretrained(tmp_path)
+    torch.use_deterministic_algorithms(True)  # fills new memory with NaN
+    try:
+        model = MaskedAutoencoder.from_pretrained(tmp_path)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        assert tensor.isfinite().all(), name
 
 
 def test_a_saved_autoencoder_also_opens_as_its_encoder(tmp_path):
@@ -254,6 +266,28 @@ def test_a_folder_that_cannot_be_written_is_an_error_that_names_it(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
         dex().save_pretrained(tmp_path / "file")
+
+
+def test_files_that_cannot_all_be_exchanged_are_left_without_their_seal(tmp_path):
+    for name in ("first", "seal"):
+        (tmp_path / name).write_text("old")
+    (tmp_path / "second" / "in_the_way").mkdir(parents=True)
+    writers = {tmp_path / name: lambda path: path.write_text("new") for name in ("first", "second", "seal")}
+    with pytest.raises(OSError, match="second"):
+        write_whole(writers)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "second"]
+
+
+def test_a_writer_that_fails_leaves_the_old_files(tmp_path):
+    for name in ("first", "seal"):
+        (tmp_path / name).write_text("old")
+    writers = {
+        tmp_path / "first": lambda path: path.write_text("new"),
+        tmp_path / "seal": lambda path: path.write_bytes("no bytes"),
+    }
+    with pytest.raises(TypeError):
+        write_whole(writers)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"first": "old", "seal": "old"}
 
 
 _SAVE_FOREVER = """

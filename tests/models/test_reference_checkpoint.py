@@ -160,10 +160,6 @@ def test_a_saved_file_has_the_authors_names_and_shapes(tmp_path):
     assert content.keys() == {"model"}
     found = {name: tuple(tensor.shape) for name, tensor in content["model"].items()}
     assert found == {name: tuple(tensor.shape) for name, tensor in authors_tensors().items()}
-    # An expert must not drag the storage of its whole pool into the file.
-    assert (tmp_path / "saved.pth").stat().st_size < 1.5 * sum(
-        t.nbytes for t in content["model"].values()
-    ) + 40_000
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """DEXVisionTransformer keeps timm's promises."""
 
+import inspect
 import math
 
 import pytest
@@ -64,6 +65,13 @@ def test_the_factory_passes_our_keywords_and_lists_vary_by_block():
     model = create(num_experts=[4, 3, 2], top_k=[1, 2, 2], tau=0.7, align="mse", keep="z", mode="director")
     assert [(m.num_experts, m.top_k) for m in layers(model)] == [(4, 1), (3, 2), (2, 2)]
     assert {(m.tau, m.align, m.keep, m.mode) for m in layers(model)} == {(0.7, "mse", "z", "director")}
+
+
+def test_its_signature_is_timms_with_ours_behind():
+    ours, timms = (
+        list(inspect.signature(kind).parameters) for kind in (DEXVisionTransformer, VisionTransformer)
+    )
+    assert ours == [*timms, "num_experts", "top_k", "tau", "pool", "align", "mode", "keep", "backend"]
 
 
 def test_timms_arguments_may_be_given_by_position():
@@ -215,6 +223,7 @@ def test_layer_decay_scales_experts_with_their_block_and_decays_no_bias():
             "num_experts must be one number or one for each of 3 blocks, got 2",
         ),
         ({"top_k": [1, 1, 1, 1]}, ValueError, "top_k must be one number or one for each of 3 blocks, got 4"),
+        ({"top_k": 2.0}, TypeError, "top_k must be an int or a sequence with one for each block, got 2.0"),
         ({"num_experts": [4, 3, 1]}, ValueError, "top_k must lie in 1..1"),
         ({"class_token": False, "global_pool": "avg"}, ValueError, 'pool="mean"'),
         ({"fix_init": True}, ValueError, "fix_init must be False"),
