@@ -171,7 +171,7 @@ class MaskedAutoencoder(PretrainedMixin, nn.Module):
             nn.init.xavier_uniform_(projection.weight.flatten(1))
             if projection.bias is not None:
                 nn.init.zeros_(projection.bias)
-            for token in (vit.cls_token, vit.reg_token):
+            for token in (vit.cls_token, vit.reg_token, getattr(vit, "dist_token", None)):
                 if token is not None:
                     nn.init.normal_(token, std=_TOKEN_STD)
         grid, prefix = vit.patch_embed.grid_size, vit.num_prefix_tokens
@@ -302,11 +302,8 @@ class MaskedAutoencoder(PretrainedMixin, nn.Module):
         places = visible.unsqueeze(-1).expand(-1, -1, x.shape[-1])
         hidden = self.mask_token.to(x.dtype).expand(x.shape[0], self.num_patches, -1)
         x = torch.cat([prefix, hidden.scatter(1, places, patches)], dim=1) + self.decoder_pos_embed
-        x = (
-            checkpoint_seq(self.decoder_blocks, x)
-            if self.encoder.grad_checkpointing
-            else self.decoder_blocks(x)
-        )
+        blocks = self.decoder_blocks
+        x = checkpoint_seq(blocks, x) if self.encoder.grad_checkpointing else blocks(x)
         return self.decoder_pred(self.decoder_norm(x))[:, self.encoder.num_prefix_tokens :]
 
     def _check_inputs(self, images: torch.Tensor, noise: torch.Tensor | None) -> None:

@@ -95,8 +95,11 @@ class PretrainedMixin:
             raise ModelFileError(
                 f"{config_path} describes a {description['class']}{within}, not a {cls.__name__}"
             )
-        with torch.device("meta"):
-            model = cls.from_description(description)
+        try:
+            with torch.device("meta"):
+                model = cls.from_description(description)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelFileError(f"{config_path} does not describe a {cls.__name__}: {error!r}") from error
         assert isinstance(model, nn.Module)
         load_exactly(model, tensors, str(weights_path), assign=True)
         materialize(model)

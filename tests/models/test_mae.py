@@ -9,6 +9,7 @@ import timm
 import torch
 from assertions import assert_close
 from plain_mae import Sizes, cut, plain_mae, position
+from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
@@ -205,6 +206,13 @@ def test_a_model_made_on_the_meta_device_is_complete_after_init_weights():
     assert_experts_equal_the_director(model)
     assert torch.equal(model.decoder_pos_embed, tiny().decoder_pos_embed)
     model(*inputs(model)).loss.backward()
+
+
+def test_an_encoder_with_a_distillation_token_works_too():
+    model = tiny(VisionTransformerDistilled(**TINY))
+    assert model.encoder.dist_token.std().item() == pytest.approx(0.02, rel=0.5)
+    assert model.encoder.pos_embed[:, :2].eq(0).all()
+    assert model(*inputs(model)).pred.shape == (2, 16, 192)
 
 
 def total_loss(model, images, noise):

@@ -222,6 +222,16 @@ def edit_weights(folder, change):
             ModelFileError,
             "describes a UNet.*not a MaskedAutoencoder",
         ),
+        (
+            lambda f: edit_config(f, arguments={"depth": 3}),
+            ModelFileError,
+            "does not describe a Masked.*depth",
+        ),
+        (
+            lambda f: edit_config(f, encoder={"class": "X"}),
+            ModelFileError,
+            "does not describe a Masked.*arguments",
+        ),
         (lambda f: os.truncate(f / "model.safetensors", 5000), ModelFileError, "no whole safetensors file"),
         (lambda f: edit_weights(f, lambda t: t.pop("mask_token")), ModelFileError, "missing: mask_token"),
         (
