@@ -257,7 +257,7 @@ PRESETS: dict[str, PretrainConfig] = {
             decoder_depth=2,
             decoder_heads=4,
         ),
-        data=DataConfig(batch_size=64, workers=1, epoch_size=1024),
+        data=DataConfig(batch_size=64, workers=0, epoch_size=1024),
         optimizer=OptimizerConfig(base_lr=1.2e-2, warmup_epochs=1.0),
         run=RunConfig(epochs=20.0, checkpoint_every=100, evaluate_images=32),
     ),

@@ -3,6 +3,7 @@
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dexcore.train.config import ConfigError
 
@@ -37,13 +38,24 @@ def fast_bf16(device: torch.device) -> bool:
     return False
 
 
-def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """The context to compute losses in: bf16 autocast, or nothing.
+def uses_bf16(device: torch.device, precision: str) -> bool:
+    """Whether to compute in bf16 by ``precision``: ``fp32``, ``bf16``, or ``auto`` for what is fast there."""
+    return precision == "bf16" or (precision == "auto" and fast_bf16(device))
 
-    Args:
-        device: where.
-        precision: ``fp32``, ``bf16``, or ``auto`` for whichever is fast there.
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """The context to compute losses in: bf16 autocast, or nothing."""
+    return (
+        torch.autocast(device.type, dtype=torch.bfloat16) if uses_bf16(device, precision) else nullcontext()
+    )
+
+
+def attention_kernel(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """The context to train in: attention by the kernel that is fast there.
+
+    PyTorch's fused attention on CPU is slower in bf16 than its parts: the backward of 64 images, 3 heads and
+    37 tokens takes 31 ms fused and 8 ms in parts (one core with AMX, torch 2.14).
     """
-    if precision == "bf16" or (precision == "auto" and fast_bf16(device)):
-        return torch.autocast(device.type, dtype=torch.bfloat16)
+    if device.type == "cpu" and uses_bf16(device, precision):
+        return sdpa_kernel(SDPBackend.MATH)
     return nullcontext()

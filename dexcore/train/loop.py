@@ -4,9 +4,11 @@ The loop is `Pretraining.train`; one step is `Pretraining.step`. Everything rand
 (seed, epoch, sample), so a run that was killed and resumed computes the losses of one that was not.
 """
 
+import itertools
 import math
 import sys
 import time
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +32,7 @@ from dexcore.report import build_report, run_files, summarize
 from dexcore.report.files import EVALUATION_FILE, METRICS_FILE, MODEL_FOLDER
 from dexcore.train.checkpoint import Progress, load_checkpoint, save_checkpoint
 from dexcore.train.config import ConfigError, ModelConfig, PretrainConfig
-from dexcore.train.device import autocast, choose_device
+from dexcore.train.device import attention_kernel, autocast, choose_device
 from dexcore.train.evaluate import evaluate
 from dexcore.train.progress import ProgressDisplay
 from dexcore.train.run_folder import (
@@ -161,31 +163,47 @@ class Pretraining:
 
     def train(self, stop: StopRequest) -> None:
         """Train to the end, or to the end of the step in which a stop is requested."""
-        total = self.schedule.total_steps
-        self.metrics = LineFile(self.folder / METRICS_FILE, self.step_done)
-        self.skipped = LineFile(self.folder / SKIPPED_FILE, self.step_done)
-        self.display = ProgressDisplay(self.step_done, total)
-        self.model.train()
+        total, every = self.schedule.total_steps, self.config.run.checkpoint_every
         limit = ReplacementLimit(self.config.data.max_replaced)
-        started = time.perf_counter()
-        for batch in self._batches():
-            limit.update(batch["replaced"])
-            metrics = self.step(batch, self.schedule.at(self.step_done))
-            now = time.perf_counter()
-            metrics["images_per_second"] = len(batch["image"]) / (now - started)
-            started = now
-            self.metrics.write(metrics)
-            self.display.update(self.step_done, metrics["loss"], metrics["images_per_second"])
-            if stop or self.step_done % self.config.run.checkpoint_every == 0 or self.step_done == total:
-                self.save()
-            if stop:
-                break
-        self.metrics.close()
-        self.skipped.close()
-        self.display.close()
+        self.model.train()
+        with (
+            closing(LineFile(self.folder / METRICS_FILE, self.step_done)) as metrics,
+            closing(LineFile(self.folder / SKIPPED_FILE, self.step_done)) as skipped,
+            closing(ProgressDisplay(self.step_done, total)) as display,
+            attention_kernel(self.device, self.config.run.precision),
+        ):
+            started = time.perf_counter()
+            for batch in self._batches():
+                limit.update(batch["replaced"])
+                line = self.step(batch, self.schedule.at(self.step_done))
+                now = time.perf_counter()
+                line["images_per_second"] = len(batch["image"]) / (now - started)
+                started = now
+                metrics.write(line)
+                if line["skipped"]:
+                    skipped.write({"step": line["step"], "sample_ids": batch["sample_id"].tolist()})
+                    display.say(
+                        f"step {line['step']} skipped: loss or gradient is not finite ({skipped.path})"
+                    )
+                    self._check_skipped(skipped.path)
+                display.update(self.step_done, line["loss"], line["images_per_second"])
+                if stop or self.step_done == total or self.step_done % every == 0:
+                    metrics.sync()
+                    skipped.sync()
+                    self.save()
+                if stop:
+                    break
 
     def step(self, batch: dict[str, Any], values: StepValues) -> dict[str, Any]:
-        """One optimizer step, or, where loss or gradient is not finite, none."""
+        """One optimizer step, or, where loss or gradient is not finite, none.
+
+        Args:
+            batch: items of `PretrainView`, stacked.
+            values: the step's scheduled values.
+
+        Returns:
+            The step's line in metrics.jsonl, but for the speed.
+        """
         config = self.config
         images, mask_noise = (
             batch[name].to(self.device, non_blocking=True) for name in ("image", "mask_noise")
@@ -205,16 +223,6 @@ class Pretraining:
         # One transfer from the device a step, which also says whether the step may be taken.
         scalars = torch.stack([loss, loss_self, aux.align, aux.balance, grad_norm]).tolist()
         finite = all(math.isfinite(scalar) for scalar in scalars)
-        metrics = {
-            "step": self.step_done,
-            "epoch": self.step_done * config.data.batch_size // self.order.epoch_size,
-            **dict(
-                zip(("loss", "loss_self", "loss_align", "loss_balance", "grad_norm"), scalars, strict=True)
-            ),
-            **asdict(values),
-            "load": self._load(),
-            "skipped": not finite,
-        }
         if finite:
             for group in self.optimizer.param_groups:
                 group["lr"] = values.lr
@@ -223,9 +231,18 @@ class Pretraining:
             self.skipped_in_a_row = 0
         else:
             discard_load(self.model)
-            self._note_skipped(metrics, batch["sample_id"].tolist())
+            self.skipped_in_a_row += 1
         self.step_done += 1
-        return metrics
+        return {
+            "step": self.step_done - 1,
+            "epoch": (self.step_done - 1) * config.data.batch_size // self.order.epoch_size,
+            **dict(
+                zip(("loss", "loss_self", "loss_align", "loss_balance", "grad_norm"), scalars, strict=True)
+            ),
+            **asdict(values),
+            "load": self._load(),
+            "skipped": not finite,
+        }
 
     def save(self) -> None:
         """Write a checkpoint."""
@@ -235,8 +252,6 @@ class Pretraining:
             order=self._sampler().state(self.step_done, self.images.fingerprint),
             config=asdict(self.config),
         )
-        self.metrics.sync()
-        self.skipped.sync()
         keep = self.config.run.keep_checkpoints
         save_checkpoint(self.folder / CHECKPOINTS_FOLDER, self.model, self.optimizer, progress, keep)
 
@@ -302,20 +317,15 @@ class Pretraining:
             gates, indices = layer.routing.gates.detach().float(), layer.routing.indices
             load = gates.new_zeros(layer.num_experts).index_add_(0, indices.flatten(), gates.flatten())
             shares.append(load / load.sum())
-        rounded = torch.cat(shares).round(decimals=6).split([len(share) for share in shares])
-        return [share.tolist() for share in rounded]
+        joined = torch.cat(shares).tolist()  # one transfer from the device
+        ends = list(itertools.accumulate(len(share) for share in shares))
+        return [[round(s, 6) for s in joined[a:b]] for a, b in itertools.pairwise([0, *ends])]
 
-    def _note_skipped(self, metrics: dict[str, Any], sample_ids: list[int]) -> None:
-        noted = {key: metrics[key] for key in ("step", "epoch", "loss", "grad_norm")}
-        self.skipped.write({**noted, "sample_ids": sample_ids})
-        self.skipped_in_a_row += 1
-        self.display.say(
-            f"step {self.step_done} skipped: loss or gradient is not finite (see {SKIPPED_FILE})"
-        )
+    def _check_skipped(self, path: Path) -> None:
         if self.skipped_in_a_row >= self.config.run.max_skipped:
             raise TrainingError(
                 f"the loss or its gradient was not finite in {self.skipped_in_a_row} steps on end; the ids "
-                f"of their images are in {self.skipped.path}, the last good state is in the newest checkpoint"
+                f"of their images are in {path}, the last good state is in the newest checkpoint"
             )
 
 

@@ -8,6 +8,8 @@ import sys
 from importlib import resources
 from pathlib import Path
 
+import numpy as np
+
 from dexcore.data.dataset import MVUDataset, open_mvu
 from dexcore.data.samples import build_samples
 
@@ -35,7 +37,20 @@ def open_images(store: str) -> MVUDataset:
         StoreError: there is no sound store.
         MissingExtraError: the sample images' packages are not installed.
     """
-    return open_mvu(store or sample_store())
+    return open_mvu(store) if store else _InMemory(sample_store())
+
+
+class _InMemory(MVUDataset):
+    """A small store whose decoded images stay in memory: decoding is most of what a sample costs."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._decoded: dict[int, np.ndarray] = {}
+
+    def read(self, index: int) -> np.ndarray:
+        if index not in self._decoded:
+            self._decoded[index] = super().read(index)
+        return self._decoded[index]
 
 
 def sample_store() -> Path:

@@ -1,0 +1,114 @@
+"""A small run for the tests: synthetic images of 64 pixels, a model of some thousand parameters."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dexcore.data.record import ImageRecord
+from dexcore.data.store import write_store
+from dexcore.data.synthetic import SyntheticMVU
+from dexcore.train.arguments import to_yaml
+from dexcore.train.config import (
+    DataConfig,
+    DexConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PretrainConfig,
+    RunConfig,
+)
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "pretrain_mvu.py"
+STEPS = 24
+
+
+def write_images(folder: Path, seed: int = 0, images: int = 24) -> Path:
+    """A store of synthetic images, one in six held out."""
+    synthetic = SyntheticMVU(size=64, seed=seed)
+    records = []
+    for index in range(images):
+        sample = synthetic.sample(index)
+        records.append(
+            ImageRecord(
+                image=sample.image,
+                modality=sample.modality,
+                source="SyntheticMVU",
+                anatomy="none",
+                normalization="div255",
+                group=str(index),
+                path=f"#{index}",
+                synthetic=True,
+                split="heldout" if index % 6 == 5 else "train",
+            )
+        )
+    write_store(records, folder, name="test")
+    return folder
+
+
+def tiny(store: Path, out: Path, **run: Any) -> PretrainConfig:
+    """Twenty-four steps of eight images, a checkpoint every five, epochs that end within batches."""
+    return PretrainConfig(
+        out=str(out),
+        model=ModelConfig(
+            image_size=32,
+            patch_size=8,
+            dim=16,
+            depth=2,
+            heads=2,
+            num_experts=(4, 3),
+            top_k=(2, 1),
+            decoder_dim=16,
+            decoder_depth=1,
+            decoder_heads=2,
+        ),
+        data=DataConfig(store=str(store), batch_size=8, workers=0, epoch_size=20),
+        optimizer=OptimizerConfig(base_lr=0.1, warmup_epochs=1, weight_decay=0.01),
+        dex=DexConfig(),
+        run=RunConfig(
+            **{"epochs": STEPS * 8 / 20, "device": "cpu", "checkpoint_every": 5, "evaluate_images": 3, **run}
+        ),
+    )
+
+
+def metrics(out: str | Path) -> list[dict[str, Any]]:
+    """The steps of a run, without what a clock measured."""
+    lines = [json.loads(line) for line in (Path(out) / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        line.pop("images_per_second")
+    return lines
+
+
+def start(config: PretrainConfig, folder: Path) -> subprocess.Popen[str]:
+    """The example in a process of its own, with ``config`` in a file in ``folder``."""
+    file = folder / f"{Path(config.out).name}.yaml"
+    file.write_text(to_yaml(replace(config, resume=False)))
+    flags = ["--config", str(file), *(["--resume"] if config.resume else [])]
+    # The same number of threads as here: sums are cut by it.
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    return subprocess.Popen(
+        [sys.executable, str(EXAMPLE), *flags],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+
+
+def wait_for_steps(process: subprocess.Popen[str], out: Path, steps: int) -> None:
+    """Until the process has done ``steps`` steps."""
+    file = out / "metrics.jsonl"
+    while not (file.is_file() and file.read_bytes().count(b"\n") >= steps):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.001)
+
+
+def state(model: torch.nn.Module) -> dict[str, np.ndarray]:
+    """A copy of all parameters and buffers."""
+    return {name: value.detach().clone().numpy() for name, value in model.state_dict().items()}

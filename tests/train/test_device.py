@@ -1,0 +1,28 @@
+"""Device and precision."""
+
+import pytest
+import torch
+
+from dexcore.train.config import ConfigError
+from dexcore.train.device import autocast, choose_device, fast_bf16
+
+_CPU = torch.device("cpu")
+
+
+def test_a_device_that_is_not_here_is_named():
+    with pytest.raises(
+        ConfigError, match=r"run\.device: expected auto or a device that is here, got 'quantum'"
+    ):
+        choose_device("quantum")
+
+
+def test_auto_is_a_device_that_works():
+    torch.zeros(1, device=choose_device("auto"))
+    assert choose_device("cpu") == _CPU
+
+
+@pytest.mark.parametrize(("precision", "bf16"), [("fp32", False), ("bf16", True), ("auto", fast_bf16(_CPU))])
+def test_precision_decides_what_a_product_is_computed_in(precision, bf16):
+    with autocast(_CPU, precision):
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert product.dtype == (torch.bfloat16 if bf16 else torch.float32)

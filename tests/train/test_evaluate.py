@@ -1,0 +1,63 @@
+"""The evaluation's numbers against the model's own loss."""
+
+import numpy as np
+import pytest
+import torch
+from runs import tiny
+
+from dexcore.data.dataset import open_mvu
+from dexcore.train.evaluate import _batches, _choose, evaluate
+from dexcore.train.loop import build_model
+
+_CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def setup(store, tmp_path):
+    config = tiny(store, tmp_path, precision="fp32")
+    return build_model(config.model).eval(), open_mvu(store), config
+
+
+def test_squared_errors_add_up_to_the_loss(setup):
+    model, images, config = setup
+    evaluation = evaluate(model, images, config, _CPU)
+    (batch,) = _batches(images, _choose(images, 3), model, config)
+    hidden = model.num_patches - model.num_visible
+    values = len(evaluation) * hidden * 3 * 8 * 8
+    loss = model(batch.images, noise=batch.noise).loss.item()
+    assert evaluation.squared_error.sum() / values == pytest.approx(loss, rel=1e-5)
+    # A normalized patch has unit unbiased variance (but for the epsilon), so the sum is n - 1 of n values.
+    assert evaluation.total == pytest.approx(hidden * (3 * 8 * 8 - 1), rel=0.02)
+
+
+def test_every_modality_and_split_is_there_and_gates_sum_to_one(setup):
+    model, images, config = setup
+    evaluation = evaluate(model, images, config, _CPU)
+    counts = {
+        (int(m), bool(h)): int(((evaluation.modality == m) & (evaluation.heldout == h)).sum())
+        for m, h in zip(evaluation.modality, evaluation.heldout, strict=True)
+    }
+    assert max(counts.values()) <= 3
+    assert {m for m, _ in counts} == set(images.modality.tolist())
+    assert [gates.shape[1] for gates in evaluation.gates] == [4, 3]
+    for gates, k in zip(evaluation.gates, (2, 1), strict=True):
+        assert gates.sum(1) == pytest.approx(1, abs=1e-6)
+        assert ((gates > 0).sum(1) == k).all()
+
+
+def test_the_pictures_are_what_their_names_say(setup):
+    model, images, config = setup
+    examples = evaluate(model, images, config, _CPU).examples
+    hidden = (examples.masked == 0.5).all(-1)
+    assert hidden.mean() == pytest.approx(0.75, abs=0.05)
+    assert np.array_equal(examples.masked[~hidden], examples.input[~hidden])
+    assert np.array_equal(examples.pasted[~hidden], examples.input[~hidden])
+    assert np.array_equal(examples.pasted[hidden], examples.reconstruction[hidden])
+    held_out = set(images.modality[images.split == "heldout"].tolist())
+    assert examples.heldout.tolist() == [m in held_out for m in examples.modality]
+
+
+def test_it_is_the_same_twice(setup):
+    model, images, config = setup
+    first, second = (evaluate(model, images, config, _CPU) for _ in range(2))
+    assert np.array_equal(first.squared_error, second.squared_error)

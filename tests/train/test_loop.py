@@ -1,0 +1,142 @@
+"""The loop: what a step does, what a skipped one leaves alone, what a run leaves behind."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from runs import STEPS, metrics, start, state, tiny, write_images
+
+from dexcore.models import DEXVisionTransformer, MaskedAutoencoder
+from dexcore.report import Evaluation
+from dexcore.train.config import ConfigError
+from dexcore.train.loop import Pretraining, TrainingError, pretrain
+
+
+def _batch(run):
+    return next(iter(run._batches()))
+
+
+@pytest.fixture
+def run(store, tmp_path):
+    run = Pretraining(tiny(store, tmp_path), tmp_path)
+    run.model.train()
+    return run
+
+
+def test_a_step_moves_experts_by_gradient_and_directors_by_their_average(run):
+    values = run.schedule.at(3)
+    layer = run.layers[0]
+    director = layer.director.fc1.weight.clone()
+    run.step(_batch(run), values)
+    gates, indices = layer.routing.gates.detach(), layer.routing.indices
+    omega = torch.zeros(4).index_add_(0, indices.flatten(), gates.flatten()) / gates.sum()
+    experts = (omega[:, None, None] * layer.experts.fc1.weight.detach()).sum(0)
+    expected = values.momentum * director + (1 - values.momentum) * experts
+    assert not torch.equal(layer.director.fc1.weight, director)
+    torch.testing.assert_close(layer.director.fc1.weight, expected)
+
+
+def test_the_learning_rate_of_the_step_is_the_schedule_s(run):
+    first = state(run.model)
+    values = replace(run.schedule.at(0), lr=0.0)
+    run.step(_batch(run), values)
+    for name, value in state(run.model).items():
+        if "director" not in name and "frequency" not in name and "_sigma" not in name:
+            assert np.array_equal(value, first[name]), name
+
+
+def test_the_loss_is_the_weighted_sum_of_its_parts(run):
+    values = replace(run.schedule.at(0), lambda_balance=0.3)
+    line = run.step(_batch(run), values)
+    expected = line["loss_self"] + 0.01 * line["loss_align"] + 0.3 * line["loss_balance"]
+    assert line["loss"] == pytest.approx(expected, rel=1e-6)
+    assert [len(share) for share in line["load"]] == [4, 3]
+    assert [sum(share) for share in line["load"]] == pytest.approx([1, 1], abs=1e-5)
+
+
+def test_a_step_with_nan_changes_nothing(run):
+    run.step(_batch(run), run.schedule.at(0))
+    before, moments = state(run.model), str(run.optimizer.state_dict()["state"])
+    batch = _batch(run)
+    batch["image"][3, 0, 5, 5] = math.nan
+    line = run.step(batch, run.schedule.at(1))
+    assert line["skipped"]
+    assert not math.isfinite(line["loss"])
+    after = state(run.model)
+    assert all(np.array_equal(after[name], value) for name, value in before.items())
+    assert str(run.optimizer.state_dict()["state"]) == moments
+    # The directors' load of the skipped step is forgotten, and the next step is an ordinary one.
+    line = run.step(_batch(run), run.schedule.at(2))
+    assert not line["skipped"]
+    assert run.skipped_in_a_row == 0
+    assert any(not np.array_equal(value, before[name]) for name, value in state(run.model).items())
+
+
+def test_a_run_that_diverged_gives_up_and_says_where_to_look(store, tmp_path):
+    config = tiny(store, tmp_path / "run", max_skipped=3)
+    config = replace(config, optimizer=replace(config.optimizer, base_lr=1e38, clip_norm=1e30))
+    with pytest.raises(TrainingError, match=r"in 3 steps on end; the ids .*skipped\.jsonl"):
+        pretrain(config)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()]
+    assert len(lines) == 3
+    assert all(len(line["sample_ids"]) == 8 for line in lines)
+
+
+def test_metrics_hold_a_line_a_step_with_the_scheduled_values(whole_run):
+    lines = metrics(whole_run.out)
+    assert [line["step"] for line in lines] == list(range(STEPS))
+    assert [line["epoch"] for line in lines[:6]] == [0, 0, 0, 1, 1, 2]
+    rates = [line["lr"] for line in lines]
+    assert max(rates) == rates[2] == pytest.approx(whole_run.peak_lr)
+    assert lines[0]["noise_std"] == 1.0
+    assert lines[-1]["momentum"] > lines[0]["momentum"] == 0.99
+
+
+def test_a_run_learns(whole_run):
+    losses = [line["loss_self"] for line in metrics(whole_run.out)]
+    assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
+
+
+def test_a_run_leaves_a_model_that_loads_and_a_report(whole_run):
+    out = Path(whole_run.out)
+    model = MaskedAutoencoder.from_pretrained(out / "model").eval()
+    encoder = DEXVisionTransformer.from_pretrained(out / "model").eval()
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(model.encoder.forward_features(images), encoder.forward_features(images))
+    evaluation = Evaluation.load(out / "evaluation.npz")
+    assert set(evaluation.heldout.tolist()) == {True, False}
+    assert "data:image/png;base64" in (out / "report.html").read_text()
+    assert (
+        json.loads((out / "summary.json").read_text())["variance_explained"]["training"]["mean"]["images"] > 0
+    )
+    assert not (out / "skipped.jsonl").read_text()
+
+
+def test_the_example_reports_its_end_and_its_errors_in_words(store, tmp_path):
+    config = tiny(store, tmp_path / "run")
+    config = replace(config, run=replace(config.run, epochs=1.2))
+    process = start(config, tmp_path)
+    printed, said = process.communicate()
+    assert process.returncode == 0, said
+    assert "Share of masked-patch variance explained" in printed
+    assert str(tmp_path / "run" / "report.html") in printed
+    assert "step 3/3" in said
+    process = start(config, tmp_path)
+    _, said = process.communicate()
+    assert process.returncode == 2
+    assert said.startswith("error: out: ")
+    assert "Traceback" not in said
+
+
+def test_a_store_without_training_images_is_refused(tmp_path):
+    store = write_images(tmp_path / "store", images=6)
+    run = tiny(store, tmp_path / "run")
+    assert Pretraining(run, tmp_path).rows.size == 5
+    with pytest.raises(
+        ConfigError, match=r"run\.device: expected auto or a device that is here, got 'quantum'"
+    ):
+        pretrain(replace(run, run=replace(run.run, device="quantum")))

@@ -1,0 +1,39 @@
+"""Where the default images come from."""
+
+import sys
+
+import pytest
+
+from dexcore.data.manifest import StoreError
+from dexcore.extras import MissingExtraError
+from dexcore.train.sample_store import cache_folder, open_images, sample_store
+
+
+def test_a_missing_package_is_named_with_its_extra_and_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    with pytest.raises(MissingExtraError, match=r"pydicom .*dexcore\[samples\]"):
+        sample_store()
+    assert list((tmp_path / "dexcore").iterdir()) == []
+
+
+def test_the_cache_is_where_the_user_says(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_folder().is_absolute()
+
+
+def test_a_store_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(StoreError, match="nowhere"):
+        open_images(str(tmp_path / "nowhere"))
+
+
+@pytest.mark.slow
+def test_the_sample_store_is_built_once_and_keeps_what_it_decoded(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    images = open_images("")
+    built = sample_store().stat().st_mtime_ns
+    assert open_images("").fingerprint == images.fingerprint
+    assert sample_store().stat().st_mtime_ns == built
+    assert images.read(3) is images.read(3)
