@@ -6,6 +6,7 @@ from dexcore.nn.control import set_mode, set_noise_std, set_router_noise
 from dexcore.nn.directors import discard_load, record_load, update_directors
 from dexcore.nn.mlp import DEXMlp, Routing
 from dexcore.nn.param_groups import param_groups
+from dexcore.nn.upcycle import collapse, upcycle
 
 __all__ = [
     "AuxLosses",
@@ -13,11 +14,13 @@ __all__ = [
     "DEXMlp",
     "Routing",
     "aux_losses",
+    "collapse",
     "discard_load",
     "param_groups",
     "record_load",
     "set_mode",
     "set_noise_std",
     "set_router_noise",
+    "upcycle",
     "update_directors",
 ]

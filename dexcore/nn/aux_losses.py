@@ -36,8 +36,7 @@ def aux_losses(model: nn.Module, group: dist.ProcessGroup | None = None) -> AuxL
     if len(routings) < len(layers):
         raise RuntimeError("aux_losses needs a forward of every DEX layer before it")
     if torch.is_grad_enabled() and any(
-        layer.training and layer._recorded_without_grad and layer.router.weight.requires_grad
-        for layer in layers
+        layer.training and layer._recorded_without_grad and layer.router.weight.requires_grad for layer in layers
     ):
         raise RuntimeError(
             "the last training forward recorded no gradient for the auxiliary losses: it ran under no_grad, or under "

@@ -39,8 +39,8 @@ class DEXBlock(Block):
         attn_drop: float = 0.0,
         init_values: float | None = None,
         drop_path: float = 0.0,
-        act_layer: Callable[..., nn.Module] = nn.GELU,
-        norm_layer: Callable[..., nn.Module] = LayerNorm,
+        act_layer: type[nn.Module] = nn.GELU,
+        norm_layer: type[nn.Module] = LayerNorm,
         mlp_layer: Callable[..., nn.Module] | None = Mlp,
         attn_layer: Any = Attention,
         depth: int = 0,
@@ -70,9 +70,7 @@ class DEXBlock(Block):
         if mlp_layer not in (None, Mlp):
             base = mlp_layer.func if isinstance(mlp_layer, partial) else mlp_layer
             if not (isinstance(base, type) and issubclass(base, DEXMlp)):
-                raise TypeError(
-                    f"mlp_layer must be None, timm's Mlp or DEXMlp in a DEXBlock, got {mlp_layer!r}"
-                )
+                raise TypeError(f"mlp_layer must be None, timm's Mlp or DEXMlp in a DEXBlock, got {mlp_layer!r}")
             given = mlp_layer.keywords if isinstance(mlp_layer, partial) else {}
             dex_mlp = partial(base, **{**dex_mlp.keywords, **given})  # type: ignore[attr-defined]
         super().__init__(
@@ -90,7 +88,7 @@ class DEXBlock(Block):
             drop_path=drop_path,
             act_layer=act_layer,
             norm_layer=norm_layer,
-            mlp_layer=dex_mlp,
+            mlp_layer=dex_mlp,  # type: ignore[arg-type]  # timm takes a partial too
             attn_layer=attn_layer,
             depth=depth,
             device=device,

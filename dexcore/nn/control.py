@@ -27,9 +27,7 @@ def set_router_noise(model: nn.Module, noise: Sequence[Tensor] | None) -> None:
     layers = dex_layers(model)
     if noise is not None:
         if len(noise) != len(layers):
-            raise ValueError(
-                f"noise must hold one tensor for each of the {len(layers)} DEX layers, got {len(noise)}"
-            )
+            raise ValueError(f"noise must hold one tensor for each of the {len(layers)} DEX layers, got {len(noise)}")
         for i, (layer, normal) in enumerate(zip(layers, noise, strict=True)):
             check_floating(f"noise[{i}]", normal)
             check_shape(f"noise[{i}]", normal, ("B", layer.num_experts))

@@ -118,6 +118,12 @@ class DEXMlp(nn.Module):
     moves it.
     """
 
+    routing: Routing | None
+    _pending: tuple[Tensor, Tensor] | None  # gates and indices of the last training forward, until counted
+    _recorded_load: Tensor | None  # [R], of the micro-batches recorded since the director's last update
+    _recorded_without_grad: bool
+    _sigma: Tensor
+
     def __init__(
         self,
         in_features: int,
@@ -153,7 +159,7 @@ class DEXMlp(nn.Module):
         self.activation = activation_name(act_layer)
         dd = {"device": device, "dtype": dtype}
         self.experts = Experts(num_experts, in_features, hidden_features, bias, **dd)
-        self.director = Mlp(in_features, hidden_features, act_layer=act_layer, bias=bias, **dd)
+        self.director = Mlp(in_features, hidden_features, act_layer=act_layer, bias=bias, **dd)  # type: ignore[arg-type]
         self.router = Router(num_experts, in_features, **dd)
         # A tensor beside the float, so that a compiled model is not compiled again as sigma decays.
         self.register_buffer("_sigma", torch.zeros((), device=device), persistent=False)
@@ -182,10 +188,10 @@ class DEXMlp(nn.Module):
 
     def expert_director_pairs(self) -> list[tuple[Tensor, Tensor]]:
         """(experts [R, ...], director [...]) for every parameter tensor of the FFN."""
-        pairs = []
+        pairs: list[tuple[Tensor, Tensor]] = []
         for layer, director in ((self.experts.fc1, self.director.fc1), (self.experts.fc2, self.director.fc2)):
             pairs.append((layer.weight, director.weight))
-            if layer.bias is not None:
+            if layer.bias is not None and director.bias is not None:
                 pairs.append((layer.bias, director.bias))
         return pairs
 
@@ -216,9 +222,7 @@ class DEXMlp(nn.Module):
             self.routing = None
             return self.director(x)
         if x.ndim != 3:
-            raise ValueError(
-                f"x must have shape [B, N, {self.router.weight.shape[1]}] (tokens), got {list(x.shape)}"
-            )
+            raise ValueError(f"x must have shape [B, N, {self.router.weight.shape[1]}] (tokens), got {list(x.shape)}")
         noise = self._noise(x) if self.training and self._noisy else None
         gates, indices, probs = ops.route(
             x, self.router.weight, self.top_k, self.tau, noise, self.pool, backend=self.backend
@@ -230,10 +234,9 @@ class DEXMlp(nn.Module):
             align_loss = probs.new_full((), math.nan)
         else:
             d1, d2 = self.director.fc1, self.director.fc2
-            y, align_loss = ops.dex_mlp(
-                *arguments, d1.weight, d1.bias, d2.weight, d2.bias, gates, indices, self.activation, self.align, self.keep,
-                backend=self.backend,
-            )  # fmt: skip
+            director = (d1.weight, d1.bias, d2.weight, d2.bias)
+            settings = (self.activation, self.align, self.keep)
+            y, align_loss = ops.dex_mlp(*arguments, *director, gates, indices, *settings, backend=self.backend)
         if not torch.compiler.is_exporting():
             self._record(Routing(gates, indices, probs, align_loss, balance_loss(probs)))
         return y
@@ -261,17 +264,13 @@ class DEXMlp(nn.Module):
         self._pending = routing.gates.detach(), routing.indices
 
     def _clear_record(self) -> None:
-        self.routing: Routing | None = None
-        self._pending: tuple[Tensor, Tensor] | None = None  # gates and indices of the last training forward
-        self._recorded_load: Tensor | None = None  # [R], since the last update of the director
+        self.routing = self._pending = self._recorded_load = None
         self._recorded_without_grad = False
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the live tensors of the last forward: they can be neither copied nor pickled."""
         state = self.__dict__.copy()
-        state.update(
-            routing=None, _pending=None, _recorded_load=None, _given_noise=None, _recorded_without_grad=False
-        )
+        state.update(routing=None, _pending=None, _recorded_load=None, _given_noise=None, _recorded_without_grad=False)
         return state
 
     def __getattr__(self, name: str) -> Any:
@@ -283,7 +282,7 @@ class DEXMlp(nn.Module):
         return super().__getattr__(name)
 
     def extra_repr(self) -> str:
-        return f"num_experts={self.num_experts}, top_k={self.top_k}, pool={self.pool}, align={self.align}, mode={self.mode}"
+        return f"num_experts={self.num_experts}, top_k={self.top_k}, pool={self.pool}, mode={self.mode}"
 
 
 def balance_loss(probs: Tensor, global_importance: Tensor | None = None) -> Tensor:
@@ -314,9 +313,7 @@ def _refuse_unsupported(
     in_features: int, out_features: int | None, norm_layer: object, bias: object, drop: object, use_conv: bool
 ) -> None:
     if out_features not in (None, 0, in_features):
-        raise ValueError(
-            f"out_features must equal in_features ({in_features}) in a DEX layer, got {out_features}"
-        )
+        raise ValueError(f"out_features must equal in_features ({in_features}) in a DEX layer, got {out_features}")
     if norm_layer is not None:
         raise ValueError("norm_layer inside the MLP (timm: scale_mlp_norm) is not supported by a DEX layer")
     if not isinstance(bias, bool):

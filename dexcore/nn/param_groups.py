@@ -8,9 +8,7 @@ from torch import nn
 from dexcore.nn.mlp import DEXMlp
 
 
-def param_groups(
-    model: nn.Module, weight_decay: float, layer_decay: float | None = None
-) -> list[dict[str, Any]]:
+def param_groups(model: nn.Module, weight_decay: float, layer_decay: float | None = None) -> list[dict[str, Any]]:
     """Parameter groups for an optimizer.
 
     Not decayed are what timm leaves out (norms, biases, what a module names in ``no_weight_decay``) and the experts'
@@ -35,6 +33,4 @@ def param_groups(
             excluded |= {f"{dot}experts.{name}" for name in ("fc1.bias", "fc2.bias")}
     if layer_decay is None:
         return param_groups_weight_decay(model, weight_decay, no_weight_decay_list=excluded)
-    return param_groups_layer_decay(
-        model, weight_decay, no_weight_decay_list=excluded, layer_decay=layer_decay
-    )
+    return param_groups_layer_decay(model, weight_decay, no_weight_decay_list=excluded, layer_decay=layer_decay)

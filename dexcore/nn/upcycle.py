@@ -110,15 +110,11 @@ def collapse(model: nn.Module, to: str = "director") -> nn.Module:
     if not layers:
         raise ValueError(f"{type(model).__name__} has no DEX layer to collapse")
     # deepcopy takes what its memo holds for an object instead of copying it: the experts are never copied.
-    plain = copy.deepcopy(
-        model, {id(layer): copy.deepcopy(layer.director).requires_grad_() for layer in layers}
-    )
+    plain = copy.deepcopy(model, {id(layer): copy.deepcopy(layer.director).requires_grad_() for layer in layers})
     for module in plain.modules():
         kind = type(module)
         if kind.__module__.startswith("dexcore."):
-            module.__class__ = next(
-                (base for base in kind.__mro__ if base.__module__.startswith("timm.")), kind
-            )
+            module.__class__ = next((base for base in kind.__mro__ if base.__module__.startswith("timm.")), kind)
     return plain
 
 
@@ -182,9 +178,7 @@ def _check_tokens(model: nn.Module, blocks: dict[str, Any], pool: str) -> None:
                 f"{type(model).__name__}.{name} gives its MLP a tensor of shape {tokens} for 2 images: "
                 "a DEX layer needs [images, tokens, width]"
             )
-        if pool == "cls" and (
-            getattr(model, "cls_token", None) is None or tokens[1] != prefix + (patches or 0)
-        ):
+        if pool == "cls" and (getattr(model, "cls_token", None) is None or tokens[1] != prefix + (patches or 0)):
             raise ValueError(
                 f'pool="cls" needs a class token as first token, which {type(model).__name__}.{name} does '
                 'not have; use pool="mean"'

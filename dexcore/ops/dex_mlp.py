@@ -24,7 +24,8 @@ from dexcore.ops.expert_mlp import (
 )
 from dexcore.ops.mix_align import ALIGNS, align_rows, scaled_gradient
 
-_ROWS_A_BLOCK = 1024
+# The director's hidden rows worked on together; they are never stored.
+_BLOCK_BYTES = 32 << 20
 
 
 def dex_mlp(
@@ -107,22 +108,36 @@ def _dex_mlp(
     with torch.autocast(x.device.type, enabled=False):
         y, kept = experts_forward(x, w1, b1, w2, b2, gates, indices, keep, activation, compute)
         gradient = y.new_empty(x.shape if keep != "nothing" else (0, *x.shape[1:]))
-        total = x.new_zeros((), dtype=torch.promote_types(x.dtype, torch.float32))
-        rows, (hidden, width) = x.shape[:-1].numel(), dw1.shape
-        dw1, dw2 = dw1.to(compute), dw2.to(compute)
-        scratch_h = y.new_empty((min(rows, _ROWS_A_BLOCK), hidden))
-        scratch_d = y.new_empty((min(rows, _ROWS_A_BLOCK), width))
-        x_rows, y_rows, gradient_rows = (t.reshape(-1, width) for t in (x, y, gradient))
-        for start in range(0, rows, _ROWS_A_BLOCK):
-            block = slice(start, min(start + _ROWS_A_BLOCK, rows))
-            count = block.stop - start
-            hidden_block = linear(x_rows[block].to(compute), dw1, db1, out=scratch_h[:count])
-            activate(activation, hidden_block, out=hidden_block)
-            teacher = linear(hidden_block, dw2, db2, out=scratch_d[:count])
-            total += align_rows(
-                y_rows[block], teacher, align, gradient_rows[block] if keep != "nothing" else None
-            )
-    return y, total / max(rows, 1), *kept, gradient
+        director = [None if t is None else t.to(compute) for t in (dw1, db1, dw2, db2)]
+        total = _align_director(x, director, y, gradient if keep != "nothing" else None, activation, align)
+    return y, total / max(x.shape[:-1].numel(), 1), *kept, gradient
+
+
+def _align_director(
+    x: Tensor,
+    director: list[Tensor | None],
+    y: Tensor,
+    gradient: Tensor | None,
+    activation: str,
+    align: str,
+) -> Tensor:
+    """Sum of the rows' alignment losses of y against the director's output; their gradients go to ``gradient``."""
+    dw1, db1, dw2, db2 = director
+    hidden, width = dw1.shape  # type: ignore[union-attr]
+    rows = x.shape[:-1].numel()
+    blocks = max(1, -(-rows * hidden * y.itemsize // _BLOCK_BYTES))
+    block = max(1, -(-rows // blocks))
+    scratch_h, scratch_d = y.new_empty((min(rows, block), hidden)), y.new_empty((min(rows, block), width))
+    total = x.new_zeros((), dtype=torch.promote_types(x.dtype, torch.float32))
+    parts = [None if t is None else t.reshape(-1, width).split(block) for t in (x, y, gradient)]
+    for i in range(-(-rows // block)):
+        x_block, y_block, gradient_block = (None if part is None else part[i] for part in parts)
+        count = x_block.shape[0]  # type: ignore[union-attr]
+        hidden_block = linear(x_block.to(y.dtype), dw1, db1, out=scratch_h[:count])  # type: ignore[arg-type, union-attr]
+        activate(activation, hidden_block, out=hidden_block)
+        teacher = linear(hidden_block, dw2, db2, out=scratch_d[:count])  # type: ignore[arg-type]
+        total += align_rows(y_block, teacher, align, gradient_block)  # type: ignore[arg-type]
+    return total
 
 
 @_dex_mlp.register_fake
@@ -175,9 +190,7 @@ def _dex_mlp_backward(
     with torch.autocast(x.device.type, enabled=False):
         total = (grad_y + scaled_gradient(grad_loss, gradient)).to(compute)
         kept = Kept(z, a, o)
-        return tuple(
-            experts_backward(total, x, w1, b1, w2, b2, gates, indices, kept, needs, activation, compute)
-        )  # type: ignore[return-value]
+        return tuple(experts_backward(total, x, w1, b1, w2, b2, gates, indices, kept, needs, activation, compute))  # type: ignore[return-value]
 
 
 @_dex_mlp_backward.register_fake

@@ -16,7 +16,7 @@ an extra GEMM nor a pass over the hidden layer. ``keep`` says what else the back
 On a device other than the CPU it reads the experts' counts on the host, once a call.
 """
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -28,6 +28,8 @@ from dexcore.ops.checks import check_choice, check_floating, check_integer, chec
 
 KEEPS = ("both", "z", "none")
 PRECISIONS = ("ieee", "tf32", "tf32x3")
+# Hidden rows worked on together. Fewer, longer elementwise passes against what a last-level cache holds.
+_BLOCK_BYTES = 8 << 20
 
 
 def expert_mlp(
@@ -115,50 +117,60 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 
 
 class Kept(NamedTuple):
-    """What the eager forward leaves for its backward, in expert order; empty where it was not kept."""
+    """What the eager forward leaves for its backward, rows sorted by expert; empty where it was not kept."""
 
     z: Tensor  # [B*k*N, H]
     a: Tensor  # [B*k*N, H]
-    o: Tensor  # [B*k, N, D]
+    o: Tensor  # [B*k*N, D]
 
 
-class _Group(NamedTuple):
-    """The slots of one expert: its number, its images and its places in slot order."""
+class _Plan:
+    """The slots sorted by expert, and the blocks of rows that are worked on together.
 
-    expert: int
-    images: Tensor
-    slots: Tensor
-    start: int
-    stop: int
-
-
-def _groups(indices_bk: Tensor, experts: int) -> Iterator[_Group]:
-    """Sort the slots by expert; experts without images are left out.
-
-    Example: indices [[2, 0], [0, 1]] give slots in the order 1, 2, 3, 0, of images 0, 1, 1, 0; expert 0 owns the
+    Example: indices [[2, 0], [0, 1]] give the slots in the order 1, 2, 3, 0, of images 0, 1, 1, 0; expert 0 owns the
     first two, experts 1 and 2 one each.
+
+    Attributes:
+        images: [S], a sorted slot's image.
+        experts: [S], a sorted slot's expert.
+        order: [S], a sorted slot's place in indices.reshape(-1).
+        places: [S], the reverse: where among the sorted the slots of image 0 lie, then those of image 1, ...
+        sizes: rows of every expert.
+        blocks: consecutive experts that have rows, as many as fit in cache together; at least one.
     """
-    flat = indices_bk.reshape(-1)
-    order = flat.argsort(stable=True)
-    images = order.div(max(indices_bk.shape[1], 1), rounding_mode="floor")
-    counted = torch.stack(torch.unique_consecutive(flat[order], return_counts=True)).tolist()
-    start = 0
-    for expert, count in zip(*counted, strict=True):
-        if not 0 <= expert < experts:
-            raise IndexError(
-                f"indices must lie in 0..{experts - 1} (w1 holds {experts} experts), got {expert}"
-            )
-        stop = start + count
-        yield _Group(expert, images[start:stop], order[start:stop], start, stop)
-        start = stop
+
+    def __init__(self, indices_bk: Tensor, experts: int, tokens: int, row_bytes: int) -> None:
+        flat = indices_bk.reshape(-1).long()
+        self.experts, self.order = flat.sort(stable=True)
+        self.images = self.order.div(max(indices_bk.shape[1], 1), rounding_mode="floor")
+        self.places = self.order.argsort()
+        if flat.numel():
+            lowest, highest = int(self.experts[0]), int(self.experts[-1])
+            if lowest < 0 or highest >= experts:
+                wrong = lowest if lowest < 0 else highest
+                raise IndexError(f"indices must lie in 0..{experts - 1} (w1 holds {experts} experts), got {wrong}")
+        self.sizes = [count * tokens for count in flat.bincount(minlength=experts).tolist()]
+        self.idle = [e for e, size in enumerate(self.sizes) if size == 0]
+        self.blocks: list[list[int]] = []
+        room = 0
+        for e in (e for e, size in enumerate(self.sizes) if size):
+            room -= self.sizes[e] * row_bytes
+            if room < 0:
+                self.blocks.append([])
+                room = _BLOCK_BYTES - self.sizes[e] * row_bytes
+            self.blocks[-1].append(e)
+        self.block_sizes = [sum(self.sizes[e] for e in block) for block in self.blocks]
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
-    """out = x weight^T + bias, in x's dtype."""
-    weight = weight.to(x.dtype).t()
+    """out = x weight^T + bias; all of one dtype."""
     if bias is None:
-        return torch.mm(x, weight, out=out)
-    return torch.addmm(bias.to(x.dtype), x, weight, out=out)
+        return torch.mm(x, weight.t(), out=out)
+    return torch.addmm(bias, x, weight.t(), out=out)
+
+
+def _by_expert(tensor: Tensor | None, count: int, dtype: torch.dtype) -> Sequence[Tensor | None]:
+    return (None,) * count if tensor is None else tensor.to(dtype).unbind(0)
 
 
 def experts_forward(
@@ -174,36 +186,48 @@ def experts_forward(
     compute: torch.dtype,
 ) -> tuple[Tensor, Kept]:
     """The eager forward; ``keep`` may also be "nothing", where no backward follows."""
-    batch, tokens, width = x.shape
+    tokens, width = x.shape[1:]
     experts, hidden, _ = w1.shape
-    groups = list(_groups(indices, experts))
+    plan = _Plan(indices, experts, tokens, hidden * compute.itemsize)
     kept = empty_kept(x, w1, indices, keep, compute)
-    longest = tokens * max((g.stop - g.start for g in groups), default=0)
-    scratch_h = x.new_empty((longest if keep in ("nothing", "none", "z") else 0, hidden), dtype=compute)
-    scratch_d = x.new_empty((longest if keep == "nothing" else 0, width), dtype=compute)
-    y = x.new_zeros(x.shape, dtype=torch.promote_types(compute, torch.float32))
-    gates_s = gates.reshape(-1).to(y.dtype)
-    for g in groups:
-        rows = slice(g.start * tokens, g.stop * tokens)
-        count = rows.stop - rows.start
-        x_g = x.index_select(0, g.images).to(compute).view(count, width)
-        z = kept.z[rows] if keep in ("both", "z") else scratch_h[:count]
-        a = kept.a[rows] if keep == "both" else scratch_h[:count]
-        o = scratch_d[:count] if keep == "nothing" else kept.o[g.start : g.stop].view(count, width)
-        linear(x_g, w1[g.expert], None if b1 is None else b1[g.expert], out=z)
+    x_rows = _gather(x, plan.images, compute).view(-1, width).split(plan.sizes)
+    o = kept.o if keep != "nothing" else x.new_empty((sum(plan.sizes), width), dtype=compute)
+    o_rows, w1_e, w2_e = o.split(plan.sizes), w1.to(compute).unbind(0), w2.to(compute).unbind(0)
+    b1_e, b2_e = _by_expert(b1, experts, compute), _by_expert(b2, experts, compute)
+    scratch = x.new_empty((max(plan.block_sizes, default=0) if keep != "both" else 0, hidden), dtype=compute)
+    z_blocks, a_blocks = (t.split(plan.block_sizes) if t.numel() else None for t in (kept.z, kept.a))
+    for i, block in enumerate(plan.blocks):
+        z = z_blocks[i] if z_blocks else scratch[: plan.block_sizes[i]]
+        a = a_blocks[i] if a_blocks else scratch[: plan.block_sizes[i]]
+        sizes = [plan.sizes[e] for e in block]
+        for e, z_e in zip(block, z.split(sizes), strict=True):
+            linear(x_rows[e], w1_e[e], b1_e[e], out=z_e)
         activate(activation, z, out=a)
-        linear(a, w2[g.expert], None if b2 is None else b2[g.expert], out=o)
-        y.index_add_(0, g.images, o.view(-1, tokens, width) * gates_s[g.slots].view(-1, 1, 1))
-    return y.to(compute), kept
+        for e, a_e in zip(block, a.split(sizes), strict=True):
+            linear(a_e, w2_e[e], b2_e[e], out=o_rows[e])
+    o_bkx = o.view(-1, tokens * width).index_select(0, plan.places).view(*gates.shape, tokens * width)
+    return _weighted_sum(o_bkx, gates).view(x.shape).to(compute), kept
+
+
+def _gather(tensor_bnd: Tensor, images: Tensor, dtype: torch.dtype) -> Tensor:
+    """The slots' images, [S, N*D]: an image is one row, since index_select is slow on three axes."""
+    return tensor_bnd.flatten(1).index_select(0, images).to(dtype)
+
+
+def _weighted_sum(o_bkx: Tensor, gates_bk: Tensor) -> Tensor:
+    """sum_k gates o, accumulated in float32 at least."""
+    if o_bkx.dtype == gates_bk.dtype:
+        return torch.bmm(gates_bk.unsqueeze(1), o_bkx).squeeze(1)
+    return (o_bkx * gates_bk.unsqueeze(-1)).sum(1, dtype=torch.promote_types(o_bkx.dtype, torch.float32))
 
 
 def empty_kept(x: Tensor, w1: Tensor, indices: Tensor, keep: str, compute: torch.dtype) -> Kept:
     """Room for what ``keep`` stores."""
-    slots, (_, tokens, width), hidden = indices.numel(), x.shape, w1.shape[1]
+    rows, hidden, width = indices.numel() * x.shape[1], w1.shape[1], x.shape[2]
     return Kept(
-        z=x.new_empty((slots * tokens, hidden) if keep in ("both", "z") else (0, hidden), dtype=compute),
-        a=x.new_empty((slots * tokens, hidden) if keep == "both" else (0, hidden), dtype=compute),
-        o=x.new_empty((0 if keep == "nothing" else slots, tokens, width), dtype=compute),
+        z=x.new_empty((rows if keep in ("both", "z") else 0, hidden), dtype=compute),
+        a=x.new_empty((rows if keep == "both" else 0, hidden), dtype=compute),
+        o=x.new_empty((0 if keep == "nothing" else rows, width), dtype=compute),
     )
 
 
@@ -233,50 +257,70 @@ def experts_backward(
     compute: torch.dtype,
 ) -> Gradients:
     """The eager backward; ``needs`` says for x, w1, b1, w2, b2 and gates whether the gradient is wanted."""
-    tokens, width = x.shape[1:]
-    hidden = w1.shape[1]
-    groups = list(_groups(indices, w1.shape[0]))
-    grads = empty_gradients(x, w1, b1, w2, b2, gates, needs)
+    batch, tokens, width = x.shape
+    experts, hidden, _ = w1.shape
+    plan = _Plan(indices, experts, tokens, hidden * compute.itemsize)
     needs_x, needs_w1, needs_b1, needs_w2, needs_b2, needs_gates = needs
     needs_z = needs_x or needs_w1 or needs_b1
+    grads = empty_gradients(x, w1, b1, w2, b2, gates, needs)
+    for tensor in (grads.w1, grads.b1, grads.w2, grads.b2):
+        for e in plan.idle if tensor.numel() else ():
+            tensor[e].zero_()
     accumulate = torch.promote_types(compute, torch.float32)
-    grad_x = x.new_zeros(x.shape if needs_x else (0,), dtype=accumulate)
-    grad_gates_s = grads.gates.view(-1)
-    gates_s = gates.reshape(-1).to(accumulate)
-    longest = tokens * max((g.stop - g.start for g in groups), default=0)
-    scratch_u = x.new_empty((longest if needs_z else 0, hidden), dtype=compute)
-    scratch_a = x.new_empty((0 if kept.a.numel() else longest, hidden), dtype=compute)
-    scratch_z = x.new_empty((0 if kept.z.numel() else longest, hidden), dtype=compute)
-    _zero_idle_experts(grads, {g.expert for g in groups})
-    for g in groups:
-        e, rows = g.expert, slice(g.start * tokens, g.stop * tokens)
-        count = rows.stop - rows.start
-        dy = grad_y.index_select(0, g.images).to(compute)
-        if needs_gates:
-            o = kept.o[g.start : g.stop]
-            grad_gates_s[g.slots] = (o * dy).sum((1, 2), dtype=accumulate).to(gates.dtype)
-        do = (dy * gates_s[g.slots].view(-1, 1, 1)).to(compute).view(count, width)
-        if needs_b2:
-            grads.b2[e] = do.sum(0)
-        x_g = x.index_select(0, g.images).to(compute).view(count, width)
-        if kept.z.numel():
-            z = kept.z[rows]
+
+    dy_sx = _gather(grad_y, plan.images, compute)
+    if needs_gates:
+        by_slot = (kept.o.view_as(dy_sx) * dy_sx).sum(1, dtype=accumulate)
+        grads.gates.copy_(by_slot[plan.places].view(gates.shape))
+    gates_s = gates.reshape(-1)[plan.order].to(accumulate).unsqueeze(1)
+    do_sx = dy_sx.mul_(gates_s) if compute == accumulate else (dy_sx * gates_s).to(compute)
+    if needs_b2:
+        sums_sd = do_sx.view(-1, tokens, width).sum(1, dtype=accumulate)
+        grads.b2.copy_(sums_sd.new_zeros(grads.b2.shape).index_add_(0, plan.experts, sums_sd))
+
+    x_rows = _gather(x, plan.images, compute).view(-1, width).split(plan.sizes)
+    do_rows = do_sx.view(-1, width).split(plan.sizes)
+    w1_e, w2_e, b1_e = w1.to(compute).unbind(0), w2.to(compute).unbind(0), _by_expert(b1, experts, compute)
+    dw1_e, db1_e, dw2_e = (grad.unbind(0) if grad.numel() else () for grad in grads[1:4])
+    dx = do_sx.new_empty((sum(plan.sizes) if needs_x else 0, width))
+    dx_rows = dx.split(plan.sizes) if needs_x else ()
+    z_blocks, a_blocks = (t.split(plan.block_sizes) if t.numel() else None for t in (kept.z, kept.a))
+    longest = max(plan.block_sizes, default=0)
+    scratch_u = do_sx.new_empty((longest if needs_z else 0, hidden))
+    scratch_a = do_sx.new_empty((longest if needs_w2 and not a_blocks else 0, hidden))
+    scratch_z = do_sx.new_empty((longest if not z_blocks else 0, hidden))
+    for i, block in enumerate(plan.blocks):
+        rows, sizes = plan.block_sizes[i], [plan.sizes[e] for e in block]
+        if z_blocks:
+            z = z_blocks[i]
         else:
-            z = linear(x_g, w1[e], None if b1 is None else b1[e], out=scratch_z[:count])
+            z = scratch_z[:rows]
+            for e, z_e in zip(block, z.split(sizes), strict=True):
+                linear(x_rows[e], w1_e[e], b1_e[e], out=z_e)
         if needs_w2:
-            a = kept.a[rows] if kept.a.numel() else activate(activation, z, out=scratch_a[:count])
-            _mm_into(do.t(), a, grads.w2[e])
-        if needs_z:
-            dz = torch.mm(do, w2[e].to(compute), out=scratch_u[:count])
-            activate_backward(activation, dz, z)
+            a = a_blocks[i] if a_blocks else activate(activation, z, out=scratch_a[:rows])
+            for e, a_e in zip(block, a.split(sizes), strict=True):
+                _mm_into(do_rows[e].t(), a_e, dw2_e[e])
+        if not needs_z:
+            continue
+        dz = scratch_u[:rows]
+        for e, dz_e in zip(block, dz.split(sizes), strict=True):
+            torch.mm(do_rows[e], w2_e[e], out=dz_e)
+        activate_backward(activation, dz, z)
+        for e, dz_e in zip(block, dz.split(sizes), strict=True):
             if needs_b1:
-                grads.b1[e] = dz.sum(0)
+                torch.sum(dz_e, 0, dtype=grads.b1.dtype, out=db1_e[e])
             if needs_w1:
-                _mm_into(dz.t(), x_g, grads.w1[e])
+                _mm_into(dz_e.t(), x_rows[e], dw1_e[e])
             if needs_x:
-                dx = torch.mm(dz, w1[e].to(compute)).view(-1, tokens, width)
-                grad_x.index_add_(0, g.images, dx.to(accumulate))
-    return grads._replace(x=grad_x.to(x.dtype))
+                torch.mm(dz_e, w1_e[e], out=dx_rows[e])
+    if needs_x:
+        dx_bkx = dx.view(-1, tokens * width).index_select(0, plan.places).view(*gates.shape, tokens * width)
+        if x.dtype == accumulate:
+            torch.sum(dx_bkx, 1, dtype=accumulate, out=grads.x.view(batch, tokens * width))
+        else:
+            grads.x.copy_(dx_bkx.sum(1, dtype=accumulate).view(x.shape))
+    return grads
 
 
 def _mm_into(a: Tensor, b: Tensor, out: Tensor) -> None:
@@ -285,13 +329,6 @@ def _mm_into(a: Tensor, b: Tensor, out: Tensor) -> None:
         torch.mm(a, b, out=out)
     else:
         out.copy_(a @ b)
-
-
-def _zero_idle_experts(grads: Gradients, active: set[int]) -> None:
-    for tensor in (grads.w1, grads.b1, grads.w2, grads.b2):
-        for expert in range(tensor.shape[0]):
-            if expert not in active:
-                tensor[expert].zero_()
 
 
 def empty_gradients(
@@ -365,9 +402,7 @@ def _expert_mlp_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     with torch.autocast(x.device.type, enabled=False):
         kept = Kept(z, a, o)
-        return tuple(
-            experts_backward(grad_y, x, w1, b1, w2, b2, gates, indices, kept, needs, activation, compute)
-        )  # type: ignore[return-value]
+        return tuple(experts_backward(grad_y, x, w1, b1, w2, b2, gates, indices, kept, needs, activation, compute))  # type: ignore[return-value]
 
 
 @_expert_mlp_backward.register_fake

@@ -70,13 +70,9 @@ def _group_ema_(
                 director.view(-1).addmv_(columns, weight, beta=momentum, alpha=1 - momentum)
                 continue
         step = (1 - momentum) * (weight != 0).any()  # no branch on the host on other devices
-        director.copy_(
-            director.to(precision).lerp(torch.mv(columns, weight).view(director.shape), step.to(precision))
-        )
+        director.copy_(director.to(precision).lerp(torch.mv(columns, weight).view(director.shape), step.to(precision)))
 
 
 @_group_ema_.register_fake
-def _(
-    directors: list[Tensor], experts: list[Tensor], weights: list[Tensor], momentum: float, backend: str
-) -> None:
+def _(directors: list[Tensor], experts: list[Tensor], weights: list[Tensor], momentum: float, backend: str) -> None:
     return None

@@ -87,9 +87,7 @@ def align_rows(student: Tensor, teacher: Tensor, kind: str, gradient: Tensor | N
 
 
 @torch.library.custom_op("dexcore::mix_align", mutates_args=())
-def _mix_align(
-    student: Tensor, teacher: Tensor, kind: str, with_gradient: bool, backend: str
-) -> tuple[Tensor, Tensor]:
+def _mix_align(student: Tensor, teacher: Tensor, kind: str, with_gradient: bool, backend: str) -> tuple[Tensor, Tensor]:
     rows, width = student.shape[:-1].numel(), student.shape[-1]
     gradient = student.new_empty(student.shape if with_gradient else (0, 0, width))
     with torch.autocast(student.device.type, enabled=False):
@@ -101,9 +99,7 @@ def _mix_align(
 
 
 @_mix_align.register_fake
-def _(
-    student: Tensor, teacher: Tensor, kind: str, with_gradient: bool, backend: str
-) -> tuple[Tensor, Tensor]:
+def _(student: Tensor, teacher: Tensor, kind: str, with_gradient: bool, backend: str) -> tuple[Tensor, Tensor]:
     loss = student.new_empty((), dtype=torch.promote_types(student.dtype, torch.float32))
     return loss, student.new_empty(student.shape if with_gradient else (0, 0, student.shape[-1]))
 

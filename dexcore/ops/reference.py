@@ -36,14 +36,10 @@ def route(
     return chosen_bk / chosen_bk.sum(-1, keepdim=True), indices_bk, probs_br
 
 
-def mlp(
-    x: Tensor, w1_hd: Tensor, b1_h: Tensor | None, w2_dh: Tensor, b2_d: Tensor | None, activation: str
-) -> Tensor:
+def mlp(x: Tensor, w1_hd: Tensor, b1_h: Tensor | None, w2_dh: Tensor, b2_d: Tensor | None, activation: str) -> Tensor:
     """One expert, or the director, on any rows."""
     b1_h, b2_d = (None if bias is None else bias.double() for bias in (b1_h, b2_d))
-    return F.linear(
-        _ACTIVATIONS[activation](F.linear(x.double(), w1_hd.double(), b1_h)), w2_dh.double(), b2_d
-    )
+    return F.linear(_ACTIVATIONS[activation](F.linear(x.double(), w1_hd.double(), b1_h)), w2_dh.double(), b2_d)
 
 
 def expert_mlp(
@@ -62,9 +58,7 @@ def expert_mlp(
         y_nd = torch.zeros_like(x_bnd[b], dtype=torch.float64)
         for j, r in enumerate(chosen):
             b1_h, b2_d = (None if bias is None else bias[r] for bias in (b1_rh, b2_rd))
-            y_nd = y_nd + gates_bk[b, j].double() * mlp(
-                x_bnd[b], w1_rhd[r], b1_h, w2_rdh[r], b2_d, activation
-            )
+            y_nd = y_nd + gates_bk[b, j].double() * mlp(x_bnd[b], w1_rhd[r], b1_h, w2_rdh[r], b2_d, activation)
         images.append(y_nd)
     return torch.stack(images) if images else torch.zeros_like(x_bnd, dtype=torch.float64)
 

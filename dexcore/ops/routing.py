@@ -120,9 +120,7 @@ def _route_backward(
     with torch.autocast(x.device.type, enabled=False):
         # Through w = p / sum(p) over the chosen, then through the softmax.
         chosen_bk = probs.gather(-1, indices)
-        through_bk = (grad_gates - (grad_gates * gates).sum(-1, keepdim=True)) / chosen_bk.sum(
-            -1, keepdim=True
-        )
+        through_bk = (grad_gates - (grad_gates * gates).sum(-1, keepdim=True)) / chosen_bk.sum(-1, keepdim=True)
         grad_probs = grad_probs.scatter_add(-1, indices, through_bk)
         grad_logits_br = probs * (grad_probs - (grad_probs * probs).sum(-1, keepdim=True)) / tau
         feature_bd = _pooled(x, pool)

@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from assertions import assert_close
 from torch import nn
 
+from assertions import assert_close
 from dexcore.nn import DEXMlp, aux_losses, set_mode, update_directors
 
 

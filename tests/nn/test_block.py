@@ -5,15 +5,15 @@ from functools import partial
 
 import pytest
 import torch
-from assertions import assert_close
 from timm.layers import GluMlp, Mlp
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
+from assertions import assert_close
 from dexcore.nn import DEXBlock, DEXMlp, aux_losses, update_directors
 from dexcore.ops import reference
 
-SIZES = dict(img_size=32, patch_size=8, embed_dim=24, depth=3, num_heads=2, num_classes=5)
+SIZES = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 2, "num_classes": 5}
 
 
 def test_the_signature_begins_with_timms():
@@ -38,9 +38,9 @@ def test_the_block_is_attention_and_then_the_layer():
 @pytest.mark.parametrize(
     "way",
     [
-        dict(block_fn=partial(DEXBlock, num_experts=4, top_k=1)),
-        dict(mlp_layer=partial(DEXMlp, num_experts=4, top_k=1)),
-        dict(block_fn=partial(DEXBlock, num_experts=3), mlp_layer=partial(DEXMlp, num_experts=4, top_k=1)),
+        {"block_fn": partial(DEXBlock, num_experts=4, top_k=1)},
+        {"mlp_layer": partial(DEXMlp, num_experts=4, top_k=1)},
+        {"block_fn": partial(DEXBlock, num_experts=3), "mlp_layer": partial(DEXMlp, num_experts=4, top_k=1)},
     ],
 )
 def test_a_timm_vit_becomes_a_dex_vit_and_trains(way):

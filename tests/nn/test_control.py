@@ -45,7 +45,11 @@ def test_given_noise_reaches_its_own_layer():
         (lambda net: set_noise_std(net, float("inf")), ValueError, "noise_std"),
         (lambda net: set_mode(net, "dense"), ValueError, "mode must be one of"),
         (lambda net: set_router_noise(net, [torch.zeros(2, 4)]), ValueError, "each of the 2 DEX layers, got 1"),
-        (lambda net: set_router_noise(net, [torch.zeros(2, 4)] * 2), ValueError, r"noise\[1\] must have shape \[B, 3\]"),
+        (
+            lambda net: set_router_noise(net, [torch.zeros(2, 4)] * 2),
+            ValueError,
+            r"noise\[1\] must have shape \[B, 3\]",
+        ),
         (lambda net: set_mode(nn.Linear(2, 2), "director"), ValueError, "no DEX layer"),
     ],
 )

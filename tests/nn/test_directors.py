@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from assertions import assert_close
 from torch import nn
 
+from assertions import assert_close
 from dexcore.nn import DEXMlp, discard_load, record_load, set_mode, set_noise_std, update_directors
 from dexcore.ops import reference
 

@@ -8,11 +8,11 @@ import pickle
 
 import pytest
 import torch
-from assertions import assert_close
 from timm.layers import GELUTanh, Mlp
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from assertions import assert_close
 from dexcore.nn import DEXMlp, aux_losses, set_noise_std, set_router_noise, update_directors
 from dexcore.ops import reference
 
@@ -282,7 +282,13 @@ def test_autocast_routes_as_float32_does():
 
 @pytest.mark.parametrize(
     ("act_layer", "name"),
-    [(nn.GELU, "gelu"), (GELUTanh, "gelu_tanh"), (lambda: nn.GELU("tanh"), "gelu_tanh"), (nn.ReLU, "relu"), (nn.SiLU, "silu")],
+    [
+        (nn.GELU, "gelu"),
+        (GELUTanh, "gelu_tanh"),
+        (lambda: nn.GELU("tanh"), "gelu_tanh"),
+        (nn.ReLU, "relu"),
+        (nn.SiLU, "silu"),
+    ],
 )
 def test_activations_of_timm_models(act_layer, name):
     layer = make(act_layer=act_layer)

@@ -12,7 +12,9 @@ from dexcore.nn import DEXBlock, param_groups
 @pytest.fixture
 def model():
     block = partial(DEXBlock, num_experts=4)
-    return VisionTransformer(img_size=32, patch_size=8, embed_dim=24, depth=3, num_heads=2, num_classes=5, block_fn=block)
+    return VisionTransformer(
+        img_size=32, patch_size=8, embed_dim=24, depth=3, num_heads=2, num_classes=5, block_fn=block
+    )
 
 
 def names_in(model, groups):
@@ -47,7 +49,9 @@ def test_an_optimizer_takes_them(model):
     assert not torch.equal(model.blocks[0].mlp.experts.fc1.weight, before)
 
 
-@pytest.mark.parametrize(("arguments", "message"), [((-1.0,), "weight_decay"), ((0.1, 0.0), "layer_decay"), ((0.1, 1.5), "layer_decay")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "message"), [((-1.0,), "weight_decay"), ((0.1, 0.0), "layer_decay"), ((0.1, 1.5), "layer_decay")]
+)
 def test_bad_arguments_are_named(model, arguments, message):
     with pytest.raises(ValueError, match=message):
         param_groups(model, *arguments)

@@ -8,11 +8,11 @@ from functools import partial
 import pytest
 import timm
 import torch
-from assertions import assert_close
 from timm.layers import Mlp
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
+from assertions import assert_close
 from dexcore.models import DEXVisionTransformer, MaskedAutoencoder
 from dexcore.nn import DEXBlock, DEXMlp, aux_losses, set_mode, update_directors
 from dexcore.nn.upcycle import collapse, upcycle

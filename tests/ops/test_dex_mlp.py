@@ -2,16 +2,16 @@
 
 import pytest
 import torch
-from assertions import assert_close
 from hypothesis import given
 from hypothesis import strategies as st
-from ops import plain
 from torch.library import opcheck
 
+from assertions import assert_close
 from dexcore import ops
 from dexcore.ops import reference
 from dexcore.ops.expert_mlp import KEEPS
 from dexcore.ops.mix_align import ALIGNS
+from ops import plain
 
 NAMES = ("x", "w1", "b1", "w2", "b2", "gates")
 
@@ -118,7 +118,17 @@ def test_opcheck():
     y, loss, *kept = torch.ops.dexcore.dex_mlp(*arguments, "z", "gelu", "kd", "ieee", torch.float32, "eager")
     opcheck(
         torch.ops.dexcore.dex_mlp_backward.default,
-        (torch.ones_like(y), torch.ones_like(loss), *case.experts, *kept, [True] * 6, "gelu", "ieee", torch.float32, "eager"),
+        (
+            torch.ones_like(y),
+            torch.ones_like(loss),
+            *case.experts,
+            *kept,
+            [True] * 6,
+            "gelu",
+            "ieee",
+            torch.float32,
+            "eager",
+        ),
     )
 
 

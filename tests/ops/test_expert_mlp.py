@@ -2,15 +2,15 @@
 
 import pytest
 import torch
-from assertions import assert_close
 from hypothesis import given
 from hypothesis import strategies as st
-from ops import plain
 from torch.library import opcheck
 
+from assertions import assert_close
 from dexcore import ops
 from dexcore.ops import reference
 from dexcore.ops.expert_mlp import KEEPS
+from ops import plain
 
 NAMES = ("x", "w1", "b1", "w2", "b2", "gates")
 ACTIVATIONS = tuple(plain.ACTIVATIONS)
@@ -50,7 +50,8 @@ def test_half_precision_is_as_good_as_plain_pytorch(dtype, keep):
     case = plain.make_case(batch=6, tokens=17, width=64, hidden=96)
     grad_y = torch.randn(case.x.shape)
     y, grads = gradients(ops.expert_mlp, case.leaves(dtype), case.indices, grad_y, keep=keep)
-    y64, grads64 = gradients(reference.expert_mlp, [leaf.detach().double().requires_grad_() for leaf in case.leaves(dtype)], case.indices, grad_y.to(dtype))  # fmt: skip
+    rounded = [leaf.detach().double().requires_grad_() for leaf in case.leaves(dtype)]
+    y64, grads64 = gradients(reference.expert_mlp, rounded, case.indices, grad_y.to(dtype))
     y_plain, grads_plain = gradients(plain.expert_mlp, case.leaves(dtype), case.indices, grad_y)
     assert y.dtype == dtype
     assert_close(y, y64, plain=y_plain, name="y")

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from assertions import assert_close
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.library import opcheck
 
+from assertions import assert_close
 from dexcore import ops
 from dexcore.ops import reference
 
@@ -65,7 +65,13 @@ def test_parameters_are_updated_without_a_graph():
 def test_opcheck():
     opcheck(
         torch.ops.dexcore.group_ema_.default,
-        ([torch.randn(3), torch.randn(2, 2)], [torch.randn(4, 3), torch.randn(4, 2, 2)], [torch.rand(4)] * 2, 0.9, "eager"),
+        (
+            [torch.randn(3), torch.randn(2, 2)],
+            [torch.randn(4, 3), torch.randn(4, 2, 2)],
+            [torch.rand(4)] * 2,
+            0.9,
+            "eager",
+        ),
     )
 
 

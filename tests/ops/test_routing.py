@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from assertions import assert_close
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.library import opcheck
 
+from assertions import assert_close
 from dexcore import ops
 from dexcore.ops import reference
 
