@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from assertions import assert_close
 
 

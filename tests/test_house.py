@@ -1,0 +1,60 @@
+"""The rooms and the one direction between them; what importing dexcore costs."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# A room may use itself and what is named here; everything may use extras.
+MAY_USE = {
+    "kernels": set(),
+    "ops": {"kernels"},
+    "nn": {"ops"},
+    "models": {"nn", "ops"},
+    "data": set(),
+    "report": set(),
+    "train": {"report", "models", "data", "nn", "ops"},
+}
+
+
+def imported_rooms(path):
+    """Rooms of dexcore that a file imports, anywhere in it."""
+    rooms = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        rooms |= {name.split(".")[1] for name in names if name.startswith("dexcore.")}
+    return rooms
+
+
+@pytest.mark.parametrize("room", MAY_USE)
+def test_arrows_point_down_only(room):
+    folder = ROOT / "kernels" if room == "kernels" else ROOT / "dexcore" / room
+    files = list(folder.rglob("*.py"))
+    assert files
+    for path in files:
+        foreign = (imported_rooms(path) & set(MAY_USE)) - {room} - MAY_USE[room]
+        assert not foreign, f"{path.relative_to(ROOT)} imports {foreign}"
+
+
+def test_every_room_is_known():
+    rooms = {path.name for path in (ROOT / "dexcore").iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert rooms == set(MAY_USE) - {"kernels"}
+
+
+def test_importing_the_layers_brings_neither_kernels_nor_data_nor_trainer():
+    code = (
+        "import sys, dexcore.nn, dexcore.models; "
+        "print([m for m in sys.modules if m.startswith(('dexcore.data', 'dexcore.train', 'dexcore.report', "
+        "'dexcore.kernels', 'matplotlib', 'pyarrow', 'cv2', 'pydicom', 'nibabel', 'tyro'))])"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert printed.strip() == "[]"
