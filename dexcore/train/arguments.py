@@ -72,9 +72,7 @@ def _base(argv: Sequence[str]) -> PretrainConfig:
 def to_yaml(config: PretrainConfig) -> str:
     """The configuration as YAML that `read_yaml` reads."""
     yaml = require("yaml", "train")
-    plain = asdict(
-        config, dict_factory=lambda items: {k: list(v) if isinstance(v, tuple) else v for k, v in items}
-    )
+    plain = asdict(config, dict_factory=lambda items: {k: list(v) if isinstance(v, tuple) else v for k, v in items})
     text: str = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
     return text
 

@@ -127,9 +127,7 @@ def load_checkpoint(
         try:
             _read_tensors(path, model, optimizer)
         except (CheckpointException, RuntimeError, pickle.UnpicklingError) as error:
-            raise CheckpointError(
-                f"{path}: does not fit this model or this PyTorch: {_reason(error)}"
-            ) from error
+            raise CheckpointError(f"{path}: does not fit this model or this PyTorch: {_reason(error)}") from error
         return progress
     if found:
         raise CheckpointError(f"{folder}: every checkpoint is damaged; begin again in another --out")
@@ -150,9 +148,7 @@ def _read_tensors(path: Path, model: torch.nn.Module, optimizer: torch.optim.Opt
     reader = _Reader(path)
     stepped = any(name.startswith("optimizer.") for name in reader.read_metadata().state_dict_metadata)
     if stepped:
-        model_state, optimizer_state = get_state_dict(
-            model, optimizer, options=_FLAT
-        )  # makes the empty moments
+        model_state, optimizer_state = get_state_dict(model, optimizer, options=_FLAT)  # makes the empty moments
     else:
         model_state, optimizer_state = get_model_state_dict(model), {}
     tensors = {"model": model_state, "optimizer": _only_tensors(optimizer_state)}
@@ -190,9 +186,7 @@ def _verified(path: Path) -> Progress:
     if stored["sha256"] != _digest_of(state):
         raise ValueError(f"{_STATE} is not as it was written")
     if state["version"] != _VERSION:
-        raise CheckpointError(
-            f"{path}: has version {state['version']}, this dexcore reads version {_VERSION}"
-        )
+        raise CheckpointError(f"{path}: has version {state['version']}, this dexcore reads version {_VERSION}")
     for name, expected in state["files"].items():
         if _digest(path / name) != expected:
             raise ValueError(f"{name} is not as it was written")
@@ -277,7 +271,5 @@ class _MetadataUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if name not in self._ALLOWED.get(module, ()):
-            raise pickle.UnpicklingError(
-                f".metadata names {module}.{name}, which no checkpoint of ours holds"
-            )
+            raise pickle.UnpicklingError(f".metadata names {module}.{name}, which no checkpoint of ours holds")
         return super().find_class(module, name)

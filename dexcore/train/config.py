@@ -81,9 +81,7 @@ class ModelConfig:
         _require(visible >= 1, "model.mask_ratio", "at least one patch left visible", self.mask_ratio)
         for block, (experts, k) in enumerate(zip(*self._a_block(), strict=True)):
             _require(experts >= 1, "model.num_experts", "at least 1 in every block", self.num_experts)
-            _require(
-                1 <= k <= experts, "model.top_k", f"1 to {experts}, the experts of block {block}", self.top_k
-            )
+            _require(1 <= k <= experts, "model.top_k", f"1 to {experts}, the experts of block {block}", self.top_k)
 
     def _a_block(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """``num_experts`` and ``top_k``, an entry a block."""
@@ -115,12 +113,18 @@ class DataConfig:
     """Images a step."""
     workers: int = 8
     """Processes that prepare batches; 0: the training process does it itself."""
+    min_area: float = 0.2
+    """The smallest random crop's share of an image's area."""
+    statistics: Literal["imagenet", "gray"] = "imagenet"
+    """Mean and deviation of the channels: ImageNet's, or the same for all three. With ImageNet's a gray image gets
+    channels that differ by a constant, which then makes up most of a dark patch's normalized target."""
     max_replaced: float = 0.01
     """Share of unreadable images above which the run fails."""
 
     def __post_init__(self) -> None:
         _require(0 <= self.balance <= 1, "data.balance", "a number from 0 to 1", self.balance)
         _require(self.epoch_size >= 0, "data.epoch_size", "at least 0", self.epoch_size)
+        _require(0 < self.min_area <= 1, "data.min_area", "a number above 0, at most 1", self.min_area)
         _require(self.batch_size >= 1, "data.batch_size", "at least 1", self.batch_size)
         _require(self.workers >= 0, "data.workers", "at least 0", self.workers)
         _require(0 <= self.max_replaced <= 1, "data.max_replaced", "a number from 0 to 1", self.max_replaced)
@@ -176,9 +180,7 @@ class DexConfig:
         for name in ("lambda_align", "lambda_balance", "noise_start"):
             _require(getattr(self, name) >= 0, f"dex.{name}", "at least 0", getattr(self, name))
         for name in ("momentum_start", "momentum_end"):
-            _require(
-                0 <= getattr(self, name) <= 1, f"dex.{name}", "a number from 0 to 1", getattr(self, name)
-            )
+            _require(0 <= getattr(self, name) <= 1, f"dex.{name}", "a number from 0 to 1", getattr(self, name))
 
 
 @dataclass(frozen=True)

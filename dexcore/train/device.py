@@ -22,9 +22,7 @@ def choose_device(name: str) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError(
-            f"run.device: expected auto or a device that is here, got {name!r} ({reason})"
-        ) from error
+        raise ConfigError(f"run.device: expected auto or a device that is here, got {name!r} ({reason})") from error
     return device
 
 
@@ -45,9 +43,7 @@ def uses_bf16(device: torch.device, precision: str) -> bool:
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
     """The context to compute losses in: bf16 autocast, or nothing."""
-    return (
-        torch.autocast(device.type, dtype=torch.bfloat16) if uses_bf16(device, precision) else nullcontext()
-    )
+    return torch.autocast(device.type, dtype=torch.bfloat16) if uses_bf16(device, precision) else nullcontext()
 
 
 def attention_kernel(device: torch.device, precision: str) -> AbstractContextManager[object]:

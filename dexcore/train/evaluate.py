@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from dexcore.data.augment import IMAGENET_MEAN, IMAGENET_STD, center, to_tensor
+from dexcore.data.augment import CHANNEL_STATISTICS, center, to_tensor
 from dexcore.data.dataset import MODALITIES, MVUDataset
 from dexcore.data.keyed import Stream, generator
 from dexcore.data.manifest import ImageDecodeError
@@ -30,9 +30,7 @@ class _Batch(NamedTuple):
 
 
 @torch.no_grad()
-def evaluate(
-    model: MaskedAutoencoder, images: MVUDataset, config: PretrainConfig, device: torch.device
-) -> Evaluation:
+def evaluate(model: MaskedAutoencoder, images: MVUDataset, config: PretrainConfig, device: torch.device) -> Evaluation:
     """Run ``model`` over up to ``run.evaluate_images`` images a modality of either split, and leave it in
     eval mode.
 
@@ -90,7 +88,7 @@ def _batches(
                 _log.warning("not evaluated: %s", error)
                 continue
             sample_id.append(row)
-            tensors.append(to_tensor(center(pixels, config.model.image_size)))
+            tensors.append(to_tensor(center(pixels, config.model.image_size), config.data.statistics))
             draws = generator(config.run.seed, _NO_EPOCH, row, Stream.MASK)
             noise.append(torch.from_numpy(draws.random(model.num_patches, dtype=np.float32)))
         if sample_id:
@@ -106,7 +104,9 @@ def _reconstruct(
         output = model(images, noise=batch.noise.to(device))
     target = model.target(images)
     error = (output.pred.float() - target).square().sum(-1)
-    variance = (target - target.mean(-1, keepdim=True)).square().sum(-1)
+    # A patch's own mean is its mean colour: guessing the channels' levels alone explains nothing.
+    pixels = target.unflatten(-1, (-1, images.shape[1]))
+    variance = (pixels - pixels.mean(2, keepdim=True)).square().sum((2, 3))
     return output.pred.float(), output.mask, error, variance
 
 
@@ -135,18 +135,19 @@ def _examples(
     pred, mask, _, _ = _reconstruct(model, batch, config, device)
     hidden = model.unpatchify(mask.unsqueeze(-1).expand_as(pred)).cpu()
     picture = model.reconstruct(batch.images.to(device), pred).cpu()
+    inputs = _pixels(batch.images, config.data.statistics)
     return Examples(
         modality=images.modality[batch.sample_id],
         synthetic=images.synthetic[batch.sample_id],
         heldout=images.split[batch.sample_id] == "heldout",
-        input=_pixels(batch.images),
-        masked=np.where(hidden.permute(0, 2, 3, 1).numpy() > 0, _HIDDEN_GRAY, _pixels(batch.images)),
-        reconstruction=_pixels(picture),
-        pasted=_pixels(torch.where(hidden > 0, picture, batch.images)),
+        input=inputs,
+        masked=np.where(hidden.permute(0, 2, 3, 1).numpy() > 0, _HIDDEN_GRAY, inputs),
+        reconstruction=_pixels(picture, config.data.statistics),
+        pasted=_pixels(torch.where(hidden > 0, picture, batch.images), config.data.statistics),
     )
 
 
-def _pixels(images: torch.Tensor) -> np.ndarray:
+def _pixels(images: torch.Tensor, statistics: str) -> np.ndarray:
     """Normalized images [n, 3, S, S] as float32 [n, S, S, 3] in [0, 1]."""
-    mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
+    mean, std = torch.tensor(CHANNEL_STATISTICS[statistics])
     return (images.permute(0, 2, 3, 1) * std + mean).clamp(0, 1).numpy()

@@ -182,9 +182,7 @@ class Pretraining:
                 metrics.write(line)
                 if line["skipped"]:
                     skipped.write({"step": line["step"], "sample_ids": batch["sample_id"].tolist()})
-                    display.say(
-                        f"step {line['step']} skipped: loss or gradient is not finite ({skipped.path})"
-                    )
+                    display.say(f"step {line['step']} skipped: loss or gradient is not finite ({skipped.path})")
                     self._check_skipped(skipped.path)
                 display.update(self.step_done, line["loss"], line["images_per_second"])
                 if stop or self.step_done == total or self.step_done % every == 0:
@@ -205,9 +203,7 @@ class Pretraining:
             The step's line in metrics.jsonl, but for the speed.
         """
         config = self.config
-        images, mask_noise = (
-            batch[name].to(self.device, non_blocking=True) for name in ("image", "mask_noise")
-        )
+        images, mask_noise = (batch[name].to(self.device, non_blocking=True) for name in ("image", "mask_noise"))
         router_noise = batch["router_noise"].to(self.device, non_blocking=True)
         set_noise_std(self.model, values.noise_std)
         set_router_noise(self.model, router_noise.split([layer.num_experts for layer in self.layers], dim=1))
@@ -236,9 +232,7 @@ class Pretraining:
         return {
             "step": self.step_done - 1,
             "epoch": (self.step_done - 1) * config.data.batch_size // self.order.epoch_size,
-            **dict(
-                zip(("loss", "loss_self", "loss_align", "loss_balance", "grad_norm"), scalars, strict=True)
-            ),
+            **dict(zip(("loss", "loss_self", "loss_align", "loss_balance", "grad_norm"), scalars, strict=True)),
             **asdict(values),
             "load": self._load(),
             "skipped": not finite,
@@ -300,6 +294,8 @@ class Pretraining:
             self.config.run.seed,
             self.model.num_patches,
             [layer.num_experts for layer in self.layers],
+            self.config.data.min_area,
+            self.config.data.statistics,
         )
         return DataLoader(
             view,

@@ -73,8 +73,7 @@ def _check_content(folder: Path, config: PretrainConfig) -> None:
         return  # new, or begun and never come to a step
     if not config.resume:
         raise RunFolderError(
-            f"out: {folder} is not empty (it holds {content[0]}); go on with its run by --resume, "
-            "or give another --out"
+            f"out: {folder} is not empty (it holds {content[0]}); go on with its run by --resume, or give another --out"
         )
     if CONFIG_FILE not in content:
         raise RunFolderError(f"out: {folder} holds {content[0]} but no {CONFIG_FILE}: it is no run to resume")

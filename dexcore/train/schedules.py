@@ -63,9 +63,7 @@ class Schedule:
         progress = step / self.total_steps
         lambda_end = 0.0 if dex.balance_schedule == "cosine" else dex.lambda_balance
         return StepValues(
-            lr=learning_rate(
-                step, self.total_steps, self.warmup_steps, config.peak_lr, config.optimizer.min_lr
-            ),
+            lr=learning_rate(step, self.total_steps, self.warmup_steps, config.peak_lr, config.optimizer.min_lr),
             momentum=half_cosine(dex.momentum_start, dex.momentum_end, progress),
             noise_std=half_cosine(dex.noise_start, 0.0, progress),
             lambda_balance=half_cosine(dex.lambda_balance, lambda_end, progress),

@@ -25,9 +25,7 @@ def _trained(steps: int, seed: int = 0) -> tuple[torch.nn.Module, torch.optim.Op
     model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 8))
     model[2].requires_grad_(False)
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        [{"params": trained[:1]}, {"params": trained[1:], "weight_decay": 0.0}], fused=True
-    )
+    optimizer = torch.optim.AdamW([{"params": trained[:1]}, {"params": trained[1:], "weight_decay": 0.0}], fused=True)
     for _ in range(steps):
         _step(model, optimizer)
     return model, optimizer
@@ -142,9 +140,7 @@ def test_a_full_disk_is_a_clear_error_and_loses_nothing(tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))  # files end there as they do on a full disk
     try:
-        with pytest.raises(
-            CheckpointError, match=r"step-00000010: the checkpoint cannot be written: .*File too large"
-        ):
+        with pytest.raises(CheckpointError, match=r"step-00000010: the checkpoint cannot be written: .*File too large"):
             save_checkpoint(tmp_path, model, optimizer, _progress(10), keep=1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -10,9 +10,7 @@ _CPU = torch.device("cpu")
 
 
 def test_a_device_that_is_not_here_is_named():
-    with pytest.raises(
-        ConfigError, match=r"run\.device: expected auto or a device that is here, got 'quantum'"
-    ):
+    with pytest.raises(ConfigError, match=r"run\.device: expected auto or a device that is here, got 'quantum'"):
         choose_device("quantum")
 
 

@@ -110,9 +110,7 @@ def test_a_run_leaves_a_model_that_loads_and_a_report(whole_run):
     evaluation = Evaluation.load(out / "evaluation.npz")
     assert set(evaluation.heldout.tolist()) == {True, False}
     assert "data:image/png;base64" in (out / "report.html").read_text()
-    assert (
-        json.loads((out / "summary.json").read_text())["variance_explained"]["training"]["mean"]["images"] > 0
-    )
+    assert json.loads((out / "summary.json").read_text())["variance_explained"]["training"]["mean"]["images"] > 0
     assert not (out / "skipped.jsonl").read_text()
 
 
@@ -136,7 +134,5 @@ def test_a_store_without_training_images_is_refused(tmp_path):
     store = write_images(tmp_path / "store", images=6)
     run = tiny(store, tmp_path / "run")
     assert Pretraining(run, tmp_path).rows.size == 5
-    with pytest.raises(
-        ConfigError, match=r"run\.device: expected auto or a device that is here, got 'quantum'"
-    ):
+    with pytest.raises(ConfigError, match=r"run\.device: expected auto or a device that is here, got 'quantum'"):
         pretrain(replace(run, run=replace(run.run, device="quantum")))

@@ -40,9 +40,7 @@ def test_two_runs_on_one_folder_are_refused_and_a_killed_one_holds_nothing(tmp_p
 
 def test_a_folder_with_content_is_not_overwritten(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(
-        RunFolderError, match=r"is not empty \(it holds thesis.tex\); go on with its run by --resume"
-    ):
+    with pytest.raises(RunFolderError, match=r"is not empty \(it holds thesis.tex\); go on with its run by --resume"):
         _open(tmp_path)
     with pytest.raises(RunFolderError, match=r"holds thesis.tex but no config.yaml: it is no run to resume"):
         _open(tmp_path, resume=True)
