@@ -11,7 +11,7 @@ import torch
 
 from dexcore.extras import require
 
-AREA_SHARE = (0.2, 1.0)  # of the image, uniform
+MIN_AREA = 0.2  # the smallest crop's share of the image
 MIN_OUTPUT_SHARE = 0.5  # a crop has at least this share of the output's pixels
 ASPECT = (3 / 4, 4 / 3)  # width over height, log-uniform
 CROP_TRIES = 10
@@ -19,8 +19,12 @@ MIN_CROP_MEAN = 0.05  # a darker crop is a failed try: mostly air
 FLIP_PROBABILITY = 0.5
 ROTATION_PROBABILITY = 0.5
 MAX_ROTATION = 15.0  # degrees
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+# Mean and standard deviation of the channels, by name. "gray" treats all channels alike: under ImageNet's a gray
+# image gets channels that differ by a constant, which then makes up most of a dark patch's normalized target.
+CHANNEL_STATISTICS = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "gray": ((0.45, 0.45, 0.45), (0.225, 0.225, 0.225)),
+}
 
 
 class Box(NamedTuple):
@@ -32,10 +36,10 @@ class Box(NamedTuple):
     width: int
 
 
-def augment(image: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
+def augment(image: np.ndarray, size: int, rng: np.random.Generator, min_area: float = MIN_AREA) -> np.ndarray:
     """Crop at random, resize, flip and rotate as the paper's pre-training does.
 
-    The crop's share of the area is uniform in ``AREA_SHARE``, the lower end raised to half the output's area;
+    The crop's share of the area is uniform in [``min_area``, 1], the lower end raised to half the output's area;
     its aspect is log-uniform. After ten failed tries (it does not fit, or is darker than ``MIN_CROP_MEAN``),
     and for images smaller than half the output, it is the centre square. Then a horizontal flip and a
     rotation by up to 15 degrees, each with probability 0.5; what a rotation brings in from outside the crop
@@ -45,11 +49,12 @@ def augment(image: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarra
         image: uint8, uint16 or float32 in [0, 1], [H, W] or [H, W, 3].
         size: of the output, pixels.
         rng: where the draws come from; the result is a function of its state.
+        min_area: the smallest crop's share of the image's area.
 
     Returns:
         float32 in [0, 1], [size, size] or [size, size, 3].
     """
-    box = _draw_box(image, size, rng)
+    box = _draw_box(image, size, rng, min_area)
     flip = bool(rng.random() < FLIP_PROBABILITY)
     rotate = rng.random() < ROTATION_PROBABILITY
     angle = rng.uniform(-MAX_ROTATION, MAX_ROTATION) if rotate else 0.0
@@ -61,17 +66,17 @@ def center(image: np.ndarray, size: int) -> np.ndarray:
     return warp(image, _center_square(*image.shape[:2]), size)
 
 
-def to_tensor(image: np.ndarray) -> torch.Tensor:
-    """Normalise by ImageNet's mean and standard deviation.
+def to_tensor(image: np.ndarray, statistics: str = "imagenet") -> torch.Tensor:
+    """Normalize the channels.
 
     Args:
         image: float32 in [0, 1], [S, S] (repeated for the three channels) or [S, S, 3].
+        statistics: a name in ``CHANNEL_STATISTICS``.
 
     Returns:
         float32 [3, S, S].
     """
-    mean = np.array(IMAGENET_MEAN, np.float32)[:, None, None]
-    std = np.array(IMAGENET_STD, np.float32)[:, None, None]
+    mean, std = np.array(CHANNEL_STATISTICS[statistics], np.float32)[:, :, None, None]
     channels = image[None] if image.ndim == 2 else image.transpose(2, 0, 1)
     return torch.from_numpy(np.ascontiguousarray((channels - mean) / std))
 
@@ -122,12 +127,12 @@ def _output_to_crop(reduced: tuple[int, int], size: int, flip: bool, angle: floa
     return np.column_stack([linear, offset])
 
 
-def _draw_box(image: np.ndarray, size: int, rng: np.random.Generator) -> Box:
+def _draw_box(image: np.ndarray, size: int, rng: np.random.Generator, min_area: float) -> Box:
     height, width = image.shape[:2]
-    smallest = max(AREA_SHARE[0], MIN_OUTPUT_SHARE * size * size / (height * width))
-    if smallest <= AREA_SHARE[1]:
+    smallest = max(min_area, MIN_OUTPUT_SHARE * size * size / (height * width))
+    if smallest <= 1:
         for _ in range(CROP_TRIES):
-            area = rng.uniform(smallest, AREA_SHARE[1]) * height * width
+            area = rng.uniform(smallest, 1) * height * width
             aspect = np.exp(rng.uniform(*np.log(ASPECT)))
             box_width, box_height = round((area * aspect) ** 0.5), round((area / aspect) ** 0.5)
             if box_width > width or box_height > height:

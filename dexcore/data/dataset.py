@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
-from dexcore.data.augment import augment, to_tensor
+from dexcore.data.augment import MIN_AREA, augment, to_tensor
 from dexcore.data.keyed import Stream, generator
 from dexcore.data.manifest import ImageDecodeError, StoreError
 from dexcore.data.modality import Modality
@@ -145,6 +145,8 @@ class PretrainView(Dataset[dict[str, Any]]):
         seed: of all draws.
         num_patches: patches of an output image.
         router_shape: number of experts of each DEX layer.
+        min_area: the smallest crop's share of an image's area.
+        statistics: how channels are normalized, a name in `CHANNEL_STATISTICS`.
     """
 
     def __init__(
@@ -155,6 +157,8 @@ class PretrainView(Dataset[dict[str, Any]]):
         seed: int,
         num_patches: int,
         router_shape: list[int],
+        min_area: float = MIN_AREA,
+        statistics: str = "imagenet",
     ) -> None:
         self.dataset = dataset
         self.indices = np.asarray(indices)
@@ -162,6 +166,8 @@ class PretrainView(Dataset[dict[str, Any]]):
         self.seed = seed
         self.num_patches = num_patches
         self.router_shape = router_shape
+        self.min_area = min_area
+        self.statistics = statistics
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -173,11 +179,11 @@ class PretrainView(Dataset[dict[str, Any]]):
         epoch, position = key
         asked = int(self.indices[position])
         sample_id, pixels = self._read(epoch, asked)
-        image = augment(pixels, self.size, generator(self.seed, epoch, asked, Stream.AUGMENT))
+        image = augment(pixels, self.size, generator(self.seed, epoch, asked, Stream.AUGMENT), self.min_area)
         mask_rng = generator(self.seed, epoch, asked, Stream.MASK)
         router_rng = generator(self.seed, epoch, asked, Stream.ROUTER)
         return {
-            "image": to_tensor(image),
+            "image": to_tensor(image, self.statistics),
             "modality": int(self.dataset.modality[sample_id]),
             "sample_id": sample_id,
             "mask_noise": torch.from_numpy(mask_rng.random(self.num_patches, dtype=np.float32)),

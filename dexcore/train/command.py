@@ -10,7 +10,6 @@ from dexcore.train.checkpoint import CheckpointError
 from dexcore.train.config import ConfigError
 from dexcore.train.loop import TrainingError, pretrain
 from dexcore.train.memory import keep_freed_memory
-from dexcore.train.memory import keep_freed_memory
 from dexcore.train.run_folder import RunFolderError
 
 EXIT_ERROR = 2
@@ -23,7 +22,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         What the process should return: 0; 2 after an error, told in a line on stderr; 75 where a signal
         stopped the run, which ``--resume`` goes on with.
     """
-    keep_freed_memory()
     keep_freed_memory()
     try:
         config = parse(argv)

@@ -139,8 +139,8 @@ def test_equal_keys_give_equal_images_and_others_give_others():
     assert rms(results[2] - results[3]) > 0.02
 
 
-def draws(image: np.ndarray, size: int, count: int) -> list[Box]:
-    return [recipe._draw_box(image, size, generator(0, 0, key, Stream.AUGMENT)) for key in range(count)]
+def draws(image: np.ndarray, size: int, count: int, min_area: float = recipe.MIN_AREA) -> list[Box]:
+    return [recipe._draw_box(image, size, generator(0, 0, key, Stream.AUGMENT), min_area) for key in range(count)]
 
 
 def test_crops_are_drawn_as_the_recipe_says():
@@ -165,6 +165,11 @@ def test_a_crop_has_at_least_half_the_outputs_area():
     boxes = draws(np.full((100, 120), 200, np.uint8), 128, 500)
     assert min(box.height * box.width for box in boxes) > 0.5 * 128**2 * 0.98
     assert len({box.height for box in boxes}) > 10
+
+
+def test_a_larger_smallest_crop_is_kept_to():
+    boxes = draws(np.full((300, 300), 200, np.uint8), 64, 500, min_area=0.6)
+    assert 0.6 * 0.98 < min(box.height * box.width for box in boxes) / 90_000 < 0.65
 
 
 def test_an_image_smaller_than_half_the_output_gives_its_centre_square():
@@ -214,3 +219,12 @@ def test_the_tensor_is_normalized_by_imagenets_statistics_with_gray_repeated():
     assert torch.allclose(ours, expected, atol=1e-6)
     gray = textured(16, 16, None)
     assert torch.equal(to_tensor(gray), to_tensor(np.stack([gray] * 3, axis=-1)))
+
+
+def test_gray_statistics_leave_the_channels_of_a_gray_image_alike():
+    gray = textured(16, 16, None)
+    assert torch.equal(*to_tensor(gray, "gray")[:2])
+    assert not torch.equal(*to_tensor(gray, "imagenet")[:2])
+    mean, std = to_tensor(gray, "gray").mean(), to_tensor(gray, "gray").std()
+    assert abs(mean - (gray.mean() - 0.45) / 0.225) < 1e-4
+    assert std > 0.1
