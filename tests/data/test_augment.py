@@ -222,7 +222,7 @@ def test_the_tensor_is_normalized_by_imagenets_statistics_with_gray_repeated():
 
 
 def test_gray_statistics_leave_the_channels_of_a_gray_image_alike():
-    gray = textured(16, 16, None)
+    gray = textured(48, 48, None)
     assert torch.equal(*to_tensor(gray, "gray")[:2])
     assert not torch.equal(*to_tensor(gray, "imagenet")[:2])
     mean, std = to_tensor(gray, "gray").mean(), to_tensor(gray, "gray").std()
