@@ -1,11 +1,14 @@
 """The evaluation's numbers against the model's own loss."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from runs import tiny
 
-from dexcore.data.dataset import open_mvu
+from dexcore.data.dataset import MODALITIES, open_mvu
+from dexcore.data.modality import Modality
 from dexcore.train.evaluate import _batches, _choose, evaluate
 from dexcore.train.loop import build_model
 
@@ -26,8 +29,20 @@ def test_squared_errors_add_up_to_the_loss(setup):
     values = len(evaluation) * hidden * 3 * 8 * 8
     loss = model(batch.images, noise=batch.noise).loss.item()
     assert evaluation.squared_error.sum() / values == pytest.approx(loss, rel=1e-5)
-    # A normalized patch has unit unbiased variance (but for the epsilon), so the sum is n - 1 of n values.
-    assert evaluation.total == pytest.approx(hidden * (3 * 8 * 8 - 1), rel=0.02)
+
+
+def test_the_mean_colour_of_a_patch_is_not_counted_as_explained(setup):
+    model, images, config = setup
+    config = replace(config, data=replace(config.data, statistics="gray"))
+    evaluation = evaluate(model, images, config, _CPU)
+    hidden = model.num_patches - model.num_visible
+    oct_scans = evaluation.modality == MODALITIES.index(Modality.OCT)  # gray, with speckle in every patch
+    photos = evaluation.modality == MODALITIES.index(Modality.PHOTO)
+    # A normalized patch of n values has the unbiased variance 1, but for the epsilon: n - 1 in sum. In colour, what
+    # lies between the channels' means is left out.
+    whole = hidden * (3 * 8 * 8 - 1)
+    assert evaluation.total[oct_scans] == pytest.approx(whole, rel=0.02)
+    assert (evaluation.total[photos] < 0.9 * whole).all()
 
 
 def test_every_modality_and_split_is_there_and_gates_sum_to_one(setup):
