@@ -29,8 +29,8 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "pretrain_mvu.py"
 STEPS = 24
 
 
-def write_images(folder: Path, seed: int = 0, images: int = 24) -> Path:
-    """A store of synthetic images, one in six held out."""
+def write_images(folder: Path, seed: int = 0, images: int = 24, one_heldout_in: int = 6) -> Path:
+    """A store of synthetic images, the last of every six held out."""
     synthetic = SyntheticMVU(size=64, seed=seed)
     records = []
     for index in range(images):
@@ -45,7 +45,7 @@ def write_images(folder: Path, seed: int = 0, images: int = 24) -> Path:
                 group=str(index),
                 path=f"#{index}",
                 synthetic=True,
-                split="heldout" if index % 6 == 5 else "train",
+                split="train" if (index + 1) % one_heldout_in else "heldout",
             )
         )
     write_store(records, folder, name="test")
