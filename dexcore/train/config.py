@@ -252,11 +252,18 @@ PRESETS: dict[str, PretrainConfig] = {
     # saves nothing.
     "laptop": PretrainConfig(
         model=ModelConfig(
-            image_size=80, patch_size=10, dim=96, depth=4, heads=3, decoder_dim=64, decoder_depth=2, decoder_heads=2
+            image_size=64,
+            patch_size=8,
+            dim=128,
+            depth=4,
+            heads=4,
+            decoder_dim=96,
+            decoder_depth=2,
+            decoder_heads=4,
         ),
-        data=DataConfig(batch_size=64, workers=1, epoch_size=1024),
-        optimizer=OptimizerConfig(base_lr=2.4e-2, warmup_epochs=5.0, beta2=0.95),
-        run=RunConfig(epochs=112.0, precision="fp32", evaluate_images=32),
+        data=DataConfig(batch_size=32, workers=0, epoch_size=1024, min_area=0.7, statistics="gray"),
+        optimizer=OptimizerConfig(base_lr=4e-2, warmup_epochs=3.0, beta2=0.95),
+        run=RunConfig(epochs=52.0, evaluate_images=32),
     ),
 }
 
