@@ -117,9 +117,7 @@ class MVUDataset(Dataset[dict[str, Any]]):
 def _reopen(path: str | os.PathLike[str], fingerprint: str) -> MVUDataset:
     dataset = MVUDataset(path)
     if dataset.fingerprint != fingerprint:
-        raise StoreError(
-            f"{path} changed since it was opened: fingerprint {dataset.fingerprint}, not {fingerprint}"
-        )
+        raise StoreError(f"{path} changed since it was opened: fingerprint {dataset.fingerprint}, not {fingerprint}")
     return dataset
 
 
@@ -187,9 +185,7 @@ class PretrainView(Dataset[dict[str, Any]]):
             "modality": int(self.dataset.modality[sample_id]),
             "sample_id": sample_id,
             "mask_noise": torch.from_numpy(mask_rng.random(self.num_patches, dtype=np.float32)),
-            "router_noise": torch.from_numpy(
-                router_rng.standard_normal(sum(self.router_shape), dtype=np.float32)
-            ),
+            "router_noise": torch.from_numpy(router_rng.standard_normal(sum(self.router_shape), dtype=np.float32)),
             "replaced": sample_id != asked,
         }
 

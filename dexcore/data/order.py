@@ -134,9 +134,7 @@ class GlobalBatchSampler(Sampler[list[SampleKey]]):
         if world_size < 1 or not 0 <= rank < world_size:
             raise ValueError(f"rank is {rank} of world_size {world_size}, expected 0 <= rank < world_size")
         if batch_size < 1 or batch_size % world_size:
-            raise ValueError(
-                f"batch_size is {batch_size}, expected a positive multiple of world_size ({world_size})"
-            )
+            raise ValueError(f"batch_size is {batch_size}, expected a positive multiple of world_size ({world_size})")
         if not 0 <= start_step <= total_steps:
             raise ValueError(f"start_step is {start_step}, expected 0 to total_steps {total_steps}")
         self.order = order

@@ -167,9 +167,7 @@ def build_samples(
     """
     from dexcore.data.store import write_store
 
-    records: Iterable[ImageRecord] = chain(
-        sample_records(), synthetic_records(synthetic_train, synthetic_heldout)
-    )
+    records: Iterable[ImageRecord] = chain(sample_records(), synthetic_records(synthetic_train, synthetic_heldout))
     return write_store(records, folder, name="samples")
 
 

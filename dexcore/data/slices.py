@@ -25,8 +25,6 @@ def slices(volume: np.ndarray, axis: int) -> Iterator[np.ndarray]:
         ValueError: the volume has not three axes, or there is no such axis.
     """
     if volume.ndim != 3 or axis not in (0, 1, 2):
-        raise ValueError(
-            f"volume has {volume.ndim} axes and axis is {axis}, expected 3 axes and an axis of 0, 1 or 2"
-        )
+        raise ValueError(f"volume has {volume.ndim} axes and axis is {axis}, expected 3 axes and an axis of 0, 1 or 2")
     for plane in np.moveaxis(volume, axis, 0):
         yield plane.T[::-1, ::-1]

@@ -253,9 +253,7 @@ class Store:
                 self._shard_of_batch.append(shard.name)
                 starts.append(starts[-1] + batch.num_rows)
         if starts[-1] != self.manifest.images:
-            raise StoreError(
-                f"{self.folder} holds {starts[-1]} images, {MANIFEST} says {self.manifest.images}"
-            )
+            raise StoreError(f"{self.folder} holds {starts[-1]} images, {MANIFEST} says {self.manifest.images}")
         self._starts = np.array(starts)
 
     def __len__(self) -> int:

@@ -79,9 +79,7 @@ class SyntheticMVU:
         unknown = [str(modality) for modality in self.modalities if modality not in _SCENES]
         if unknown or not self.modalities:
             expected = ", ".join(_SCENES)
-            raise ValueError(
-                f"modalities is {list(map(str, self.modalities))}, expected at least one of {expected}"
-            )
+            raise ValueError(f"modalities is {list(map(str, self.modalities))}, expected at least one of {expected}")
         if size < _MIN_SIZE:
             raise ValueError(f"size is {size}, expected at least {_MIN_SIZE}")
         if not 0 <= seed < 1 << 64:

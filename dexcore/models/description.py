@@ -94,9 +94,7 @@ def _check_kinds(vit: Any) -> None:
 def _check_kind(argument: str, module: nn.Module, *expected: type[nn.Module]) -> None:
     if type(module) not in expected:
         wanted = " or ".join(kind.__name__ for kind in expected)
-        raise NotDescribableError(
-            f"{argument}: a saved model must have {wanted}, got {type(module).__name__}"
-        )
+        raise NotDescribableError(f"{argument}: a saved model must have {wanted}, got {type(module).__name__}")
 
 
 def vit_arguments(description: dict[str, Any]) -> dict[str, Any]:

@@ -113,9 +113,7 @@ class MaskedAutoencoder(PretrainedMixin, nn.Module):
         weight = encoder.patch_embed.proj.weight
         patch_values = weight[0].numel()
         if norm_pix_loss and patch_values == 1:
-            raise ValueError(
-                "norm_pix_loss needs patches of more than one value: a single one has no variance"
-            )
+            raise ValueError("norm_pix_loss needs patches of more than one value: a single one has no variance")
         device, dtype = weight.device, weight.dtype
         tokens = encoder.num_prefix_tokens + self.num_patches
         # Frozen parameters rather than buffers: what timm and MAE checkpoints have.
@@ -215,9 +213,7 @@ class MaskedAutoencoder(PretrainedMixin, nn.Module):
         embed = self.encoder.patch_embed
         (rows, columns), (height, width) = embed.grid_size, embed.patch_size
         if images.ndim != 4 or tuple(images.shape[2:]) != (rows * height, columns * width):
-            raise ValueError(
-                f"images must be [B, C, {rows * height}, {columns * width}], got {list(images.shape)}"
-            )
+            raise ValueError(f"images must be [B, C, {rows * height}, {columns * width}], got {list(images.shape)}")
         batch, channels = images.shape[:2]
         patches = images.reshape(batch, channels, rows, height, columns, width)
         return patches.permute(0, 2, 4, 3, 5, 1).reshape(batch, rows * columns, height * width * channels)
@@ -231,9 +227,7 @@ class MaskedAutoencoder(PretrainedMixin, nn.Module):
         embed = self.encoder.patch_embed
         (rows, columns), (height, width) = embed.grid_size, embed.patch_size
         if patches.ndim != 3 or patches.shape[1] != rows * columns or patches.shape[2] % (height * width):
-            raise ValueError(
-                f"patches must be [B, {rows * columns}, {height * width}*C], got {list(patches.shape)}"
-            )
+            raise ValueError(f"patches must be [B, {rows * columns}, {height * width}*C], got {list(patches.shape)}")
         channels = patches.shape[-1] // (height * width)
         images = patches.reshape(-1, rows, columns, height, width, channels).permute(0, 5, 1, 3, 2, 4)
         return images.reshape(-1, channels, rows * height, columns * width)
@@ -347,14 +341,11 @@ def _check_encoder(encoder: nn.Module) -> None:
     if not isinstance(encoder, VisionTransformer):
         raise TypeError(f"encoder must be a timm VisionTransformer, got {type(encoder).__name__}")
     if not isinstance(encoder.patch_embed, PatchEmbed):
-        raise TypeError(
-            f"encoder must embed patches with timm's PatchEmbed, got {type(encoder.patch_embed).__name__}"
-        )
+        raise TypeError(f"encoder must embed patches with timm's PatchEmbed, got {type(encoder.patch_embed).__name__}")
     if encoder.patch_embed.img_size is None:
         raise ValueError("encoder must have a fixed img_size")
     if any(
-        size % patch
-        for size, patch in zip(encoder.patch_embed.img_size, encoder.patch_embed.patch_size, strict=True)
+        size % patch for size, patch in zip(encoder.patch_embed.img_size, encoder.patch_embed.patch_size, strict=True)
     ):
         raise ValueError(
             f"encoder's img_size {encoder.patch_embed.img_size} must be a multiple of its patch_size "

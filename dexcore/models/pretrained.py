@@ -77,24 +77,18 @@ class PretrainedMixin:
         config_path, weights_path = Path(folder) / CONFIG_FILE, Path(folder) / WEIGHTS_FILE
         for path, what in ((Path(folder), "folder"), (config_path, "file"), (weights_path, "file")):
             if not path.exists():
-                raise FileNotFoundError(
-                    f"{path}: no such {what}; expected a folder that save_pretrained wrote"
-                )
+                raise FileNotFoundError(f"{path}: no such {what}; expected a folder that save_pretrained wrote")
         description = _read_config(config_path)
         tensors = read_safetensors(weights_path)
         encoder = description.get("encoder")
         if description["class"] != cls.__name__ and encoder and encoder["class"] == cls.__name__:
             description = encoder
             tensors = {
-                name.removeprefix("encoder."): tensor
-                for name, tensor in tensors.items()
-                if name.startswith("encoder.")
+                name.removeprefix("encoder."): tensor for name, tensor in tensors.items() if name.startswith("encoder.")
             }
         if description["class"] != cls.__name__:
             within = f" around a {encoder['class']}" if encoder else ""
-            raise ModelFileError(
-                f"{config_path} describes a {description['class']}{within}, not a {cls.__name__}"
-            )
+            raise ModelFileError(f"{config_path} describes a {description['class']}{within}, not a {cls.__name__}")
         try:
             with torch.device("meta"):
                 model = cls.from_description(description)
@@ -106,9 +100,7 @@ class PretrainedMixin:
         return model.eval()
 
 
-def load_exactly(
-    model: nn.Module, tensors: dict[str, torch.Tensor], source: str, assign: bool = False
-) -> None:
+def load_exactly(model: nn.Module, tensors: dict[str, torch.Tensor], source: str, assign: bool = False) -> None:
     """Load ``tensors``, which must be the model's own by name and shape, or leave the model untouched.
 
     Args:

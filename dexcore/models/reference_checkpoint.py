@@ -27,10 +27,7 @@ _EXPERT = re.compile(r"(blocks\.\d+)\.DEX\.experts\.(\d+)\.(fc[12]\.(?:weight|bi
 _RENAMED = {
     "router.linear.weight": "router.weight",
     "expert_activation_count": "router.activation_frequency",
-    **{
-        f"director.{name}": f"director.{name}"
-        for name in ("fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias")
-    },
+    **{f"director.{name}": f"director.{name}" for name in ("fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias")},
 }
 _RENAMED_BACK = {ours: theirs for theirs, ours in _RENAMED.items()}
 
@@ -63,9 +60,7 @@ def load_reference_checkpoint(model: nn.Module, path: str | os.PathLike[str]) ->
     decoder = [name for name in tensors if name == "mask_token" or name.startswith("decoder_")]
     left_out = [] if isinstance(model, MaskedAutoencoder) else decoder
     named = {
-        name if name in decoder else prefix + name: tensor
-        for name, tensor in tensors.items()
-        if name not in left_out
+        name if name in decoder else prefix + name: tensor for name, tensor in tensors.items() if name not in left_out
     }
     for name, tensor in model.state_dict().items():
         if name.startswith(prefix + "head."):

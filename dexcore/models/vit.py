@@ -63,13 +63,9 @@ class DEXVisionTransformer(PretrainedMixin, VisionTransformer):
         if vit["block_fn"] not in (Block, DEXBlock):
             raise TypeError(f"block_fn must be timm's Block or DEXBlock, got {vit['block_fn']!r}")
         if vit["fix_init"]:
-            raise ValueError(
-                "fix_init must be False: timm would scale mlp.fc2, which a DEX block does not have"
-            )
+            raise ValueError("fix_init must be False: timm would scale mlp.fc2, which a DEX block does not have")
         if pool == "cls" and not vit["class_token"]:
-            raise ValueError(
-                'pool="cls" needs class_token=True; use pool="mean" for a model without a class token'
-            )
+            raise ValueError('pool="cls" needs class_token=True; use pool="mean" for a model without a class token')
         experts = per_block("num_experts", num_experts, vit["depth"])
         chosen = per_block("top_k", top_k, vit["depth"])
 

@@ -137,15 +137,11 @@ def _curve(axis: Any, step: np.ndarray, values: np.ndarray, title: str, smooth: 
     else:
         axis.plot(step, np.where(finite, values, np.nan), color=BLUE, linewidth=2)
     if not finite.any():
-        axis.text(
-            0.5, 0.5, "no finite value", transform=axis.transAxes, ha="center", va="center", color=NEUTRAL
-        )
+        axis.text(0.5, 0.5, "no finite value", transform=axis.transAxes, ha="center", va="center", color=NEUTRAL)
         axis.set_yticks([])
     bad = step[~finite]
     if len(bad):  # a rug along the bottom edge
-        axis.plot(
-            bad, np.zeros(len(bad)), "|", color=RED, markersize=12, transform=axis.get_xaxis_transform()
-        )
+        axis.plot(bad, np.zeros(len(bad)), "|", color=RED, markersize=12, transform=axis.get_xaxis_transform())
 
 
 def _running_mean(values: np.ndarray) -> np.ndarray:

@@ -107,9 +107,7 @@ class Evaluation:
         object.__setattr__(self, "gates", gates)
         for owner, index in (("modality", self.modality), ("examples.modality", self.examples.modality)):
             if index.size and (index.min() < 0 or index.max() >= len(self.modality_names)):
-                raise ValueError(
-                    f"{owner}: an index is no index of {len(self.modality_names)} modality_names"
-                )
+                raise ValueError(f"{owner}: an index is no index of {len(self.modality_names)} modality_names")
 
     def __len__(self) -> int:
         return len(self.modality)
@@ -174,9 +172,7 @@ def _to_bytes(image: np.ndarray) -> np.ndarray:
     return (np.nan_to_num(image, nan=0.0).clip(0, 1) * 255).round().astype(np.uint8)
 
 
-def _coerce(
-    owner: object, name: str, dtype: npt.DTypeLike, shape: tuple[int, ...] | None = None
-) -> np.ndarray:
+def _coerce(owner: object, name: str, dtype: npt.DTypeLike, shape: tuple[int, ...] | None = None) -> np.ndarray:
     """Make the field ``name`` an array of ``dtype``, and check its shape where one is given."""
     try:
         value = np.asarray(getattr(owner, name), dtype=dtype)

@@ -80,9 +80,7 @@ class Summary:
         real = self.training.mean_real, self.heldout.mean_real
         if any(part.images for part in real) and any(row.synthetic for split in splits for row in split.rows):
             rows.append(("mean over modalities, real images", *_present(*real)))
-        rows.append(
-            ("all real images pooled", *_present(self.training.pooled_real, self.heldout.pooled_real))
-        )
+        rows.append(("all real images pooled", *_present(self.training.pooled_real, self.heldout.pooled_real)))
         return rows
 
     def notes(self) -> list[str]:

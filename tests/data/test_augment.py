@@ -99,9 +99,7 @@ def test_integer_images_give_what_their_fractions_give(dtype):
     pixels = (textured(200, 240) * largest).astype(dtype)
     fractions = pixels.astype(np.float32) / largest
     for key in range(8):
-        ours, expected = (
-            augment(image, 96, generator(0, 0, key, Stream.AUGMENT)) for image in (pixels, fractions)
-        )
+        ours, expected = (augment(image, 96, generator(0, 0, key, Stream.AUGMENT)) for image in (pixels, fractions))
         assert ours.dtype == np.float32
         assert np.abs(ours - expected).max() < 2e-6
 

@@ -23,9 +23,7 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def view(folder):
     dataset = open_mvu(folder)
-    return PretrainView(
-        dataset, dataset.indices("train"), size=32, seed=0, num_patches=16, router_shape=[4, 8]
-    )
+    return PretrainView(dataset, dataset.indices("train"), size=32, seed=0, num_patches=16, router_shape=[4, 8])
 
 
 def break_images(folder, indices):

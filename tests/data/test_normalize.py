@@ -54,9 +54,7 @@ def test_div255_of_floats_without_levels_takes_their_own_range():
 
 
 @given(
-    pixels=hnp.arrays(
-        np.float32, hnp.array_shapes(max_dims=3, max_side=8), elements=st.floats(-1e6, 1e6, width=32)
-    ),
+    pixels=hnp.arrays(np.float32, hnp.array_shapes(max_dims=3, max_side=8), elements=st.floats(-1e6, 1e6, width=32)),
     method=st.sampled_from(sorted(NORMALIZATIONS)),
 )
 def test_every_result_lies_in_0_to_1_and_keeps_the_order(pixels, method):

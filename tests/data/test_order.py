@@ -89,9 +89,7 @@ def test_a_resume_with_any_ranks_goes_on_where_the_whole_run_would(sizes, balanc
     batch_size = 6 * share
     whole = steps(order, batch_size, 12)
     again = GlobalOrder(modalities(sizes), seed=5, balance=balance)
-    parts = [
-        steps(again, batch_size, 12, rank=rank, world_size=ranks, start_step=start) for rank in range(ranks)
-    ]
+    parts = [steps(again, batch_size, 12, rank=rank, world_size=ranks, start_step=start) for rank in range(ranks)]
     joined = [list(chain(*batches)) for batches in zip(*parts, strict=True)]
     assert joined == whole[start:]
     assert all(len(batch) == batch_size // ranks for part in parts for batch in part)

@@ -115,9 +115,7 @@ def test_ybr_becomes_rgb_and_one_frame_in_ten_is_read():
     assert scan.pixels.shape == (3, 240, 320, 3)
     expected = pydicom.pixels.pixel_array(PYDICOM / "examples_ybr_color.dcm", index=10)
     np.testing.assert_array_equal(scan.pixels[1], expected)
-    assert (
-        np.median(np.ptp(scan.pixels[1].astype(int), axis=-1)) < 8
-    )  # the picture is gray, YBR as RGB would be green
+    assert np.median(np.ptp(scan.pixels[1].astype(int), axis=-1)) < 8  # the picture is gray, YBR as RGB would be green
 
 
 def test_a_palette_becomes_colour():

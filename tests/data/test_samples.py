@@ -36,9 +36,7 @@ def test_images_are_normalized_and_pass_the_filter(records):
 
 def test_the_brain_volume_is_cut_along_three_axes_without_its_empty_slices(records):
     paths = [record.path for record in records if "mni_icbm152_t1" in record.path]
-    assert (
-        len(paths) == 376
-    )  # 444 that are not nearly empty, less 68 mirror images: the template is symmetric
+    assert len(paths) == 376  # 444 that are not nearly empty, less 68 mirror images: the template is symmetric
     assert {path.split("#")[1].split("=")[0] for path in paths} == {"sagittal", "coronal", "axial"}
 
 
@@ -85,9 +83,7 @@ def test_synthetic_records_fill_the_modalities_that_no_package_ships():
 
 
 def test_the_store_holds_every_image_and_comes_out_the_same_twice(tmp_path, records):
-    first, second = (
-        build_samples(tmp_path / name, synthetic_train=1, synthetic_heldout=1) for name in ("a", "b")
-    )
+    first, second = (build_samples(tmp_path / name, synthetic_train=1, synthetic_heldout=1) for name in ("a", "b"))
     assert first == second
     assert first.images == len(records) + 8
     assert set(first.counts) == set(Modality)

@@ -275,9 +275,7 @@ def test_an_open_store_reads_on_while_it_is_replaced(folder):
 @pytest.mark.parametrize("foreign", ["thesis.docx", "shard-notes.txt"])
 def test_a_folder_with_other_files_is_refused(tmp_path, foreign):
     (tmp_path / foreign).write_text("precious")
-    with pytest.raises(
-        StoreError, match=f"holds {foreign} and no store: expected an empty folder or a store"
-    ):
+    with pytest.raises(StoreError, match=f"holds {foreign} and no store: expected an empty folder or a store"):
         write_store(made_records(2), tmp_path, name="x")
     assert [path.name for path in tmp_path.iterdir()] == [foreign]
 
@@ -406,9 +404,7 @@ def test_a_damaged_image_is_named_by_shard_and_row(folder):
     victim = folder / store.manifest.shards[1].name
 
     damaged = Store(folder)
-    with pytest.raises(
-        ImageDecodeError, match=rf"{victim.name}, row 1 \(image {first.images + 1}\) is no readable"
-    ):
+    with pytest.raises(ImageDecodeError, match=rf"{victim.name}, row 1 \(image {first.images + 1}\) is no readable"):
         damaged.image(first.images + 1)
     assert damaged.image(first.images).shape == store.image(first.images).shape
     assert check_store(folder) == [

@@ -65,9 +65,7 @@ def _one_image(state, image, noise, sizes):
     dim, decoder_dim = encoder["patch_embed.proj.weight"].shape[0], state["mask_token"].shape[-1]
     visible = sorted(range(length), key=lambda i: noise[i])[: sizes.visible]
 
-    weight = (
-        encoder["patch_embed.proj.weight"].permute(0, 2, 3, 1).reshape(dim, -1)
-    )  # to (row, column, channel)
+    weight = encoder["patch_embed.proj.weight"].permute(0, 2, 3, 1).reshape(dim, -1)  # to (row, column, channel)
     patches = cut(image, sizes.patch)
     tokens = [encoder[name][0] for name in ("cls_token", "reg_token") if name in encoder]
     for i in visible:

@@ -7,12 +7,12 @@ from functools import partial
 import pytest
 import timm
 import torch
-from assertions import assert_close
 from plain_mae import Sizes, cut, plain_mae, position
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from assertions import assert_close
 from dexcore.models import DEXVisionTransformer, MaskedAutoencoder
 from dexcore.nn import DEXBlock, DEXMlp, aux_losses, update_directors
 
@@ -61,9 +61,7 @@ def check_parity(model, sizes, bound):
 
 @pytest.mark.parametrize("norm_pix_loss", [True, False])
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-10), (torch.float32, 1e-4)])
-def test_loss_prediction_mask_and_gradients_are_those_of_the_plain_implementation(
-    dtype, bound, norm_pix_loss
-):
+def test_loss_prediction_mask_and_gradients_are_those_of_the_plain_implementation(dtype, bound, norm_pix_loss):
     encoder = DEXVisionTransformer(**TINY, num_experts=[4, 3], top_k=[3, 2], dtype=dtype)
     model = shake(tiny(encoder, norm_pix_loss=norm_pix_loss))
     check_parity(model, Sizes((8, 8), 2, 3, 4, [3, 2], norm_pix_loss=norm_pix_loss), bound)

@@ -25,9 +25,7 @@ NOISE = torch.rand(2, 16, generator=torch.Generator().manual_seed(0))
 
 
 def dex(**kwargs):
-    return DEXVisionTransformer(
-        **{**TINY, "num_experts": [4, 3], "top_k": [1, 2], "num_classes": 0, **kwargs}
-    )
+    return DEXVisionTransformer(**{**TINY, "num_experts": [4, 3], "top_k": [1, 2], "num_classes": 0, **kwargs})
 
 
 def autoencoder(encoder=None, **kwargs):
@@ -56,9 +54,7 @@ def test_an_autoencoder_comes_back_bit_by_bit_and_can_be_trained(tmp_path):
     assert not again.training
     assert_same(model, again)
     assert (again.mask_ratio, again.norm_pix_loss, again.num_visible) == (0.6, False, model.num_visible)
-    settings = [
-        (m.num_experts, m.top_k, m.tau, m.align, m.keep) for m in again.modules() if isinstance(m, DEXMlp)
-    ]
+    settings = [(m.num_experts, m.top_k, m.tau, m.align, m.keep) for m in again.modules() if isinstance(m, DEXMlp)]
     assert settings == [(4, 1, 0.7, "cosine", "none"), (3, 2, 0.7, "cosine", "none")]
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     assert {name for name, p in again.named_parameters() if p.requires_grad} == trained
@@ -245,9 +241,7 @@ def edit_weights(folder, change):
             r"of another shape: mask_token \[1, 1, 8\], expected \[1, 1, 24\]",
         ),
         (
-            lambda f: edit_weights(
-                f, lambda t: [t.pop(name) for name in list(t) if "decoder_blocks" in name]
-            ),
+            lambda f: edit_weights(f, lambda t: [t.pop(name) for name in list(t) if "decoder_blocks" in name]),
             ModelFileError,
             "missing: decoder_blocks.0.norm1.weight.* and 4 more",
         ),
@@ -266,9 +260,7 @@ def test_a_folder_that_is_not_there_is_an_error_that_names_it(tmp_path):
 
 def test_a_dense_autoencoder_does_not_open_as_a_dex_vision_transformer(tmp_path):
     autoencoder(VisionTransformer(**TINY)).save_pretrained(tmp_path)
-    with pytest.raises(
-        ModelFileError, match="a MaskedAutoencoder around a VisionTransformer, not a DEXVisionTr"
-    ):
+    with pytest.raises(ModelFileError, match="a MaskedAutoencoder around a VisionTransformer, not a DEXVisionTr"):
         DEXVisionTransformer.from_pretrained(tmp_path)
 
 
@@ -317,9 +309,7 @@ while True:
 
 
 def test_a_killed_save_never_leaves_a_mix_of_two_models(tmp_path):
-    process = subprocess.Popen(
-        [sys.executable, "-c", _SAVE_FOREVER, str(tmp_path)], stdout=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen([sys.executable, "-c", _SAVE_FOREVER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "ready\n"
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(timeout=0.3)

@@ -175,10 +175,7 @@ def test_a_saved_file_has_the_authors_names_and_shapes(tmp_path):
             r"encoder.pos_embed \[1, 50, 16\], expected \[1, 17, 16\]",
         ),
         (
-            {
-                f"blocks.0.DEX.experts.3.{p}": None
-                for p in ("fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias")
-            },
+            {f"blocks.0.DEX.experts.3.{p}": None for p in ("fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias")},
             r"encoder.blocks.0.mlp.experts.fc1.weight \[3, 32, 16\], expected \[4, 32, 16\]",
         ),
         (
@@ -239,9 +236,7 @@ def test_a_file_that_is_no_checkpoint_is_refused_by_name(tmp_path, write, words)
 def test_wrong_arguments_are_refused_by_name(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.pth: no such file"):
         load_reference_checkpoint(encoder(), tmp_path / "none.pth")
-    with pytest.raises(
-        TypeError, match="model must be a MaskedAutoencoder or a VisionTransformer, got Linear"
-    ):
+    with pytest.raises(TypeError, match="model must be a MaskedAutoencoder or a VisionTransformer, got Linear"):
         load_reference_checkpoint(nn.Linear(2, 2), tmp_path / "none.pth")
     with pytest.raises(TypeError, match="got Linear"):
         save_reference_checkpoint(nn.Linear(2, 2), tmp_path / "none.pth")

@@ -6,12 +6,12 @@ import math
 import pytest
 import timm
 import torch
-from assertions import assert_close
 from timm.layers import SwiGLU
 from timm.models import group_parameters, save_for_hf
 from timm.models.vision_transformer import ParallelScalingBlock, VisionTransformer
 
 import dexcore
+from assertions import assert_close
 from dexcore.models import DEXVisionTransformer, vit
 from dexcore.nn import DEXMlp, param_groups
 
@@ -68,9 +68,7 @@ def test_the_factory_passes_our_keywords_and_lists_vary_by_block():
 
 
 def test_its_signature_is_timms_with_ours_behind():
-    ours, timms = (
-        list(inspect.signature(kind).parameters) for kind in (DEXVisionTransformer, VisionTransformer)
-    )
+    ours, timms = (list(inspect.signature(kind).parameters) for kind in (DEXVisionTransformer, VisionTransformer))
     assert ours == [*timms, "num_experts", "top_k", "tau", "pool", "align", "mode", "keep", "backend"]
 
 
@@ -194,9 +192,7 @@ def test_a_model_saved_for_the_hub_opens_again_through_timm_also_at_another_size
 def test_experts_are_grouped_with_their_block():
     model = create()
     groups = group_parameters(model, model.group_matcher(), reverse=True)
-    numbers = {
-        i: {groups[n] for n, _ in model.named_parameters() if n.startswith(f"blocks.{i}.")} for i in range(3)
-    }
+    numbers = {i: {groups[n] for n, _ in model.named_parameters() if n.startswith(f"blocks.{i}.")} for i in range(3)}
     assert numbers == {0: {1}, 1: {2}, 2: {3}}
     dense = VisionTransformer(**TINY)
     assert model.no_weight_decay() == dense.no_weight_decay()

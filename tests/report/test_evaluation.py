@@ -21,9 +21,7 @@ def test_what_was_saved_comes_back(tmp_path):
     np.testing.assert_array_equal(after.examples.heldout, before.examples.heldout)
     for name in ("input", "masked", "reconstruction", "pasted"):
         assert getattr(after.examples, name).dtype == np.float32
-        np.testing.assert_allclose(
-            getattr(after.examples, name), getattr(before.examples, name), atol=0.5 / 255
-        )
+        np.testing.assert_allclose(getattr(after.examples, name), getattr(before.examples, name), atol=0.5 / 255)
 
 
 def test_a_dense_model_without_examples_round_trips(tmp_path):

@@ -64,9 +64,7 @@ def test_without_images_or_variance_there_is_no_share():
     assert empty.mean.images == 0
 
 
-@pytest.mark.parametrize(
-    "shares", [np.eye(4), np.kron(np.eye(4), [0.5, 0.5]), np.kron(np.eye(2), [[1.0], [1.0]])]
-)
+@pytest.mark.parametrize("shares", [np.eye(4), np.kron(np.eye(4), [0.5, 0.5]), np.kron(np.eye(2), [[1.0], [1.0]])])
 def test_perfect_specialization_has_information_one(shares):
     assert normalized_mutual_information(shares) == pytest.approx(1.0)
 
@@ -136,9 +134,7 @@ def test_alike_slices_of_few_volumes_do_not_fake_significance():
 
 def test_one_file_a_modality_can_never_be_significant():
     modality = np.repeat([0, 1, 2], 10)
-    evaluation = make_evaluation(
-        modality, gates=[one_hot(modality, 3)], group=[f"file {m}" for m in modality]
-    )
+    evaluation = make_evaluation(modality, gates=[one_hot(modality, 3)], group=[f"file {m}" for m in modality])
     (block,) = specialization(evaluation)
     assert block.nmi == block.null_mean == pytest.approx(1.0)
     assert block.p_value == 1.0
@@ -146,9 +142,7 @@ def test_one_file_a_modality_can_never_be_significant():
 
 def test_equal_group_names_of_two_modalities_are_two_groups():
     modality = np.repeat([0, 1, 2], 20)
-    numbered = make_evaluation(
-        modality, gates=[one_hot(modality, 3)], group=[f"patient {i % 20}" for i in range(60)]
-    )
+    numbered = make_evaluation(modality, gates=[one_hot(modality, 3)], group=[f"patient {i % 20}" for i in range(60)])
     assert specialization(numbered)[0].p_value < 0.01
 
 

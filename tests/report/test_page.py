@@ -53,9 +53,7 @@ def gates(*experts, n=8):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    folder = write_run(
-        tmp_path_factory.mktemp("runs") / "first", make_evaluation(gates=gates(4, 3)), load=(4, 3)
-    )
+    folder = write_run(tmp_path_factory.mktemp("runs") / "first", make_evaluation(gates=gates(4, 3)), load=(4, 3))
     assert build_report(folder) == folder / "report.html"
     return folder
 
@@ -124,12 +122,8 @@ def test_reconstructions_show_a_held_out_image_where_there_is_one(tmp_path):
     for name in ("input", "masked", "reconstruction", "pasted"):
         getattr(examples, name)[:] = np.array([[0, 0, 0], [1, 0, 0], [0, 0, 1]])[:, None, None]
     build_report(write_run(tmp_path, make_evaluation(examples=examples)))
-    pixels = np.asarray(Image.open(tmp_path / "report" / "reconstructions.png").convert("RGBA")).reshape(
-        -1, 4
-    )
-    share = {
-        color: (pixels == (*color, 255)).all(axis=1).mean() for color in ((255, 0, 0), (0, 0, 255), (0, 0, 0))
-    }
+    pixels = np.asarray(Image.open(tmp_path / "report" / "reconstructions.png").convert("RGBA")).reshape(-1, 4)
+    share = {color: (pixels == (*color, 255)).all(axis=1).mean() for color in ((255, 0, 0), (0, 0, 255), (0, 0, 0))}
     assert share[255, 0, 0] > 0.3
     assert share[0, 0, 255] > 0.3
     assert share[0, 0, 0] == 0

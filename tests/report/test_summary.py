@@ -54,9 +54,7 @@ def test_no_held_out_images_are_said_to_be_none():
 
 
 def test_one_modality_and_no_blocks_are_said():
-    assert any(
-        "one modality" in line for line in summarize(make_evaluation([0], gates=[np.ones((1, 2))])).lines()
-    )
+    assert any("one modality" in line for line in summarize(make_evaluation([0], gates=[np.ones((1, 2))])).lines())
     assert any("no DEX block" in line for line in summarize(make_evaluation()).lines())
 
 
@@ -68,9 +66,7 @@ def test_files_stand_at_the_end(tmp_path):
 
 def test_the_json_holds_the_same_numbers_and_null_for_none(tmp_path):
     modality = np.repeat([0, 1], 4)
-    evaluation = make_evaluation(
-        modality, gates=[one_hot(modality, 2), np.ones((8, 1))], heldout=np.zeros(8, bool)
-    )
+    evaluation = make_evaluation(modality, gates=[one_hot(modality, 2), np.ones((8, 1))], heldout=np.zeros(8, bool))
     summary = summarize(evaluation, {"report": "a/report.html"})
     summary.save(tmp_path / "summary.json")
     stored = json.loads((tmp_path / "summary.json").read_text())

@@ -8,9 +8,7 @@ from dexcore.data.phantoms.fields import blur, camera, ellipse, grid, noise, ram
 from dexcore.data.phantoms.lesions import Lesion, stamp
 
 
-def draw_endoscopy(
-    rng: np.random.Generator, lesions: list[Lesion], size: int
-) -> tuple[np.ndarray, np.ndarray]:
+def draw_endoscopy(rng: np.random.Generator, lesions: list[Lesion], size: int) -> tuple[np.ndarray, np.ndarray]:
     """A tube of mucosa: folds as rings that come closer with depth, a dark lumen, vessels, wet reflections.
 
     Returns:

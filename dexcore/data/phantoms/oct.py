@@ -76,9 +76,7 @@ def _lift(boundaries: np.ndarray, lesions: list[Lesion], x: np.ndarray) -> None:
         boundaries[:6] -= bump.astype(np.float32)
 
 
-def _cysts(
-    rng: np.random.Generator, image: np.ndarray, lesions: list[Lesion], boundaries: np.ndarray
-) -> np.ndarray:
+def _cysts(rng: np.random.Generator, image: np.ndarray, lesions: list[Lesion], boundaries: np.ndarray) -> np.ndarray:
     """Dark fluid with a bright lower edge in the outer nuclear layer: round cysts, flat irregular pools."""
     size = image.shape[0]
     mask = np.zeros(image.shape, bool)
@@ -94,9 +92,7 @@ def _cysts(
     return mask
 
 
-def _shadows(
-    rng: np.random.Generator, y: np.ndarray, x: np.ndarray, surface: np.ndarray, fovea: float
-) -> np.ndarray:
+def _shadows(rng: np.random.Generator, y: np.ndarray, x: np.ndarray, surface: np.ndarray, fovea: float) -> np.ndarray:
     """Retinal vessels take the light from all that lies below them."""
     light = np.ones_like(x)
     for _ in range(rng.integers(2, 6)):

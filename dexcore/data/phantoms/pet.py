@@ -56,9 +56,7 @@ def _body(rng: np.random.Generator, size: int, middle: float, width: float) -> n
 
 
 def _add_organs(rng: np.random.Generator, suv: np.ndarray, size: int, middle: float, width: float) -> None:
-    def put(
-        cy: float, cx: float, ry: float, rx: float, uptake: float, angle: float = 0.0, share: float = 1.0
-    ) -> None:
+    def put(cy: float, cx: float, ry: float, rx: float, uptake: float, angle: float = 0.0, share: float = 1.0) -> None:
         """Replace the uptake inside an ellipse; ``cx`` from the midline, to the image's right."""
         cy, cx = cy + rng.uniform(-0.008, 0.008), middle + width * (cx + rng.uniform(-0.006, 0.006))
         ry, rx = ry * rng.uniform(0.9, 1.1), rx * width * rng.uniform(0.9, 1.1)

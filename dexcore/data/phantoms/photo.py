@@ -41,9 +41,7 @@ def _texture(rng: np.random.Generator, size: int) -> np.ndarray:
     return 1.02 - 0.035 * furrows - 0.08 * pores
 
 
-def _pigment(
-    rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, lesion: Lesion, size: int
-) -> None:
+def _pigment(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, lesion: Lesion, size: int) -> None:
     radius = 0.125 if lesion.spread else 0.052
     cy, cx = 0.5 + 0.33 * lesion.v, 0.5 + 0.33 * lesion.u
     place = stamp(lesion, size, cy, cx, radius, radius * rng.uniform(0.85, 1.15))

@@ -49,9 +49,7 @@ def _to_array(image: Any) -> np.ndarray:
     image_ops = require("PIL.ImageOps", "train")
     image = image_ops.exif_transpose(image)
     if image.mode in ("L", "I", "F", *_GRAY_16):
-        return np.asarray(image).astype(
-            {"I": np.int32, "F": np.float32, "L": np.uint8}.get(image.mode, np.uint16)
-        )
+        return np.asarray(image).astype({"I": np.int32, "F": np.float32, "L": np.uint8}.get(image.mode, np.uint16))
     if image.mode == "1":
         return np.asarray(image.convert("L"))
     if image.has_transparency_data:

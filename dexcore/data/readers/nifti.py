@@ -39,9 +39,7 @@ def read_nifti(path: str | os.PathLike[str]) -> Scan:
     voxels = np.asarray(image.dataobj[first], dtype=np.float32)
     orientation = nibabel.orientations.io_orientation(image.affine)
     voxels = nibabel.orientations.apply_orientation(voxels, orientation)
-    return Scan(
-        make_finite(np.ascontiguousarray(voxels)), "volume", metadata={"Shape": " x ".join(map(str, shape))}
-    )
+    return Scan(make_finite(np.ascontiguousarray(voxels)), "volume", metadata={"Shape": " x ".join(map(str, shape))})
 
 
 def _check_declared_size(image: Any, path: str | os.PathLike[str]) -> None:
