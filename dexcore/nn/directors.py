@@ -93,10 +93,16 @@ def _layers_with_forward(model: nn.Module) -> list[DEXMlp]:
     return layers
 
 
+def expert_load(gates: Tensor, indices: Tensor, num_experts: int) -> Tensor:
+    """The sum of the gates [B, k] that each expert received, [R], added up in a fixed order."""
+    dense = gates.new_zeros(gates.shape[0], gates.shape[1], num_experts).scatter_(
+        2, indices.unsqueeze(2), gates.unsqueeze(2)
+    )
+    return dense.sum((0, 1))
+
+
 def _last_load(layer: DEXMlp) -> Tensor:
     """Gates that each expert received in the last training forward [R], summed in a fixed order."""
     if layer._pending is None:
         return torch.zeros_like(layer.router.activation_frequency)
-    gates, indices = layer._pending
-    chosen = nn.functional.one_hot(indices, layer.num_experts).to(gates.dtype)
-    return (chosen * gates.unsqueeze(-1)).sum((0, 1)).to(layer.router.activation_frequency.dtype)
+    return expert_load(*layer._pending, layer.num_experts).to(layer.router.activation_frequency.dtype)

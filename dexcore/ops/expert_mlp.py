@@ -28,8 +28,6 @@ from dexcore.ops.checks import check_choice, check_floating, check_integer, chec
 
 KEEPS = ("both", "z", "none")
 PRECISIONS = ("ieee", "tf32", "tf32x3")
-# Hidden rows worked on together. Fewer, longer elementwise passes against what a last-level cache holds.
-_BLOCK_BYTES = 8 << 20
 
 
 def expert_mlp(
@@ -125,7 +123,7 @@ class Kept(NamedTuple):
 
 
 class _Plan:
-    """The slots sorted by expert, and the blocks of rows that are worked on together.
+    """The slots sorted by expert.
 
     Example: indices [[2, 0], [0, 1]] give the slots in the order 1, 2, 3, 0, of images 0, 1, 1, 0; expert 0 owns the
     first two, experts 1 and 2 one each.
@@ -136,10 +134,10 @@ class _Plan:
         order: [S], a sorted slot's place in indices.reshape(-1).
         places: [S], the reverse: where among the sorted the slots of image 0 lie, then those of image 1, ...
         sizes: rows of every expert.
-        blocks: consecutive experts that have rows, as many as fit in cache together; at least one.
+        active, idle: experts with rows, and without.
     """
 
-    def __init__(self, indices_bk: Tensor, experts: int, tokens: int, row_bytes: int) -> None:
+    def __init__(self, indices_bk: Tensor, experts: int, tokens: int) -> None:
         flat = indices_bk.reshape(-1).long()
         self.experts, self.order = flat.sort(stable=True)
         self.images = self.order.div(max(indices_bk.shape[1], 1), rounding_mode="floor")
@@ -150,16 +148,8 @@ class _Plan:
                 wrong = lowest if lowest < 0 else highest
                 raise IndexError(f"indices must lie in 0..{experts - 1} (w1 holds {experts} experts), got {wrong}")
         self.sizes = [count * tokens for count in flat.bincount(minlength=experts).tolist()]
-        self.idle = [e for e, size in enumerate(self.sizes) if size == 0]
-        self.blocks: list[list[int]] = []
-        room = 0
-        for e in (e for e, size in enumerate(self.sizes) if size):
-            room -= self.sizes[e] * row_bytes
-            if room < 0:
-                self.blocks.append([])
-                room = _BLOCK_BYTES - self.sizes[e] * row_bytes
-            self.blocks[-1].append(e)
-        self.block_sizes = [sum(self.sizes[e] for e in block) for block in self.blocks]
+        self.active = [e for e, size in enumerate(self.sizes) if size]
+        self.idle = [e for e, size in enumerate(self.sizes) if not size]
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
@@ -188,23 +178,20 @@ def experts_forward(
     """The eager forward; ``keep`` may also be "nothing", where no backward follows."""
     tokens, width = x.shape[1:]
     experts, hidden, _ = w1.shape
-    plan = _Plan(indices, experts, tokens, hidden * compute.itemsize)
+    plan = _Plan(indices, experts, tokens)
     kept = empty_kept(x, w1, indices, keep, compute)
     x_rows = _gather(x, plan.images, compute).view(-1, width).split(plan.sizes)
     o = kept.o if keep != "nothing" else x.new_empty((sum(plan.sizes), width), dtype=compute)
     o_rows, w1_e, w2_e = o.split(plan.sizes), w1.to(compute).unbind(0), w2.to(compute).unbind(0)
     b1_e, b2_e = _by_expert(b1, experts, compute), _by_expert(b2, experts, compute)
-    scratch = x.new_empty((max(plan.block_sizes, default=0) if keep != "both" else 0, hidden), dtype=compute)
-    z_blocks, a_blocks = (t.split(plan.block_sizes) if t.numel() else None for t in (kept.z, kept.a))
-    for i, block in enumerate(plan.blocks):
-        z = z_blocks[i] if z_blocks else scratch[: plan.block_sizes[i]]
-        a = a_blocks[i] if a_blocks else scratch[: plan.block_sizes[i]]
-        sizes = [plan.sizes[e] for e in block]
-        for e, z_e in zip(block, z.split(sizes), strict=True):
-            linear(x_rows[e], w1_e[e], b1_e[e], out=z_e)
+    z_rows, a_rows = (t.split(plan.sizes) if t.numel() else None for t in (kept.z, kept.a))
+    scratch = x.new_empty((0 if z_rows and a_rows else max(plan.sizes), hidden), dtype=compute)
+    for e in plan.active:
+        z = z_rows[e] if z_rows else scratch[: plan.sizes[e]]
+        a = a_rows[e] if a_rows else scratch[: plan.sizes[e]]
+        linear(x_rows[e], w1_e[e], b1_e[e], out=z)
         activate(activation, z, out=a)
-        for e, a_e in zip(block, a.split(sizes), strict=True):
-            linear(a_e, w2_e[e], b2_e[e], out=o_rows[e])
+        linear(a, w2_e[e], b2_e[e], out=o_rows[e])
     o_bkx = o.view(-1, tokens * width).index_select(0, plan.places).view(*gates.shape, tokens * width)
     return _weighted_sum(o_bkx, gates).view(x.shape).to(compute), kept
 
@@ -259,7 +246,7 @@ def experts_backward(
     """The eager backward; ``needs`` says for x, w1, b1, w2, b2 and gates whether the gradient is wanted."""
     batch, tokens, width = x.shape
     experts, hidden, _ = w1.shape
-    plan = _Plan(indices, experts, tokens, hidden * compute.itemsize)
+    plan = _Plan(indices, experts, tokens)
     needs_x, needs_w1, needs_b1, needs_w2, needs_b2, needs_gates = needs
     needs_z = needs_x or needs_w1 or needs_b1
     grads = empty_gradients(x, w1, b1, w2, b2, gates, needs)
@@ -284,36 +271,27 @@ def experts_backward(
     dw1_e, db1_e, dw2_e = (grad.unbind(0) if grad.numel() else () for grad in grads[1:4])
     dx = do_sx.new_empty((sum(plan.sizes) if needs_x else 0, width))
     dx_rows = dx.split(plan.sizes) if needs_x else ()
-    z_blocks, a_blocks = (t.split(plan.block_sizes) if t.numel() else None for t in (kept.z, kept.a))
-    longest = max(plan.block_sizes, default=0)
-    scratch_u = do_sx.new_empty((longest if needs_z else 0, hidden))
-    scratch_a = do_sx.new_empty((longest if needs_w2 and not a_blocks else 0, hidden))
-    scratch_z = do_sx.new_empty((longest if not z_blocks else 0, hidden))
-    for i, block in enumerate(plan.blocks):
-        rows, sizes = plan.block_sizes[i], [plan.sizes[e] for e in block]
-        if z_blocks:
-            z = z_blocks[i]
-        else:
-            z = scratch_z[:rows]
-            for e, z_e in zip(block, z.split(sizes), strict=True):
-                linear(x_rows[e], w1_e[e], b1_e[e], out=z_e)
+    z_rows, a_rows = (t.split(plan.sizes) if t.numel() else None for t in (kept.z, kept.a))
+    longest = max(plan.sizes)
+    scratch_u, scratch_a, scratch_z = (
+        dx.new_empty((longest if needed else 0, hidden)) for needed in (needs_z, needs_w2 and not a_rows, not z_rows)
+    )
+    for e in plan.active:
+        size = plan.sizes[e]
+        z = z_rows[e] if z_rows else linear(x_rows[e], w1_e[e], b1_e[e], out=scratch_z[:size])
         if needs_w2:
-            a = a_blocks[i] if a_blocks else activate(activation, z, out=scratch_a[:rows])
-            for e, a_e in zip(block, a.split(sizes), strict=True):
-                _mm_into(do_rows[e].t(), a_e, dw2_e[e])
+            a = a_rows[e] if a_rows else activate(activation, z, out=scratch_a[:size])
+            _mm_into(do_rows[e].t(), a, dw2_e[e])
         if not needs_z:
             continue
-        dz = scratch_u[:rows]
-        for e, dz_e in zip(block, dz.split(sizes), strict=True):
-            torch.mm(do_rows[e], w2_e[e], out=dz_e)
+        dz = torch.mm(do_rows[e], w2_e[e], out=scratch_u[:size])
         activate_backward(activation, dz, z)
-        for e, dz_e in zip(block, dz.split(sizes), strict=True):
-            if needs_b1:
-                torch.sum(dz_e, 0, dtype=grads.b1.dtype, out=db1_e[e])
-            if needs_w1:
-                _mm_into(dz_e.t(), x_rows[e], dw1_e[e])
-            if needs_x:
-                torch.mm(dz_e, w1_e[e], out=dx_rows[e])
+        if needs_b1:
+            torch.sum(dz, 0, dtype=grads.b1.dtype, out=db1_e[e])
+        if needs_w1:
+            _mm_into(dz.t(), x_rows[e], dw1_e[e])
+        if needs_x:
+            torch.mm(dz, w1_e[e], out=dx_rows[e])
     if needs_x:
         dx_bkx = dx.view(-1, tokens * width).index_select(0, plan.places).view(*gates.shape, tokens * width)
         if x.dtype == accumulate:

@@ -27,6 +27,7 @@ from dexcore.nn import (
     set_router_noise,
     update_directors,
 )
+from dexcore.nn.directors import expert_load
 from dexcore.nn.mlp import dex_layers
 from dexcore.report import build_report, run_files, summarize
 from dexcore.report.files import EVALUATION_FILE, METRICS_FILE, MODEL_FOLDER
@@ -310,8 +311,7 @@ class Pretraining:
         shares: list[torch.Tensor] = []
         for layer in self.layers:
             assert layer.routing is not None  # a forward came before
-            gates, indices = layer.routing.gates.detach().float(), layer.routing.indices
-            load = gates.new_zeros(layer.num_experts).index_add_(0, indices.flatten(), gates.flatten())
+            load = expert_load(layer.routing.gates.detach(), layer.routing.indices, layer.num_experts)
             shares.append(load / load.sum())
         joined = torch.cat(shares).tolist()  # one transfer from the device
         ends = list(itertools.accumulate(len(share) for share in shares))
