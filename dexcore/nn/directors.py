@@ -20,7 +20,10 @@ def record_load(model: nn.Module) -> None:
         ValueError: the model has no DEX layer.
         RuntimeError: no training forward since the last call.
     """
-    for layer in _layers_with_forward(model):
+    layers = _layers_with_forward(model)
+    if all(layer._pending is None for layer in layers):
+        raise RuntimeError("no training forward since the last call: there is no use of experts to record")
+    for layer in layers:
         load = _last_load(layer)
         layer._recorded_load = load if layer._recorded_load is None else layer._recorded_load + load
         layer._pending = None
@@ -66,21 +69,23 @@ def update_directors(model: nn.Module, momentum: float, group: dist.ProcessGroup
     joined = torch.cat(loads)
     if group is not None:
         dist.all_reduce(joined, group=group)
+    omegas = []
     directors: list[Tensor] = []
     experts: list[Tensor] = []
     weights: list[Tensor] = []
     for layer, load in zip(layers, joined.split([layer.num_experts for layer in layers]), strict=True):
-        total = load.sum()
-        omega = load / total.clamp(min=torch.finfo(load.dtype).tiny)
-        frequency = layer.router.activation_frequency
-        moved = FREQUENCY_DECAY * frequency + (1 - FREQUENCY_DECAY) * omega
-        frequency.copy_(torch.where(total > 0, moved, frequency))
+        omega = load / load.sum().clamp(min=torch.finfo(load.dtype).tiny)  # zeros where no image came
+        omegas.append(omega)
         for expert, director in layer.expert_director_pairs():
             directors.append(director)
             experts.append(expert)
             weights.append(omega)
-        layer._pending = layer._recorded_load = None
     group_ema_(directors, experts, weights, momentum, backend=layers[0].backend)
+    for layer, omega in zip(layers, omegas, strict=True):
+        frequency = layer.router.activation_frequency
+        moved = FREQUENCY_DECAY * frequency + (1 - FREQUENCY_DECAY) * omega
+        frequency.copy_(torch.where(omega.sum() > 0, moved, frequency))
+        layer._pending = layer._recorded_load = None
 
 
 def _layers_with_forward(model: nn.Module) -> list[DEXMlp]:

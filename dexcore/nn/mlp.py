@@ -20,10 +20,7 @@ _FREQUENCY_EPS = 1e-6
 
 
 class Routing(NamedTuple):
-    """What a DEX layer's last forward chose. With gradient in training; detached in eval.
-
-    In eval the director does not run, and ``align_loss`` is NaN.
-    """
+    """What a DEX layer's last forward chose. With gradient in training; detached in eval."""
 
     gates: Tensor  # [B, k]
     indices: Tensor  # [B, k]
@@ -148,6 +145,9 @@ class DEXMlp(nn.Module):
     ) -> None:
         super().__init__()
         hidden_features = hidden_features or in_features
+        for name, value in (("in_features", in_features), ("hidden_features", hidden_features)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
         _refuse_unsupported(in_features, out_features, norm_layer, bias, drop, use_conv)
         _check_routing_arguments(num_experts, top_k, tau)
         check_choice("pool", pool, POOLS)
@@ -218,27 +218,25 @@ class DEXMlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, N, D] -> [B, N, D]; leaves a `Routing` in ``routing``."""
+        width = self.router.weight.shape[1]
+        if x.ndim != 3 or x.shape[2] != width:
+            raise ValueError(f"x must be tokens [B, N, {width}], got shape {list(x.shape)}")
         if self.mode == "director":
             self.routing = None
             return self.director(x)
-        if x.ndim != 3:
-            raise ValueError(f"x must have shape [B, N, {self.router.weight.shape[1]}] (tokens), got {list(x.shape)}")
         noise = self._noise(x) if self.training and self._noisy else None
         gates, indices, probs = ops.route(
             x, self.router.weight, self.top_k, self.tau, noise, self.pool, backend=self.backend
         )
         fc1, fc2 = self.experts.fc1, self.experts.fc2
         arguments = (x, fc1.weight, fc1.bias, fc2.weight, fc2.bias)
-        if not self.training:
-            y = ops.expert_mlp(*arguments, gates, indices, self.activation, self.keep, backend=self.backend)
-            align_loss = probs.new_full((), math.nan)
-        else:
-            d1, d2 = self.director.fc1, self.director.fc2
-            director = (d1.weight, d1.bias, d2.weight, d2.bias)
-            settings = (self.activation, self.align, self.keep)
-            y, align_loss = ops.dex_mlp(*arguments, *director, gates, indices, *settings, backend=self.backend)
-        if not torch.compiler.is_exporting():
-            self._record(Routing(gates, indices, probs, align_loss, balance_loss(probs)))
+        if torch.compiler.is_exporting():  # a program has no place for the record
+            return ops.expert_mlp(*arguments, gates, indices, self.activation, self.keep, backend=self.backend)
+        d1, d2 = self.director.fc1, self.director.fc2
+        director = (d1.weight, d1.bias, d2.weight, d2.bias)
+        settings = (self.activation, self.align, self.keep)
+        y, align_loss = ops.dex_mlp(*arguments, *director, gates, indices, *settings, backend=self.backend)
+        self._record(Routing(gates, indices, probs, align_loss, balance_loss(probs)))
         return y
 
     def _noise(self, x: Tensor) -> Tensor:
@@ -259,7 +257,7 @@ class DEXMlp(nn.Module):
                     "a DEX layer in training ran under activation checkpointing with use_reentrant=True, which loses "
                     "the gradients of the auxiliary losses; pass use_reentrant=False"
                 )
-            self._recorded_without_grad = not torch.is_grad_enabled()
+        self._recorded_without_grad = not torch.is_grad_enabled()
         self.routing = routing
         self._pending = routing.gates.detach(), routing.indices
 

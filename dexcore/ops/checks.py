@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 
 def check_floating(name: str, tensor: Tensor) -> None:
@@ -44,3 +45,19 @@ def check_same_device(**tensors: Tensor | None) -> None:
     for name, tensor in others:
         if tensor.device != first.device:
             raise ValueError(f"{name} is on {tensor.device}, expected {first.device} like {first_name}")
+
+
+def refuse_transforms(op: str, *tensors: Tensor | None) -> None:
+    """Raise where a derivative would be lost in silence: forward mode, and torch.func's transforms but for vmap."""
+    if torch.compiler.is_compiling():
+        return
+    functorch = torch._C._functorch
+    for tensor in tensors:
+        if tensor is None:
+            continue
+        wrapped = functorch.is_functorch_wrapped_tensor(tensor) and not functorch.is_batchedtensor(tensor)
+        if wrapped or forward_ad.unpack_dual(tensor).tangent is not None:
+            raise NotImplementedError(
+                f"dexcore.ops.{op} supports neither forward-mode differentiation nor torch.func transforms; "
+                "use torch.autograd (reverse mode, once)"
+            )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dexcore.ops.activation import activate
 from dexcore.ops.backend import resolve
-from dexcore.ops.checks import check_choice, check_floating, check_same_device, check_shape
+from dexcore.ops.checks import check_choice, check_floating, check_same_device, check_shape, refuse_transforms
 from dexcore.ops.expert_mlp import (
     Kept,
     check_expert_arguments,
@@ -77,6 +77,7 @@ def dex_mlp(
     check_choice("align", align, ALIGNS)
     settings = (activation, align, precision, compute_dtype(x), resolve(backend))
     trained = (x, w1, b1, w2, b2, gates)
+    refuse_transforms("dex_mlp", *trained, dw1, db1, dw2, db2)
     tensors = (*trained, indices, *(None if t is None else t.detach() for t in (dw1, db1, dw2, db2)))
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in trained):
         y, loss = _DexMlp.apply(*tensors, keep, *settings)

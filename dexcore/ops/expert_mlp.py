@@ -24,7 +24,14 @@ from torch import Tensor
 
 from dexcore.ops.activation import ACTIVATIONS, activate, activate_backward
 from dexcore.ops.backend import resolve
-from dexcore.ops.checks import check_choice, check_floating, check_integer, check_same_device, check_shape
+from dexcore.ops.checks import (
+    check_choice,
+    check_floating,
+    check_integer,
+    check_same_device,
+    check_shape,
+    refuse_transforms,
+)
 
 KEEPS = ("both", "z", "none")
 PRECISIONS = ("ieee", "tf32", "tf32x3")
@@ -68,6 +75,7 @@ def expert_mlp(
     check_expert_arguments(x, w1, b1, w2, b2, gates, indices, activation, keep, precision)
     settings = (activation, precision, compute_dtype(x), resolve(backend))
     tensors = (x, w1, b1, w2, b2, gates, indices)
+    refuse_transforms("expert_mlp", *tensors)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         return _ExpertMlp.apply(*tensors, keep, *settings)
     return _expert_mlp(*tensors, "nothing", *settings)[0]
@@ -91,7 +99,9 @@ def check_expert_arguments(
             check_floating(name, tensor)  # type: ignore[arg-type]
     check_integer("indices", indices)
     check_shape("x", x, ("B", "N", "D"))
-    batch, _, width = x.shape
+    batch, tokens, width = x.shape
+    if tokens < 1:
+        raise ValueError("x must hold at least one token an image, got N = 0")
     check_shape("w1", w1, ("R", "H", width))
     experts, hidden, _ = w1.shape
     check_shape("w2", w2, (experts, width, hidden))

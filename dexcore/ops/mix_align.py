@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from dexcore.ops.backend import resolve
-from dexcore.ops.checks import check_choice, check_floating, check_same_device, check_shape
+from dexcore.ops.checks import check_choice, check_floating, check_same_device, check_shape, refuse_transforms
 
 ALIGNS = ("kd", "cosine", "mse")
 TEACHER_TEMPERATURE = 0.5
@@ -47,6 +47,7 @@ def mix_align(student: Tensor, teacher: Tensor, kind: str = "kd", *, backend: st
     check_shape("teacher", teacher, student.shape)
     check_same_device(student=student, teacher=teacher)
     check_choice("kind", kind, ALIGNS)
+    refuse_transforms("mix_align", student, teacher)
     teacher, chosen = teacher.detach(), resolve(backend)
     if torch.is_grad_enabled() and student.requires_grad:
         return _MixAlign.apply(student, teacher, kind, chosen)

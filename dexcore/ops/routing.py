@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dexcore.ops.backend import resolve
-from dexcore.ops.checks import check_choice, check_floating, check_same_device, check_shape
+from dexcore.ops.checks import check_choice, check_floating, check_same_device, check_shape, refuse_transforms
 
 POOLS = ("cls", "mean")
 
@@ -61,6 +61,7 @@ def route(
         check_floating("noise", noise)
         check_shape("noise", noise, (x.shape[0], experts))
     check_same_device(x=x, weight=weight, noise=noise)
+    refuse_transforms("route", x, weight, noise)
     arguments = (x, weight, noise, top_k, float(tau), pool, resolve(backend))
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
         gates, indices, probs = _Route.apply(*arguments)

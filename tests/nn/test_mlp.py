@@ -130,8 +130,8 @@ def test_eval_is_detached_and_leaves_the_last_training_forward_countable():
     assert y.requires_grad
     assert not any(t.requires_grad for t in layer.routing)
     assert all(t.grad_fn is None for t in layer.routing)
-    assert layer.routing.align_loss.isnan()
     assert_close(y, by_reference(layer, x)[0])
+    assert_close(layer.routing.align_loss, by_reference(layer, x)[1])
     update_directors(layer, 0.9)
 
 
@@ -221,6 +221,30 @@ def test_reentrant_checkpointing_raises_in_training():
         aux_losses(layer)
 
 
+def test_a_compiled_forward_forgets_an_earlier_one_without_gradient():
+    layer = make()
+    x = torch.randn(3, 4, 12)
+    with torch.no_grad():
+        layer(x)
+    torch.compile(layer, backend="aot_eager")(x)
+    assert aux_losses(layer).align.requires_grad
+
+
+@pytest.mark.slow
+def test_inductor_agrees_with_eager():
+    layer = make(width=32, hidden=64)
+    x = torch.randn(3, 4, 32)
+    results = []
+    for forward in (torch.compile(layer, fullgraph=True), layer):
+        layer.zero_grad()
+        y = forward(x)
+        losses = aux_losses(layer)
+        (y.square().sum() + losses.align + losses.balance).backward()
+        results.append([y, *losses, *(p.grad for p in layer.parameters() if p.requires_grad)])
+    for a, b in zip(*results, strict=True):
+        assert_close(a, b)
+
+
 def test_a_training_forward_without_gradient_is_allowed():
     layer = make()
     with torch.no_grad():
@@ -308,6 +332,7 @@ def test_activations_of_timm_models(act_layer, name):
         ({"drop": 0.1}, ValueError, "drop must be 0"),
         ({"drop": (0.0, 0.0)}, ValueError, "drop must be 0"),
         ({"use_conv": True}, ValueError, "use_conv"),
+        ({"hidden_features": -3}, ValueError, "hidden_features must be at least 1"),
         ({"top_k": 9}, ValueError, r"top_k must lie in 1\.\.8 \(num_experts\), got 9"),
         ({"top_k": 0}, ValueError, "top_k"),
         ({"num_experts": 0}, ValueError, "num_experts must be at least 1"),
@@ -322,15 +347,17 @@ def test_activations_of_timm_models(act_layer, name):
 )
 def test_what_cannot_be_honored_is_refused_by_name(kwargs, error, message):
     with pytest.raises(error, match=message):
-        DEXMlp(12, 20, **kwargs)
+        DEXMlp(**{"in_features": 12, "hidden_features": 20, **kwargs})
 
 
 def test_wrong_tokens_are_named():
     layer = make()
     with pytest.raises(ValueError, match=r"tokens"):
         layer(torch.randn(2, 3, 3, 12))
-    with pytest.raises(ValueError, match="weight must have shape"):
-        layer(torch.randn(2, 3, 11))
+    for mode in ("director", "experts"):
+        layer.set_mode(mode)
+        with pytest.raises(ValueError, match=r"x must be tokens \[B, N, 12\], got shape \[2, 3, 11\]"):
+            layer(torch.randn(2, 3, 11))
     set_noise_std(layer, 1.0)
     set_router_noise(layer, [torch.randn(4, 5)])
     with pytest.raises(ValueError, match="noise must have shape"):

@@ -1,5 +1,7 @@
 """dex_mlp is expert_mlp and mix_align against the director, in one op."""
 
+import sys
+
 import pytest
 import torch
 from hypothesis import given
@@ -49,8 +51,10 @@ def test_outputs_and_all_gradients_agree_with_float64(case, activation, align, k
         assert_close(grad, grad64, plain=grad32, name=f"gradient of {name}")
 
 
-def test_more_rows_than_a_block():
-    case = plain.make_case(batch=5, tokens=700)
+@pytest.mark.parametrize("block_bytes", [1, 700])
+def test_more_rows_than_a_block(monkeypatch, block_bytes):
+    monkeypatch.setattr(sys.modules["dexcore.ops.dex_mlp"], "_BLOCK_BYTES", block_bytes)
+    case = plain.make_case(batch=5, tokens=7)
     y, loss, grads = run(ops.dex_mlp, case, torch.float32, "gelu", "kd", "both")
     y64, loss64, grads64 = run(reference.dex_mlp, case, torch.float64, "gelu", "kd")
     assert_close(y, y64)

@@ -204,21 +204,12 @@ def test_compiles_without_a_graph_break_and_with_its_backward():
         assert torch.equal(a, b)
 
 
-def test_what_is_not_supported_raises_and_never_returns_a_wrong_number():
+def test_a_second_derivative_raises():
     case = plain.make_case()
     leaves = case.leaves(torch.float64)
-
-    def of_x(x):
-        return ops.expert_mlp(x, *leaves[1:], case.indices).sum()
-
-    with pytest.raises(RuntimeError):
-        torch.func.jvp(of_x, (case.x.double(),), (torch.ones_like(case.x).double(),))
-    with pytest.raises(RuntimeError):
-        torch.func.grad(of_x)(case.x.double())
-    with pytest.raises(RuntimeError):
-        torch.func.vmap(of_x)(case.x.double().unsqueeze(0))
-    (grad,) = torch.autograd.grad(of_x(leaves[0]).square(), leaves[0], create_graph=True)
-    with pytest.raises(RuntimeError):
+    y = ops.expert_mlp(*leaves, case.indices).square().sum()
+    (grad,) = torch.autograd.grad(y, leaves[0], create_graph=True)
+    with pytest.raises(RuntimeError, match="expert_mlp_backward"):
         torch.autograd.grad(grad.sum(), leaves[0])
 
 
