@@ -32,6 +32,7 @@ from dexcore.data.modality import Modality
 from dexcore.data.png import decode_png, encode_png, quantize
 from dexcore.data.record import ImageRecord, Split
 from dexcore.extras import require
+from dexcore.files import sync_folder
 
 _BUILDING = ".building-"
 # Rows are written in batches that bound a build's memory; a reader walks over one header a batch.
@@ -210,24 +211,15 @@ def _commit(staging: Path, folder: Path, manifest: Manifest) -> None:
         os.fsync(file.fileno())
     for shard in manifest.shards:
         os.replace(staging / shard.name, folder / shard.name)
-    _sync_folder(folder)
+    sync_folder(folder)
     os.replace(staging / MANIFEST, folder / MANIFEST)
-    _sync_folder(folder)
+    sync_folder(folder)
     belonging = {shard.name for shard in manifest.shards}
     for entry in list(folder.iterdir()):
         if entry.name.startswith(_BUILDING):
             shutil.rmtree(entry, ignore_errors=True)
         elif _is_shard(entry) and entry.name not in belonging:
             entry.unlink()
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "posix":  # elsewhere a folder cannot be opened
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 class Store:

@@ -93,12 +93,14 @@ class MaskedAutoencoder(PretrainedMixin, nn.Module):
     ) -> None:
         super().__init__()
         _check_encoder(encoder)
+        sizes = {"decoder_dim": decoder_dim, "decoder_depth": decoder_depth, "decoder_heads": decoder_heads}
+        for argument, size in sizes.items():
+            if size < 1:
+                raise ValueError(f"{argument} must be at least 1, got {size}")
         if decoder_dim % 4 != 0 or decoder_dim % decoder_heads != 0:
             raise ValueError(
                 f"decoder_dim must be a multiple of 4 and of decoder_heads={decoder_heads}, got {decoder_dim}"
             )
-        if decoder_depth < 1:
-            raise ValueError(f"decoder_depth must be at least 1, got {decoder_depth}")
         self.encoder = encoder
         self.decoder_heads = decoder_heads
         self.mask_ratio = mask_ratio

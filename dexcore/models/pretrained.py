@@ -2,16 +2,15 @@
 
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 import dexcore
+from dexcore.files import write_sealed
 from dexcore.models.description import materialize
 
 WEIGHTS_FILE = "model.safetensors"
@@ -48,7 +47,7 @@ class PretrainedMixin:
 
         Raises:
             NotDescribableError: the model has a part that ``config.json`` cannot say. Nothing is written.
-            OSError: the folder cannot be written.
+            OSError: the folder or a file in it, which the error names, cannot be written.
         """
         assert isinstance(self, nn.Module)
         versions = {"format_version": FORMAT_VERSION, "dexcore_version": dexcore.__version__}
@@ -56,12 +55,8 @@ class PretrainedMixin:
         tensors = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(
-            {
-                folder / WEIGHTS_FILE: lambda path: save_file(tensors, path, {"format": "pt"}),
-                folder / CONFIG_FILE: lambda path: path.write_text(config, encoding="utf-8"),
-            }
-        )
+        weights = save(tensors, {"format": "pt"})
+        write_sealed({folder / WEIGHTS_FILE: weights, folder / CONFIG_FILE: config.encode()})
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str]) -> Self:
@@ -92,7 +87,7 @@ class PretrainedMixin:
         try:
             with torch.device("meta"):
                 model = cls.from_description(description)
-        except (KeyError, TypeError, ValueError) as error:
+        except Exception as error:  # timm asserts, torch raises RuntimeError
             raise ModelFileError(f"{config_path} does not describe a {cls.__name__}: {error!r}") from error
         assert isinstance(model, nn.Module)
         load_exactly(model, tensors, str(weights_path), assign=True)
@@ -134,41 +129,27 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     """
     try:
         return load_file(path)
-    except SafetensorError as error:
-        raise ModelFileError(f"{path} is no whole safetensors file: {error}") from error
-
-
-def write_whole(writers: dict[Path, Callable[[Path], object]]) -> None:
-    """Let each writer make its file under a temporary name beside its path, sync all, then rename them.
-
-    Of several files the last is the seal: it is removed before the first rename and comes back last, so that
-    a kill never leaves a mix of old and new files with a seal.
-    """
-    staged = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in writers}
-    try:
-        for path, write in writers.items():
-            write(staged[path])
-            with open(staged[path], "rb+") as file:
-                os.fsync(file.fileno())
-        if len(staged) > 1:
-            list(staged)[-1].unlink(missing_ok=True)
-        for path, temporary in staged.items():
-            os.replace(temporary, path)
-    finally:
-        for temporary in staged.values():
-            temporary.unlink(missing_ok=True)
+    except Exception as error:
+        raise ModelFileError(f"{path} is no whole safetensors file: {type(error).__name__}: {error}") from error
 
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        version, _ = int(config["format_version"]), config["class"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ModelFileError(f"{path} is no config.json of dexcore: {error!r}") from error
+    except ValueError as error:
+        raise ModelFileError(f"{path} is no config.json of dexcore: {error}") from error
+    version = config.get("format_version") if isinstance(config, dict) else None
+    if not isinstance(version, int):
+        raise ModelFileError(f'{path} is no config.json of dexcore: expected an object with a number "format_version"')
     if version > FORMAT_VERSION:
         raise ModelFileError(
             f"{path} has format version {version}, dexcore {dexcore.__version__} reads up to {FORMAT_VERSION}"
         )
+    for described in (config, config.get("encoder", config)):
+        if not isinstance(described, dict) or not isinstance(described.get("class"), str):
+            raise ModelFileError(
+                f'{path} is no config.json of dexcore: expected an object with a name "class", got {described!r}'
+            )
     return config
 
 

@@ -11,8 +11,8 @@ names behind ``encoder.``.
 """
 
 import argparse
+import io
 import os
-import pickle
 import re
 from pathlib import Path
 
@@ -20,8 +20,9 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from dexcore.files import write_whole
 from dexcore.models.mae import MaskedAutoencoder
-from dexcore.models.pretrained import ModelFileError, load_exactly, read_safetensors, write_whole
+from dexcore.models.pretrained import ModelFileError, load_exactly, read_safetensors
 
 _EXPERT = re.compile(r"(blocks\.\d+)\.DEX\.experts\.(\d+)\.(fc[12]\.(?:weight|bias))")
 _RENAMED = {
@@ -77,6 +78,7 @@ def save_reference_checkpoint(model: nn.Module, path: str | os.PathLike[str]) ->
     Raises:
         TypeError: ``model`` is neither a `MaskedAutoencoder` nor a `VisionTransformer`.
         ValueError: ``path`` ends in .safetensors, which this file would not be.
+        OSError: the file, which the error names, cannot be written.
     """
     prefix = _encoder_prefix(model)
     if Path(path).suffix == ".safetensors":
@@ -84,7 +86,9 @@ def save_reference_checkpoint(model: nn.Module, path: str | os.PathLike[str]) ->
     tensors: dict[str, torch.Tensor] = {}
     for name, tensor in model.state_dict().items():
         tensors |= _to_authors(name.removeprefix(prefix), tensor)
-    write_whole({Path(path): lambda temporary: torch.save({"model": tensors}, temporary)})
+    content = io.BytesIO()
+    torch.save({"model": tensors}, content)
+    write_whole(Path(path), content.getbuffer())
 
 
 def _encoder_prefix(model: nn.Module) -> str:
@@ -104,11 +108,17 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
         # MAE's own files hold the command line beside the tensors.
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise ModelFileError(f"{path} cannot be read with weights_only=True: {error}") from error
+    except Exception as error:  # damaged bytes make the unpickler raise anything
+        raise ModelFileError(
+            f"{path} cannot be read with weights_only=True: {type(error).__name__}: {error}"
+        ) from error
     tensors = content.get("model", content) if isinstance(content, dict) else None
-    if not tensors or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
-        raise ModelFileError(f'{path} must hold a dict of tensors, at the top or under "model"')
+    if (
+        not isinstance(tensors, dict)
+        or not tensors
+        or not all(isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in tensors.items())
+    ):
+        raise ModelFileError(f'{path} must hold a dict of tensors by their names, at the top or under "model"')
     return tensors
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from dexcore.report.files import write_whole
+from dexcore.files import write_whole
 
 _FORMAT = 1
 

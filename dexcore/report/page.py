@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from dexcore.extras import require
+from dexcore.files import write_whole
 from dexcore.report.curves import course_pictures
 from dexcore.report.evaluation import Evaluation
 from dexcore.report.files import (
@@ -19,7 +20,6 @@ from dexcore.report.files import (
     REPORT_FILE,
     SUMMARY_FILE,
     run_files,
-    write_whole,
 )
 from dexcore.report.gallery import gallery_picture
 from dexcore.report.heatmaps import specialization_pictures

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dexcore.files import write_whole
 from dexcore.report.evaluation import Evaluation
-from dexcore.report.files import write_whole
 from dexcore.report.measures import (
     PERMUTATIONS,
     Specialization,

@@ -15,7 +15,6 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from dexcore.models import DEXVisionTransformer, MaskedAutoencoder, ModelFileError, NotDescribableError
-from dexcore.models.pretrained import write_whole
 from dexcore.nn import DEXBlock, DEXMlp, set_mode
 from dexcore.nn.upcycle import upcycle
 
@@ -191,6 +190,11 @@ def edit_config(folder, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+def edit_encoder(folder, **changes):
+    encoder = json.loads((folder / "config.json").read_text())["encoder"]
+    edit_config(folder, encoder={**encoder, "arguments": encoder["arguments"] | changes})
+
+
 def edit_weights(folder, change):
     tensors = load_file(folder / "model.safetensors")
     change(tensors)
@@ -211,6 +215,16 @@ def edit_weights(folder, change):
             lambda f: (f / "config.json").write_text("[1]"),
             ModelFileError,
             "config.json is no config.json of dexcore",
+        ),
+        (lambda f: edit_config(f, format_version="1"), ModelFileError, 'config.json.*"format_version"'),
+        (lambda f: edit_config(f, encoder=3), ModelFileError, 'config.json.*"class", got 3'),
+        (lambda f: edit_config(f, encoder={"class": 3}), ModelFileError, 'config.json.*"class", got {'),
+        (lambda f: edit_config(f, **{"class": None}), ModelFileError, 'config.json.*"class", got {'),
+        (lambda f: edit_config(f, arguments=3), ModelFileError, "config.json does not describe a Masked"),
+        (
+            lambda f: edit_encoder(f, num_heads=5),
+            ModelFileError,
+            "config.json does not describe a MaskedAutoencoder: AssertionError",
         ),
         (lambda f: edit_config(f, format_version=99), ModelFileError, "format version 99.*reads up to 1"),
         (
@@ -268,28 +282,9 @@ def test_a_folder_that_cannot_be_written_is_an_error_that_names_it(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
         dex().save_pretrained(tmp_path / "file")
-
-
-def test_files_that_cannot_all_be_exchanged_are_left_without_their_seal(tmp_path):
-    for name in ("first", "seal"):
-        (tmp_path / name).write_text("old")
-    (tmp_path / "second" / "in_the_way").mkdir(parents=True)
-    writers = {tmp_path / name: lambda path: path.write_text("new") for name in ("first", "second", "seal")}
-    with pytest.raises(OSError, match="second"):
-        write_whole(writers)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "second"]
-
-
-def test_a_writer_that_fails_leaves_the_old_files(tmp_path):
-    for name in ("first", "seal"):
-        (tmp_path / name).write_text("old")
-    writers = {
-        tmp_path / "first": lambda path: path.write_text("new"),
-        tmp_path / "seal": lambda path: path.write_bytes("no bytes"),
-    }
-    with pytest.raises(TypeError):
-        write_whole(writers)
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"first": "old", "seal": "old"}
+    (tmp_path / "model.safetensors").mkdir()
+    with pytest.raises(OSError, match=r"model\.safetensors'$"):
+        dex().save_pretrained(tmp_path)
 
 
 _SAVE_FOREVER = """

@@ -217,6 +217,10 @@ class Harmful:
         (lambda path: torch.save({"model": Harmful()}, path), "cannot be read with weights_only=True"),
         (lambda path: path.write_bytes(b"not a checkpoint"), "cannot be read with weights_only=True"),
         (lambda path: path.write_bytes(b""), "cannot be read with weights_only=True"),
+        (lambda path: path.write_bytes(b"hello, garbage"), "cannot be read.*KeyError"),
+        (lambda path: path.write_bytes(bytes(range(256)) * 8), "cannot be read"),
+        (lambda path: torch.save({"model": [torch.ones(2)]}, path), "must hold a dict of tensors"),
+        (lambda path: torch.save({"model": {0: torch.ones(2)}}, path), "must hold a dict of tensors"),
         (lambda path: torch.save([1, 2], path), "must hold a dict of tensors"),
         (lambda path: torch.save({"model": {}}, path), "must hold a dict of tensors"),
         (
@@ -231,6 +235,30 @@ def test_a_file_that_is_no_checkpoint_is_refused_by_name(tmp_path, write, words)
     write(path)
     with pytest.raises(ModelFileError, match=f"broken.pth.*{words}"):
         load_reference_checkpoint(autoencoder(), path)
+
+
+def test_a_truncated_checkpoint_is_refused_by_name_wherever_it_ends(tmp_path):
+    path = tmp_path / "broken.pth"
+    torch.save({"model": authors_tensors()}, path)
+    size = path.stat().st_size
+    for end in range(size - 1, 0, -size // 40):
+        os.truncate(path, end)
+        with pytest.raises(ModelFileError, match=r"broken\.pth cannot be read"):
+            load_reference_checkpoint(encoder(), path)
+
+
+def test_a_safetensors_file_that_is_none_is_refused_by_name(tmp_path):
+    path = tmp_path / "broken.safetensors"
+    for content in (b"", b"garbage", (2).to_bytes(8, "little") + b"[]"):
+        path.write_bytes(content)
+        with pytest.raises(ModelFileError, match=r"broken\.safetensors is no whole safetensors file"):
+            load_reference_checkpoint(encoder(), path)
+
+
+def test_a_checkpoint_that_cannot_be_written_is_an_error_that_names_it(tmp_path):
+    for place in (tmp_path / "gone" / "x.pth", tmp_path):
+        with pytest.raises(OSError, match=f"{place}'$"):
+            save_reference_checkpoint(encoder(), place)
 
 
 def test_wrong_arguments_are_refused_by_name(tmp_path):
