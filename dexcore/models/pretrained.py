@@ -103,7 +103,7 @@ def load_exactly(model: nn.Module, tensors: dict[str, torch.Tensor], source: str
         assign: let the model take over the tensors with their dtype, not copy the numbers into its own.
 
     Raises:
-        ModelFileError: names all that is missing, unexpected or of another shape.
+        ModelFileError: names all that is missing, unexpected, of another shape, or whole numbers in place of floating point.
     """
     own = model.state_dict()
     faults = {
@@ -113,6 +113,11 @@ def load_exactly(model: nn.Module, tensors: dict[str, torch.Tensor], source: str
             f"{name} {list(tensors[name].shape)}, expected {list(own[name].shape)}"
             for name in own
             if name in tensors and tensors[name].shape != own[name].shape
+        ],
+        "of another kind of number": [
+            f"{name} {tensors[name].dtype}, expected {own[name].dtype}"
+            for name in own
+            if name in tensors and tensors[name].is_floating_point() != own[name].is_floating_point()
         ],
     }
     if any(faults.values()):

@@ -255,6 +255,11 @@ def edit_weights(folder, change):
             r"of another shape: mask_token \[1, 1, 8\], expected \[1, 1, 24\]",
         ),
         (
+            lambda f: edit_weights(f, lambda t: t.update(mask_token=t["mask_token"].int())),
+            ModelFileError,
+            "model.safetensors does not fit.*mask_token torch.int32, expected torch.float32",
+        ),
+        (
             lambda f: edit_weights(f, lambda t: [t.pop(name) for name in list(t) if "decoder_blocks" in name]),
             ModelFileError,
             "missing: decoder_blocks.0.norm1.weight.* and 4 more",
