@@ -103,7 +103,7 @@ def load_exactly(model: nn.Module, tensors: dict[str, torch.Tensor], source: str
         assign: let the model take over the tensors with their dtype, not copy the numbers into its own.
 
     Raises:
-        ModelFileError: names all that is missing, unexpected, of another shape, or whole numbers in place of floating point.
+        ModelFileError: names all that is missing, unexpected, of another shape or of another kind of number.
     """
     own = model.state_dict()
     faults = {
