@@ -63,10 +63,12 @@ def _base(argv: Sequence[str]) -> PretrainConfig:
     except argparse.ArgumentError:
         return PRESETS["laptop"]  # tyro meets the same mistake and explains it
     base = PRESETS[known.preset or "laptop"]
-    stored = Path(known.out or base.out) / CONFIG_FILE
-    if known.resume and known.preset is None and known.config is None and stored.is_file():
-        return read_yaml(stored, base)
-    return base if known.config is None else read_yaml(known.config, base)
+    changes = {} if known.config is None else _load_yaml(known.config)
+    out = known.out or (changes.get("out") if isinstance(changes, dict) else None) or base.out
+    stored = Path(str(out)) / CONFIG_FILE
+    if known.resume and known.preset is None and stored.is_file():
+        base = read_yaml(stored, base)
+    return base if known.config is None else _apply(base, changes, known.config)
 
 
 def to_yaml(config: PretrainConfig) -> str:
@@ -82,18 +84,26 @@ def read_yaml(path: str | Path, base: PretrainConfig) -> PretrainConfig:
 
     Raises:
         ConfigError: the file cannot be read, is no mapping, names a field that does not exist, or holds a
-        value of
-            another type or out of range; the message names the file and the field.
+            value of another type or out of range; the message names the file and the field.
     """
+    return _apply(base, _load_yaml(path), path)
+
+
+def _load_yaml(path: str | Path) -> object:
     yaml = require("yaml", "train")
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot be read as a YAML file: {error}") from error
+    return {} if values is None else values
+
+
+def _apply(base: PretrainConfig, values: object, path: str | Path) -> PretrainConfig:
     try:
-        return _updated(base, {} if values is None else values, "")
+        updated: PretrainConfig = _updated(base, values, "")
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
+    return updated
 
 
 def _updated(base: Any, values: object, prefix: str) -> Any:

@@ -5,6 +5,7 @@ The defaults are the paper's recipe (method section 4); `PRESETS` holds it under
 command line or a YAML file is `dexcore.train.arguments`.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal
@@ -17,6 +18,16 @@ class ConfigError(ValueError):
 def _require(condition: bool, name: str, expected: str, value: object) -> None:
     if not condition:
         raise ConfigError(f"{name}: expected {expected}, got {value!r}")
+
+
+def flat(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every field of a (nested) configuration as ``("model.dim", 768)``."""
+    for item in fields(config):
+        value = getattr(config, item.name)
+        if is_dataclass(value):
+            yield from flat(value, f"{prefix}{item.name}.")
+        else:
+            yield f"{prefix}{item.name}", value
 
 
 @dataclass(frozen=True)
@@ -61,9 +72,17 @@ class ModelConfig:
     """Whether the target is every patch normalized by its own mean and deviation."""
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "patch_size", "dim", "depth", "heads", "decoder_dim", "decoder_heads"):
+        for name in (
+            "image_size",
+            "patch_size",
+            "dim",
+            "depth",
+            "heads",
+            "decoder_dim",
+            "decoder_depth",
+            "decoder_heads",
+        ):
             _require(getattr(self, name) >= 1, f"model.{name}", "at least 1", getattr(self, name))
-        _require(self.decoder_depth >= 0, "model.decoder_depth", "at least 0", self.decoder_depth)
         _require(
             self.image_size % self.patch_size == 0,
             "model.image_size",
@@ -141,7 +160,7 @@ class OptimizerConfig:
     warmup_epochs: float = 10.0
     """Epochs of linear rise from 0 to the peak."""
     weight_decay: float = 1e-6
-    """Decoupled weight decay; none on biases, norms, tokens and positions."""
+    """Decoupled weight decay; none on biases, norms and the class token."""
     beta1: float = 0.9
     """Decay of the gradients' running mean."""
     beta2: float = 0.999
@@ -226,6 +245,8 @@ class PretrainConfig:
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
+        for name, value in flat(self):
+            _require(not isinstance(value, float) or math.isfinite(value), name, "a finite number", value)
         _require(self.out != "", "out", "the path of a folder", self.out)
         _require(
             self.optimizer.warmup_epochs < self.run.epochs,
@@ -281,16 +302,6 @@ MAY_CHANGE_ON_RESUME = frozenset(
         "run.evaluate_images",
     }
 )
-
-
-def flat(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every field of a (nested) configuration as ``("model.dim", 768)``."""
-    for item in fields(config):
-        value = getattr(config, item.name)
-        if is_dataclass(value):
-            yield from flat(value, f"{prefix}{item.name}.")
-        else:
-            yield f"{prefix}{item.name}", value
 
 
 def differences(before: PretrainConfig, now: PretrainConfig) -> list[str]:

@@ -48,9 +48,16 @@ def test_a_flag_that_does_not_exist_or_has_a_wrong_type_ends_with_its_name(capsy
         assert argv[0].rstrip("m") in capsys.readouterr().err
 
 
-def test_a_flag_out_of_range_is_a_config_error():
-    with pytest.raises((ConfigError, SystemExit)):
+def test_a_flag_out_of_range_ends_with_the_name_of_its_field(capsys):
+    with pytest.raises(SystemExit) as left:
         parse(["--model.top-k", "9"])
+    assert left.value.code == 2
+    assert "model.top_k: expected 1 to 8" in capsys.readouterr().err
+
+
+def test_fields_that_contradict_each_other_are_a_config_error():
+    with pytest.raises(ConfigError, match=r"optimizer\.warmup_epochs: expected less than run\.epochs = 2"):
+        parse(["--run.epochs", "2"])
 
 
 def test_print_config_shows_what_can_be_read_again(tmp_path, capsys):
@@ -114,3 +121,16 @@ def test_a_resume_starts_from_what_the_run_folder_holds(tmp_path):
     assert parse(["--resume", "--out", str(out)]).model.tau == 0.9
     assert parse(["--resume", "--out", str(out), "--model.tau", "0.8"]).model.tau == 0.8
     assert parse(["--resume", "--out", str(out), "--preset", "laptop"]).model.tau == 0.5
+
+
+def test_a_file_at_a_resume_changes_what_the_run_folder_holds(tmp_path):
+    out, file = tmp_path / "run", tmp_path / "changes.yaml"
+    out.mkdir()
+    (out / "config.yaml").write_text("model: {tau: 0.9, align: mse}\noptimizer: {warmup_epochs: 1}\n")
+    file.write_text("model: {tau: 0.7}\nrun: {epochs: 2}\n")  # two epochs do not fit the preset's warm-up
+    config = parse(["--resume", "--out", str(out), "--config", str(file)])
+    assert (config.model.tau, config.model.align, config.run.epochs) == (0.7, "mse", 2.0)
+    file.write_text(f"out: {out}\nmodel: {{tau: 0.7}}\n")
+    config = parse(["--resume", "--config", str(file)])
+    assert (config.out, config.model.tau, config.model.align) == (str(out), 0.7, "mse")
+    assert parse(["--config", str(file)]).model.align == "kd"

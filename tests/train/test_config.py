@@ -81,6 +81,17 @@ def test_the_paper_preset_is_the_recipe_of_the_paper():
             {"optimizer": OptimizerConfig(min_lr=1)},
             r"optimizer.min_lr: expected at most the peak",
         ),
+        (ModelConfig, {"decoder_depth": 0}, r"model.decoder_depth: expected at least 1, got 0"),
+        (
+            PretrainConfig,
+            {"run": RunConfig(epochs=float("inf"))},
+            r"run.epochs: expected a finite number, got inf",
+        ),
+        (
+            PretrainConfig,
+            {"optimizer": OptimizerConfig(base_lr=float("inf"))},
+            r"optimizer.base_lr: expected a finite number, got inf",
+        ),
         (PretrainConfig, {"out": ""}, r"out: expected the path of a folder"),
     ],
 )
