@@ -86,36 +86,43 @@ def _check_content(folder: Path, config: PretrainConfig) -> None:
 
 
 class LineFile:
-    """A file of JSON objects, a line each, that grows; a number that is not finite is written as null."""
+    """A file of JSON objects, a line each, that grows; a number that is not finite is written as null.
+
+    Every method raises RunFolderError where the file cannot be written (a full disk, for example).
+    """
 
     def __init__(self, path: Path, first_step: int) -> None:
         """Open ``path`` for steps from ``first_step`` on; lines of these and a torn last line are cut off."""
         self.path = path
-        if path.is_file():
-            lines = path.read_bytes().splitlines(keepends=True)
-            kept = b"".join(line for line in lines if _step(line) < first_step)
-            write_whole(path, kept)
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
+        with self._clear_errors():
+            if path.is_file():
+                lines = path.read_bytes().splitlines(keepends=True)
+                kept = b"".join(line for line in lines if _step(line) < first_step)
+                write_whole(path, kept)
+            self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
 
     def write(self, values: Mapping[str, Any]) -> None:
-        """Append a line, handed to the operating system at once.
-
-        Raises:
-            RunFolderError: it cannot be written (a full disk, for example).
-        """
-        try:
+        """Append a line, handed to the operating system at once."""
+        with self._clear_errors():
             self._file.write(json.dumps(_finite(values), allow_nan=False) + "\n")
             self._file.flush()
-        except OSError as error:
-            raise RunFolderError(f"{self.path}: cannot be written: {error.strerror or error}") from error
 
     def sync(self) -> None:
         """Have what was written survive a power cut."""
-        os.fsync(self._file.fileno())
+        with self._clear_errors():
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the file; what a failed write left is tried again."""
+        with self._clear_errors():
+            self._file.close()
+
+    @contextmanager
+    def _clear_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise RunFolderError(f"{self.path}: cannot be written: {error.strerror or error}") from error
 
 
 def _step(line: bytes) -> float:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -88,6 +89,13 @@ def test_lines_from_a_step_on_and_torn_ones_are_cut(tmp_path):
 
 
 def test_a_full_disk_is_a_clear_error():
-    file = LineFile(Path("/dev/full"), first_step=0)
-    with pytest.raises(RunFolderError, match=r"/dev/full: cannot be written: No space left on device"):
+    expected = pytest.raises(RunFolderError, match=r"/dev/full: cannot be written: No space left on device")
+    with expected, closing(LineFile(Path("/dev/full"), first_step=0)) as file:  # the close flushes once more
         file.write({"step": 0})
+
+
+def test_a_file_that_cannot_be_opened_or_synced_is_a_clear_error(tmp_path):
+    with closing(LineFile(Path("/dev/null"), first_step=0)) as file, pytest.raises(RunFolderError, match="/dev/null"):
+        file.sync()
+    with pytest.raises(RunFolderError, match=r"nowhere/metrics\.jsonl: cannot be written: No such file"):
+        LineFile(tmp_path / "nowhere" / "metrics.jsonl", first_step=0)
