@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from dexcore.data.manifest import StoreError
+from dexcore.data.readers import UnreadableFileError
 from dexcore.extras import MissingExtraError
 from dexcore.train.arguments import parse
 from dexcore.train.checkpoint import CheckpointError
@@ -33,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         RunFolderError,
         StoreError,
         TrainingError,
+        UnreadableFileError,
+        OSError,
     ) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_ERROR

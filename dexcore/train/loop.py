@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 
 from dexcore.data.dataset import PretrainView, ReplacementLimit
 from dexcore.data.order import GlobalBatchSampler, GlobalOrder
+from dexcore.extras import require
 from dexcore.models import DEXVisionTransformer, MaskedAutoencoder
 from dexcore.nn import (
     aux_losses,
@@ -29,6 +31,7 @@ from dexcore.nn import (
 )
 from dexcore.nn.directors import expert_load
 from dexcore.nn.mlp import dex_layers
+from dexcore.ops.backend import BackendUnavailableError, resolve
 from dexcore.report import build_report, run_files, summarize
 from dexcore.report.files import EVALUATION_FILE, METRICS_FILE, MODEL_FOLDER
 from dexcore.train.checkpoint import Progress, load_checkpoint, save_checkpoint
@@ -80,6 +83,8 @@ def pretrain(config: PretrainConfig) -> RunResult:
 
     Raises:
         ConfigError: the configuration does not fit the machine or the images.
+        MissingExtraError: a package of the extra ``train`` (or, for the sample images, ``samples``) is missing.
+        UnreadableFileError: a sample image of an installed package cannot be read.
         RunFolderError: ``config.out`` cannot be used.
         StoreError: the images cannot be read.
         CheckpointError: a checkpoint cannot be written or read.
@@ -107,8 +112,8 @@ def build_model(config: ModelConfig) -> MaskedAutoencoder:
         num_heads=config.heads,
         mlp_ratio=config.mlp_ratio,
         num_classes=0,
-        num_experts=config.num_experts if isinstance(config.num_experts, int) else list(config.num_experts),
-        top_k=config.top_k if isinstance(config.top_k, int) else list(config.top_k),
+        num_experts=config.num_experts,
+        top_k=config.top_k,
         tau=config.tau,
         align=config.align,
         keep=config.keep,
@@ -136,6 +141,8 @@ class Pretraining:
 
     def __init__(self, config: PretrainConfig, folder: Path) -> None:
         self.config, self.folder = config, folder
+        require("matplotlib", "train")  # the report's, missed now rather than after hours of training
+        _check_backend(config.model.backend)
         self.device = choose_device(config.run.device)
         self.images = open_images(config.data.store)
         self.rows = self.images.indices(split="train")
@@ -271,12 +278,22 @@ class Pretraining:
         say(f"resuming {self.folder} after step {self.step_done} of {self.schedule.total_steps}")
 
     def finish(self) -> None:
-        """Save the model, evaluate it, write the report and print the summary."""
-        self.model.save_pretrained(self.folder / MODEL_FOLDER)
-        say("evaluating")
-        evaluation = evaluate(self.model, self.images, self.config, self.device)
-        evaluation.save(self.folder / EVALUATION_FILE)
-        build_report(self.folder)
+        """Save the model, evaluate it, write the report and print the summary.
+
+        Raises:
+            RunFolderError: the folder cannot be written (a full disk, for example); nothing trained is lost.
+        """
+        try:
+            self.model.save_pretrained(self.folder / MODEL_FOLDER)
+            say("evaluating")
+            evaluation = evaluate(self.model, self.images, self.config, self.device)
+            evaluation.save(self.folder / EVALUATION_FILE)
+            build_report(self.folder)
+        except (OSError, SafetensorError) as error:
+            raise RunFolderError(
+                f"{self.folder}: the training is done, its model and report cannot be written: {error}; "
+                "go on with --resume when they can"
+            ) from error
         print("\n".join(summarize(evaluation, run_files(self.folder)).lines()), flush=True)
 
     def _sampler(self) -> GlobalBatchSampler:
@@ -323,6 +340,13 @@ class Pretraining:
                 f"the loss or its gradient was not finite in {self.skipped_in_a_row} steps on end; the ids "
                 f"of their images are in {path}, the last good state is in the newest checkpoint"
             )
+
+
+def _check_backend(backend: str) -> None:
+    try:
+        resolve(backend)
+    except (BackendUnavailableError, ValueError) as error:
+        raise ConfigError(f"model.backend: {error}") from error
 
 
 def say(message: str) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from dexcore.data.dataset import MVUDataset, open_mvu
+from dexcore.data.manifest import StoreError
 from dexcore.data.samples import build_samples
 
 # What the sample store's bytes depend on, beside this package's own code.
@@ -34,8 +35,9 @@ def open_images(store: str) -> MVUDataset:
     """Open the store in folder ``store``, or, where that is empty, the sample store, built when first needed.
 
     Raises:
-        StoreError: there is no sound store.
+        StoreError: there is no sound store, or the cache for the sample store cannot be written.
         MissingExtraError: the sample images' packages are not installed.
+        UnreadableFileError: one of their images cannot be read.
     """
     return open_mvu(store) if store else _InMemory(sample_store())
 
@@ -54,7 +56,13 @@ class _InMemory(MVUDataset):
 
 
 def sample_store() -> Path:
-    """Folder of the sample store in the user's cache; where it is missing it is built (some seconds)."""
+    """Folder of the sample store in the user's cache; where it is missing it is built (some seconds).
+
+    Raises:
+        StoreError: the cache cannot be written.
+        MissingExtraError: the sample images' packages are not installed.
+        UnreadableFileError: one of their images cannot be read.
+    """
     cache = cache_folder() / "dexcore"
     folder = cache / f"samples-{_key()}"
     if folder.is_dir():
@@ -65,9 +73,12 @@ def sample_store() -> Path:
         print(f"building the sample images' store in {folder}", file=sys.stderr, flush=True)
         build_samples(building)
         building.rename(folder)
-    except OSError:
+    except OSError as error:
         if not folder.is_dir():  # another process was not faster: it is our error
-            raise
+            raise StoreError(
+                f"{folder}: the sample images' store cannot be written: {error.strerror or error}; set "
+                "XDG_CACHE_HOME to a folder that can be written, or data.store to a store of yours"
+            ) from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return folder

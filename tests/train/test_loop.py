@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,10 +11,14 @@ import pytest
 import torch
 from runs import STEPS, metrics, start, state, tiny, write_images
 
+from dexcore.data.manifest import StoreError
+from dexcore.data.store import Store
+from dexcore.extras import MissingExtraError
 from dexcore.models import DEXVisionTransformer, MaskedAutoencoder
 from dexcore.report import Evaluation
 from dexcore.train.config import ConfigError
 from dexcore.train.loop import Pretraining, TrainingError, pretrain
+from dexcore.train.run_folder import RunFolderError
 
 
 def _batch(run):
@@ -47,6 +52,35 @@ def test_the_learning_rate_of_the_step_is_the_schedule_s(run):
     for name, value in state(run.model).items():
         if "director" not in name and "frequency" not in name and "_sigma" not in name:
             assert np.array_equal(value, first[name]), name
+
+
+def test_the_optimizer_has_the_configuration_s_betas_and_weight_decay(store, tmp_path):
+    config = tiny(store, tmp_path)
+    optimizer = replace(config.optimizer, beta1=0.8, beta2=0.95, weight_decay=0.03)
+    run = Pretraining(replace(config, optimizer=optimizer), tmp_path)
+    decay = {id(p): group["weight_decay"] for group in run.optimizer.param_groups for p in group["params"]}
+    assert all(group["betas"] == (0.8, 0.95) for group in run.optimizer.param_groups)
+    trained = {name: decay[id(p)] for name, p in run.model.named_parameters() if p.requires_grad}
+    assert len(trained) == len(decay)
+    assert set(trained.values()) == {0.0, 0.03}
+    assert not any(value for name, value in trained.items() if name.endswith("bias") or "norm" in name)
+    assert trained["encoder.cls_token"] == 0.0
+    assert trained["encoder.blocks.0.mlp.experts.fc1.weight"] == trained["decoder_pred.weight"] == 0.03
+
+
+def test_a_step_goes_by_the_clipped_gradient_and_reports_the_whole_one(store, tmp_path):
+    runs, norms = [], []
+    for clip_norm in (1e-3, 1e30):
+        config = tiny(store, tmp_path)
+        config = replace(config, optimizer=replace(config.optimizer, clip_norm=clip_norm))
+        runs.append(Pretraining(config, tmp_path))
+        norms.append(runs[-1].step(_batch(runs[-1]), runs[-1].schedule.at(0))["grad_norm"])
+    clipped, whole = runs
+    assert norms[0] == norms[1] > 0.01
+    for short, long in zip(clipped.parameters, whole.parameters, strict=True):
+        by_hand = long.grad * (1e-3 / norms[1])
+        expected = (1 - clipped.config.optimizer.beta1) * by_hand
+        torch.testing.assert_close(clipped.optimizer.state[short]["exp_avg"], expected, rtol=1e-3, atol=1e-9)
 
 
 def test_the_loss_is_the_weighted_sum_of_its_parts(run):
@@ -84,6 +118,43 @@ def test_a_run_that_diverged_gives_up_and_says_where_to_look(store, tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()]
     assert len(lines) == 3
     assert all(len(line["sample_ids"]) == 8 for line in lines)
+
+
+def test_more_unreadable_images_than_allowed_end_the_run(tmp_path):
+    folder = write_images(tmp_path / "store")
+    image = bytes(Store(folder).encoded(1))
+    (shard,) = folder.glob("*.arrow")
+    content = shard.read_bytes()
+    assert content.count(image) == 1
+    shard.write_bytes(content.replace(image, image[:60] + bytes(len(image) - 60)))
+    config = tiny(folder, tmp_path / "run", epochs=2)
+    with pytest.raises(StoreError, match=r"1 of \d+ samples could not be decoded"):
+        pretrain(replace(config, data=replace(config.data, max_replaced=0.0)))
+    config = replace(config, out=str(tmp_path / "lenient"))
+    assert pretrain(replace(config, data=replace(config.data, max_replaced=1.0))).finished
+
+
+@pytest.mark.parametrize("backend", ["triton", "auto"])
+def test_a_backend_that_cannot_run_is_refused_before_the_first_step(store, tmp_path, monkeypatch, backend):
+    monkeypatch.setenv("DEXCORE_BACKEND", "abacus")
+    config = tiny(store, tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"model\.backend: .*(triton.* cannot run|DEXCORE_BACKEND .*'abacus')"):
+        pretrain(replace(config, model=replace(config.model, backend=backend)))
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_missing_package_of_the_report_is_named_before_the_first_step(store, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(MissingExtraError, match=r"matplotlib .*dexcore\[train\]"):
+        pretrain(tiny(store, tmp_path / "run"))
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("name", ["model/model.safetensors", "evaluation.npz"])
+def test_an_end_that_cannot_be_written_is_a_clear_error(run, name):
+    (run.folder / name).mkdir(parents=True)  # in the way
+    with pytest.raises(RunFolderError, match=rf"the training is done, .*cannot be written: .*{name}.*--resume"):
+        run.finish()
 
 
 def test_metrics_hold_a_line_a_step_with_the_scheduled_values(whole_run):

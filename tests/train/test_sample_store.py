@@ -17,6 +17,12 @@ def test_a_missing_package_is_named_with_its_extra_and_leaves_nothing(tmp_path, 
     assert list((tmp_path / "dexcore").iterdir()) == []
 
 
+def test_a_cache_that_cannot_be_written_is_named(monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/cache")  # for root, too
+    with pytest.raises(StoreError, match=r"/proc/cache/dexcore/samples-\w+: .* cannot be written: .*XDG_CACHE_HOME"):
+        sample_store()
+
+
 def test_the_cache_is_where_the_user_says(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_folder() == tmp_path
