@@ -1,8 +1,13 @@
 """Pre-train a Director-Experts vision transformer as a masked autoencoder on medical images.
 
-    python examples/pretrain_mvu.py                                   # sample images, minutes on two CPU
-    cores python examples/pretrain_mvu.py --preset paper --data.store MVU   # the paper's recipe on a store of
-    yours python examples/pretrain_mvu.py --resume                          # go on after a kill
+    # On sample images, in minutes on two CPU cores:
+    python examples/pretrain_mvu.py
+
+    # The paper's recipe on a store of your own:
+    python examples/pretrain_mvu.py --preset paper --data.store path/to/store
+
+    # Go on after a kill:
+    python examples/pretrain_mvu.py --resume
 
 Returns 0 when done, 2 after an error, 75 when a signal stopped it and ``--resume`` goes on.
 """
