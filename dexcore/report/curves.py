@@ -60,7 +60,7 @@ def _losses(history: History, losses: list[tuple[np.ndarray, str]]) -> Picture:
         reading=(
             "Thin: every step. Thick: a running mean. The reconstruction loss should fall quickly, then "
             "slowly; where targets are normalized patch by patch (the default), 1.0 is what predicting each "
-            "patch as its own mean costs. The alignment loss compares experts and director; as a "
+            "patch as its own mean over all channels costs. The alignment loss compares experts and director; as a "
             "cross-entropy it has a floor above zero. The balance loss is 1.0 when all experts are used "
             "evenly, and as large as the number of experts when one takes everything."
         ),

@@ -71,7 +71,7 @@ class Evaluation:
         sample_id: int64 [n], index of the image in its store.
         squared_error: float64 [n], sum over the image's masked patches of (prediction - target)^2,
             in the space of the loss.
-        total: float64 [n], sum over the same patches of (target - the patch's own mean)^2.
+        total: float64 [n], sum over the same patches of (target - the patch's own mean colour)^2.
         gates: an entry a DEX block, float32 [n, R_block]: the share of the image that each expert
             got, zero for an expert that was not chosen. Empty for a dense model.
         examples: images to look at.

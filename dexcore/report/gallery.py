@@ -43,7 +43,8 @@ def gallery_picture(evaluation: Evaluation) -> Picture | None:
             "prediction of every patch. Fourth: the prediction pasted into the hidden patches. Where targets "
             "are normalized patch by patch (the default), the model predicts structure inside a patch "
             "alone, and each patch's mean and deviation are taken from the target: the coarse brightness of "
-            "the last two columns is given, what happens inside a patch is the model's."
+            "the last two columns is given, what happens inside a patch is the model's. "
+            "Its guess at visible patches, in the third column alone, is never trained and may be noise."
         ),
         bad="hidden patches that are flat or all alike, or structure that comes only in training images.",
         png=png,

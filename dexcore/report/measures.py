@@ -18,8 +18,9 @@ class Variance:
     """Share of masked-patch variance explained by some images of one split.
 
     Attributes:
-        value: 1 - sum of squared errors / sum of squares around each patch's own mean; 1 is perfect, 0 is
-            what predicting every patch as its own mean reaches, nan where there is no variance to explain.
+        value: 1 - sum of squared errors / sum of squares around each patch's own mean colour; 1 is
+            perfect, 0 is what predicting every patch as its own mean colour reaches, nan where there is no
+            variance to explain.
         images: how many images it rests on.
         modalities: how many modalities it rests on.
     """

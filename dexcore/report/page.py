@@ -92,7 +92,7 @@ def _page(
         *(f'<p class="warning">{escape(text)}</p>' for text in _warnings(history, summary)),
         "<h2>Variance explained</h2>",
         "<p>The share of what varies inside hidden patches that the model predicts: 1 is perfect, 0 is what "
-        "predicting each patch as its own mean reaches, below 0 is worse than that. Held-out images come "
+        "predicting each patch as its own mean colour reaches, below 0 is worse than that. Held-out images come "
         "from files, volumes and patients that training never saw. <b>Bad:</b> a held-out column far below "
         "the training column, or one modality near 0 beside good others.</p>",
         _variance_table(summary),

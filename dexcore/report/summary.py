@@ -97,7 +97,7 @@ class Summary:
     def _variance_lines(self) -> list[str]:
         lines = [
             "Share of masked-patch variance explained",
-            "(1 is perfect, 0 is predicting every patch as its own mean)",
+            "(1 is perfect, 0 is predicting every patch as its own mean colour)",
             f"  {'':<34}{'training':>10}{'images':>8}{'held out':>12}{'images':>8}",
         ]
         for label, training, heldout in self.table():

@@ -104,7 +104,8 @@ def _reconstruct(
         output = model(images, noise=batch.noise.to(device))
     target = model.target(images)
     error = (output.pred.float() - target).square().sum(-1)
-    # A patch's own mean is its mean colour: guessing the channels' levels alone explains nothing.
+    # Around the patch's own mean colour (for a gray image its mean): guessing the channels' levels alone
+    # explains nothing.
     pixels = target.unflatten(-1, (-1, images.shape[1]))
     variance = (pixels - pixels.mean(2, keepdim=True)).square().sum((2, 3))
     return output.pred.float(), output.mask, error, variance
