@@ -178,6 +178,10 @@ class MaskedAutoencoder(PretrainedMixin, nn.Module):
         _positions(vit).copy_(sincos_positions(vit.embed_dim, grid, 0 if vit.no_embed_class else prefix))
         self.decoder_pos_embed.copy_(sincos_positions(self.decoder_pos_embed.shape[-1], grid, prefix))
 
+    def no_weight_decay(self) -> set[str]:
+        """Parameters of its own that are not decayed; the encoder names its own."""
+        return {"mask_token"}
+
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the blocks' activations of encoder and decoder in the backward, not store them."""
         self.encoder.set_grad_checkpointing(enable)

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from dexcore.files import write_whole as write_whole
-
 METRICS_FILE = "metrics.jsonl"
 CONFIG_FILE = "config.yaml"
 EVALUATION_FILE = "evaluation.npz"

@@ -160,7 +160,7 @@ class OptimizerConfig:
     warmup_epochs: float = 10.0
     """Epochs of linear rise from 0 to the peak."""
     weight_decay: float = 1e-6
-    """Decoupled weight decay; none on biases, norms and the class token."""
+    """Decoupled weight decay; none on biases, norms and tokens."""
     beta1: float = 0.9
     """Decay of the gradients' running mean."""
     beta2: float = 0.999

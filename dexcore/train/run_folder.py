@@ -17,7 +17,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
-from dexcore.report.files import CONFIG_FILE, write_whole
+from dexcore.files import write_whole
+from dexcore.report.files import CONFIG_FILE
 from dexcore.train.arguments import read_yaml, to_yaml
 from dexcore.train.config import PretrainConfig, differences
 

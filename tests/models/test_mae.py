@@ -14,7 +14,7 @@ from torch import nn
 
 from assertions import assert_close
 from dexcore.models import DEXVisionTransformer, MaskedAutoencoder
-from dexcore.nn import DEXBlock, DEXMlp, aux_losses, update_directors
+from dexcore.nn import DEXBlock, DEXMlp, aux_losses, param_groups, update_directors
 
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 0}
 
@@ -343,3 +343,11 @@ def test_timm_models_with_dex_layers_are_encoders_too(arguments):
     model = tiny(VisionTransformer(**TINY, **arguments))
     assert_experts_equal_the_director(model)
     assert total_loss(model, *inputs(model)).isfinite()
+
+
+def test_the_mask_token_is_not_decayed():
+    model = tiny()
+    free = {id(p) for group in param_groups(model, 0.1) if not group["weight_decay"] for p in group["params"]}
+    assert id(model.mask_token) in free
+    assert id(model.encoder.cls_token) in free
+    assert id(model.decoder_pred.weight) not in free
