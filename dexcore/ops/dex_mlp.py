@@ -143,24 +143,9 @@ def _align_director(
 
 @_dex_mlp.register_fake
 def _(
-    x: Tensor,
-    w1: Tensor,
-    b1: Tensor | None,
-    w2: Tensor,
-    b2: Tensor | None,
-    gates: Tensor,
-    indices: Tensor,
-    dw1: Tensor,
-    db1: Tensor | None,
-    dw2: Tensor,
-    db2: Tensor | None,
-    keep: str,
-    activation: str,
-    align: str,
-    precision: str,
-    compute: torch.dtype,
-    backend: str,
+    x: Tensor, w1: Tensor, b1: Any, w2: Any, b2: Any, gates: Any, indices: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    keep, compute = rest[4], rest[8]
     y = x.new_empty(x.shape, dtype=compute)
     loss = x.new_empty((), dtype=torch.promote_types(x.dtype, torch.float32))
     gradient = y.new_empty(x.shape if keep != "nothing" else (0, *x.shape[1:]))
@@ -195,27 +180,8 @@ def _dex_mlp_backward(
 
 
 @_dex_mlp_backward.register_fake
-def _(
-    grad_y: Tensor,
-    grad_loss: Tensor,
-    x: Tensor,
-    w1: Tensor,
-    b1: Tensor | None,
-    w2: Tensor,
-    b2: Tensor | None,
-    gates: Tensor,
-    indices: Tensor,
-    z: Tensor,
-    a: Tensor,
-    o: Tensor,
-    gradient: Tensor,
-    needs: list[bool],
-    activation: str,
-    precision: str,
-    compute: torch.dtype,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return tuple(empty_gradients(x, w1, b1, w2, b2, gates, needs))  # type: ignore[return-value]
+def _(grad_y: Any, grad_loss: Any, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return tuple(empty_gradients(*arguments[:6], needs=arguments[11]))  # type: ignore[return-value]
 
 
 class _DexMlp(torch.autograd.Function):

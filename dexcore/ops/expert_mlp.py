@@ -353,19 +353,9 @@ def _expert_mlp(
 
 @_expert_mlp.register_fake
 def _(
-    x: Tensor,
-    w1: Tensor,
-    b1: Tensor | None,
-    w2: Tensor,
-    b2: Tensor | None,
-    gates: Tensor,
-    indices: Tensor,
-    keep: str,
-    activation: str,
-    precision: str,
-    compute: torch.dtype,
-    backend: str,
+    x: Tensor, w1: Tensor, b1: Any, w2: Any, b2: Any, gates: Any, indices: Tensor, keep: str, *settings: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    compute = settings[2]
     return x.new_empty(x.shape, dtype=compute), *empty_kept(x, w1, indices, keep, compute)
 
 
@@ -394,25 +384,8 @@ def _expert_mlp_backward(
 
 
 @_expert_mlp_backward.register_fake
-def _(
-    grad_y: Tensor,
-    x: Tensor,
-    w1: Tensor,
-    b1: Tensor | None,
-    w2: Tensor,
-    b2: Tensor | None,
-    gates: Tensor,
-    indices: Tensor,
-    z: Tensor,
-    a: Tensor,
-    o: Tensor,
-    needs: list[bool],
-    activation: str,
-    precision: str,
-    compute: torch.dtype,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return tuple(empty_gradients(x, w1, b1, w2, b2, gates, needs))  # type: ignore[return-value]
+def _(grad_y: Any, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return tuple(empty_gradients(*arguments[:6], needs=arguments[10]))  # type: ignore[return-value]
 
 
 class _ExpertMlp(torch.autograd.Function):
