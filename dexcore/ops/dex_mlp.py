@@ -181,7 +181,8 @@ def _dex_mlp_backward(
 
 @_dex_mlp_backward.register_fake
 def _(grad_y: Any, grad_loss: Any, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return tuple(empty_gradients(*arguments[:6], arguments[11]))  # type: ignore[return-value]
+    x, w1, b1, w2, b2, gates = arguments[:6]
+    return tuple(empty_gradients(x, w1, b1, w2, b2, gates, arguments[11]))  # type: ignore[return-value]
 
 
 class _DexMlp(torch.autograd.Function):

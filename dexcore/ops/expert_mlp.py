@@ -385,7 +385,8 @@ def _expert_mlp_backward(
 
 @_expert_mlp_backward.register_fake
 def _(grad_y: Any, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return tuple(empty_gradients(*arguments[:6], arguments[10]))  # type: ignore[return-value]
+    x, w1, b1, w2, b2, gates = arguments[:6]
+    return tuple(empty_gradients(x, w1, b1, w2, b2, gates, arguments[10]))  # type: ignore[return-value]
 
 
 class _ExpertMlp(torch.autograd.Function):
