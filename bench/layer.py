@@ -39,7 +39,7 @@ SHAPES = (Shape(32, 65, 768), Shape(16, 65, 384), Shape(64, 17, 192))
 GOALS = dict(zip(SHAPES, (1.15, 1.30, 1.50), strict=True))
 
 
-def layers(shape: Shape) -> tuple[DEXMlp, PublishedLayer]:
+def layers(shape: Shape) -> dict[str, DEXMlp | PublishedLayer]:
     """The two layers with the same weights, experts unlike one another."""
     torch.manual_seed(0)
     ours = DEXMlp(shape.width, 4 * shape.width, num_experts=EXPERTS, top_k=TOP_K)
@@ -56,16 +56,19 @@ def layers(shape: Shape) -> tuple[DEXMlp, PublishedLayer]:
             for mine, theirs in zip((ours.experts.fc1, ours.experts.fc2), (0, 2), strict=True):
                 expert[theirs].weight.copy_(mine.weight[e])
                 expert[theirs].bias.copy_(mine.bias[e])
-    return ours, published
+    return {"dexcore": ours, "published": published}
 
 
 def make_step(contender: str, shape: Shape, dtype: torch.dtype) -> Callable[[], list[Tensor]]:
-    """One contender's training step ("dexcore" or "published"), which returns output, losses and input gradient."""
-    layer = layers(shape)[0 if contender == "dexcore" else 1]
+    """One contender's training step: "dexcore" or "published"."""
+    return step_of(layers(shape)[contender], shape, dtype)
+
+
+def step_of(layer: DEXMlp | PublishedLayer, shape: Shape, dtype: torch.dtype) -> Callable[[], list[Tensor]]:
+    """A layer's training step, which returns output, both losses and the input's gradient."""
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(shape, generator=generator, requires_grad=True)
     grad_y = torch.randn(shape, generator=generator)
-
     leaves = [x, *layer.parameters()]
 
     def step() -> list[Tensor]:
@@ -83,15 +86,13 @@ def make_step(contender: str, shape: Shape, dtype: torch.dtype) -> Callable[[], 
             update_directors(layer, MOMENTUM)
         return [y, align, balance, x.grad]
 
-    step.layer = layer  # type: ignore[attr-defined]  # for `results`
     return step
 
 
 def results(contender: str, shape: Shape, dtype: torch.dtype) -> dict[str, Tensor]:
     """All that a contender's first step computes; an expert without a gradient has one of zeros."""
-    step = make_step(contender, shape, dtype)
-    found = dict(zip(("y", "align", "balance", "dx"), step(), strict=True))
-    layer = step.layer  # type: ignore[attr-defined]
+    layer = layers(shape)[contender]
+    found = dict(zip(("y", "align", "balance", "dx"), step_of(layer, shape, dtype)(), strict=True))
     found["drouter"] = layer.router.weight.grad
     for i, fc in ((0, "fc1"), (2, "fc2")):
         for kind in ("weight", "bias"):

@@ -111,6 +111,7 @@ class DEXMlp(nn.Module):
         router: ``weight`` [R, D] and the buffer ``activation_frequency`` [R].
         routing: the last forward's `Routing`; None before one and in director mode.
 
+    In eval too the director runs beside the experts, for ``routing.align_loss``; exported programs leave it out.
     An expert that no image of the batch used gets a gradient of zeros, not None: an optimizer with momentum still
     moves it.
     """

@@ -36,6 +36,8 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
+from dexcore.files import sync_folder
+
 _STATE = "state.json"
 _VERSION = 1
 _FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
@@ -91,7 +93,7 @@ def save_checkpoint(
         _write_tensors(temporary, model, optimizer)
         _write_state(temporary, progress)
         temporary.rename(final)
-        _sync(folder)
+        sync_folder(folder)
     except (OSError, CheckpointException) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(
@@ -176,7 +178,7 @@ def _write_state(path: Path, progress: Progress) -> None:
         json.dump({"sha256": _digest_of(state), "state": state}, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
-    _sync(path)
+    sync_folder(path)
 
 
 def _verified(path: Path) -> Progress:
@@ -202,14 +204,6 @@ def _digest(path: Path, sync: bool = False) -> str:
 
 def _digest_of(state: object) -> str:
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _remove(path: Path) -> None:
