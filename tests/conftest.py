@@ -1,4 +1,4 @@
-"""Shared by all tests: offline, deterministic, two threads."""
+"""Shared by all tests: offline, deterministic, two threads; Triton's kernels are interpreted, but for ``-m gpu``."""
 
 import os
 
@@ -10,6 +10,14 @@ import torch
 from hypothesis import settings
 
 torch.set_num_threads(2)
+
+
+def pytest_configure(config):
+    # Before any test imports Triton. Tests on a GPU need compiled kernels, and a run of their own.
+    if config.option.markexpr != "gpu":
+        os.environ["TRITON_INTERPRET"] = "1"
+
+
 settings.register_profile("dexcore", deadline=None, derandomize=True, max_examples=25)
 settings.load_profile("dexcore")
 
