@@ -1,0 +1,254 @@
+"""The grouped GEMM over rows in expert order: the experts' down-projection, and the gradient of their input.
+
+    expert_down   o[row]  = wa[row] W2_e^T + gate[row] b2_e      wa [rows, H], W2 [R, D, H] -> o [rows, D]
+    expert_dx     dx[row] = dz[row] W1_e                         dz [rows, H], W1 [R, H, D] -> dx [rows, D]
+
+e is the row's expert. wa carries the gate already (gate * act(z)), so that the main loop is a GEMM and nothing else.
+Both write a result a slot, rounded to the compute dtype; whoever reads an image's k results sums them, in float32
+(`mix_align`, `sum_slots`).
+
+Axes: b images, n tokens, d width, h hidden, r experts; s slots, S = B*k; rows = S*N.
+"""
+
+from collections.abc import Sequence
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from dexcore.kernels.configs import Gemm
+from dexcore.kernels.launch import launch
+from dexcore.kernels.numerics import dot, rounded
+from dexcore.kernels.plan import Plan, tile_rows
+
+_GROUP = 8  # row tiles that walk a weight's columns together, so that L2 serves the weight's re-reads
+
+
+def expert_down(
+    wa: Tensor,
+    w2: Tensor,
+    b2: Tensor | None,
+    gates: Tensor,
+    plan: Plan,
+    precision: str,
+    config: Gemm,
+    *,
+    director: tuple[Tensor, Tensor, Tensor | None] | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """The experts' second layer, and the director's in the same launch.
+
+    Args:
+        wa: [rows, H], gate * act(z) in expert order.
+        w2, b2: [R, D, H] and [R, D] or None.
+        gates: [B, k], float32.
+        plan: made with ``config.block_m``.
+        precision: of float32 dot products: "ieee", "tf32" or "tf32x3".
+        director: its act(z) [B*N, H], its weight [D, H], its bias [D] or None.
+
+    Returns:
+        o [rows, D] in expert order, and the director's [B*N, D] or None; of wa's dtype.
+    """
+    out = wa.new_empty((wa.shape[0], w2.shape[1]))
+    teacher = None if director is None else wa.new_empty((director[0].shape[0], w2.shape[1]))
+    _launch(wa, w2, (w2.shape[2], 1), b2, gates, out, plan, precision, config, director, teacher)
+    return out, teacher
+
+
+def expert_dx(dz: Tensor, w1: Tensor, plan: Plan, precision: str, config: Gemm) -> Tensor:
+    """The gradient of every slot's input, dz W1.
+
+    Args:
+        dz: [rows, H], in expert order.
+        w1: [R, H, D].
+        plan: made with ``config.block_m``.
+        precision: of float32 dot products: "ieee", "tf32" or "tf32x3".
+
+    Returns:
+        [rows, D] in expert order, of dz's dtype.
+    """
+    out = dz.new_empty((dz.shape[0], w1.shape[2]))
+    _launch(dz, w1, (1, w1.shape[2]), None, None, out, plan, precision, config)
+    return out
+
+
+def expert_down_bytes(
+    counts: Sequence[int],
+    tokens: int,
+    width: int,
+    hidden: int,
+    block_m: int,
+    itemsize: int,
+    *,
+    bias: int = 0,
+    director_rows: int = 0,
+    director_bias: int = 0,
+) -> int:
+    """Unique bytes that `expert_down` and `expert_dx` read and write.
+
+    With E experts that have slots, T tiles in the plan, and 4-byte plan entries and gates:
+
+        rows (H + D) + E H D + director_rows (H + D) + H D        elements
+        E D + D                                                   elements of the biases
+        4 (T + 2 E + the starts' ends that are no start) + 8 S    plan; slots and gates, with a bias alone
+
+    Args:
+        counts: every expert's slots.
+        itemsize: of the operands and results.
+        bias, director_bias: itemsize of the experts' and the director's bias; 0 without.
+        director_rows: B*N, or 0 without a director.
+    """
+    slots, active = sum(counts), [e for e, count in enumerate(counts) if count]
+    elements = slots * tokens * (hidden + width) + len(active) * hidden * width
+    total = len(active) * width * bias
+    if director_rows:
+        elements += director_rows * (hidden + width) + hidden * width
+        total += width * director_bias
+    tiles = slots * tokens // block_m + min(len(counts), slots)
+    starts = {*active, *(e + 1 for e in active)}
+    total += 4 * (tiles + len(starts) + len(active))
+    if bias:
+        total += 8 * slots
+    return total + elements * itemsize
+
+
+def expert_down_flops(rows: int, width: int, hidden: int, *, director_rows: int = 0) -> int:
+    """Multiplications and additions of `expert_down` and `expert_dx`, without those of partial tiles."""
+    return 2 * (rows + director_rows) * width * hidden
+
+
+def _launch(
+    left: Tensor,
+    weight: Tensor,
+    weight_strides: tuple[int, int],
+    bias: Tensor | None,
+    gates: Tensor | None,
+    out: Tensor,
+    plan: Plan,
+    precision: str,
+    config: Gemm,
+    director: tuple[Tensor, Tensor, Tensor | None] | None = None,
+    teacher: Tensor | None = None,
+) -> None:
+    width, reduced = out.shape[1], left.shape[1]
+    expert_tiles = plan.tiles.numel()
+    director_left, director_weight, director_bias = director or (None, None, None)
+    director_rows = 0 if director_left is None else director_left.shape[0]
+    row_tiles = expert_tiles + triton.cdiv(director_rows, config.block_m)
+    launch(
+        _grouped_rows_kernel,
+        (row_tiles * triton.cdiv(width, config.block_n),),
+        left,
+        weight,
+        bias,
+        out,
+        director_left,
+        director_weight,
+        director_bias,
+        teacher,
+        gates,
+        plan.slots,
+        plan.starts,
+        plan.tile_starts,
+        plan.tiles,
+        plan.tokens,
+        expert_tiles,
+        row_tiles,
+        director_rows,
+        width,
+        reduced,
+        *weight_strides,
+        PRECISION=precision,
+        BLOCK_M=config.block_m,
+        BLOCK_N=config.block_n,
+        BLOCK_K=config.block_k,
+        GROUP=_GROUP,
+        num_warps=config.warps,
+        num_stages=config.stages,
+    )
+
+
+@triton.jit
+def _grouped_rows_kernel(
+    left_ptr,  # [rows, K], expert order
+    weight_ptr,  # [R, N, K] or [R, K, N], by its strides
+    bias_ptr,  # [R, N] or None
+    out_ptr,  # [rows, N]
+    director_left_ptr,  # [director_rows, K] or None, and so the next three
+    director_weight_ptr,  # as one expert's weight
+    director_bias_ptr,  # [N] or None
+    director_out_ptr,  # [director_rows, N]
+    gates_ptr,  # [S] by flat slot, float32
+    slots_ptr,  # the plan
+    starts_ptr,
+    tile_starts_ptr,
+    tiles_ptr,
+    tokens,
+    expert_tiles,
+    row_tiles,
+    director_rows,
+    N,
+    K,
+    stride_wn,
+    stride_wk,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    """out[row, n] = sum_k left[row, k] weight[e, n, k] + gate[row] bias[e, n], e the row's expert.
+
+    Here N and K are the columns of the result and of ``left``; a director's gate is 1.
+
+    Grid (row_tiles * cdiv(N, BLOCK_N),): a program owns one row tile of the plan, or one of the director's that
+    follow them, times BLOCK_N columns, and writes them; the plan's surplus tiles (expert -1) write nothing. GROUP row
+    tiles take the column tiles together: with 3 row tiles, 2 column tiles and GROUP 2 the programs 0 .. 5 own the
+    (row tile, column tile) (0, 0), (1, 0), (0, 1), (1, 1), (2, 0), (2, 1).
+
+    Bytes: `expert_down_bytes`. FLOPs: 2 (rows + director_rows) N K. Accumulates in float32; the bias joins in float32.
+    """
+    column_tiles = tl.cdiv(N, BLOCK_N)
+    program = tl.program_id(0)
+    first_tile = program // (GROUP * column_tiles) * GROUP
+    group = tl.minimum(row_tiles - first_tile, GROUP)
+    inner = program % (GROUP * column_tiles)
+    tile = first_tile + inner % group
+    columns = inner // group * BLOCK_N + tl.arange(0, BLOCK_N)
+    in_width = columns < N
+
+    expert = tl.load(tiles_ptr + tile, mask=tile < expert_tiles, other=0)
+    if expert < 0:
+        return
+    of_experts = tile < expert_tiles
+    if of_experts:
+        rows, inside = tile_rows(tile, expert, starts_ptr, tile_starts_ptr, tokens, BLOCK_M)
+        weight_ptr += expert.to(tl.int64) * N * K
+    else:
+        rows = (tile - expert_tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
+        inside = rows < director_rows
+        if director_left_ptr is not None:
+            left_ptr = director_left_ptr
+            weight_ptr = director_weight_ptr
+            out_ptr = director_out_ptr
+
+    k = tl.arange(0, BLOCK_K)
+    left_ptrs = left_ptr + rows.to(tl.int64)[:, None] * K + k[None, :]
+    weight_ptrs = weight_ptr + (columns[None, :] * stride_wn + k[:, None] * stride_wk)
+    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for first in range(0, K, BLOCK_K):
+        left = tl.load(left_ptrs, mask=inside[:, None] & (k < K - first)[None, :], other=0.0)
+        weight = tl.load(weight_ptrs, mask=in_width[None, :] & (k < K - first)[:, None], other=0.0)
+        acc = dot(left, weight, acc, PRECISION)
+        left_ptrs += BLOCK_K
+        weight_ptrs += BLOCK_K * stride_wk
+
+    if bias_ptr is not None:
+        slot = tl.load(slots_ptr + rows // tokens, mask=inside & of_experts, other=0)
+        gate = tl.load(gates_ptr + slot, mask=inside & of_experts, other=0.0)
+        bias = tl.load(bias_ptr + expert * N + columns, mask=in_width & of_experts, other=0.0)
+        acc += gate[:, None] * bias.to(tl.float32)[None, :]
+    if director_bias_ptr is not None:
+        bias = tl.load(director_bias_ptr + columns, mask=in_width & (tile >= expert_tiles), other=0.0)
+        acc += bias.to(tl.float32)[None, :]
+    out_ptrs = out_ptr + rows.to(tl.int64)[:, None] * N + columns[None, :]
+    tl.store(out_ptrs, rounded(acc, out_ptr.dtype.element_ty), mask=inside[:, None] & in_width[None, :])
