@@ -6,7 +6,6 @@ plan's expert order. The director, where given, is one more expert that has ever
 
 from collections.abc import Sequence
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -47,7 +46,7 @@ def expert_up(
         config: the tile.
         keep_z: return z.
         keep_a: return gate * act(z).
-        director: (dw1 [H, D], db1 [H] or None).
+        director: (dw1 [H, D], db1 [H] or None); only with ``keep_a``.
 
     Returns:
         z [S*N, H], gate * act(z) [S*N, H] (either is [0, H] where it is not kept), and act(x dw1^T + db1) [B*N, H] or
@@ -194,6 +193,7 @@ def _expert_up_kernel(
     if expert < 0:
         return
     w_ptr = w1_ptr + expert.to(tl.int64) * hidden * width
+    a_ptr = wa_ptr
     if is_expert:
         rows, inside = tile_rows(tile, expert, starts_ptr, tile_starts_ptr, tokens, BLOCK_M)
         x_rows = image_rows(rows, inside, images_ptr, tokens)
@@ -203,6 +203,7 @@ def _expert_up_kernel(
         x_rows = rows
         if dw1_ptr is not None:
             w_ptr = dw1_ptr
+            a_ptr = director_a_ptr
 
     k = tl.arange(0, BLOCK_K)
     n = column + tl.arange(0, BLOCK_N)
@@ -233,9 +234,6 @@ def _expert_up_kernel(
         mask = inside[:, None] & (n < hidden)[None, :]
         if z_ptr is not None:
             tl.store(z_ptr + offsets, rounded(z, z_ptr.dtype.element_ty), mask=mask & is_expert)
-        a = activate(z, ACTIVATION) * gate[:, None]
-        if wa_ptr is not None:
-            tl.store(wa_ptr + offsets, rounded(a, wa_ptr.dtype.element_ty), mask=mask & is_expert)
-        if director_a_ptr is not None:
-            director_mask = mask & (tile >= expert_tiles)
-            tl.store(director_a_ptr + offsets, rounded(a, director_a_ptr.dtype.element_ty), mask=director_mask)
+        if a_ptr is not None:
+            a = activate(z, ACTIVATION) * gate[:, None]
+            tl.store(a_ptr + offsets, rounded(a, a_ptr.dtype.element_ty), mask=mask)
