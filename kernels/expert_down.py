@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dexcore.kernels.configs import Gemm
 from dexcore.kernels.launch import launch
-from dexcore.kernels.numerics import dot, rounded
+from dexcore.kernels.numerics import dot, halves, rounded
 from dexcore.kernels.plan import Plan, tile_rows
 
 _GROUP = 8  # row tiles that walk a weight's columns together, so that L2 serves the weight's re-reads
@@ -205,7 +205,8 @@ def _grouped_rows_kernel(
     tiles take the column tiles together: with 3 row tiles, 2 column tiles and GROUP 2 the programs 0 .. 5 own the
     (row tile, column tile) (0, 0), (1, 0), (0, 1), (1, 1), (2, 0), (2, 1).
 
-    Bytes: `expert_down_bytes`. FLOPs: 2 (rows + director_rows) N K. Accumulates in float32; the bias joins in float32.
+    Bytes: `expert_down_bytes`. FLOPs: 2 (rows + director_rows) N K. Accumulates in float32, adds gate * bias there, and
+    rounds once.
     """
     column_tiles = tl.cdiv(N, BLOCK_N)
     program = tl.program_id(0)
@@ -213,8 +214,7 @@ def _grouped_rows_kernel(
     group = tl.minimum(row_tiles - first_tile, GROUP)
     inner = program % (GROUP * column_tiles)
     tile = first_tile + inner % group
-    columns = inner // group * BLOCK_N + tl.arange(0, BLOCK_N)
-    in_width = columns < N
+    first_column = inner // group * BLOCK_N
 
     expert = tl.load(tiles_ptr + tile, mask=tile < expert_tiles, other=0)
     if expert < 0:
@@ -231,6 +231,8 @@ def _grouped_rows_kernel(
             weight_ptr = director_weight_ptr
             out_ptr = director_out_ptr
 
+    columns = first_column + tl.arange(0, BLOCK_N)
+    in_width = columns < N
     k = tl.arange(0, BLOCK_K)
     left_ptrs = left_ptr + rows.to(tl.int64)[:, None] * K + k[None, :]
     weight_ptrs = weight_ptr + (columns[None, :] * stride_wn + k[:, None] * stride_wk)
@@ -242,13 +244,22 @@ def _grouped_rows_kernel(
         left_ptrs += BLOCK_K
         weight_ptrs += BLOCK_K * stride_wk
 
+    # On halves: the bias of a whole tile costs a second program's registers on the SM, and spills on sm_80.
+    gate = tl.full((BLOCK_M,), 1.0, tl.float32)
     if bias_ptr is not None:
         slot = tl.load(slots_ptr + rows // tokens, mask=inside & of_experts, other=0)
-        gate = tl.load(gates_ptr + slot, mask=inside & of_experts, other=0.0)
-        bias = tl.load(bias_ptr + expert * N + columns, mask=in_width & of_experts, other=0.0)
-        acc += gate[:, None] * bias.to(tl.float32)[None, :]
-    if director_bias_ptr is not None:
-        bias = tl.load(director_bias_ptr + columns, mask=in_width & (tile >= expert_tiles), other=0.0)
-        acc += bias.to(tl.float32)[None, :]
-    out_ptrs = out_ptr + rows.to(tl.int64)[:, None] * N + columns[None, :]
-    tl.store(out_ptrs, rounded(acc, out_ptr.dtype.element_ty), mask=inside[:, None] & in_width[None, :])
+        gate = tl.load(gates_ptr + slot, mask=inside & of_experts, other=1.0)
+    parts = halves(acc, BLOCK_M, BLOCK_N)
+    for half in tl.static_range(2):
+        columns = first_column + half * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
+        in_width = columns < N
+        bias = tl.zeros((BLOCK_N // 2,), tl.float32)
+        if bias_ptr is not None:
+            bias += tl.load(bias_ptr + expert * N + columns, mask=in_width & of_experts, other=0.0).to(tl.float32)
+        if director_bias_ptr is not None:
+            bias += tl.load(director_bias_ptr + columns, mask=in_width & (tile >= expert_tiles), other=0.0).to(
+                tl.float32
+            )
+        out_ptrs = out_ptr + rows.to(tl.int64)[:, None] * N + columns[None, :]
+        out = rounded(parts[half] + gate[:, None] * bias[None, :], out_ptr.dtype.element_ty)
+        tl.store(out_ptrs, out, mask=inside[:, None] & in_width[None, :])
