@@ -1,0 +1,196 @@
+"""The directors' moving average, of many tensors in one launch, against float64."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from assertions import assert_close
+from dexcore.kernels import group_ema as module
+from dexcore.kernels.group_ema import group_ema, group_ema_bytes
+from kernels.memory_check import check_memory
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def moved(director, experts, weights, momentum, dtype):
+    """The formula, in ``dtype``."""
+    mean = torch.einsum("r,r...->...", weights.to(dtype), experts.to(dtype))
+    return momentum * director.to(dtype) + (1 - momentum) * mean
+
+
+def make_tensors(shapes, experts, dtype, experts_dtype=None):
+    directors = [torch.randn(shape).to(dtype) for shape in shapes]
+    pools = [torch.randn(r, *shape).to(experts_dtype or dtype) for r, shape in zip(experts, shapes, strict=True)]
+    weights = [torch.randn(r).softmax(0) for r in experts]
+    return directors, pools, weights
+
+
+@given(
+    layers=st.lists(
+        st.tuples(st.lists(st.integers(1, 50), min_size=1, max_size=2), st.integers(1, 11)), min_size=1, max_size=4
+    ),
+    momentum=st.sampled_from([0.0, 0.5, 0.996, 1.0]),
+    dtype=st.sampled_from(DTYPES),
+    experts_dtype=st.sampled_from(DTYPES),
+)
+def test_all_directors_move_as_in_float64(layers, momentum, dtype, experts_dtype):
+    shapes, experts = zip(*layers, strict=True)
+    directors, pools, weights = make_tensors(shapes, experts, dtype, experts_dtype)
+    each = list(zip(directors, pools, weights, strict=True))
+    want = [moved(*tensors, momentum, torch.float64) for tensors in each]
+    plain = [moved(*tensors, momentum, torch.float32).to(dtype) for tensors in each]
+    group_ema(directors, pools, weights, momentum)
+    for i, director in enumerate(directors):
+        assert_close(director, want[i], plain=plain[i], name=f"directors[{i}]")
+
+
+@pytest.mark.parametrize("experts", [1, 8, 9, 64])
+def test_tensors_of_several_blocks_with_many_experts(experts):
+    directors, pools, weights = make_tensors([(33, 64), (5,), (1024,)], [experts] * 3, torch.float32)
+    want = [moved(*each, 0.9, torch.float64) for each in zip(directors, pools, weights, strict=True)]
+    group_ema(directors, pools, weights, 0.9)
+    for director, expected in zip(directors, want, strict=True):
+        assert_close(director, expected)
+
+
+def test_an_expert_of_weight_zero_is_not_read():
+    directors, pools, weights = make_tensors([(40,), (3, 5)], [3, 4], torch.float32)
+    for pool, weight in zip(pools, weights, strict=True):
+        pool[1], weight[1] = float("nan"), 0.0
+    want = [
+        moved(director, pool[weight != 0], weight[weight != 0], 0.9, torch.float64)
+        for director, pool, weight in zip(directors, pools, weights, strict=True)
+    ]
+    group_ema(directors, pools, weights, 0.9)
+    for director, expected in zip(directors, want, strict=True):
+        assert_close(director, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_director_whose_weights_are_all_zero_keeps_its_bits(dtype):
+    directors, pools, weights = make_tensors([(40,), (40,)], [3, 3], dtype)
+    weights[0].zero_()
+    pools[0].fill_(float("nan"))
+    before = [director.clone() for director in directors]
+    group_ema(directors, pools, weights, 0.5)
+    assert torch.equal(directors[0], before[0])
+    assert not torch.equal(directors[1], before[1])
+
+
+def test_a_nan_expert_in_use_and_a_nan_weight_reach_the_director():
+    directors, pools, weights = make_tensors([(4,), (4,)], [2, 2], torch.float32)
+    pools[0][1, 2] = float("nan")
+    weights[1][0] = float("nan")
+    group_ema(directors, pools, weights, 0.5)
+    assert directors[0].isnan().tolist() == [False, False, True, False]
+    assert directors[1].isnan().all()
+
+
+def test_twice_the_same_bits():
+    directors, pools, weights = make_tensors([(70, 30), (9,)], [5, 3], torch.float32)
+    others = [director.clone() for director in directors]
+    group_ema(directors, pools, weights, 0.7)
+    group_ema(others, pools, weights, 0.7)
+    for director, other in zip(directors, others, strict=True):
+        assert torch.equal(director, other)
+
+
+def test_experts_may_be_strided_and_surround_their_director():
+    pool = torch.randn(7, 20)
+    director, experts = pool[2], pool[1::2]
+    want = moved(director, experts, torch.ones(3) / 3, 0.5, torch.float64)
+    group_ema([director], [experts], [torch.ones(3) / 3], 0.5)
+    assert_close(pool[2], want)
+
+
+def test_nothing_to_do():
+    group_ema([], [], [], 0.5)
+    empty = torch.zeros(0, 4)
+    directors, pools, weights = make_tensors([(5,)], [2], torch.float32)
+    want = moved(directors[0], pools[0], weights[0], 0.5, torch.float64)
+    group_ema([empty, *directors], [torch.zeros(2, 0, 4), *pools], [weights[0], *weights], 0.5)
+    assert_close(directors[0], want)
+
+
+def test_the_table_is_kept_until_an_address_a_shape_or_a_dtype_changes():
+    module._tables.cache_clear()
+
+    def built(directors, pools, weights):
+        group_ema(directors, pools, weights, 0.5)
+        return module._tables.cache_info().misses
+
+    directors, pools, weights = make_tensors([(6, 4), (5,)], [2, 2], torch.float32)
+    assert built(directors, pools, weights) == 1
+    assert built(list(directors), pools, [weight.clone() for weight in weights]) == 1
+    assert built([directors[0].view(24), directors[1]], [pools[0].view(2, 24), pools[1]], weights) == 1
+    assert built([directors[0], directors[1].clone()], pools, weights) == 2
+    assert built([directors[0], directors[1][:4]], [pools[0], pools[1][:, :4]], weights) == 3
+    half = directors[0].zero_().view(torch.float16).view(-1)[:24].view(6, 4)
+    assert built([half, directors[1]], pools, weights) == 4
+
+
+def test_a_new_address_is_followed():
+    directors, pools, weights = make_tensors([(6,)], [2], torch.float32)
+    group_ema(directors, pools, weights, 0.5)
+    directors, pools = [directors[0].clone()], [pools[0].clone()]
+    want = moved(directors[0], pools[0], weights[0], 0.5, torch.float64)
+    group_ema(directors, pools, weights, 0.5)
+    assert_close(directors[0], want)
+
+
+def test_one_launch_for_all_tensors_of_one_alignment():
+    tensors = make_tensors([(48, 16), (48,), (16, 48), (16,)] * 3, [4] * 12, torch.float32)
+    with check_memory(*tensors[0], *tensors[1]) as memory:
+        group_ema(*tensors, 0.5)
+    assert len(memory.launches) == 1
+    tensors = make_tensors([(48, 16), (7,), (9,)], [4] * 3, torch.float32)
+    with check_memory(*tensors[0], *tensors[1]) as memory:
+        group_ema(*tensors, 0.5)
+    assert len(memory.launches) == 2
+
+
+def test_it_moves_the_bytes_it_says_and_writes_each_director_once():
+    directors, pools, weights = make_tensors([(40, 64), (64,), (30,), (32,)], [9, 3, 3, 2], torch.bfloat16)
+    weights[0][4] = weights[0][7] = 0
+    weights[1].zero_()
+    with check_memory(*directors, *pools) as memory:
+        group_ema(directors, pools, weights, 0.5)
+    memory.assert_written(directors[0], directors[2], directors[3])
+    assert memory.unique_bytes == group_ema_bytes(directors, pools, weights)
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ("twice", r"directors\[2\] and directors\[0\] overlap"),
+        ("partly", r"directors\[2\] and directors\[0\] overlap"),
+        ("its own expert", r"experts\[1\]\[2\] and directors\[1\]|directors\[1\] and experts\[1\]\[2\]"),
+        ("another's expert", r"directors\[2\] and experts\[0\]\[1\]"),
+    ],
+)
+def test_a_director_that_shares_memory_is_an_error_that_names_it(case, message):
+    directors, pools, weights = make_tensors([(20,)] * 3, [3] * 3, torch.float32)
+    if case == "twice":
+        directors[2] = directors[0]
+    elif case == "partly":
+        whole = torch.randn(30)
+        directors[0], directors[2] = whole[:20], whole[10:]
+    elif case == "its own expert":
+        directors[1] = pools[1][2]
+    else:
+        directors[2] = pools[0].view(-1)[30:50]
+    before = [director.clone() for director in directors]
+    with pytest.raises(ValueError, match=message):
+        group_ema(directors, pools, weights, 0.5)
+    for director, old in zip(directors, before, strict=True):
+        assert torch.equal(director, old)
+
+
+def test_experts_may_share_memory_with_one_another():
+    directors, pools, _ = make_tensors([(6,)] * 2, [1] * 2, torch.float32)
+    experts, weights = pools[0].expand(3, 6), torch.tensor([0.2, 0.3, 0.5])
+    want = [moved(director, experts, weights, 0.5, torch.float64) for director in directors]
+    group_ema(directors, [experts, experts], [weights, weights], 0.5)
+    for director, expected in zip(directors, want, strict=True):
+        assert_close(director, expected)
