@@ -10,6 +10,7 @@ Both write a result a slot, rounded to the compute dtype; whoever reads an image
 Axes: b images, n tokens, d width, h hidden, r experts; s slots, S = B*k; rows = S*N.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 
 import triton
@@ -73,47 +74,70 @@ def expert_dx(dz: Tensor, w1: Tensor, plan: Plan, precision: str, config: Gemm) 
 
 def expert_down_bytes(
     counts: Sequence[int],
+    batch: int,
     tokens: int,
     width: int,
     hidden: int,
     block_m: int,
     itemsize: int,
     *,
-    bias: int = 0,
-    director_rows: int = 0,
-    director_bias: int = 0,
+    bias_itemsize: int = 0,
+    director: bool = False,
+    director_bias_itemsize: int = 0,
 ) -> int:
-    """Unique bytes that `expert_down` and `expert_dx` read and write.
-
-    With E experts that have slots, T tiles in the plan, and 4-byte plan entries and gates:
-
-        rows (H + D) + E H D + director_rows (H + D) + H D        elements
-        E D + D                                                   elements of the biases
-        4 (T + 2 E + the starts' ends that are no start) + 8 S    plan; slots and gates, with a bias alone
+    """Unique bytes read and written; see the kernel.
 
     Args:
-        counts: every expert's slots.
-        itemsize: of the operands and results.
-        bias, director_bias: itemsize of the experts' and the director's bias; 0 without.
-        director_rows: B*N, or 0 without a director.
+        counts: every expert's number of slots.
+        batch, tokens, width, hidden, block_m: B, N, D, H and the tile's rows.
+        itemsize: of the compute dtype.
+        bias_itemsize, director_bias_itemsize: of b2 and of the director's; 0 where there is none.
     """
     slots, active = sum(counts), [e for e, count in enumerate(counts) if count]
-    elements = slots * tokens * (hidden + width) + len(active) * hidden * width
-    total = len(active) * width * bias
-    if director_rows:
-        elements += director_rows * (hidden + width) + hidden * width
-        total += width * director_bias
+    if slots == 0:
+        return 0
     tiles = slots * tokens // block_m + min(len(counts), slots)
-    starts = {*active, *(e + 1 for e in active)}
-    total += 4 * (tiles + len(starts) + len(active))
-    if bias:
-        total += 8 * slots
-    return total + elements * itemsize
+    plan = 4 * (tiles + len({*active, *(e + 1 for e in active)}) + len(active))
+    gates = 8 * slots if bias_itemsize else 0
+    rows = (slots + batch * director) * tokens * (hidden + width) * itemsize
+    experts = len(active) * width * (hidden * itemsize + bias_itemsize)
+    return plan + gates + rows + experts + director * width * (hidden * itemsize + director_bias_itemsize)
 
 
-def expert_down_flops(rows: int, width: int, hidden: int, *, director_rows: int = 0) -> int:
-    """Multiplications and additions of `expert_down` and `expert_dx`, without those of partial tiles."""
-    return 2 * (rows + director_rows) * width * hidden
+def expert_down_flops(batch: int, tokens: int, width: int, hidden: int, top_k: int, *, director: bool = False) -> int:
+    """2 B N (k + director) D H; those of partial tiles do not count."""
+    return 2 * batch * tokens * (top_k + director) * width * hidden
+
+
+def expert_dx_bytes(counts: Sequence[int], tokens: int, width: int, hidden: int, block_m: int, itemsize: int) -> int:
+    """Unique bytes read and written: those of `expert_down` without biases and director."""
+    return expert_down_bytes(counts, 0, tokens, width, hidden, block_m, itemsize)
+
+
+def expert_dx_flops(batch: int, tokens: int, width: int, hidden: int, top_k: int) -> int:
+    """2 B N k D H; those of partial tiles do not count."""
+    return expert_down_flops(batch, tokens, width, hidden, top_k)
+
+
+def mixing_inside(
+    choices: Sequence[Sequence[int]], tokens: int, width: int, block_m: int, itemsize: int
+) -> tuple[int, int, int]:
+    """What the variant with the mix in the accumulator would save and lose; see the module.
+
+    Args:
+        choices: every image's k experts.
+
+    Returns:
+        Bytes that `expert_down` with `mix_align` moves more, those that `expert_dx` with `sum_slots` moves more, and
+        the rows of GEMM that tiles by sets waste more than tiles by experts.
+    """
+    top_k = len(choices[0])
+    by_expert = Counter(expert for chosen in choices for expert in chosen)
+    by_set = Counter(frozenset(chosen) for chosen in choices)
+    output = len(choices) * tokens * width * itemsize
+    wasted = top_k * sum(-count * tokens % block_m for count in by_set.values())
+    wasted -= sum(-count * tokens % block_m for count in by_expert.values())
+    return (2 * top_k - 1) * output, 2 * top_k * output, wasted
 
 
 def _launch(
@@ -205,8 +229,12 @@ def _grouped_rows_kernel(
     tiles take the column tiles together: with 3 row tiles, 2 column tiles and GROUP 2 the programs 0 .. 5 own the
     (row tile, column tile) (0, 0), (1, 0), (0, 1), (1, 1), (2, 0), (2, 1).
 
-    Bytes: `expert_down_bytes`. FLOPs: 2 (rows + director_rows) N K. Accumulates in float32, adds gate * bias there, and
-    rounds once.
+    FLOPs: 2 (rows + director_rows) N K. Unique bytes, E experts with slots, T tiles in the plan: (rows +
+    director_rows) (K + N) + (E + 1) N K elements, of the compute dtype; (E + 1) N of the biases; 4 (T + E + starts and
+    ends of the E experts, each once); with a bias of the experts 8 S (slots, gates). Without a director neither
+    director_rows nor + 1.
+
+    Accumulates in float32, adds gate * bias there, and rounds once.
     """
     column_tiles = tl.cdiv(N, BLOCK_N)
     program = tl.program_id(0)
@@ -257,9 +285,8 @@ def _grouped_rows_kernel(
         if bias_ptr is not None:
             bias += tl.load(bias_ptr + expert * N + columns, mask=in_width & of_experts, other=0.0).to(tl.float32)
         if director_bias_ptr is not None:
-            bias += tl.load(director_bias_ptr + columns, mask=in_width & (tile >= expert_tiles), other=0.0).to(
-                tl.float32
-            )
+            of_director = in_width & (tile >= expert_tiles)
+            bias += tl.load(director_bias_ptr + columns, mask=of_director, other=0.0).to(tl.float32)
         out_ptrs = out_ptr + rows.to(tl.int64)[:, None] * N + columns[None, :]
         out = rounded(parts[half] + gate[:, None] * bias[None, :], out_ptr.dtype.element_ty)
         tl.store(out_ptrs, out, mask=inside[:, None] & in_width[None, :])
