@@ -1,5 +1,6 @@
 """The experts' second layer with the director's, and the gradient of the experts' input; interpreted, in float64."""
 
+import re
 from dataclasses import dataclass, replace
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+import dexcore.kernels.expert_down as module
 from assertions import assert_close
 from dexcore.kernels.configs import Gemm
 from dexcore.kernels.expert_down import (
@@ -18,6 +20,7 @@ from dexcore.kernels.expert_down import (
     expert_dx,
     expert_dx_bytes,
     expert_dx_flops,
+    mixing_inside,
 )
 from dexcore.kernels.plan import make_plan
 from kernels.memory_check import check_memory
@@ -284,3 +287,48 @@ def test_its_work_is_counted_by_the_paper():
     assert expert_down_flops(224, 65, 768, 3072, 2) == 2 * 29120 * 768 * 3072  # 137 GFLOP
     assert expert_down_flops(224, 65, 768, 3072, 2, director=True) == 2 * 43680 * 768 * 3072
     assert expert_dx_flops(224, 65, 768, 3072, 2) == 2 * 29120 * 768 * 3072
+
+
+def test_mixing_inside_is_counted_by_hand():
+    # Three images of 5 tokens, tiles of 8 rows, D 10, 2 bytes. By experts 10 rows each (6 wasted, thrice); by sets
+    # {0, 2}, {0, 1}, {1, 2} 5 rows each (3 wasted, thrice, in two loops).
+    assert mixing_inside([[2, 0], [0, 1], [2, 1]], 5, 10, 8, 2) == (3 * 300, 4 * 300, 18 - 18)
+    # One set of 15 rows: 1 wasted in two loops; the experts' tiles are the same.
+    assert mixing_inside([[2, 0], [0, 2], [2, 0]], 5, 10, 8, 2) == (900, 1200, 0)
+    # With tiles of 16 rows by experts 6 wasted, thrice; by sets 11, thrice, in two loops.
+    assert mixing_inside([[2, 0], [0, 1], [2, 1]], 5, 10, 16, 2) == (900, 1200, 66 - 18)
+
+
+_TABLE_LINE = re.compile(
+    r"^    (uniform|Zipf|collapsed) +(\d+) +(\d+) +(\d+) \| +(\d+) +(\d+)"
+    r" \| +([\d.]+) -> +([\d.]+) +(\d+) \| +([\d.]+) -> +([\d.]+) +(\d+)$",
+    re.MULTILINE,
+)
+
+
+def drawn_choices(routing, batch, experts, top_k, generator):
+    if routing == "collapsed":
+        return [list(range(top_k))] * batch
+    shares = torch.ones(experts) if routing == "uniform" else 1 / torch.arange(1, experts + 1)
+    return torch.multinomial(shares.expand(batch, experts), top_k, generator=generator).tolist()
+
+
+def test_the_table_of_the_two_variants_is_what_simulation_gives():
+    lines = _TABLE_LINE.findall(module.__doc__)
+    assert len(lines) == 7
+    for routing, *numbers in lines:
+        batch, experts, top_k = map(int, numbers[:3])
+        saved, by_tiles = [float(n) for n in numbers[3:5]], [float(n) for n in numbers[5:]]
+        for block_m, stated in ((64, by_tiles[:3]), (128, by_tiles[3:])):
+            generator = torch.Generator().manual_seed(0)
+            lost = by_experts = 0.0
+            for _ in range(20):
+                choices = drawn_choices(routing, batch, experts, top_k, generator)
+                *moved, more = mixing_inside(choices, 65, 768, block_m, 2)
+                counts = torch.tensor(choices).view(-1).bincount()
+                lost += more / 20
+                by_experts += int((-counts * 65 % block_m).sum()) / 20
+            percent = 100 / (batch * top_k * 65)
+            assert [n / 3.0e6 for n in moved] == pytest.approx(saved, abs=0.6)
+            assert [by_experts * percent, (by_experts + lost) * percent] == pytest.approx(stated[:2], abs=0.2)
+            assert lost * 2 * 768 * 3072 / 800e6 == pytest.approx(stated[2], abs=1.1)
