@@ -175,10 +175,11 @@ def _expert_up_kernel(
 
     Accumulates in float32; bias, activation and gate in float32; activates z before z is rounded.
 
-    FLOPs: 2 S N D H, with a director 2 (S + B N / N) N D H.
-    Bytes, of the E experts that have slots: x B N D s; W1 E H D s; b1 E H s_b; images 4 S; slots and gates 8 S where
-    wa is kept; tiles 4 T; starts and tile_starts, up to 4 (2 E + 1 + E); z and wa, S N H s each; the director's
-    H D s + H s_b + B N H s. s and s_b are the item sizes.
+    FLOPs: 2 S N D H, with a director 2 (S + B) N D H.
+    Bytes, for the set E of experts that have slots and item sizes s of x, s_b of the biases: x B N D s; W1 |E| H D s;
+    b1 |E| H s_b; z and wa S N H s each; images 4 S; slots and gates 4 S each, where wa is kept; tiles 4 T; tile_starts
+    4 |E|; starts 4 |E and E + 1|. A director adds H D s + H s_b + B N H s.
+    Offsets inside an expert's weights are int32: H D < 2^31; so are rows, S N < 2^31.
     """
     columns = tl.cdiv(hidden, BLOCK_N)
     program = tl.program_id(0)
