@@ -48,7 +48,9 @@ class _Pair(NamedTuple):
 
     @property
     def block(self) -> int:
-        return _BLOCK_BYTES // self.experts_dtype.itemsize
+        """Elements that a program owns."""
+        scalar_loads_are_many = 1 if self.aligned else 4
+        return _BLOCK_BYTES // self.experts_dtype.itemsize // scalar_loads_are_many
 
 
 class _Table(NamedTuple):
@@ -191,7 +193,7 @@ def _group_ema_kernel(
     AT_ONCE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """director = momentum director + step sum_r weight_r expert_r, in float32, r rising.
+    """director = momentum director + step sum_r weight_r expert_r, in float32, in one order.
 
     Grid (sum over tensors of cdiv(length, BLOCK),): a program owns BLOCK elements of one director and writes them.
     Reads 56 bytes and its 4 R of weights a tensor, 4 bytes a program. Of a director with a weight other than 0 it
@@ -219,14 +221,15 @@ def _group_ema_kernel(
     offsets = (program - first_block) * BLOCK + tl.arange(0, BLOCK)
     director = tl.load(director_ptr + offsets, mask=offsets < length, other=0.0).to(tl.float32)
     mean = tl.zeros((BLOCK,), tl.float32)
+    # A tile of experts, rather than one after the other, so that all loads are under way before the first is used.
     for first in range(0, num_experts, AT_ONCE):
-        for j in tl.static_range(AT_ONCE):
-            r = first + j
-            weight = tl.load(weights_ptr + r, mask=r < num_experts, other=0.0)
-            end = tl.where(weight != 0, length, 0)
-            if ALIGNED:
-                end = tl.multiple_of(end, 16)
-            expert = tl.load(experts_ptr + r * stride + offsets, mask=offsets < end, other=0.0).to(tl.float32)
-            mean += expert * weight
+        r = first + tl.arange(0, AT_ONCE)
+        weight = tl.load(weights_ptr + r, mask=r < num_experts, other=0.0)
+        end = tl.where(weight != 0, length, 0)
+        if ALIGNED:
+            end = tl.multiple_of(end, 16)
+        pointers = experts_ptr + (r * stride)[:, None] + offsets[None, :]
+        expert = tl.load(pointers, mask=offsets[None, :] < end[:, None], other=0.0).to(tl.float32)
+        mean += tl.sum(expert * weight[:, None], 0)
     moved = rounded(director * momentum + mean * step, DTYPE)
     tl.store(director_ptr + offsets, moved, mask=offsets < length)
