@@ -27,11 +27,12 @@ from torch import Tensor
 from dexcore.kernels.configs import Gemm
 from dexcore.kernels.launch import launch
 from dexcore.kernels.numerics import dot, rounded
-from dexcore.kernels.plan import Plan, image_rows
+from dexcore.kernels.plan import Plan
 
 # An H100's. The same on every device, so that all sum in the same order.
 _MULTIPROCESSORS = 132
 _LEAST_STEPS = 8
+_GROUP = 8
 _SUM_BLOCK = 1024
 
 
@@ -89,6 +90,7 @@ def expert_wgrad(
         BLOCK_P=config.block_m,
         BLOCK_Q=config.block_n,
         BLOCK_K=config.block_k,
+        GROUP=_GROUP,
         num_warps=config.warps,
         num_stages=config.stages,
         **settings,
@@ -211,6 +213,7 @@ def _expert_wgrad_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    GROUP: tl.constexpr,
 ):
     """out[e, p, q] = sum over e's rows of left[row, p] right[row, q], in float32, rounded once.
 
@@ -223,6 +226,11 @@ def _expert_wgrad_kernel(
     tiles_q: tl.constexpr = (Q + BLOCK_Q - 1) // BLOCK_Q
     unit = tl.program_id(0) // (tiles_p * tiles_q)
     tile = tl.program_id(0) % (tiles_p * tiles_q)
+    # Groups of P tiles, down before across: programs that run together share columns in the second-level cache.
+    group = tile // (GROUP * tiles_q) * GROUP
+    height = tl.minimum(tiles_p - group, GROUP)
+    tile_p = group + tile % (GROUP * tiles_q) % height
+    tile_q = tile % (GROUP * tiles_q) // height
     rank, part, parts = unit, 0, 1
     if SPLIT:
         ranks, parts_by_rank, ends = _unit_table(starts_ptr, longest_ptr, tokens, part_rows, R, R_BLOCK)
@@ -240,22 +248,25 @@ def _expert_wgrad_kernel(
         first += part * share
         end = tl.minimum(first + share, end)
 
-    p = (tile // tiles_q) * BLOCK_P + tl.arange(0, BLOCK_P)
-    q = (tile % tiles_q) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    p = tile_p * BLOCK_P + tl.arange(0, BLOCK_P)
+    q = tile_q * BLOCK_Q + tl.arange(0, BLOCK_Q)
     acc = tl.zeros((BLOCK_P, BLOCK_Q), tl.float32)
+    # The row map, walked: a row's slot and token move by the same step each time, and its image is read a step ahead.
+    # So the loop divides nothing, and its loads of the operands wait for no other load.
+    rows = first + tl.arange(0, BLOCK_K)
+    slots, slot_tokens, images = rows // tokens, rows % tokens, rows
+    if LEFT_BY_IMAGE or RIGHT_BY_IMAGE:
+        images = tl.load(images_ptr + slots, mask=rows < end, other=0)
     for row in range(first, end, BLOCK_K):
         rows = row + tl.arange(0, BLOCK_K)
         inside = rows < end
-        left_rows, right_rows = rows, rows
-        if LEFT_BY_IMAGE or RIGHT_BY_IMAGE:
-            mapped = image_rows(rows, inside, images_ptr, tokens)
-            if LEFT_BY_IMAGE:
-                left_rows = mapped
-            if RIGHT_BY_IMAGE:
-                right_rows = mapped
+        image_rows = images * tokens + slot_tokens
+        left_rows = image_rows if LEFT_BY_IMAGE else rows
+        right_rows = image_rows if RIGHT_BY_IMAGE else rows
+        # Read as [P, K], not transposed in registers: only so is it copied asynchronously on sm_80 too.
         left = tl.load(
-            left_ptr + left_rows.to(tl.int64)[:, None] * P + p[None, :],
-            mask=inside[:, None] & (p < P)[None, :],
+            left_ptr + left_rows.to(tl.int64)[None, :] * P + p[:, None],
+            mask=inside[None, :] & (p < P)[:, None],
             other=0.0,
         )
         right = tl.load(
@@ -263,7 +274,13 @@ def _expert_wgrad_kernel(
             mask=inside[:, None] & (q < Q)[None, :],
             other=0.0,
         )
-        acc = dot(tl.trans(left), right, acc, PRECISION)
+        acc = dot(left, right, acc, PRECISION)
+        if LEFT_BY_IMAGE or RIGHT_BY_IMAGE:
+            slot_tokens += BLOCK_K % tokens
+            wraps = slot_tokens >= tokens
+            slot_tokens -= tl.where(wraps, tokens, 0)
+            slots += BLOCK_K // tokens + wraps.to(tl.int32)
+            images = tl.load(images_ptr + slots, mask=rows + BLOCK_K < end, other=0)
 
     offsets = p.to(tl.int64)[:, None] * Q + q[None, :]
     mask = (p < P)[:, None] & (q < Q)[None, :]
