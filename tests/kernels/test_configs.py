@@ -1,0 +1,185 @@
+"""The rule and the committed table of tile shapes."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from dexcore.kernels import configs
+from dexcore.kernels.configs import (
+    DTYPES,
+    SHARED_MEMORY,
+    TABLE_FILE,
+    Gemm,
+    Key,
+    LayerConfig,
+    UnsupportedDeviceError,
+    architecture_of,
+    check,
+    layer_config,
+    read_table,
+    write_table,
+)
+
+WIDTHS = [1, 15, 16, 40, 64, 192, 384, 768, 1000, 1024, 1280, 3072, 4096]
+KEY = Key("sm_90", 768, 3072, torch.bfloat16)
+CONFIG = LayerConfig(*[Gemm(128, 128, 64, 8, 3)] * 4, Gemm(64, 128, 64, 8, 3), Gemm(128, 64, 32, 4, 4))
+ENTRY = {**KEY._asdict(), "dtype": "bfloat16", **CONFIG._asdict()}
+
+
+@pytest.mark.parametrize("architecture", SHARED_MEMORY)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_rule_fits_every_layer_and_architecture(architecture, dtype):
+    for width in WIDTHS:
+        for hidden in WIDTHS:
+            check(Key(architecture, width, hidden, dtype), layer_config(architecture, width, hidden, dtype))
+
+
+@pytest.mark.parametrize("architecture", SHARED_MEMORY)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_rules_tiles_are_not_larger_than_a_small_layer(architecture, dtype):
+    config = layer_config(architecture, 20, 40, dtype)
+    assert config.up.block_n == config.dact.block_n == 64
+    assert config.up.block_k <= 32
+    assert (config.down.block_n, config.dx.block_n) == (32, 32)
+    assert config.dact.block_k <= 32
+    assert (config.wgrad1.block_m, config.wgrad1.block_n) == (64, 32)
+    assert (config.wgrad2.block_m, config.wgrad2.block_n) == (32, 64)
+
+
+def test_float32_has_smaller_tiles_than_bf16():
+    single, half = (layer_config("sm_90", 768, 3072, dtype) for dtype in (torch.float32, torch.bfloat16))
+    for a, b in zip(single, half, strict=True):
+        assert a.block_m * a.block_n * a.block_k < b.block_m * b.block_n * b.block_k
+
+
+def test_under_the_interpreter_tiles_are_small():
+    assert set(layer_config("interpreter", 768, 3072, torch.float32)) == {Gemm(32, 32, 32, 4, 1)}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("sm_75", 768, 3072, torch.float16), "architecture must be one of sm_80, .*gfx942, interpreter, got 'sm_75'"),
+        (("sm_90", 768, 3072, torch.float64), "dtype must be one of .*got torch.float64"),
+        (("sm_90", 0, 3072, torch.float16), "width and hidden must be at least 1, got 0 and 3072"),
+    ],
+)
+def test_a_layer_that_the_kernels_do_not_have_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        layer_config(*arguments)
+
+
+def test_the_committed_table_is_consistent():
+    table = read_table(TABLE_FILE)
+    assert all(layer_config(*key) == config for key, config in table.items())
+
+
+def test_a_measured_layer_goes_before_the_rule(tmp_path, monkeypatch):
+    write_table(tmp_path / "configs.json", {KEY: CONFIG})
+    monkeypatch.setattr(configs, "TABLE_FILE", tmp_path / "configs.json")
+    caches = (configs._measured, layer_config)
+    for cache in caches:
+        cache.cache_clear()
+    try:
+        assert layer_config(*KEY) == CONFIG
+        assert layer_config(*KEY[:3], torch.float16) != CONFIG
+        assert layer_config(KEY.architecture, KEY.width, 3056, KEY.dtype) != CONFIG
+    finally:
+        for cache in caches:
+            cache.cache_clear()
+
+
+def test_a_table_comes_back_as_it_was_written_in_the_keys_order(tmp_path):
+    path = tmp_path / "configs.json"
+    other = Key("gfx942", 192, 768, torch.float16)
+    table = {KEY: CONFIG, other: layer_config(*other)}
+    write_table(path, table)
+    assert read_table(path) == table
+    assert [entry["architecture"] for entry in json.loads(path.read_text())] == ["gfx942", "sm_90"]
+    assert len(path.read_text().splitlines()) == 4
+    write_table(path, {})
+    assert read_table(path) == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"up": [64, 128, 64, 8, 3]}, "must share one block_m"),
+        ({"wgrad1": [96, 128, 64, 8, 3]}, "wgrad1: a tile's sides must be powers of two"),
+        ({"wgrad1": [128, 128, 8, 8, 3]}, "wgrad1: a tile's sides must be powers of two, 16 at least"),
+        ({"dx": [128, 128, 64, 6, 3]}, "dx: warps must be"),
+        ({"dx": [128, 128, 64, 8, 0]}, "dx: warps must be .* stages at least 1"),
+        ({"wgrad2": [256, 256, 64, 8, 4]}, "wgrad2: .* needs 262144 bytes of shared memory, sm_90 has 232448"),
+        ({"architecture": "sm_75"}, "architecture must be one of"),
+        ({"width": 0}, "at least 1"),
+        ({"dtype": "float64"}, "incomplete or unknown fields"),
+        ({"batch": 3}, "incomplete or unknown fields"),
+    ],
+)
+def test_a_wrong_table_is_an_error_that_names_the_entry(tmp_path, change, message):
+    path = tmp_path / "configs.json"
+    path.write_text(json.dumps([ENTRY | change]))
+    with pytest.raises(ValueError, match=rf"configs\.json: .*{message}"):
+        read_table(path)
+
+
+def test_a_layer_may_stand_in_the_table_once(tmp_path):
+    path = tmp_path / "configs.json"
+    path.write_text(json.dumps([ENTRY, ENTRY]))
+    with pytest.raises(ValueError, match="there twice"):
+        read_table(path)
+
+
+def test_a_wrong_config_is_not_written(tmp_path):
+    path = tmp_path / "configs.json"
+    with pytest.raises(ValueError, match="powers of two"):
+        write_table(path, {KEY: CONFIG._replace(dx=Gemm(128, 100, 64, 8, 3))})
+    assert not path.exists()
+
+
+def test_the_interpreter_is_an_architecture():
+    assert architecture_of("cpu") == "interpreter"
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """As in a process without the interpreter."""
+    monkeypatch.setattr(configs, "INTERPRETED", SimpleNamespace(value=False))
+    configs._architecture.cache_clear()
+    yield
+    configs._architecture.cache_clear()
+
+
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("device", ["cpu", "mps", "meta"])
+def test_other_devices_are_refused(device):
+    with pytest.raises(UnsupportedDeviceError, match=f"CUDA and ROCm devices.*TRITON_INTERPRET=1; got {device}"):
+        architecture_of(device)
+
+
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize(
+    ("major", "minor", "hip", "architecture"),
+    [(8, 0, None, "sm_80"), (9, 0, None, "sm_90"), (10, 0, None, "sm_100"), (9, 4, "6.4", "gfx942")],
+)
+def test_a_gpus_architecture_has_the_compilers_name(monkeypatch, major, minor, hip, architecture):
+    properties = SimpleNamespace(major=major, minor=minor, name="a GPU", gcnArchName="gfx942:sramecc+:xnack-")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    assert architecture_of("cuda:0") == architecture
+
+
+@pytest.mark.usefixtures("compiled")
+def test_an_old_gpu_is_named_with_what_is_supported(monkeypatch):
+    properties = SimpleNamespace(major=7, minor=5, name="Tesla T4")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 2)
+    with pytest.raises(UnsupportedDeviceError, match=r"support sm_80, .*gfx942; cuda:2 \(Tesla T4\) is sm_75"):
+        architecture_of("cuda")
+
+
+@pytest.mark.gpu
+def test_this_gpu_is_supported():
+    assert architecture_of("cuda") in SHARED_MEMORY
