@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -95,6 +95,7 @@ def routings(draw):
     return torch.tensor(rows, dtype=torch.int64).view(batch, top_k), experts
 
 
+@settings(max_examples=15)
 @given(st.data())
 def test_it_agrees_with_float64_on_drawn_shapes_and_routings(data):
     indices, experts = data.draw(routings())
@@ -125,12 +126,12 @@ def test_every_tile_gives_the_same(config):
 
 
 def test_more_row_tiles_than_run_together():
-    # 12 experts' tiles and 3 of the director: a whole group of eight, and a ragged one.
-    case = make_case(torch.tensor([[1, 0], [0, 1], [1, 3]]), tokens=16, width=16, hidden=48)
+    # 10 of the plan, of which some have no expert, and 3 of the director: a group of eight and a ragged one.
+    case = make_case(torch.tensor([[1, 0], [0, 1], [1, 3]]), tokens=16, width=16, hidden=32)
     config = Gemm(16, 16, 16, 4, 1)
     with check_memory() as memory:
         check(case, config=config)
-    assert memory.launches[-1].grid == ((6 + 4 + 3) * 3,)
+    assert memory.launches[-1].grid == ((6 + 4 + 3) * 2,)
 
 
 @pytest.mark.parametrize("expert", [0, 1, 3])
@@ -220,7 +221,7 @@ def test_the_weights_of_an_expert_reach_its_own_rows_alone(width, hidden):
 
 
 def test_repeated_calls_are_bit_equal():
-    case = make_case(torch.tensor([[2, 0], [0, 1]]), tokens=17, dtype=torch.bfloat16)
+    case = make_case(torch.tensor([[2, 0], [0, 1]]), dtype=torch.bfloat16)
     for first, second in zip(run(case), run(case), strict=True):
         assert torch.equal(first, second)
 
