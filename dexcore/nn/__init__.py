@@ -1,5 +1,6 @@
 """DEX layers for any timm-like model, and what trains them."""
 
+from dexcore.nn.attention import XFormersAttention
 from dexcore.nn.aux_losses import AuxLosses, aux_losses
 from dexcore.nn.block import DEXBlock
 from dexcore.nn.control import set_mode, set_noise_std, set_router_noise
@@ -13,6 +14,7 @@ __all__ = [
     "DEXBlock",
     "DEXMlp",
     "Routing",
+    "XFormersAttention",
     "aux_losses",
     "collapse",
     "discard_load",
