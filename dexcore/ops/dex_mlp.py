@@ -1,7 +1,7 @@
 """`dex_mlp`: experts, director and alignment loss of a DEX layer in one op (the method's steps 5 to 8).
 
-Axes as in `dexcore.ops.expert_mlp`. The eager path runs the director in blocks of rows whose hidden layer stays in
-cache and is never stored, and aligns each block at once.
+Axes as in `dexcore.ops.expert_mlp`. Triton's kernels run the director in the experts' launches, and align where the
+experts' outputs are summed.
 """
 
 from typing import Any
@@ -9,23 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dexcore.ops.activation import activate
+from dexcore.ops import experts_eager
 from dexcore.ops.backend import resolve
 from dexcore.ops.checks import check_choice, check_floating, check_same_device, check_shape, refuse_transforms
-from dexcore.ops.expert_mlp import (
-    Kept,
-    check_expert_arguments,
-    compute_dtype,
-    empty_gradients,
-    empty_kept,
-    experts_backward,
-    experts_forward,
-    linear,
-)
-from dexcore.ops.mix_align import ALIGNS, align_rows, scaled_gradient
-
-# The director's hidden rows worked on together; they are never stored.
-_BLOCK_BYTES = 32 << 20
+from dexcore.ops.expert_mlp import allowed_keep, cast, check_expert_arguments, compute_dtype, returned, run_backward
+from dexcore.ops.expert_types import Director, Experts, Gradients, Kept, Needs, empty_gradients, empty_kept
+from dexcore.ops.library import define_op
+from dexcore.ops.mix_align import ALIGNS, add_scaled_gradient
 
 
 def dex_mlp(
@@ -75,19 +65,20 @@ def dex_mlp(
             check_shape(name, tensor, shape)  # type: ignore[arg-type]
     check_same_device(x=x, dw1=dw1, db1=db1, dw2=dw2, db2=db2)
     check_choice("align", align, ALIGNS)
-    settings = (activation, align, precision, compute_dtype(x), resolve(backend))
-    trained = (x, w1, b1, w2, b2, gates)
-    refuse_transforms("dex_mlp", *trained, dw1, db1, dw2, db2)
-    tensors = (*trained, indices, *(None if t is None else t.detach() for t in (dw1, db1, dw2, db2)))
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in trained):
-        y, loss = _DexMlp.apply(*tensors, keep, *settings)
-    else:
-        y, loss, *_ = _dex_mlp(*tensors, "nothing", *settings)
+    compute = compute_dtype(x)
+    chosen = resolve(backend, x.device, compute)
+    keep = allowed_keep(keep, compute, chosen, backend)
+    given = Experts(x, w1, b1, w2, b2, gates, indices)
+    target = Director(*(None if t is None else t.detach().to(compute) for t in (dw1, db1, dw2, db2)))  # type: ignore[arg-type]
+    refuse_transforms("dex_mlp", *given, *target)
+    settings = (activation, align, precision, chosen)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given):
+        return _DexMlp.apply(*given, *target, keep, *settings, compute)
+    y, loss, *_ = _dex_mlp(*cast(given, compute), *target, "nothing", *settings)
     return y, loss
 
 
-@torch.library.custom_op("dexcore::dex_mlp", mutates_args=())
-def _dex_mlp(
+def _run(
     x: Tensor,
     w1: Tensor,
     b1: Tensor | None,
@@ -103,57 +94,32 @@ def _dex_mlp(
     activation: str,
     align: str,
     precision: str,
-    compute: torch.dtype,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    with torch.autocast(x.device.type, enabled=False):
-        y, kept = experts_forward(x, w1, b1, w2, b2, gates, indices, keep, activation, compute)
-        gradient = y.new_empty(x.shape if keep != "nothing" else (0, *x.shape[1:]))
-        director = [None if t is None else t.to(compute) for t in (dw1, db1, dw2, db2)]
-        total = _align_director(x, director, y, gradient if keep != "nothing" else None, activation, align)
+    given, director = Experts(x, w1, b1, w2, b2, gates, indices), Director(dw1, db1, dw2, db2)
+    if backend == "triton":
+        from dexcore.ops import experts_triton
+
+        y, total, kept, gradient = experts_triton.forward_align(given, director, keep, activation, align, precision)
+    else:
+        y, kept = experts_eager.forward(given, keep, activation)
+        gradient = _empty_gradient(x, keep)
+        wanted = gradient if keep != "nothing" else None
+        total = experts_eager.align_director(x, director, y, wanted, activation, align)
     return y, total / max(x.shape[:-1].numel(), 1), *kept, gradient
 
 
-def _align_director(
-    x: Tensor,
-    director: list[Tensor | None],
-    y: Tensor,
-    gradient: Tensor | None,
-    activation: str,
-    align: str,
-) -> Tensor:
-    """Sum of the rows' alignment losses of y against the director's output; their gradients go to ``gradient``."""
-    dw1, db1, dw2, db2 = director
-    hidden, width = dw1.shape  # type: ignore[union-attr]
-    rows = x.shape[:-1].numel()
-    blocks = max(1, -(-rows * hidden * y.itemsize // _BLOCK_BYTES))
-    block = max(1, -(-rows // blocks))
-    scratch_h, scratch_d = y.new_empty((min(rows, block), hidden)), y.new_empty((min(rows, block), width))
-    total = x.new_zeros((), dtype=torch.promote_types(x.dtype, torch.float32))
-    parts = [None if t is None else t.reshape(-1, width).split(block) for t in (x, y, gradient)]
-    for i in range(-(-rows // block)):
-        x_block, y_block, gradient_block = (None if part is None else part[i] for part in parts)
-        count = x_block.shape[0]  # type: ignore[union-attr]
-        hidden_block = linear(x_block.to(y.dtype), dw1, db1, out=scratch_h[:count])  # type: ignore[arg-type, union-attr]
-        activate(activation, hidden_block, out=hidden_block)
-        teacher = linear(hidden_block, dw2, db2, out=scratch_d[:count])  # type: ignore[arg-type]
-        total += align_rows(y_block, teacher, align, gradient_block)  # type: ignore[arg-type]
-    return total
+def _empty_gradient(x: Tensor, keep: str) -> Tensor:
+    return x.new_empty(x.shape if keep != "nothing" else (0, *x.shape[1:]))
 
 
-@_dex_mlp.register_fake
-def _(
-    x: Tensor, w1: Tensor, b1: Any, w2: Any, b2: Any, gates: Any, indices: Tensor, *rest: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    keep, compute = rest[4], rest[8]
-    y = x.new_empty(x.shape, dtype=compute)
+def _fake(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    w1, indices, keep, backend = rest[0], rest[5], rest[10], rest[-1]
     loss = x.new_empty((), dtype=torch.promote_types(x.dtype, torch.float32))
-    gradient = y.new_empty(x.shape if keep != "nothing" else (0, *x.shape[1:]))
-    return y, loss, *empty_kept(x, w1, indices, keep, compute), gradient
+    return x.new_empty(x.shape), loss, *empty_kept(x, w1, indices, keep, backend), _empty_gradient(x, keep)
 
 
-@torch.library.custom_op("dexcore::dex_mlp_backward", mutates_args=())
-def _dex_mlp_backward(
+def _run_backward(
     grad_y: Tensor,
     grad_loss: Tensor,
     x: Tensor,
@@ -170,32 +136,37 @@ def _dex_mlp_backward(
     needs: list[bool],
     activation: str,
     precision: str,
-    compute: torch.dtype,
     backend: str,
+    x_dtype: torch.dtype,
+    weight_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    with torch.autocast(x.device.type, enabled=False):
-        total = (grad_y + scaled_gradient(grad_loss, gradient)).to(compute)
-        kept = Kept(z, a, o)
-        return tuple(experts_backward(total, x, w1, b1, w2, b2, gates, indices, kept, needs, activation, compute))  # type: ignore[return-value]
+    given, kept = Experts(x, w1, b1, w2, b2, gates, indices), Kept(z, a, o)
+    total = add_scaled_gradient(grad_y, grad_loss, gradient, backend)
+    return run_backward(total, given, kept, needs, activation, precision, backend, x_dtype, weight_dtype)
 
 
-@_dex_mlp_backward.register_fake
-def _(grad_y: Any, grad_loss: Any, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    x, w1, b1, w2, b2, gates = arguments[:6]
-    return tuple(empty_gradients(x, w1, b1, w2, b2, gates, arguments[11]))  # type: ignore[return-value]
+def _fake_backward(grad_y: Tensor, grad_loss: Tensor, *arguments: Any) -> Gradients:
+    needs, dtypes = arguments[11], arguments[-2:]
+    return empty_gradients(Experts(*arguments[:7]), Needs(*needs), *dtypes)
+
+
+_dex_mlp = define_op("dex_mlp", _run, _fake)
+_dex_mlp_backward = define_op("dex_mlp_backward", _run_backward, _fake_backward)
 
 
 class _DexMlp(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
-        y, loss, *kept = _dex_mlp(*arguments)
-        ctx.save_for_backward(*arguments[:7], *kept)
-        activation, _, precision, compute, backend = arguments[12:]
-        ctx.settings = activation, precision, compute, backend
+        keep, activation, align, precision, backend, compute = arguments[11:]
+        given = cast(Experts(*arguments[:7]), compute)
+        y, loss, *kept = _dex_mlp(*given, *arguments[7:11], keep, activation, align, precision, backend)
+        ctx.save_for_backward(*given, *kept)
+        ctx.settings = activation, precision, backend
+        ctx.dtypes = [None if t is None else t.dtype for t in arguments[:6]]
         return y, loss
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor, grad_loss: Tensor) -> tuple[Any, ...]:
         needs = list(ctx.needs_input_grad[:6])
-        grads = _dex_mlp_backward(grad_y, grad_loss, *ctx.saved_tensors, needs, *ctx.settings)
-        return *(grad if needed else None for grad, needed in zip(grads, needs, strict=True)), *[None] * 11
+        grads = _dex_mlp_backward(grad_y, grad_loss, *ctx.saved_tensors, needs, *ctx.settings, *ctx.dtypes[:2])
+        return *returned(grads, ctx.dtypes, needs), *[None] * 11

@@ -5,6 +5,7 @@
 The eager path is one fused matrix-vector product a tensor, without stacked copies.
 """
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from dexcore.ops.backend import resolve
 from dexcore.ops.checks import check_floating, check_same_device, check_shape
+from dexcore.ops.library import define_op
 
 
 @torch.no_grad()
@@ -52,13 +54,20 @@ def group_ema_(
         check_shape(names[1], expert, ("R", *director.shape))
         check_shape(names[2], weight, (expert.shape[0],))
         check_same_device(**dict(zip(names, (director, expert, weight), strict=True)))
-    _group_ema_(list(directors), list(experts), list(weights), float(momentum), resolve(backend))
+    if not directors:
+        return
+    dtype = functools.reduce(torch.promote_types, (t.dtype for t in (*directors, *experts)))
+    chosen = resolve(backend, directors[0].device, dtype)
+    _group_ema_(list(directors), list(experts), list(weights), float(momentum), chosen)
 
 
-@torch.library.custom_op("dexcore::group_ema_", mutates_args={"directors"})
-def _group_ema_(
-    directors: list[Tensor], experts: list[Tensor], weights: list[Tensor], momentum: float, backend: str
-) -> None:
+@torch.no_grad()
+def _run(directors: list[Tensor], experts: list[Tensor], weights: list[Tensor], momentum: float, backend: str) -> None:
+    if backend == "triton":
+        from dexcore.kernels.group_ema import group_ema
+
+        group_ema(directors, experts, weights, momentum)
+        return
     for director, expert, weight in zip(directors, experts, weights, strict=True):
         precision = torch.promote_types(director.dtype, torch.float32)
         weight = weight.to(precision)
@@ -73,6 +82,4 @@ def _group_ema_(
         director.copy_(director.to(precision).lerp(torch.mv(columns, weight).view(director.shape), step.to(precision)))
 
 
-@_group_ema_.register_fake
-def _(directors: list[Tensor], experts: list[Tensor], weights: list[Tensor], momentum: float, backend: str) -> None:
-    return None
+_group_ema_ = define_op("group_ema_", _run, lambda *arguments: None, mutates=("directors",))

@@ -16,13 +16,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dexcore.ops.backend import resolve
+from dexcore.ops.backend import TRITON_DTYPES, resolve
 from dexcore.ops.checks import check_choice, check_floating, check_same_device, check_shape, refuse_transforms
+from dexcore.ops.library import define_op
 
 ALIGNS = ("kd", "cosine", "mse")
 TEACHER_TEMPERATURE = 0.5
 SMALLEST_PROBABILITY = 1e-6
 _COSINE_EPS = 1e-8  # as torch.nn.functional.cosine_similarity
+KERNEL_CONSTANTS = {
+    "teacher_temperature": TEACHER_TEMPERATURE,
+    "smallest_probability": SMALLEST_PROBABILITY,
+    "cosine_eps": _COSINE_EPS,
+}
 _ROWS_A_BLOCK = 1024
 
 
@@ -48,7 +54,7 @@ def mix_align(student: Tensor, teacher: Tensor, kind: str = "kd", *, backend: st
     check_same_device(student=student, teacher=teacher)
     check_choice("kind", kind, ALIGNS)
     refuse_transforms("mix_align", student, teacher)
-    teacher, chosen = teacher.detach(), resolve(backend)
+    teacher, chosen = teacher.detach(), resolve(backend, student.device, student.dtype)
     if torch.is_grad_enabled() and student.requires_grad:
         return _MixAlign.apply(student, teacher, kind, chosen)
     return _mix_align(student, teacher, kind, False, chosen)[0]
@@ -68,12 +74,12 @@ def align_rows(student: Tensor, teacher: Tensor, kind: str, gradient: Tensor | N
         if student.is_cpu and log_q.numel() and bool(log_q.amin() > floor):  # nothing to clamp: four passes less
             loss = -torch.dot(p.view(-1), log_q.view(-1))
             if gradient is not None:
-                gradient.copy_(log_q.exp_().sub_(p))
+                _subtract(log_q.exp_(), p, out=gradient)
             return loss
         loss = -torch.dot(p.view(-1), log_q.clamp(min=floor).view(-1))
         if gradient is not None:
             p.mul_(log_q >= floor)  # the clamp passes no gradient below
-            gradient.copy_(log_q.exp_().mul_(p.sum(-1, keepdim=True)).sub_(p))
+            _subtract(log_q.exp_().mul_(p.sum(-1, keepdim=True)), p, out=gradient)
         return loss
     if kind == "cosine":
         student_norm = student.norm(dim=-1, keepdim=True).clamp(min=_COSINE_EPS)
@@ -90,37 +96,71 @@ def align_rows(student: Tensor, teacher: Tensor, kind: str, gradient: Tensor | N
     return loss
 
 
-@torch.library.custom_op("dexcore::mix_align", mutates_args=())
-def _mix_align(student: Tensor, teacher: Tensor, kind: str, with_gradient: bool, backend: str) -> tuple[Tensor, Tensor]:
+def _subtract(a: Tensor, b: Tensor, out: Tensor) -> None:
+    """out = a - b; ``out`` may have another dtype, and ``a`` is spent."""
+    if out.dtype == a.dtype:
+        torch.sub(a, b, out=out)
+    else:
+        out.copy_(a.sub_(b))
+
+
+def _run(student: Tensor, teacher: Tensor, kind: str, with_gradient: bool, backend: str) -> tuple[Tensor, Tensor]:
     rows, width = student.shape[:-1].numel(), student.shape[-1]
+    if backend == "triton":
+        from dexcore.kernels.mix_align import align_forward
+
+        teacher = teacher if teacher.dtype in TRITON_DTYPES else teacher.float()
+        flat = [t.reshape(rows, width).contiguous() for t in (student, teacher)]
+        losses, gradient = align_forward(*flat, kind, with_gradient=with_gradient, **KERNEL_CONSTANTS)
+        return losses.sum() / max(rows, 1), gradient.view(student.shape if with_gradient else (0, 0, width))
     gradient = student.new_empty(student.shape if with_gradient else (0, 0, width))
-    with torch.autocast(student.device.type, enabled=False):
-        total = student.new_zeros((), dtype=torch.promote_types(student.dtype, torch.float32))
-        blocks = [t.reshape(-1, width).split(_ROWS_A_BLOCK) for t in (student, teacher, gradient)]
-        for i, (student_block, teacher_block) in enumerate(zip(*blocks[:2], strict=True)):
-            total += align_rows(student_block, teacher_block, kind, blocks[2][i] if with_gradient else None)
+    total = student.new_zeros((), dtype=torch.promote_types(student.dtype, torch.float32))
+    blocks = [t.reshape(-1, width).split(_ROWS_A_BLOCK) for t in (student, teacher, gradient)]
+    for i, (student_block, teacher_block) in enumerate(zip(*blocks[:2], strict=True)):
+        total += align_rows(student_block, teacher_block, kind, blocks[2][i] if with_gradient else None)
     return total / max(rows, 1), gradient
 
 
-@_mix_align.register_fake
-def _(student: Tensor, teacher: Tensor, kind: str, with_gradient: bool, backend: str) -> tuple[Tensor, Tensor]:
+def _fake(student: Tensor, teacher: Tensor, kind: str, with_gradient: bool, backend: str) -> tuple[Tensor, Tensor]:
     loss = student.new_empty((), dtype=torch.promote_types(student.dtype, torch.float32))
     return loss, student.new_empty(student.shape if with_gradient else (0, 0, student.shape[-1]))
 
 
-@torch.library.custom_op("dexcore::mix_align_backward", mutates_args=())
-def _mix_align_backward(grad_loss: Tensor, gradient: Tensor, backend: str) -> Tensor:
-    return scaled_gradient(grad_loss, gradient).to(gradient.dtype)
+def _run_backward(grad_loss: Tensor, gradient: Tensor, backend: str) -> Tensor:
+    if backend == "triton":
+        from dexcore.kernels.mix_align import align_backward
+
+        flat = gradient.contiguous().flatten(0, 1)
+        return align_backward(grad_loss.float(), flat, None, gradient.dtype).view(gradient.shape)
+    return _scaled(grad_loss, gradient).to(gradient.dtype)
 
 
-@_mix_align_backward.register_fake
-def _(grad_loss: Tensor, gradient: Tensor, backend: str) -> Tensor:
-    return torch.empty_like(gradient)
+_mix_align = define_op("mix_align", _run, _fake)
+_mix_align_backward = define_op(
+    "mix_align_backward", _run_backward, lambda grad_loss, gradient, backend: gradient.new_empty(gradient.shape)
+)
 
 
-def scaled_gradient(grad_loss: Tensor, gradient: Tensor) -> Tensor:
+def _scaled(grad_loss: Tensor, gradient: Tensor) -> Tensor:
     """From the gradient of the rows' sum to that of their mean, times the incoming one; in grad_loss's dtype."""
-    return gradient * (grad_loss / max(gradient.shape[:-1].numel(), 1)).expand(1)
+    return gradient * _scale(grad_loss, gradient)
+
+
+def _scale(grad_loss: Tensor, gradient: Tensor) -> Tensor:
+    return (grad_loss / max(gradient.shape[:-1].numel(), 1)).expand(1)
+
+
+def add_scaled_gradient(grad_y: Tensor, grad_loss: Tensor, gradient: Tensor, backend: str) -> Tensor:
+    """grad_y plus the gradient of the mean of the rows' losses, in ``gradient``'s dtype."""
+    if backend == "triton":
+        from dexcore.kernels.mix_align import align_backward
+
+        flat = gradient.contiguous().flatten(0, 1)
+        total = align_backward(grad_loss.float(), flat, grad_y.contiguous().view(flat.shape), gradient.dtype)
+        return total.view(gradient.shape)
+    if grad_y.dtype == gradient.dtype == grad_loss.dtype:
+        return torch.addcmul(grad_y, gradient, _scale(grad_loss, gradient))
+    return (grad_y + _scaled(grad_loss, gradient)).to(gradient.dtype)
 
 
 class _MixAlign(torch.autograd.Function):

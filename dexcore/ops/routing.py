@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dexcore.ops.backend import resolve
 from dexcore.ops.checks import check_choice, check_floating, check_same_device, check_shape, refuse_transforms
+from dexcore.ops.library import define_op
 
 POOLS = ("cls", "mean")
 
@@ -62,7 +63,8 @@ def route(
         check_shape("noise", noise, (x.shape[0], experts))
     check_same_device(x=x, weight=weight, noise=noise)
     refuse_transforms("route", x, weight, noise)
-    arguments = (x, weight, noise, top_k, float(tau), pool, resolve(backend))
+    chosen = resolve(backend, x.device, x.dtype)
+    arguments = (x, weight, noise, top_k, float(tau), pool, chosen)
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
         gates, indices, probs = _Route.apply(*arguments)
     else:
@@ -76,24 +78,30 @@ def _pooled(x_bnd: Tensor, pool: str) -> Tensor:
     return x_bnd[:, 0].to(precision) if pool == "cls" else x_bnd.mean(1, dtype=precision)
 
 
-@torch.library.custom_op("dexcore::route", mutates_args=())
-def _route(
+def _run(
     x: Tensor, weight: Tensor, noise: Tensor | None, top_k: int, tau: float, pool: str, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    with torch.autocast(x.device.type, enabled=False):
-        feature_bd = _pooled(x, pool)
-        logits_br = feature_bd @ weight.to(feature_bd.dtype).T
-        if noise is not None:
-            logits_br = logits_br + noise.to(logits_br.dtype)
-        probs_br = (logits_br / tau).softmax(-1)
-        # topk breaks ties as it likes; a stable sort gives them to the lower index.
-        chosen_br, indices_br = probs_br.sort(dim=-1, descending=True, stable=True)
-        chosen_bk = chosen_br[:, :top_k]
-        return chosen_bk / chosen_bk.sum(-1, keepdim=True), indices_br[:, :top_k].contiguous(), probs_br
+    if backend == "triton":
+        from dexcore.kernels.route import route_forward
+
+        return route_forward(*_contiguous(x, weight, noise), top_k, tau, pool)
+    feature_bd = _pooled(x, pool)
+    logits_br = feature_bd @ weight.to(feature_bd.dtype).T
+    if noise is not None:
+        logits_br = logits_br + noise.to(logits_br.dtype)
+    probs_br = (logits_br / tau).softmax(-1)
+    # topk breaks ties as it likes; a stable sort gives them to the lower index.
+    chosen_br, indices_br = probs_br.sort(dim=-1, descending=True, stable=True)
+    chosen_bk = chosen_br[:, :top_k]
+    return chosen_bk / chosen_bk.sum(-1, keepdim=True), indices_br[:, :top_k].contiguous(), probs_br
 
 
-@_route.register_fake
-def _(
+def _contiguous(*tensors: Tensor | None) -> Any:
+    """For the kernels, which read float32, float16 and bfloat16."""
+    return (None if t is None else (t.float() if t.dtype == torch.float64 else t).contiguous() for t in tensors)
+
+
+def _fake(
     x: Tensor, weight: Tensor, noise: Tensor | None, top_k: int, tau: float, pool: str, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     precision = torch.promote_types(x.dtype, torch.float32)
@@ -105,8 +113,7 @@ def _(
     )
 
 
-@torch.library.custom_op("dexcore::route_backward", mutates_args=())
-def _route_backward(
+def _run_backward(
     grad_gates: Tensor,
     grad_probs: Tensor,
     x: Tensor,
@@ -118,26 +125,34 @@ def _route_backward(
     pool: str,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    with torch.autocast(x.device.type, enabled=False):
-        # Through w = p / sum(p) over the chosen, then through the softmax.
-        chosen_bk = probs.gather(-1, indices)
-        through_bk = (grad_gates - (grad_gates * gates).sum(-1, keepdim=True)) / chosen_bk.sum(-1, keepdim=True)
-        grad_probs = grad_probs.scatter_add(-1, indices, through_bk)
-        grad_logits_br = probs * (grad_probs - (grad_probs * probs).sum(-1, keepdim=True)) / tau
-        feature_bd = _pooled(x, pool)
-        grad_weight = (grad_logits_br.T @ feature_bd).to(weight.dtype)
-        grad_feature_bd = (grad_logits_br @ weight.to(feature_bd.dtype)).to(x.dtype)
-        grad_x = torch.zeros_like(x, memory_format=torch.contiguous_format)
-        if pool == "cls":
-            grad_x[:, 0] = grad_feature_bd
-        else:
-            grad_x += (grad_feature_bd / x.shape[1]).unsqueeze(1)
-        return grad_x, grad_weight
+    if backend == "triton":
+        from dexcore.kernels.route import route_backward
+
+        tensors = _contiguous(grad_gates, grad_probs, x, weight, gates, indices, probs)
+        grad_x, grad_weight = route_backward(*tensors, tau, pool)
+        return grad_x, grad_weight.to(weight.dtype)
+    # Through w = p / sum(p) over the chosen, then through the softmax.
+    chosen_bk = probs.gather(-1, indices)
+    through_bk = (grad_gates - (grad_gates * gates).sum(-1, keepdim=True)) / chosen_bk.sum(-1, keepdim=True)
+    grad_probs = grad_probs.scatter_add(-1, indices, through_bk)
+    grad_logits_br = probs * (grad_probs - (grad_probs * probs).sum(-1, keepdim=True)) / tau
+    feature_bd = _pooled(x, pool)
+    grad_weight = (grad_logits_br.T @ feature_bd).to(weight.dtype)
+    grad_feature_bd = (grad_logits_br @ weight.to(feature_bd.dtype)).to(x.dtype)
+    grad_x = torch.zeros_like(x, memory_format=torch.contiguous_format)
+    if pool == "cls":
+        grad_x[:, 0] = grad_feature_bd
+    else:
+        grad_x += (grad_feature_bd / x.shape[1]).unsqueeze(1)
+    return grad_x, grad_weight
 
 
-@_route_backward.register_fake
-def _(grad_gates: Any, grad_probs: Any, x: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+def _fake_backward(grad_gates: Any, grad_probs: Any, x: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), weight.new_empty(weight.shape)
+
+
+_route = define_op("route", _run, _fake)
+_route_backward = define_op("route_backward", _run_backward, _fake_backward)
 
 
 class _Route(torch.autograd.Function):

@@ -142,8 +142,8 @@ class Pretraining:
     def __init__(self, config: PretrainConfig, folder: Path) -> None:
         self.config, self.folder = config, folder
         require("matplotlib", "train")  # the report's, missed now rather than after hours of training
-        _check_backend(config.model.backend)
         self.device = choose_device(config.run.device)
+        _check_backend(config.model.backend, self.device)
         self.images = open_images(config.data.store)
         self.rows = self.images.indices(split="train")
         if not len(self.rows):
@@ -342,9 +342,9 @@ class Pretraining:
             )
 
 
-def _check_backend(backend: str) -> None:
+def _check_backend(backend: str, device: torch.device) -> None:
     try:
-        resolve(backend)
+        resolve(backend, device, torch.float32)
     except (BackendUnavailableError, ValueError) as error:
         raise ConfigError(f"model.backend: {error}") from error
 

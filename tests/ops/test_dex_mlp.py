@@ -1,7 +1,5 @@
 """dex_mlp is expert_mlp and mix_align against the director, in one op."""
 
-import sys
-
 import pytest
 import torch
 from hypothesis import given
@@ -10,7 +8,7 @@ from torch.library import opcheck
 
 from assertions import assert_close
 from dexcore import ops
-from dexcore.ops import reference
+from dexcore.ops import experts_eager, reference
 from dexcore.ops.expert_mlp import KEEPS
 from dexcore.ops.mix_align import ALIGNS
 from ops import plain
@@ -53,7 +51,7 @@ def test_outputs_and_all_gradients_agree_with_float64(case, activation, align, k
 
 @pytest.mark.parametrize("block_bytes", [1, 700])
 def test_more_rows_than_a_block(monkeypatch, block_bytes):
-    monkeypatch.setattr(sys.modules["dexcore.ops.dex_mlp"], "_BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(experts_eager, "_BLOCK_BYTES", block_bytes)
     case = plain.make_case(batch=5, tokens=7)
     y, loss, grads = run(ops.dex_mlp, case, torch.float32, "gelu", "kd", "both")
     y64, loss64, grads64 = run(reference.dex_mlp, case, torch.float64, "gelu", "kd")
@@ -118,8 +116,8 @@ def test_opcheck():
     case = plain.make_case()
     arguments = (*case.experts, *case.director)
     for keep in ("nothing", "z"):
-        opcheck(torch.ops.dexcore.dex_mlp.default, (*arguments, keep, "gelu", "kd", "ieee", torch.float32, "eager"))
-    y, loss, *kept = torch.ops.dexcore.dex_mlp(*arguments, "z", "gelu", "kd", "ieee", torch.float32, "eager")
+        opcheck(torch.ops.dexcore.dex_mlp.default, (*arguments, keep, "gelu", "kd", "ieee", "eager"))
+    y, loss, *kept = torch.ops.dexcore.dex_mlp(*arguments, "z", "gelu", "kd", "ieee", "eager")
     opcheck(
         torch.ops.dexcore.dex_mlp_backward.default,
         (
@@ -130,8 +128,9 @@ def test_opcheck():
             [True] * 6,
             "gelu",
             "ieee",
-            torch.float32,
             "eager",
+            torch.float32,
+            torch.float32,
         ),
     )
 

@@ -180,16 +180,16 @@ def test_only_the_gradients_asked_for_are_made():
 @pytest.mark.parametrize("keep", ["nothing", *KEEPS])
 def test_opcheck(keep):
     case = plain.make_case()
-    opcheck(torch.ops.dexcore.expert_mlp.default, (*case.experts, keep, "gelu", "ieee", torch.float32, "eager"))
+    opcheck(torch.ops.dexcore.expert_mlp.default, (*case.experts, keep, "gelu", "ieee", "eager"))
 
 
 @pytest.mark.parametrize("needs", [[True] * 6, [True, False, True, False, True, False]])
 def test_opcheck_of_the_backward(needs):
     case = plain.make_case()
-    _, *kept = torch.ops.dexcore.expert_mlp(*case.experts, "z", "gelu", "ieee", torch.float32, "eager")
+    _, *kept = torch.ops.dexcore.expert_mlp(*case.experts, "z", "gelu", "ieee", "eager")
     opcheck(
         torch.ops.dexcore.expert_mlp_backward.default,
-        (torch.ones_like(case.x), *case.experts, *kept, needs, "gelu", "ieee", torch.float32, "eager"),
+        (torch.ones_like(case.x), *case.experts, *kept, needs, "gelu", "ieee", "eager", torch.float32, torch.float32),
     )
 
 

@@ -1,0 +1,195 @@
+"""The experts in plain PyTorch: the fast path on the CPU, the fallback on every device.
+
+It makes one GEMM an expert and direction over exactly its rows. The gates are applied after the second GEMM, at width
+D, and the experts' outputs o are kept, so that the gates' gradients are the row sums <o, dy>: neither an extra GEMM
+nor a pass over the hidden layer. On a device other than the CPU it reads the experts' counts on the host, once a call.
+
+Axes as in `dexcore.ops.expert_mlp`.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dexcore.ops.activation import activate, activate_backward
+from dexcore.ops.expert_types import Director, Experts, Gradients, Kept, Needs, empty_gradients, empty_kept
+from dexcore.ops.mix_align import align_rows
+
+# The director's hidden rows worked on together; they are never stored.
+_BLOCK_BYTES = 32 << 20
+
+
+class _Plan:
+    """The slots sorted by expert.
+
+    Example: indices [[2, 0], [0, 1]] give the slots in the order 1, 2, 3, 0, of images 0, 1, 1, 0; expert 0 owns the
+    first two, experts 1 and 2 one each.
+
+    Attributes:
+        images: [S], a sorted slot's image.
+        experts: [S], a sorted slot's expert.
+        order: [S], a sorted slot's place in indices.reshape(-1).
+        places: [S], the reverse: where among the sorted the slots of image 0 lie, then those of image 1, ...
+        sizes: rows of every expert.
+        active, idle: experts with rows, and without.
+    """
+
+    def __init__(self, indices_bk: Tensor, experts: int, tokens: int) -> None:
+        flat = indices_bk.reshape(-1).long()
+        self.experts, self.order = flat.sort(stable=True)
+        self.images = self.order.div(max(indices_bk.shape[1], 1), rounding_mode="floor")
+        self.places = self.order.argsort()
+        if flat.numel():
+            lowest, highest = int(self.experts[0]), int(self.experts[-1])
+            if lowest < 0 or highest >= experts:
+                wrong = lowest if lowest < 0 else highest
+                raise IndexError(f"indices must lie in 0..{experts - 1} (w1 holds {experts} experts), got {wrong}")
+        self.sizes = [count * tokens for count in flat.bincount(minlength=experts).tolist()]
+        self.active = [e for e, size in enumerate(self.sizes) if size]
+        self.idle = [e for e, size in enumerate(self.sizes) if not size]
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
+    """out = x weight^T + bias; all of one dtype."""
+    if bias is None:
+        return torch.mm(x, weight.t(), out=out)
+    return torch.addmm(bias, x, weight.t(), out=out)
+
+
+def _by_expert(tensor: Tensor | None, count: int) -> Sequence[Tensor | None]:
+    return (None,) * count if tensor is None else tensor.unbind(0)
+
+
+def forward(given: Experts, keep: str, activation: str) -> tuple[Tensor, Kept]:
+    """y [B, N, D], and what the backward needs."""
+    x, w1, b1, w2, b2, gates, indices = given
+    tokens, width = x.shape[1:]
+    experts, hidden, _ = w1.shape
+    plan = _Plan(indices, experts, tokens)
+    kept = empty_kept(x, w1, indices, keep, "eager")
+    x_rows = _gather(x, plan.images).view(-1, width).split(plan.sizes)
+    o = kept.o if keep != "nothing" else x.new_empty((sum(plan.sizes), width))
+    o_rows, w1_e, w2_e = o.split(plan.sizes), w1.unbind(0), w2.unbind(0)
+    b1_e, b2_e = _by_expert(b1, experts), _by_expert(b2, experts)
+    z_rows, a_rows = (t.split(plan.sizes) if t.numel() else None for t in (kept.z, kept.a))
+    scratch = x.new_empty((0 if z_rows and a_rows else max(plan.sizes), hidden))
+    for e in plan.active:
+        z = z_rows[e] if z_rows else scratch[: plan.sizes[e]]
+        a = a_rows[e] if a_rows else scratch[: plan.sizes[e]]
+        linear(x_rows[e], w1_e[e], b1_e[e], out=z)
+        activate(activation, z, out=a)
+        linear(a, w2_e[e], b2_e[e], out=o_rows[e])
+    y = _sum_slots(o.view(-1, tokens * width), plan.places.view(gates.shape), gates)
+    return y.view(x.shape).to(x.dtype), kept
+
+
+def align_director(
+    x: Tensor, director: Director, y: Tensor, gradient: Tensor | None, activation: str, align: str
+) -> Tensor:
+    """Sum of the rows' alignment losses of y against the director's output; their gradients go to ``gradient``.
+
+    The director runs in blocks of rows whose hidden layer stays in cache, and each block is aligned at once.
+    """
+    hidden, width = director.w1.shape
+    rows = x.shape[:-1].numel()
+    blocks = max(1, -(-rows * hidden * y.itemsize // _BLOCK_BYTES))
+    block = max(1, -(-rows // blocks))
+    scratch_h, scratch_d = y.new_empty((min(rows, block), hidden)), y.new_empty((min(rows, block), width))
+    total = x.new_zeros((), dtype=torch.promote_types(x.dtype, torch.float32))
+    parts = [None if t is None else t.reshape(-1, width).split(block) for t in (x, y, gradient)]
+    for i in range(-(-rows // block)):
+        x_block, y_block, gradient_block = (None if part is None else part[i] for part in parts)
+        count = x_block.shape[0]  # type: ignore[union-attr]
+        hidden_block = linear(x_block, director.w1, director.b1, out=scratch_h[:count])  # type: ignore[arg-type]
+        activate(activation, hidden_block, out=hidden_block)
+        teacher = linear(hidden_block, director.w2, director.b2, out=scratch_d[:count])
+        total += align_rows(y_block, teacher, align, gradient_block)  # type: ignore[arg-type]
+    return total
+
+
+def _gather(tensor_bnd: Tensor, images: Tensor) -> Tensor:
+    """The slots' images, [S, N*D]: an image is one row, since index_select is slow on three axes."""
+    return tensor_bnd.flatten(1).index_select(0, images)
+
+
+def _sum_slots(o_sx: Tensor, places_bk: Tensor, gates_bk: Tensor | None) -> Tensor:
+    """[B, X]: each image's slots summed, weighted by its gates if given; accumulated in float32 at least."""
+    if o_sx.dtype in (torch.float32, torch.float64):  # gather and sum in one pass
+        return F.embedding_bag(places_bk, o_sx, mode="sum", per_sample_weights=gates_bk)
+    o_bkx = o_sx.index_select(0, places_bk.reshape(-1)).view(*places_bk.shape, -1)
+    if gates_bk is not None:
+        o_bkx = o_bkx * gates_bk.unsqueeze(-1)
+    return o_bkx.sum(1, dtype=torch.float32)
+
+
+def backward(
+    grad_y: Tensor,
+    given: Experts,
+    kept: Kept,
+    needs: Needs,
+    activation: str,
+    x_dtype: torch.dtype,
+    weight_dtype: torch.dtype,
+) -> Gradients:
+    """The gradients that are asked for."""
+    x, w1, b1, w2, _, gates, indices = given
+    tokens, width = x.shape[1:]
+    experts, hidden, _ = w1.shape
+    plan = _Plan(indices, experts, tokens)
+    grads = empty_gradients(given, needs, x_dtype, weight_dtype)
+    for tensor in grads[1:5]:
+        for e in plan.idle if tensor.numel() else ():
+            tensor[e].zero_()
+    accumulate = torch.promote_types(x.dtype, torch.float32)
+
+    dy_sx = _gather(grad_y, plan.images)
+    if needs.gates:
+        by_slot = (kept.o.view_as(dy_sx) * dy_sx).sum(1, dtype=accumulate)
+        grads.gates.copy_(by_slot[plan.places].view(gates.shape))
+    gates_s = gates.reshape(-1)[plan.order].unsqueeze(1)
+    do_sx = dy_sx.mul_(gates_s)
+    if needs.b2:
+        sums_sd = do_sx.view(-1, tokens, width).sum(1, dtype=accumulate)
+        grads.b2.copy_(sums_sd.new_zeros(grads.b2.shape).index_add_(0, plan.experts, sums_sd))
+
+    x_rows = _gather(x, plan.images).view(-1, width).split(plan.sizes)
+    do_rows = do_sx.view(-1, width).split(plan.sizes)
+    w1_e, w2_e, b1_e = w1.unbind(0), w2.unbind(0), _by_expert(b1, experts)
+    dw1_e, db1_e, dw2_e = (grad.unbind(0) if grad.numel() else () for grad in grads[1:4])
+    dx = do_sx.new_empty((sum(plan.sizes) if needs.x else 0, width))
+    dx_rows = dx.split(plan.sizes) if needs.x else ()
+    z_rows, a_rows = (t.split(plan.sizes) if t.numel() else None for t in (kept.z, kept.a))
+    longest = max(plan.sizes)
+    scratch_u, scratch_a, scratch_z = (
+        dx.new_empty((longest if needed else 0, hidden)) for needed in (needs.z, needs.w2 and not a_rows, not z_rows)
+    )
+    for e in plan.active:
+        size = plan.sizes[e]
+        z = z_rows[e] if z_rows else linear(x_rows[e], w1_e[e], b1_e[e], out=scratch_z[:size])
+        if needs.w2:
+            a = a_rows[e] if a_rows else activate(activation, z, out=scratch_a[:size])
+            _mm_into(do_rows[e].t(), a, dw2_e[e])
+        if not needs.z:
+            continue
+        dz = torch.mm(do_rows[e], w2_e[e], out=scratch_u[:size])
+        activate_backward(activation, dz, z)
+        if needs.b1:
+            torch.sum(dz, 0, dtype=weight_dtype, out=db1_e[e])
+        if needs.w1:
+            _mm_into(dz.t(), x_rows[e], dw1_e[e])
+        if needs.x:
+            torch.mm(dz, w1_e[e], out=dx_rows[e])
+    if needs.x:
+        summed = _sum_slots(dx.view(-1, tokens * width), plan.places.view(gates.shape), None)
+        grads = grads._replace(x=summed.view(x.shape).to(x_dtype))
+    return grads
+
+
+def _mm_into(a: Tensor, b: Tensor, out: Tensor) -> None:
+    """out = a b, where ``out`` may have another dtype."""
+    if out.dtype == a.dtype:
+        torch.mm(a, b, out=out)
+    else:
+        out.copy_(a @ b)

@@ -1,0 +1,127 @@
+"""The experts by Triton kernels: a fixed sequence of launches, without a word from the host in between.
+
+The gates are applied to the hidden layer, in the up-projection's epilogue; what is kept of it is gate * act(z).
+"""
+
+import torch
+from torch import Tensor
+
+from dexcore.kernels.bias_gradients import bias1_gradient, bias2_gradient, gate_gradient, token_sums
+from dexcore.kernels.configs import LayerConfig, architecture_of, layer_config
+from dexcore.kernels.expert_dact import expert_dact
+from dexcore.kernels.expert_down import expert_down, expert_dx
+from dexcore.kernels.expert_up import expert_up
+from dexcore.kernels.expert_wgrad import expert_wgrad
+from dexcore.kernels.mix_align import mix_align_forward, sum_slots
+from dexcore.kernels.plan import Plan, make_plan
+from dexcore.ops.expert_types import Director, Experts, Gradients, Kept, Needs, empty_gradients, empty_kept
+from dexcore.ops.mix_align import KERNEL_CONSTANTS
+
+
+def forward(given: Experts, keep: str, activation: str, precision: str) -> tuple[Tensor, Kept]:
+    """y [B, N, D], and what the backward needs."""
+    given, config, plan = _prepare(given)
+    z, a, _ = expert_up(
+        given.x, given.w1, given.b1, given.gates, plan, activation, precision, config.up, keep_z=keep in ("both", "z")
+    )
+    o, _ = expert_down(a, given.w2, given.b2, given.gates, plan, precision, config.down)
+    y = sum_slots(o, plan, given.x.dtype).view(given.x.shape)
+    return y, _kept(given, keep, z, a)
+
+
+def forward_align(
+    given: Experts, director: Director, keep: str, activation: str, align: str, precision: str
+) -> tuple[Tensor, Tensor, Kept, Tensor]:
+    """`forward` with the director in the same launches: y, the sum of the rows' alignment losses, what the backward
+    needs, and the losses' gradients [B, N, D] (empty where no backward follows).
+    """
+    given, config, plan = _prepare(given)
+    dw1, db1, dw2, db2 = (None if t is None else t.contiguous() for t in director)
+    z, a, director_a = expert_up(
+        given.x,
+        given.w1,
+        given.b1,
+        given.gates,
+        plan,
+        activation,
+        precision,
+        config.up,
+        keep_z=keep in ("both", "z"),
+        director=(dw1, db1),
+    )
+    o, teacher = expert_down(
+        a, given.w2, given.b2, given.gates, plan, precision, config.down, director=(director_a, dw2, db2)
+    )
+    y, losses, gradient = mix_align_forward(
+        o, plan, teacher, align, with_gradient=keep != "nothing", **KERNEL_CONSTANTS
+    )
+    return y.view(given.x.shape), losses.sum(), _kept(given, keep, z, a), gradient.view(-1, *given.x.shape[1:])
+
+
+def backward(
+    grad_y: Tensor,
+    given: Experts,
+    kept: Kept,
+    needs: Needs,
+    activation: str,
+    precision: str,
+    x_dtype: torch.dtype,
+    weight_dtype: torch.dtype,
+) -> Gradients:
+    """The gradients that are asked for."""
+    given, config, plan = _prepare(given)
+    x, w1, b1, w2, b2, gates, _ = given
+    dy, (z, a, _) = grad_y.contiguous(), kept
+    if not z.numel():
+        z, _, _ = expert_up(x, w1, b1, gates, plan, activation, precision, config.up, keep_z=True, keep_a=False)
+    dz, made_a, bias_parts, gate_parts = expert_dact(
+        dy, w2, z, gates, plan, activation, precision, config.dact, keep_a=needs.w2 and not a.numel()
+    )
+    a = a if a.numel() else made_a
+    sums = token_sums(dy) if needs.b2 or (needs.gates and b2 is not None) else None
+    grads = empty_gradients(given, Needs(*[False] * 6), x_dtype, weight_dtype)
+    if needs.x:
+        dx = expert_dx(dz, w1, plan, precision, config.dx)
+        grads = grads._replace(x=sum_slots(dx, plan, x_dtype).view(x.shape))
+    if needs.w1:
+        dw1 = expert_wgrad(
+            dz, x, plan, weight_dtype, precision, config.wgrad1, left_by_image=False, right_by_image=True
+        )
+        grads = grads._replace(w1=dw1)
+    if needs.b1:
+        grads = grads._replace(b1=bias1_gradient(bias_parts, plan, weight_dtype))
+    if needs.w2:
+        dw2 = expert_wgrad(
+            dy, a, plan, weight_dtype, precision, config.wgrad2, left_by_image=True, right_by_image=False
+        )
+        grads = grads._replace(w2=dw2)
+    if needs.b2:
+        grads = grads._replace(b2=bias2_gradient(sums, gates, plan, weight_dtype))
+    if needs.gates:
+        grads = grads._replace(gates=gate_gradient(gate_parts, sums, b2, plan))
+    return grads
+
+
+def _prepare(given: Experts) -> tuple[Experts, LayerConfig, Plan]:
+    """Contiguous arguments, the kernels' tiles and the plan."""
+    given = Experts(*(None if t is None else t.contiguous() for t in given))  # type: ignore[arg-type]
+    experts, hidden, width = given.w1.shape
+    config = layer_config(architecture_of(given.x.device), width, hidden, given.x.dtype)
+    plan = make_plan(given.indices, experts, given.x.shape[1], config.up.block_m)
+    _check_indices(plan)
+    return given, config, plan
+
+
+def _check_indices(plan: Plan) -> None:
+    """On a GPU the device itself raises, when it comes to it: the host does not wait."""
+    message = f"indices must lie in 0..{plan.num_experts - 1} (w1 holds {plan.num_experts} experts)"
+    if plan.valid.is_cpu:
+        if not plan.valid.item():
+            raise IndexError(message)
+    else:
+        torch._assert_async(plan.valid, message)
+
+
+def _kept(given: Experts, keep: str, z: Tensor, a: Tensor) -> Kept:
+    kept = empty_kept(given.x[:0], given.w1, given.indices[:0], keep, "triton")
+    return kept._replace(z=z if keep in ("both", "z") else kept.z, a=a if keep == "both" else kept.a)
