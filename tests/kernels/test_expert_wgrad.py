@@ -6,23 +6,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from assertions import assert_close
+from dexcore.kernels import expert_wgrad as module
 from dexcore.kernels.configs import Gemm
 from dexcore.kernels.expert_wgrad import expert_wgrad, split_parts
 from dexcore.kernels.plan import make_plan
+from kernels.memory_check import check_memory
 
 SMALL = Gemm(32, 16, 16, 4, 1)
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 BY_IMAGE = [(False, True), (True, False), (True, True), (False, False)]
 
 
-def made(indices, experts, tokens, p, q, dtype=torch.float32, left_by_image=False, right_by_image=True, seed=0):
-    """The operands and the plan."""
+def operands(indices, tokens, p, q, dtype, left_by_image, right_by_image, seed=0):
     batch, top_k = indices.shape
     g = torch.Generator().manual_seed(seed)
     rows = {True: batch * tokens, False: batch * top_k * tokens}
     left = torch.randn(rows[left_by_image], p, generator=g).to(dtype)
     right = torch.randn(rows[right_by_image], q, generator=g).to(dtype)
-    return left, right, make_plan(indices, experts, tokens, 16)
+    return left, right
 
 
 def dense(left, right, indices, experts, tokens, left_by_image, right_by_image):
@@ -43,18 +44,22 @@ def dense(left, right, indices, experts, tokens, left_by_image, right_by_image):
     return out
 
 
-def check(indices, experts, tokens, p, q, dtype, left_by_image, right_by_image, split_k, config=SMALL, seed=0):
-    case = (indices, experts, tokens)
-    by_image = (left_by_image, right_by_image)
-    left, right, plan = made(*case, p, q, dtype, *by_image, seed)
-    out = expert_wgrad(
-        left, right, plan, dtype, "ieee", config, left_by_image=by_image[0], right_by_image=by_image[1], split_k=split_k
+def call(left, right, indices, experts, tokens, by_image, dtype=None, split_k=None, config=SMALL):
+    plan = make_plan(indices, experts, tokens, 16)
+    how = {"left_by_image": by_image[0], "right_by_image": by_image[1], "split_k": split_k}
+    return expert_wgrad(left, right, plan, dtype or left.dtype, "ieee", config, **how)
+
+
+def check(indices, experts, tokens, p, q, compute, by_image, parameter=None, split_k=None, config=SMALL, seed=0):
+    """Against float64, by what plain PyTorch reaches with the parameter's roundings."""
+    left, right = operands(indices, tokens, p, q, compute, *by_image, seed)
+    parameter = parameter or compute
+    out = call(left, right, indices, experts, tokens, by_image, parameter, split_k, config)
+    case = indices, experts, tokens, *by_image
+    assert out.dtype == parameter
+    assert_close(
+        out, dense(left.double(), right.double(), *case), plain=dense(left.to(parameter), right.to(parameter), *case)
     )
-    reference = dense(left.double(), right.double(), *case, *by_image)
-    assert out.dtype == dtype
-    assert_close(out, reference, plain=dense(left, right, *case, *by_image))
-    idle = [e for e in range(experts) if not (indices == e).any()]
-    assert not out[idle].any()
     return out
 
 
@@ -75,27 +80,137 @@ def routings(draw):
     st.integers(1, 40),
     st.integers(1, 40),
     st.sampled_from(DTYPES),
+    st.booleans(),
     st.sampled_from(BY_IMAGE),
     st.sampled_from([None, 2, 5]),
 )
-def test_it_is_left_transposed_times_right_over_every_experts_rows(routing, tokens, p, q, dtype, by_image, split_k):
+def test_it_is_left_transposed_times_right_over_every_experts_rows(
+    routing, tokens, p, q, compute, float32_parameter, by_image, split_k
+):
     experts, indices = routing
-    check(indices, experts, tokens, p, q, dtype, *by_image, split_k)
+    parameter = torch.float32 if float32_parameter else compute
+    out = check(indices, experts, tokens, p, q, compute, by_image, parameter, split_k)
+    idle = [e for e in range(experts) if not (indices == e).any()]
+    assert torch.equal(out[idle], torch.zeros(len(idle), p, q, dtype=parameter))
 
 
-@pytest.mark.parametrize("split_k", [1, 2, 4, 7])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_all_images_on_one_expert_are_summed_in_parts(dtype, split_k):
-    indices = torch.full((4, 1), 1)
-    check(indices, 3, 13, 40, 20, dtype, False, True, split_k)
+@pytest.mark.parametrize("split_k", [1, 2, 4, 7])
+def test_one_expert_with_all_images_is_summed_in_parts(dtype, split_k):
+    check(torch.full((4, 1), 1), 3, 13, 40, 20, dtype, (False, True), split_k=split_k)
 
 
-def test_two_calls_are_bit_equal():
+@pytest.mark.parametrize("tokens", [1, 3, 16, 17, 50])
+def test_a_step_may_hold_many_images_or_a_part_of_one(tokens):
+    indices = torch.tensor([[0, 1], [2, 0], [0, 2], [1, 0], [0, 2]])
+    for by_image in BY_IMAGE:
+        check(indices, 4, tokens, 20, 12, torch.float32, by_image, config=Gemm(16, 16, 32, 4, 1))
+
+
+@pytest.mark.parametrize(("p", "q"), [(90, 40), (300, 17)])
+def test_every_tile_of_a_wide_gradient_is_computed(p, q):
+    """More tiles down than a group has."""
+    check(torch.tensor([[0], [1], [0]]), 2, 5, p, q, torch.float32, (True, False), config=Gemm(16, 16, 16, 4, 1))
+
+
+@pytest.mark.parametrize("split_k", [None, 4])
+def test_without_images_all_is_zero(split_k):
+    out = check(torch.zeros(0, 2, dtype=torch.int64), 3, 5, 20, 12, torch.bfloat16, (False, True), split_k=split_k)
+    assert out.shape == (3, 20, 12)
+
+
+@pytest.mark.parametrize("split_k", [None, 4])
+def test_two_calls_are_bit_equal(split_k):
     indices = torch.tensor([[0, 2], [0, 1], [0, 2]])
-    for split_k in (None, 4):
-        first, second = (check(indices, 4, 17, 33, 20, torch.float32, True, False, split_k) for _ in range(2))
-        assert torch.equal(first, second)
+    left, right = operands(indices, 17, 33, 20, torch.float32, True, False)
+    first, second = (call(left, right, indices, 4, 17, (True, False), split_k=split_k) for _ in range(2))
+    assert torch.equal(first, second)
 
 
-def test_split_parts():
-    assert split_parts(29_120, 768, 192, Gemm(128, 128, 64, 8, 3)) == 11
+@pytest.mark.filterwarnings("ignore:invalid value encountered in matmul:RuntimeWarning")
+@pytest.mark.parametrize("split_k", [None, 3])
+@pytest.mark.parametrize("by_image", BY_IMAGE)
+def test_an_image_of_inf_stays_with_its_experts(by_image, split_k):
+    """Its rows end and begin inside of other experts' steps."""
+    indices = torch.tensor([[0, 3], [1, 2], [0, 3], [3, 0]])
+    left, right = operands(indices, 5, 20, 12, torch.float32, *by_image)
+    clean = call(left, right, indices, 4, 5, by_image, split_k=split_k)
+    # Flat slots by expert: (0, 0) (2, 0) (3, 1) | (1, 0) | (1, 1) | ..., so image 1 has the sorted slots 3 and 4.
+    for operand, mapped in ((left, by_image[0]), (right, by_image[1])):
+        slots = operand.unflatten(0, (-1, 5))
+        slots[1 if mapped else slice(3, 5)] = float("inf")
+    out = call(left, right, indices, 4, 5, by_image, split_k=split_k)
+    assert torch.equal(out[[0, 3]], clean[[0, 3]])
+    assert not out[[1, 2]].isfinite().any()
+
+
+def test_an_expert_is_cut_where_it_has_two_parts_worth_of_rows():
+    """The module's example."""
+    indices = torch.tensor([2, 0, 2, 2, 3, 2, 2, 0, 2, 2, 2, 2]).view(12, 1)
+    left, right = operands(indices, 10, 20, 12, torch.float32, False, True)
+    with check_memory() as memory:
+        out = call(left, right, indices, 4, 10, (False, True), split_k=4)
+        memory.assert_written(out)
+    gemm, sums = memory.launches[-2:]
+    assert gemm.traffic["parts_ptr"].unique_written == 3 * 20 * 12 * 4
+    assert gemm.traffic["out_ptr"].unique_written == 3 * 20 * 12 * 4
+    assert sums.traffic["out_ptr"].unique_written == 20 * 12 * 4
+    assert_close(out, dense(left.double(), right.double(), indices, 4, 10, False, True))
+
+
+@pytest.mark.parametrize(
+    ("rows", "p", "q", "split"),
+    [(29_120, 768, 192, 11), (29_120, 1536, 384, 3), (29_120, 3072, 768, 1), (1_100, 768, 192, 2), (0, 192, 768, 1)],
+)
+def test_few_tiles_are_split_and_many_or_short_ones_are_not(rows, p, q, split):
+    assert split_parts(rows, p, q, Gemm(128, 128, 64, 8, 3)) == split
+
+
+def test_operands_may_have_more_than_two_to_the_31_elements(tmp_path):
+    image = 2**25
+    left = torch.from_file(str(tmp_path / "left"), shared=True, size=(image + 1) * 64, dtype=torch.float16)
+    left = left.view(image + 1, 64)  # a file of holes
+    left[image] = torch.randn(64)
+    right = torch.randn(1, 16).half()
+    plan = make_plan(torch.zeros(1, 1, dtype=torch.int64), 1, 1, 16)._replace(images=torch.tensor([image]).int())
+    by_image = {"left_by_image": True, "right_by_image": False}
+    out = expert_wgrad(left, right, plan, torch.float32, "ieee", Gemm(64, 16, 16, 4, 1), **by_image)
+    assert_close(out[0], left[image].double()[:, None] * right.double())
+
+
+def test_gradients_may_have_more_than_two_to_the_31_elements(tmp_path):
+    """The first tile of the last of 33 experts of 2^13 x 2^13."""
+    size = 2**13
+    out = torch.from_file(str(tmp_path / "out"), shared=True, size=33 * size * size, dtype=torch.float16)
+    left, right = torch.randn(4, size).half(), torch.randn(4, size).half()
+    plan = make_plan(torch.full((1, 1), 32), 33, 4, 16)
+    module._expert_wgrad_kernel[(1,)](
+        *(left, right, out, out, plan.images, plan.starts, plan.longest, 4, 4),
+        P=size,
+        Q=size,
+        R=33,
+        R_BLOCK=64,
+        SPLIT=False,
+        LEFT_BY_IMAGE=False,
+        RIGHT_BY_IMAGE=True,
+        PRECISION="ieee",
+        BLOCK_P=16,
+        BLOCK_Q=16,
+        BLOCK_K=16,
+        GROUP=8,
+    )
+    tile = out.view(33, size, size)[32, :16, :16]
+    assert_close(tile, left[:, :16].double().t() @ right[:, :16].double())
+
+
+def test_the_workspace_may_have_more_than_two_to_the_31_elements(tmp_path):
+    """The first block of 9 parts of 2^28 elements."""
+    elements, rows = 2**28, 9
+    parts = torch.from_file(str(tmp_path / "parts"), shared=True, size=rows * elements).view(rows, elements)
+    out = torch.from_file(str(tmp_path / "out"), shared=True, size=elements, dtype=torch.float16)
+    parts[:, :64] = torch.randn(rows, 64)
+    plan = make_plan(torch.zeros(rows, 1, dtype=torch.int64), 1, 1, 16)
+    module._sum_parts_kernel[(1,)](
+        *(parts, out, plan.starts, plan.longest, 1, 1), ELEMENTS=elements, R=1, R_BLOCK=1, BLOCK=64
+    )
+    assert_close(out[:64], parts[:, :64].double().sum(0))
