@@ -1,111 +1,37 @@
-"""A DEX layer's training step against its bare GEMMs and against the published loop.
+"""A DEX layer's training step against its bare GEMMs, the published loop and other ways to compute the same.
 
-    python -m bench.layer            # all shapes, float32 and bf16
-    python -m bench.layer --save     # the same, and a JSON line a shape in bench/results/layer.jsonl
+    python -m bench.layer            # all shapes, float32 and bf16; on a GPU the reference shape in bf16
+    python -m bench.layer --save     # the same, and JSON lines in bench/results
 
 A step is routing, experts, director, both losses, backward and GEMA. Its bare GEMMs are 2 of the director and 2 + 4
 of the experts, each one large matmul over k*B*N rows into memory that is there already. ("strict" counts the
 director's over B*N rows, as they are: no layer can reach 1.00 of either, since R experts read and write R times the
 weights.) The published loop passes the same check of outputs, losses, gradients and directors before it is timed.
+
+The second table compares the contenders of `bench.contenders` under three routings: uniform, Zipf's, and all images
+on two experts. Its rates count the step's GEMMs alone, as a share of the largest GEMM's.
 """
 
-import argparse
+import sys
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from bench.published import PublishedLayer
-from bench.timing import ceilings, interleaved, machine, peak_memory, write_line
-from dexcore.nn import DEXMlp, update_directors
-from dexcore.train.memory import keep_freed_memory
-
-EXPERTS, TOP_K, MOMENTUM = 8, 2, 0.99
-LAMBDA_ALIGN, LAMBDA_BALANCE = 0.01, 0.001
-# Largest difference over the root mean square of the published loop's result.
-BOUND = {torch.float32: 1e-4, torch.bfloat16: 0.15}
-
-
-class Shape(NamedTuple):
-    """Images, tokens an image, width; the hidden layer is four times as wide."""
-
-    images: int
-    tokens: int
-    width: int
-
+from bench.command import Ceilings, Goal, Line, Options, Refused, capture_or_reason, dtype_name, run, table_row
+from bench.contenders import CONTENDERS, EXPERTS, REFERENCE, TOP_K, Shape, check_all, make_step, step_bytes, step_flops
+from bench.contenders import check as check_step
+from bench.routings import ROUTINGS, counts
+from bench.timing import captured, ceilings, interleaved, machine, peak_gpu_memory, peak_memory
 
 SHAPES = (Shape(32, 65, 768), Shape(16, 65, 384), Shape(64, 17, 192))
 GOALS = dict(zip(SHAPES, (1.15, 1.30, 1.50), strict=True))
+QUICK = Shape(6, 17, 64)
 
-
-def layers(shape: Shape) -> dict[str, DEXMlp | PublishedLayer]:
-    """The two layers with the same weights, experts unlike one another."""
-    torch.manual_seed(0)
-    ours = DEXMlp(shape.width, 4 * shape.width, num_experts=EXPERTS, top_k=TOP_K)
-    published = PublishedLayer(shape.width, 4 * shape.width, EXPERTS, TOP_K)
-    published.momentum = MOMENTUM
-    with torch.no_grad():
-        ours.router.weight.normal_(std=shape.width**-0.5)
-        for experts, director in ours.expert_director_pairs():
-            experts += director.std() * torch.randn_like(experts)
-        published.router.weight.copy_(ours.router.weight)
-        for mine, theirs in zip((ours.director.fc1, ours.director.fc2), (0, 2), strict=True):
-            published.director[theirs].load_state_dict(mine.state_dict())
-        for e, expert in enumerate(published.experts):
-            for mine, theirs in zip((ours.experts.fc1, ours.experts.fc2), (0, 2), strict=True):
-                expert[theirs].weight.copy_(mine.weight[e])
-                expert[theirs].bias.copy_(mine.bias[e])
-    return {"dexcore": ours, "published": published}
-
-
-def make_step(contender: str, shape: Shape, dtype: torch.dtype) -> Callable[[], list[Tensor]]:
-    """One contender's training step: "dexcore" or "published"."""
-    return step_of(layers(shape)[contender], shape, dtype)
-
-
-def step_of(layer: DEXMlp | PublishedLayer, shape: Shape, dtype: torch.dtype) -> Callable[[], list[Tensor]]:
-    """A layer's training step, which returns output, both losses and the input's gradient."""
-    generator = torch.Generator().manual_seed(1)
-    x = torch.randn(shape, generator=generator, requires_grad=True)
-    grad_y = torch.randn(shape, generator=generator)
-    leaves = [x, *layer.parameters()]
-
-    def step() -> list[Tensor]:
-        for leaf in leaves:
-            leaf.grad = None
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
-            if isinstance(layer, DEXMlp):
-                y = layer(x)
-                align, balance = layer.routing.align_loss, layer.routing.balance_loss
-            else:
-                y, align, balance = layer(x)
-        losses = LAMBDA_ALIGN * align + LAMBDA_BALANCE * balance
-        torch.autograd.backward([y, losses], [grad_y.to(y.dtype), torch.ones_like(losses)])
-        if isinstance(layer, DEXMlp):
-            update_directors(layer, MOMENTUM)
-        return [y, align, balance, x.grad]
-
-    return step
-
-
-def results(contender: str, shape: Shape, dtype: torch.dtype) -> dict[str, Tensor]:
-    """All that a contender's first step computes; an expert without a gradient has one of zeros."""
-    layer = layers(shape)[contender]
-    found = dict(zip(("y", "align", "balance", "dx"), step_of(layer, shape, dtype)(), strict=True))
-    found["drouter"] = layer.router.weight.grad
-    for i, fc in ((0, "fc1"), (2, "fc2")):
-        for kind in ("weight", "bias"):
-            if isinstance(layer, DEXMlp):
-                found[f"d{fc}.{kind}"] = getattr(getattr(layer.experts, fc), kind).grad
-                found[f"director.{fc}.{kind}"] = getattr(getattr(layer.director, fc), kind).detach()
-            else:
-                tensors = [getattr(expert[i], kind) for expert in layer.experts]
-                found[f"d{fc}.{kind}"] = torch.stack(
-                    [torch.zeros_like(t) if t.grad is None else t.grad for t in tensors]
-                )
-                found[f"director.{fc}.{kind}"] = getattr(layer.director[i], kind)
-    return found
+# On an H100, at the reference shape in bf16.
+GEMM_SHARE, SPEEDUP, MEMORY_RATIO = 0.75, 2.5, 2.0
+FORWARD_BACKWARD = "dexcore, no GEMA"
+GRAPH = "dexcore, graph"
 
 
 def bare_gemms(shape: Shape, dtype: torch.dtype, director_rows: int) -> Callable[[], object]:
@@ -130,40 +56,14 @@ def bare_gemms(shape: Shape, dtype: torch.dtype, director_rows: int) -> Callable
     return call
 
 
-def check(shape: Shape, dtype: torch.dtype) -> float:
-    """Largest relative difference between the two steps' results; RuntimeError where it is too large."""
-    ours, published = (results(name, shape, dtype) for name in ("dexcore", "published"))
-    worst = 0.0
-    for name, theirs in published.items():
-        scale = theirs.double().square().mean().sqrt().item()
-        error = (ours[name].double() - theirs.double()).abs().max().item() / scale
-        if not error <= BOUND[dtype]:
-            raise RuntimeError(f"{shape} {dtype}: {name} differs by {error:.2g}, allowed {BOUND[dtype]:.2g}")
-        worst = max(worst, error)
-    return worst
-
-
-def row(name: str, *cells: str) -> str:
-    """A line of the table."""
-    return f"{name:26}" + "".join(f"{cell:>10}" for cell in cells)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--save", action="store_true", help="add the results to bench/results/layer.jsonl")
-    parser.add_argument("--seconds", type=float, default=12.0, help="about how long to measure a shape (default 12)")
-    options = parser.parse_args()
-    torch.set_num_threads(2)
-    kept = keep_freed_memory()
-    print(f"{machine()}; freed memory is {'kept' if kept else 'given back'}")
-    print(
-        row(
-            "images x tokens x width", "step ms", "/ bare", "goal", "/ strict", "/ publ.", "MB", "MB publ.", "differ by"
-        )
-    )
+def measure_cpu(options: Options) -> list[Line]:
+    """The table against bare GEMMs and the published loop."""
+    lines = []
+    heads = ("step ms", "/ bare", "goal", "/ strict", "/ publ.", "MB", "MB publ.", "differ by")
+    print(table_row("images x tokens x width", *heads))
     for dtype in (torch.float32, torch.bfloat16):
-        for shape in SHAPES:
-            difference = check(shape, dtype)
+        for shape in (QUICK,) if options.quick else SHAPES:
+            difference = check_step(shape, dtype)
             rows = shape.images * shape.tokens
             against_gemms = interleaved(
                 {
@@ -180,15 +80,142 @@ def main() -> None:
             memory = {name: peak_memory(make_step, name, shape, dtype) for name in ("dexcore", "published")}
             ratios = {name: times["dexcore"].median / times[name].median for name in ("bare", "strict")}
             ratios["published"] = against_loop["dexcore"].median / against_loop["published"].median
-            goal = f"{GOALS[shape]:.2f}" if dtype == torch.float32 else ""
-            name = str(dtype).removeprefix("torch.")
+            goal = f"{GOALS[shape]:.2f}" if dtype == torch.float32 and shape in GOALS else ""
+            name = dtype_name(dtype)
             cells = [f"{times['dexcore'].median * 1e3:.1f}", f"{ratios['bare']:.2f}", goal, f"{ratios['strict']:.2f}"]
             cells += [f"{ratios['published']:.2f}", f"{memory['dexcore']:.0f}", f"{memory['published']:.0f}"]
-            print(row(f"{' x '.join(map(str, shape))} {name}", *cells, f"{difference:.1e}"), flush=True)
-            if options.save:
-                line = {"bench": "layer", **machine(), **shape._asdict(), "dtype": name, **times, "ratios": ratios}
-                write_line("layer", line | {"peak_mb": memory, "difference": difference, **ceilings(dtype)})
+            print(table_row(f"{shape} {name}", *cells, f"{difference:.1e}"), flush=True)
+            line = {"bench": "layer", **machine(), **shape._asdict(), "dtype": name, **times, "ratios": ratios}
+            measured = {} if options.quick else ceilings(dtype)
+            lines.append(line | {"peak_mb": memory, "difference": difference, **measured})
+    return lines
+
+
+def contest_shape(options: Options) -> Shape:
+    """Where the contenders meet."""
+    if options.quick:
+        return QUICK
+    return REFERENCE if options.on_gpu else SHAPES[0]
+
+
+def case_name(dtype: torch.dtype, routing: str) -> str:
+    return f"{dtype_name(dtype)}, {routing}"
+
+
+def check(options: Options) -> Refused:
+    """Hold the contenders to float64, and a captured step to one that is not."""
+    refused = {
+        case_name(dtype, routing): check_all(contest_shape(options), dtype, options.device, routing)
+        for dtype in options.dtypes
+        for routing in ROUTINGS
+    }
+    if options.on_gpu:
+        for dtype in options.dtypes:
+            check_captured(contest_shape(options), dtype, options.device)
+    return {case: reasons for case, reasons in refused.items() if reasons}
+
+
+def check_captured(shape: Shape, dtype: torch.dtype, device: torch.device) -> None:
+    """A step replayed from a CUDA graph computes the same bits; RuntimeError where it does not.
+
+    Where nothing can be captured there is nothing to check: `measure` says so.
+    """
+    # Without GEMA, so that all steps start from the same director.
+    expected = make_step("dexcore", shape, dtype, device, "uniform", update=False)()
+    step = make_step("dexcore", shape, dtype, device, "uniform", update=False)
+    found: list[Tensor] = []
+
+    def keep() -> None:
+        found[:] = step()
+
+    replay, _ = capture_or_reason(lambda: captured(keep))
+    if replay is None:
+        return
+    for tensor in found:
+        tensor.detach().fill_(float("nan"))
+    replay()
+    for name, ours, theirs in zip(("y", "align", "balance", "dx"), found, expected, strict=True):
+        if not torch.equal(ours, theirs):
+            raise RuntimeError(f"a step replayed from a CUDA graph computes another {name}")
+
+
+def measure(options: Options, ceilings_by_dtype: Ceilings, refused: Refused) -> list[Line]:
+    """Both tables; on a GPU the second alone."""
+    lines = [] if options.on_gpu else measure_cpu(options)
+    for dtype in options.dtypes:
+        for routing in ROUTINGS:
+            case = case_name(dtype, routing)
+            lines += measure_contest(options, dtype, routing, ceilings_by_dtype[dtype], refused.get(case, {}))
+    return lines
+
+
+def measure_contest(
+    options: Options, dtype: torch.dtype, routing: str, ceiling: dict[str, float], refused: dict[str, str]
+) -> list[Line]:
+    """All contenders on one routing."""
+    shape, device = contest_shape(options), options.device
+    steps: dict[str, Callable[[], object]] = {
+        name: make_step(name, shape, dtype, device, routing) for name in CONTENDERS if name not in refused
+    }
+    memory: dict[str, float] = {}
+    uncaptured = ""
+    if options.on_gpu:
+        memory = {name: peak_gpu_memory(step) for name, step in steps.items()}
+        for keep in ("z", "none"):
+            step = make_step("dexcore", shape, dtype, device, routing, keep=keep)
+            memory[f"dexcore, keep {keep}"] = peak_gpu_memory(step)
+        steps[FORWARD_BACKWARD] = make_step("dexcore", shape, dtype, device, routing, update=False)
+        for name in ("dexcore", "grouped"):
+            if name in refused:
+                continue
+            step = make_step(name, shape, dtype, device, routing)
+            replay, reason = capture_or_reason(lambda step=step: captured(step))
+            if replay is not None:
+                steps[f"{name}, graph"] = replay
+            else:
+                print(f"{name}: the step could not be captured in a CUDA graph: {reason}")
+                uncaptured = reason if name == "dexcore" else uncaptured
+    times = interleaved(steps, options.seconds, device)
+    flops = step_flops(shape)
+    moved = step_bytes(shape, sum(map(bool, counts(routing, shape.images, EXPERTS, TOP_K))), dtype.itemsize)
+    shares = {name: flops / time.median / 1e9 / ceiling["gemm_gflops"] for name, time in times.items()}
+    speedups = {name: times["published"].median / time.median for name, time in times.items()}
+    goals = _goals(shares, speedups, memory, uncaptured) if options.on_gpu else []
+
+    print(f"{shape} {case_name(dtype, routing)}")
+    print(table_row("", "step ms", "p20", "p80", "of GEMM", "x publ.", "peak MB"))
+    lines = []
+    for name in [*times, *(name for name in memory if name not in times)]:
+        line: Line = {"bench": "contenders", **machine(device), **shape._asdict(), "dtype": dtype_name(dtype)}
+        line |= {"routing": routing, "contender": name, "flops": flops, "bytes": moved, **ceiling}
+        cells = [""] * 5
+        if name in times:
+            time = times[name]
+            cells = [f"{seconds * 1e3:.2f}" for seconds in (time.median, time.p20, time.p80)]
+            cells += [f"{shares[name]:.2f}", f"{speedups[name]:.2f}"]
+            line |= {**vars(time), "gemm_share": shares[name], "speedup": speedups[name]}
+        if name in memory:
+            cells.append(f"{memory[name]:.0f}")
+            line["peak_mb"] = memory[name]
+        if name == "dexcore":
+            line["goals"] = [goal._asdict() | {"met": goal.met} for goal in goals]
+        print(table_row(name, *cells), flush=True)
+        lines.append(line)
+    for goal in goals:
+        print(f"  {goal}")
+    return lines
+
+
+def _goals(
+    shares: dict[str, float], speedups: dict[str, float], memory: dict[str, float], uncaptured: str
+) -> list[Goal]:
+    return [
+        Goal("forward and backward, share of the largest GEMM's rate", shares[FORWARD_BACKWARD], GEMM_SHARE),
+        Goal("times the published loop's speed", speedups["dexcore"], SPEEDUP),
+        Goal("the published loop's peak memory over dexcore's", memory["published"] / memory["dexcore"], MEMORY_RATIO),
+        Goal("the whole step captured in a CUDA graph", 0.0 if uncaptured else 1.0, 1.0),
+    ]
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, {"layer": sys.modules[__name__]})

@@ -8,12 +8,16 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 RESULTS = Path(__file__).parent / "results"
+CPU = torch.device("cpu")
+# Written before each call on a GPU: more than any cache holds, and the host launches the call meanwhile.
+_FLUSHED_BYTES = 2**30
 
 
 @dataclass(frozen=True)
@@ -25,29 +29,74 @@ class Timing:
     p80: float
 
 
-def interleaved(contenders: dict[str, Callable[[], object]], seconds: float) -> dict[str, Timing]:
+def interleaved(
+    contenders: dict[str, Callable[[], object]], seconds: float, device: torch.device = CPU
+) -> dict[str, Timing]:
     """Time the contenders in turn, A B C A B C ..., so that a drift of the machine's speed meets all of them.
 
     Args:
         contenders: what to call, by name; each is called twice before the clock starts.
         seconds: about how long to measure all of them together; at least 7 rounds.
+        device: where they run. On a GPU each call finds the caches cold, and its time is the device's, unless the
+            host takes longer to launch it than a gigabyte takes to be written.
     """
     for call in contenders.values():
         call()
         call()
+    seconds_of = _stopwatch(device)
     taken: dict[str, list[float]] = {name: [] for name in contenders}
     began = time.perf_counter()
-    while len(next(iter(taken.values()))) < 7 or time.perf_counter() - began < seconds:
+    while contenders and (len(next(iter(taken.values()))) < 7 or time.perf_counter() - began < seconds):
         for name, call in contenders.items():
-            start = time.perf_counter()
-            call()
-            taken[name].append(time.perf_counter() - start)
+            taken[name].append(seconds_of(call))
     return {name: _summary(times) for name, times in taken.items()}
 
 
 def _summary(times: list[float]) -> Timing:
     fifths = statistics.quantiles(times, n=5)
     return Timing(statistics.median(times), fifths[0], fifths[3])
+
+
+def _stopwatch(device: torch.device) -> Callable[[Callable[[], object]], float]:
+    """What measures the seconds of one call on ``device``."""
+    if device.type == "cpu":
+        return _seconds_on_cpu
+    flushed = torch.empty(_FLUSHED_BYTES, dtype=torch.int8, device=device)
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+
+    def seconds_on_gpu(call: Callable[[], object]) -> float:
+        flushed.zero_()
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3
+
+    return seconds_on_gpu
+
+
+def _seconds_on_cpu(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def captured(call: Callable[[], object]) -> Callable[[], None]:
+    """What ``call`` does on the GPU, as a CUDA graph: the result replays it, without Python's part of the time.
+
+    Raises:
+        RuntimeError: the call waits for the device, or does something else that cannot be captured.
+    """
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        call()
+    return graph.replay
 
 
 def peak_memory(make_step: Callable[..., Callable[[], object]], *arguments: object) -> float:
@@ -70,37 +119,62 @@ def _status_mb(field: str) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith(field + ":")) / 1024
 
 
-def ceilings(dtype: torch.dtype) -> dict[str, float]:
-    """The largest GEMM (GFLOP/s) and the largest copy (GB/s) that this machine does."""
-    side, length = 4096, 2**26
-    a, b, c = torch.randn(side, side).to(dtype), torch.randn(side, side).to(dtype), torch.empty(side, side, dtype=dtype)
-    source, target = torch.zeros(length), torch.zeros(length)
-    gemm, copy = (
-        min(_once(call) for _ in range(5)) for call in (lambda: torch.mm(a, b, out=c), lambda: target.copy_(source))
-    )
-    return {"gemm_gflops": 2 * side**3 / gemm / 1e9, "copy_gbs": 2 * 4 * length / copy / 1e9}
+def peak_gpu_memory(step: Callable[[], object]) -> float:
+    """MB that a step holds on the GPU at its peak, above what is there between steps (parameters, gradients)."""
+    step()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    step()
+    torch.cuda.synchronize()
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
-def _once(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
+def ceilings(dtype: torch.dtype, device: torch.device = CPU, quick: bool = False) -> dict[str, float]:
+    """The largest GEMM (GFLOP/s) and the largest copy (GB/s) that this machine does.
+
+    ``quick``: of a size that proves nothing.
+    """
+    sides, length = ((4096,), 2**26) if device.type == "cpu" else ((4096, 8192, 16384), 2**28)
+    if quick:
+        sides, length = (256,), 2**16
+    seconds_of = _stopwatch(device)
+    gemm = 0.0
+    for side in sides:
+        a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+        c = torch.empty(side, side, dtype=dtype, device=device)
+
+        def multiply(a: torch.Tensor = a, b: torch.Tensor = b, c: torch.Tensor = c) -> None:
+            torch.mm(a, b, out=c)
+
+        gemm = max(gemm, 2 * side**3 / min(seconds_of(multiply) for _ in range(5)))
+    source, target = (torch.zeros(length, device=device) for _ in range(2))
+    copy = min(seconds_of(lambda: target.copy_(source)) for _ in range(5))
+    return {"gemm_gflops": gemm / 1e9, "copy_gbs": 2 * 4 * length / copy / 1e9}
 
 
-def machine() -> dict[str, Any]:
+def machine(device: torch.device = CPU) -> dict[str, Any]:
     """What the numbers were measured on."""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
         fields = dict(line.split(":", 1) for line in info.read_text().split("\n\n")[0].splitlines() if ":" in line)
         cpu = " ".join(fields.get("model name\t", cpu).split()) + f", model {fields.get('model		', '?').strip()}"
-    return {
+    found = {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "cpu": cpu,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
+    if device.type == "cpu":
+        return found | {"device": "cpu"}
+    try:
+        triton = version("triton")
+    except PackageNotFoundError:
+        triton = "none"
+    runtime = f"CUDA {torch.version.cuda}" if torch.version.cuda else f"ROCm {torch.version.hip}"
+    return found | {"device": torch.cuda.get_device_name(device), "runtime": runtime, "triton": triton}
 
 
 def write_line(name: str, line: dict[str, Any]) -> None:

@@ -1,0 +1,151 @@
+"""The alignment loss, forward and backward: time, and share of the largest copy's bandwidth.
+
+    python -m bench.align
+
+    dexcore     dexcore.ops.mix_align: one pass forward, one backward
+    eager       separate operations of PyTorch, as the published loop has them
+    compiled    the same through torch.compile
+
+dexcore's forward reads student and teacher and writes a gradient, its backward reads and writes one: five tensors of
+the student's size, which its share of the copy's bandwidth counts. The others move more, and have no such share.
+"""
+
+import sys
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bench.command import Ceilings, Goal, Line, Options, Refused, capture_or_reason, dtype_name, run, table_row
+from bench.contenders import REFERENCE, Shape, WrongResultError, relative_error
+from bench.published import published_align
+from bench.timing import captured, interleaved, machine
+from dexcore.ops import mix_align, reference
+from dexcore.ops.mix_align import ALIGNS
+
+COPY_SHARE = 0.85  # the goal on an H100
+_CPU_SHAPE, _QUICK = Shape(32, 65, 768), Shape(4, 5, 64)
+# Allowed beyond twice the error of the separate operations.
+_LUCK = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def shape_of(options: Options) -> Shape:
+    if options.quick:
+        return _QUICK
+    return REFERENCE if options.on_gpu else _CPU_SHAPE
+
+
+def _cosine(student: Tensor, teacher: Tensor) -> Tensor:
+    return (1 - F.cosine_similarity(student.float(), teacher.float(), dim=-1)).mean()
+
+
+def _mse(student: Tensor, teacher: Tensor) -> Tensor:
+    return F.mse_loss(student.float(), teacher.float())
+
+
+def _kd(student: Tensor, teacher: Tensor) -> Tensor:
+    return published_align(student.float(), teacher.float())
+
+
+def losses(kind: str) -> dict[str, Loss]:
+    """The contenders for a kind of loss."""
+    eager = {"kd": _kd, "cosine": _cosine, "mse": _mse}[kind]
+    return {
+        "dexcore": partial(mix_align, kind=kind),
+        "eager": eager,
+        "compiled": torch.compile(eager, dynamic=False),
+    }
+
+
+def make_step(
+    loss: Loss, shape: Shape, dtype: torch.dtype, device: torch.device, computed: torch.dtype | None = None
+) -> Callable[[], list[Tensor]]:
+    """Forward and backward, of values rounded to ``dtype``, in ``computed``: the loss and the student's gradient."""
+    generator = torch.Generator().manual_seed(5)
+    student, teacher = (
+        torch.randn(shape, generator=generator).to(dtype).to(device, computed or dtype) for _ in range(2)
+    )
+    student.requires_grad_()
+
+    def step() -> list[Tensor]:
+        student.grad = None
+        value = loss(student, teacher)
+        value.backward()
+        return [value.detach(), student.grad]
+
+    return step
+
+
+def case_name(kind: str, dtype: torch.dtype) -> str:
+    return f"{kind}, {dtype_name(dtype)}"
+
+
+def check(options: Options) -> Refused:
+    """Hold loss and gradient of every contender to float64."""
+    refused: Refused = {}
+    shape = shape_of(options)
+    for dtype in options.dtypes:
+        for kind in ALIGNS:
+            plain = partial(reference.mix_align, kind=kind)
+            truth = make_step(plain, shape, dtype, options.device, computed=torch.float64)()
+            allowed: list[float] = []
+            for name in ("eager", "dexcore", "compiled"):
+                try:
+                    found = make_step(losses(kind)[name], shape, dtype, options.device)()
+                except Exception as error:  # no compiler, or none that this machine's PyTorch can use
+                    if name != "compiled":
+                        raise
+                    refused.setdefault(case_name(kind, dtype), {})[name] = str(error).splitlines()[0]
+                    continue
+                errors = [relative_error(ours, theirs) for ours, theirs in zip(found, truth, strict=True)]
+                allowed = allowed or [2 * error + _LUCK[dtype] for error in errors]
+                if not all(error <= bound for error, bound in zip(errors, allowed, strict=True)):
+                    raise WrongResultError(f"align, {name}, {kind} {dtype}: {errors} off, allowed {allowed}")
+    return refused
+
+
+def measure(options: Options, ceilings: Ceilings, refused: Refused) -> list[Line]:
+    """A table a dtype and kind. On a GPU from CUDA graphs, so that the host's part of the time is nobody's."""
+    shape, lines = shape_of(options), []
+    for dtype in options.dtypes:
+        for kind in ALIGNS:
+            case = case_name(kind, dtype)
+            steps: dict[str, Callable[[], object]] = {}
+            for name, loss in losses(kind).items():
+                if name in refused.get(case, {}):
+                    continue
+                step = make_step(loss, shape, dtype, options.device)
+                if options.on_gpu:
+                    replay, reason = capture_or_reason(lambda step=step: captured(step))
+                    if replay is None:
+                        print(f"{name} is timed with the host's part, since it cannot be captured: {reason}")
+                    step = replay or step
+                steps[name] = step
+            times = interleaved(steps, options.seconds / 2, options.device)
+            moved = 5 * shape.images * shape.tokens * shape.width * dtype.itemsize
+            print(f"{shape} {case}: dexcore moves {moved / 1e6:.1f} MB")
+            print(table_row("", "ms", "p20", "p80", "x eager", "of copy"))
+            for name, time in times.items():
+                speedup = times["eager"].median / time.median
+                cells = [f"{seconds * 1e3:.3f}" for seconds in (time.median, time.p20, time.p80)] + [f"{speedup:.2f}"]
+                line: Line = {"bench": "align", **machine(options.device), **shape._asdict(), "kind": kind}
+                line |= {"dtype": dtype_name(dtype), "contender": name, **vars(time), "speedup": speedup}
+                if name == "dexcore":
+                    share = moved / time.median / 1e9 / ceilings[dtype]["copy_gbs"]
+                    cells.append(f"{share:.2f}")
+                    line |= {"bytes": moved, "copy_share": share}
+                print(table_row(name, *cells), flush=True)
+                if name == "dexcore" and options.on_gpu:
+                    goal = Goal("share of the largest copy's bandwidth", share, COPY_SHARE)
+                    print(f"  {goal}")
+                    line["goals"] = [goal._asdict() | {"met": goal.met}]
+                lines.append(line | ceilings[dtype])
+    return lines
+
+
+if __name__ == "__main__":
+    run(__doc__, {"align": sys.modules[__name__]})
