@@ -24,8 +24,9 @@ _COLORS = {
     "foreach": "#b0a18f",
     "dense": "#cfcfcf",
 }
-_OURS, _OTHER, _GOAL = _COLORS["dexcore"], "#7f7f7f", "#d9483b"
+_OURS, _OTHER, _MARK = _COLORS["dexcore"], "#7f7f7f", "#d9483b"
 _DPI = 130
+_CLEAR = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
 
 
 def draw(results: Path = RESULTS) -> list[Path]:
@@ -85,7 +86,7 @@ def _panels(count: int, title: str, height: float) -> tuple[Any, list[Any]]:
     columns = min(count, 3)
     rows = -(-count // columns)
     figure = require("matplotlib.figure", "train").Figure(
-        figsize=(max(3.6 * columns, 6.5), 0.7 + height * rows), layout="constrained"
+        figsize=(max(3.6 * columns, 6.5), 0.9 + height * rows), layout="constrained"
     )
     figure.suptitle(title, fontsize=10)
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
@@ -109,20 +110,20 @@ def _bars(axis: Any, lines: list[Line], labels: list[str], unit: float, notes: l
         axis.text(end + 0.02 * max(ends), place, note, va="center", fontsize=8)
     axis.set_yticks(list(places), labels)
     axis.invert_yaxis()
-    axis.set_xlim(0, 1.32 * max(ends))
+    axis.set_xlim(0, 1.4 * max(ends))
 
 
 def _contenders(lines: list[Line]) -> Any:
     timed = [line for line in lines if "median" in line]
     groups = _groups(timed, lambda line: f"{_shape(line)} {line['dtype']}, {_ROUTING_NAMES[line['routing']]}")
-    title = f"A DEX layer's training step ({_machine(timed[-1])})"
+    title = f"A DEX layer's training step\n{_machine(timed[-1])}"
     tallest = max(map(len, groups.values()))
     figure, axes = _panels(len(groups), title, 0.9 + 0.24 * tallest)
     for axis, (case, group) in zip(axes, groups.items(), strict=True):
         notes = [f"{line['speedup']:.2f}x" for line in group]
         _bars(axis, group, [line["contender"] for line in group], 1e-3, notes)
         axis.set_title(case, fontsize=9)
-        axis.set_xlabel("ms, with p20 and p80; beside it the speedup over published", fontsize=7.5)
+        axis.set_xlabel("ms (p20, p80), times published's speed", fontsize=8)
     return figure
 
 
@@ -135,7 +136,7 @@ def _shape(line: Line) -> str:
 
 def _layer(lines: list[Line]) -> Any:
     """The CPU table: the step over bare GEMMs and over the published loop."""
-    figure, axes = _panels(1, f"A DEX layer's training step ({_machine(lines[-1])})", 0.9 + 0.5 * len(lines))
+    figure, axes = _panels(1, f"A DEX layer's training step\n{_machine(lines[-1])}", 0.9 + 0.5 * len(lines))
     axis, places = axes[0], list(range(len(lines)))
     for offset, key, label, color in (
         (-0.2, "bare", "over its GEMMs alone", _OURS),
@@ -144,8 +145,8 @@ def _layer(lines: list[Line]) -> Any:
         values = [line["ratios"][key] for line in lines]
         axis.barh([place + offset for place in places], values, 0.36, color=color, label=label)
         for place, value in zip(places, values, strict=True):
-            axis.text(value + 0.03, place + offset, f"{value:.2f}", va="center", fontsize=8)
-    axis.axvline(1, color=_GOAL, linewidth=1)
+            axis.text(value + 0.03, place + offset, f"{value:.2f}", va="center", fontsize=8, bbox=_CLEAR)
+    axis.axvline(1, color=_MARK, linewidth=1, zorder=0)
     axis.set_yticks(places, [f"{_shape(line)} {line['dtype']}" for line in lines])
     axis.invert_yaxis()
     axis.set_xlabel("ratio of times (the line is 1: the same time)")
@@ -155,23 +156,23 @@ def _layer(lines: list[Line]) -> Any:
 
 def _ema(lines: list[Line]) -> Any:
     groups = _groups(lines, lambda line: f"{line['layers']} x width {line['width']}, {_ROUTING_NAMES[line['routing']]}")
-    figure, axes = _panels(len(groups), f"GEMA, the directors' update ({_machine(lines[-1])})", 1.6)
+    figure, axes = _panels(len(groups), f"GEMA, the directors' update\n{_machine(lines[-1])}", 1.6)
     for axis, (case, group) in zip(axes, groups.items(), strict=True):
         notes = [f"{line['copy_share']:.0%} of copy" for line in group]
         _bars(axis, group, [line["contender"] for line in group], 1e-3, notes)
         axis.set_title(case, fontsize=9)
-        axis.set_xlabel("ms, with p20 and p80", fontsize=8)
+        axis.set_xlabel("ms (p20, p80), share of the largest copy's rate", fontsize=8)
     return figure
 
 
 def _align(lines: list[Line]) -> Any:
     groups = _groups(lines, lambda line: f"{line['kind']}, {_shape(line)} {line['dtype']}")
-    figure, axes = _panels(len(groups), f"Alignment loss, forward and backward ({_machine(lines[-1])})", 1.6)
+    figure, axes = _panels(len(groups), f"Alignment loss, forward and backward\n{_machine(lines[-1])}", 1.6)
     for axis, (case, group) in zip(axes, groups.items(), strict=True):
         notes = [f"{line['speedup']:.2f}x" for line in group]
         _bars(axis, group, [line["contender"] for line in group], 1e-3, notes)
         axis.set_title(case, fontsize=9)
-        axis.set_xlabel("ms, with p20 and p80; beside it the speedup over eager", fontsize=7.5)
+        axis.set_xlabel("ms (p20, p80), times eager's speed", fontsize=8)
     return figure
 
 
@@ -182,9 +183,9 @@ def _kernels(lines: list[Line]) -> Any:
     if first.get("prediction"):
         assumed = first["assumed"]
         rates = f"{assumed['gemm_gflops'] / 1e3:.0f} TFLOP/s and {assumed['copy_gbs'] / 1e3:.1f} TB/s"
-        title = f"PREDICTION, not measured: the kernels of a step, {case}, at {rates}"
+        title = f"PREDICTION, not measured: the kernels of a step, {case}\nat {rates}"
     else:
-        title = f"The kernels of a step, {case} ({_machine(first)})"
+        title = f"The kernels of a step, {case}\n{_machine(first)}"
     figure, axes = _panels(len(groups), title, 0.8 + 0.21 * max(map(len, groups.values())))
     for axis, (routing, group) in zip(axes, groups.items(), strict=True):
         predicted = bool(group[0].get("prediction"))
@@ -198,13 +199,14 @@ def _kernels(lines: list[Line]) -> Any:
             hatch="////" if predicted else None,
         )
         for place, (line, value) in enumerate(zip(group, values, strict=True)):
-            note = f"{value:.0f}" if predicted else f"{value:.0f} ({_share(line)})"
+            number = f"{value:.1f}" if value < 10 else f"{value:.0f}"
+            note = number if predicted else f"{number} ({_share(line)})"
             axis.text(value + 0.02 * max(values), place, note, va="center", fontsize=8)
         axis.set_yticks(range(len(group)), [line["kernel"] for line in group])
         axis.invert_yaxis()
-        axis.set_xlim(0, 1.25 * max(values))
+        axis.set_xlim(0, (1.25 if predicted else 1.75) * max(values))
         axis.set_title(routing, fontsize=9)
-        axis.set_xlabel("us, predicted" if predicted else "us (share of the largest GEMM's or copy's rate)", fontsize=8)
+        axis.set_xlabel("us, predicted" if predicted else "us (share of the largest rate)", fontsize=8)
     return figure
 
 
