@@ -24,8 +24,8 @@ from dexcore.kernels.numerics import rounded
 _BLOCK_BYTES = 4096  # of an expert: two 16-byte loads a thread of four warps
 _WARPS = 4
 _MOST_EXPERTS_AT_ONCE = 8  # loads in flight
-_FIELDS = 7  # of a tensor's row in the table
-_ALIGNMENT = 16
+_FIELDS = tl.constexpr(7)  # of a tensor's row in the table
+_ALIGNMENT = tl.constexpr(16)  # bytes of addresses, elements of strides and lengths
 
 _TL_DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 
@@ -44,7 +44,7 @@ class _Pair(NamedTuple):
 
     @property
     def aligned(self) -> bool:
-        return all(n % _ALIGNMENT == 0 for n in self[:4])
+        return all(n % _ALIGNMENT.value == 0 for n in self[:4])
 
     @property
     def block(self) -> int:
@@ -106,7 +106,7 @@ def group_ema_bytes(directors: Sequence[Tensor], experts: Sequence[Tensor], weig
         if active:
             total += pair.length * (2 * pair.dtype.itemsize + active * pair.experts_dtype.itemsize)
         if pair.length:
-            total += 8 * _FIELDS + 4 * triton.cdiv(pair.length, pair.block) + 4 * pair.num_experts
+            total += 8 * _FIELDS.value + 4 * triton.cdiv(pair.length, pair.block) + 4 * pair.num_experts
     return total
 
 
@@ -201,7 +201,7 @@ def _group_ema_kernel(
     2 (R_active + 1) length. Of another it touches nothing.
     """
     program = tl.program_id(0)
-    tensor_ptr = tensors_ptr + tl.load(blocks_ptr + program) * 7
+    tensor_ptr = tensors_ptr + tl.load(blocks_ptr + program) * _FIELDS
     director_ptr = tl.load(tensor_ptr).to(tl.pointer_type(DTYPE))
     experts_ptr = tl.load(tensor_ptr + 1).to(tl.pointer_type(EXPERTS_DTYPE))
     stride = tl.load(tensor_ptr + 2)
@@ -213,10 +213,10 @@ def _group_ema_kernel(
     weights = tl.load(weights_ptr + r_block, mask=r_block < num_experts, other=0.0)
     length = tl.where(tl.max((weights != 0).to(tl.int32), 0) != 0, length, 0)  # all weights 0: nothing is touched
     if ALIGNED:  # else the loads are scalar
-        director_ptr = tl.multiple_of(director_ptr, 16)
-        experts_ptr = tl.multiple_of(experts_ptr, 16)
-        stride = tl.multiple_of(stride, 16)
-        length = tl.multiple_of(length, 16)
+        director_ptr = tl.multiple_of(director_ptr, _ALIGNMENT)
+        experts_ptr = tl.multiple_of(experts_ptr, _ALIGNMENT)
+        stride = tl.multiple_of(stride, _ALIGNMENT)
+        length = tl.multiple_of(length, _ALIGNMENT)
 
     offsets = (program - first_block) * BLOCK + tl.arange(0, BLOCK)
     director = tl.load(director_ptr + offsets, mask=offsets < length, other=0.0).to(tl.float32)
@@ -227,7 +227,7 @@ def _group_ema_kernel(
         weight = tl.load(weights_ptr + r, mask=r < num_experts, other=0.0)
         end = tl.where(weight != 0, length, 0)
         if ALIGNED:
-            end = tl.multiple_of(end, 16)
+            end = tl.multiple_of(end, _ALIGNMENT)
         pointers = experts_ptr + (r * stride)[:, None] + offsets[None, :]
         expert = tl.load(pointers, mask=offsets[None, :] < end[:, None], other=0.0).to(tl.float32)
         mean += tl.sum(expert * weight[:, None], 0)

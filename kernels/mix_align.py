@@ -272,6 +272,7 @@ def _align_kernel(
     Grid (cdiv(rows, ROWS),): a program owns ROWS whole rows, in registers, and writes them everywhere: y, losses and
     gradient. Reads o S N D, or student rows D; teacher rows D; places 4 S. Writes y rows D and gradient rows D where
     asked for; losses 4 rows. FLOPs about 20 rows D. All arithmetic is float32; of y its rounded values go on.
+    Registers hold a row of up to 16,384; wider ones spill.
     """
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     columns = tl.arange(0, BLOCK_D)
