@@ -1,0 +1,311 @@
+"""Compile what one launcher call launches, without a GPU, and write down what it takes: an edge of bench.resources.
+
+    python -m bench.compile_entry OUT.json "expert_up sm_90 bf16 768x3072 gelu z wa director" ...
+
+The launchers themselves are called, on CPU tensors of the real shape that nobody touches, so that the code compiled
+is the code that runs, Triton's specializations on divisibility included. Beside OUT.json stands OUT.json.d, the files
+that the result depends on, for ninja; of configs.py what it says for the entry is a part of ninja's command instead.
+"""
+
+import importlib
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import types
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+ROOT = Path(__file__).resolve().parents[1]
+
+if "dexcore" not in sys.modules:
+    # The package without its models: a third of the time that a small kernel takes.
+    package = types.ModuleType("dexcore")
+    package.__path__ = [str(ROOT / "dexcore"), str(ROOT)]
+    sys.modules["dexcore"] = package
+
+from dexcore.kernels import configs, plan  # noqa: E402
+from dexcore.kernels.launch import compiling  # noqa: E402
+
+IMAGES, TOKENS, EXPERTS, TOP_K = 224, 65, 8, 2
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+TENSOR_INSTRUCTIONS = ("mma.sync", "wgmma", "tcgen05", "v_mfma")
+
+# A launcher's file is imported when it is needed, so that an entry depends on no other's.
+HOMES = {
+    "make_plan": "plan",
+    "route_forward": "route",
+    "route_backward": "route",
+    "expert_load": "route",
+    "expert_up": "expert_up",
+    "expert_down": "expert_down",
+    "expert_dx": "expert_down",
+    "expert_dact": "expert_dact",
+    "expert_wgrad1": "expert_wgrad",
+    "expert_wgrad2": "expert_wgrad",
+    "mix_align_forward": "mix_align",
+    "align_forward": "mix_align",
+    "align_backward": "mix_align",
+    "sum_slots": "mix_align",
+    "token_sums": "bias_gradients",
+    "bias1_gradient": "bias_gradients",
+    "bias2_gradient": "bias_gradients",
+    "gate_gradient": "bias_gradients",
+    "group_ema": "group_ema",
+}
+
+
+class _Machine:
+    """As much of a Triton driver as compiling asks for."""
+
+    def __init__(self, target: GPUTarget) -> None:
+        self.target = target
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> int:
+        # Triton keeps what it compiled by device, whatever its target.
+        return list(TARGETS.values()).index(self.target)
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def is_active(self) -> bool:
+        return True
+
+
+def layer_tiles(entry: str) -> configs.LayerConfig:
+    """The tiles that an entry is compiled with."""
+    _, architecture, precision, shape, *_ = entry.split()
+    width, hidden = map(int, shape.split("x"))
+    return configs.layer_config(architecture, width, hidden, DTYPES[precision.partition("-")[0]])
+
+
+class Layer:
+    """The tensors of one DEX layer in training: parameters in float32, the rest in the compute dtype."""
+
+    def __init__(self, entry: str) -> None:
+        _, _, precision, shape, *options = entry.split()
+        dtype, _, self.precision = precision.partition("-")
+        self.precision = self.precision or "ieee"
+        self.dtype = DTYPES[dtype]
+        self.width, self.hidden = map(int, shape.split("x"))
+        self.config = layer_tiles(entry)
+        self.options = set(options)
+        indices = self.empty(IMAGES, TOP_K, dtype=torch.int64)
+        with mock.patch.object(plan, "launch"):
+            self.plan = plan.make_plan(indices, EXPERTS, TOKENS, self.config.up.block_m)
+        self.indices = indices
+
+    def empty(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        return torch.empty(shape, dtype=dtype or self.dtype)
+
+    def float(self, *shape: int) -> Tensor:
+        return self.empty(*shape, dtype=torch.float32)
+
+    def bias(self, *shape: int) -> Tensor | None:
+        return None if "no-bias" in self.options else self.float(*shape)
+
+    @property
+    def images(self) -> Tensor:
+        """x, y and their gradients."""
+        return self.empty(IMAGES, TOKENS, self.width)
+
+    @property
+    def gates(self) -> Tensor:
+        return self.float(IMAGES, TOP_K)
+
+    @property
+    def wide(self) -> Tensor:
+        """z, w a or dz."""
+        return self.empty(self.plan.rows, self.hidden)
+
+    @property
+    def narrow(self) -> Tensor:
+        """o or dx, a row for every slot."""
+        return self.empty(self.plan.rows, self.width)
+
+    def image_rows(self, columns: int) -> Tensor:
+        return self.empty(IMAGES * TOKENS, columns)
+
+    @property
+    def w1(self) -> Tensor:
+        return self.empty(EXPERTS, self.hidden, self.width)
+
+    @property
+    def w2(self) -> Tensor:
+        return self.empty(EXPERTS, self.width, self.hidden)
+
+    def one_of(self, *choices: str) -> str:
+        (choice,) = self.options & set(choices)
+        return choice
+
+    @property
+    def activation(self) -> str:
+        return self.one_of("gelu", "gelu_tanh", "relu", "silu")
+
+    @property
+    def align_settings(self) -> dict[str, Any]:
+        constants = {"teacher_temperature": 0.5, "smallest_probability": 1e-6, "cosine_eps": 1e-8}
+        return {"with_gradient": "gradient" in self.options, **constants}
+
+
+def _arguments(launcher: str, layer: Layer) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What the launcher is called with."""
+    options, config, made = layer.options, layer.config, layer.plan
+    width, hidden, precision = layer.width, layer.hidden, layer.precision
+    match launcher:
+        case "make_plan":
+            return (layer.indices, EXPERTS, TOKENS, config.up.block_m), {}
+        case "expert_load":
+            return (layer.gates, layer.indices, EXPERTS), {}
+        case "route_forward":
+            weight, noise, pool = layer.float(EXPERTS, width), layer.float(IMAGES, EXPERTS), layer.one_of("cls", "mean")
+            return (layer.images, weight, noise, TOP_K, 0.5, pool), {}
+        case "route_backward":
+            gates, probs, weight = layer.gates, layer.float(IMAGES, EXPERTS), layer.float(EXPERTS, width)
+            pool = layer.one_of("cls", "mean")
+            return (gates, probs, layer.images, weight, gates, layer.indices, probs, 0.5, pool), {}
+        case "expert_up":
+            director = (layer.empty(hidden, width), layer.bias(hidden)) if "director" in options else None
+            keep = {"keep_z": "z" in options, "keep_a": "wa" in options}
+            operands = layer.images, layer.w1, layer.bias(EXPERTS, hidden), layer.gates
+            return (*operands, made, layer.activation, precision, config.up), {**keep, "director": director}
+        case "expert_down":
+            parts = layer.image_rows(hidden), layer.empty(width, hidden), layer.bias(width)
+            operands = layer.wide, layer.w2, layer.bias(EXPERTS, width), layer.gates
+            director = parts if "director" in options else None
+            return (*operands, made, precision, config.down), {"director": director}
+        case "expert_dact":
+            operands = layer.images, layer.w2, layer.wide, layer.gates
+            return (*operands, made, layer.activation, precision, config.dact), {"keep_a": "wa" in options}
+        case "expert_dx":
+            return (layer.wide, layer.w1, made, precision, config.dx), {}
+        case "expert_wgrad1":
+            by_image = {"left_by_image": False, "right_by_image": True}
+            operands = layer.wide, layer.image_rows(width)
+            return (*operands, made, torch.float32, precision, config.wgrad1), by_image
+        case "expert_wgrad2":
+            by_image = {"left_by_image": True, "right_by_image": False}
+            operands = layer.image_rows(width), layer.wide
+            return (*operands, made, torch.float32, precision, config.wgrad2), by_image
+        case "mix_align_forward":
+            kind = layer.one_of("kd", "cosine", "mse")
+            return (layer.narrow, made, layer.image_rows(width), kind), layer.align_settings
+        case "align_forward":
+            kind = layer.one_of("kd", "cosine", "mse")
+            return (layer.image_rows(width), layer.image_rows(width), kind), layer.align_settings
+        case "align_backward":
+            grad_y = layer.image_rows(width) if "grad_y" in options else None
+            return (layer.float(), layer.image_rows(width), grad_y, layer.dtype), {}
+        case "sum_slots":
+            return (layer.narrow, made, layer.dtype), {}
+        case "token_sums":
+            return (layer.images,), {}
+        case "bias1_gradient":
+            return (layer.float(made.tiles.numel(), hidden), made, torch.float32), {}
+        case "bias2_gradient":
+            return (layer.float(IMAGES, width), layer.gates, made, torch.float32), {}
+        case "gate_gradient":
+            parts = layer.float(triton.cdiv(hidden, config.dact.block_n), made.rows)
+            return (parts, layer.float(IMAGES, width), layer.bias(EXPERTS, width), made), {}
+        case "group_ema":
+            shapes = [(hidden, width), (hidden,), (width, hidden), (width,)]
+            if "unaligned" in options:
+                shapes = [(width + 1, width + 1)]
+            directors = [layer.empty(*shape) for shape in shapes]
+            experts = [layer.empty(EXPERTS, *shape) for shape in shapes]
+            return (directors, experts, [layer.float(EXPERTS)] * len(shapes), 0.99), {}
+    raise ValueError(f"no launcher {launcher!r}")
+
+
+def compile_entry(entry: str) -> list[dict[str, Any]]:
+    """Compile an entry of `bench.matrix`.
+
+    Returns:
+        A record for each kernel: registers, stack bytes, spills (on NVIDIA the instructions that touch the stack, on
+        AMD the registers spilled), shared memory bytes, tensor-core instructions, and what its dots multiply.
+    """
+    launcher, architecture, *_ = entry.split()
+    driver.set_active(_Machine(TARGETS[architecture]))
+    records: list[dict[str, Any]] = []
+
+    def report(compiled: Any) -> None:
+        usage = _amd_usage(compiled) if architecture == "gfx942" else _nvidia_usage(compiled)
+        text = compiled.asm["amdgcn" if architecture == "gfx942" else "ptx"]
+        seen = [name for name in TENSOR_INSTRUCTIONS if name in text]
+        record = {"kernel": compiled.metadata.name, **usage, "shared": compiled.metadata.shared}
+        records.append(record | {"instructions": seen, "dots": _dots(compiled.asm["ttir"])})
+
+    layer = Layer(entry)
+    arguments, settings = _arguments(launcher, layer)
+    home = importlib.import_module(f"dexcore.kernels.{HOMES[launcher]}")
+    with compiling(report):
+        getattr(home, launcher.rstrip("12"))(*arguments, **settings)
+    return records
+
+
+def _dots(ttir: str) -> list[str]:
+    """What the kernel's dot products multiply: "bf16", "f16", or for float32 "ieee", "tf32", "tf32x3"."""
+    found = set()
+    for line in ttir.splitlines():
+        if "tt.dot " in line:
+            operand = re.search(r": tensor<[\dx]*x(\w+)>", line)[1]
+            precision = re.search(r"inputPrecision = (\w+)", line)
+            found.add((precision[1] if precision else "ieee") if operand == "f32" else operand)
+    return sorted(found)
+
+
+def _nvidia_usage(compiled: Any) -> dict[str, int]:
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        usage, sass = (
+            subprocess.run([tool, option, file.name], capture_output=True, text=True, check=True).stdout
+            for option in ("-res-usage", "-sass")
+        )
+    registers, stack = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK"))
+    return {"registers": registers, "stack": stack, "spills": len(re.findall(r"\b(?:LDL|STL)\b", sass))}
+
+
+def _amd_usage(compiled: Any) -> dict[str, int]:
+    def metadata(name: str) -> int:
+        return int(re.search(rf"\.{name}:\s+(\d+)", compiled.asm["amdgcn"])[1])
+
+    return {
+        "registers": metadata("vgpr_count"),
+        "stack": metadata("private_segment_fixed_size"),
+        "spills": metadata("vgpr_spill_count") + metadata("sgpr_spill_count"),
+    }
+
+
+def _write(out: Path, entries: list[str]) -> None:
+    found = {entry: compile_entry(entry) for entry in entries}
+    files = sorted(
+        str(Path(module.__file__).resolve())
+        for name, module in sys.modules.items()
+        if name.startswith("dexcore.kernels.") and module is not configs
+    )
+    depends = [str(Path(__file__).resolve()), *files]
+    out.with_name(out.name + ".d").write_text(f"{out}: " + " ".join(depends) + "\n", encoding="utf-8")
+    out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    _write(Path(sys.argv[1]), sys.argv[2:])

@@ -1,0 +1,122 @@
+"""What `bench.resources` compiles ahead of time, and what it demands of the result.
+
+An entry is one call of one launcher, written as the words that `bench.compile_entry` understands:
+
+    launcher architecture precision shape options...        expert_up sm_90 bf16 768x3072 gelu z wa director
+
+The layer is the paper's: 224 images of 65 tokens, R 8, k 2, with D 768 and H 3072, or ViT-T's D 192 and H 768.
+"""
+
+from typing import Any
+
+from dexcore.kernels.configs import SHARED_MEMORY
+
+ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "gfx942")
+VIT_B, VIT_T = "768x3072", "192x768"
+
+# A stack is a spill, unless nothing was measured there to say that the kernel can do without.
+NO_STACK = ("sm_80", "sm_90")
+# What a dot product of half-precision operands must become. TF32 may be any of them.
+TENSOR_INSTRUCTION = {"sm_80": "mma.sync", "sm_90": "wgmma", "sm_100": "tcgen05", "gfx942": "v_mfma"}
+
+# What a training step launches, with keep "both".
+GEMMS = (
+    "expert_up gelu z wa director",
+    "expert_down director",
+    "expert_dact gelu",
+    "expert_dx",
+    "expert_wgrad1",
+    "expert_wgrad2",
+)
+# Their code depends on D ...
+BY_WIDTH = (
+    "route_forward cls",
+    "route_backward cls",
+    "mix_align_forward kd gradient",
+    "sum_slots",
+)
+# ... and theirs does not.
+OTHERS = (
+    "align_backward",
+    "token_sums",
+    "bias1_gradient",
+    "bias2_gradient",
+    "gate_gradient",
+    "group_ema",
+)
+# They know no dtype.
+COUNTERS = ("make_plan", "expert_load")
+# On parameters, which are float32 in training.
+ON_PARAMETERS = ("group_ema",)
+
+# The other keep-levels, the parts by themselves, the other kinds, once.
+VARIANTS = (
+    "expert_up gelu wa",
+    "expert_up gelu z",
+    "expert_up gelu z wa",
+    "expert_up gelu z wa director no-bias",
+    "expert_down",
+    "expert_down director no-bias",
+    "expert_dact gelu wa",
+    "route_forward mean",
+    "route_backward mean",
+    "mix_align_forward kd",
+    "mix_align_forward cosine gradient",
+    "mix_align_forward mse gradient",
+    "align_forward kd gradient",
+    "align_backward grad_y",
+    "gate_gradient no-bias",
+    "group_ema unaligned",
+)
+ACTIVATIONS = ("gelu_tanh", "relu", "silu")
+
+
+def entries() -> list[str]:
+    """All, in the order of the table."""
+    found = []
+
+    def add(call: str, architecture: str, precision: str, shape: str) -> None:
+        launcher, *options = call.split()
+        found.append(" ".join([launcher, architecture, precision, shape, *options]))
+
+    for architecture in ARCHITECTURES:
+        for call in GEMMS + BY_WIDTH:
+            add(call, architecture, "bf16", VIT_B)
+            add(call, architecture, "bf16", VIT_T)
+        for call in OTHERS + COUNTERS:
+            add(call, architecture, "bf16", VIT_B)
+        for call in ON_PARAMETERS:
+            add(call, architecture, "fp32-ieee", VIT_B)
+    for call in GEMMS + BY_WIDTH + OTHERS:
+        add(call, "sm_90", "fp16", VIT_B)
+    for call in GEMMS + BY_WIDTH + tuple(call for call in OTHERS if call not in ON_PARAMETERS):
+        add(call, "sm_90", "fp32-ieee", VIT_B)
+    for call in GEMMS:
+        add(call, "sm_90", "fp32-tf32", VIT_B)
+        add(call, "sm_90", "fp32-tf32x3", VIT_B)
+    for call in VARIANTS:
+        add(call, "sm_90", "bf16", VIT_B)
+    for activation in ACTIVATIONS:
+        add(f"expert_up {activation} z wa director", "sm_90", "bf16", VIT_B)
+        add(f"expert_dact {activation}", "sm_90", "bf16", VIT_B)
+    return found
+
+
+def broken_rules(entry: str, record: dict[str, Any]) -> list[str]:
+    """What is wrong with a kernel of an entry."""
+    architecture = entry.split()[1]
+    found = []
+    if architecture in NO_STACK:
+        found += [f"{what} {record[what]}" for what in ("stack", "spills") if record[what]]
+    limit = SHARED_MEMORY[architecture]
+    if record["shared"] > limit:
+        found.append(f"{record['shared']} bytes of shared memory, {limit} allowed")
+    own, seen = TENSOR_INSTRUCTION[architecture], record["instructions"]
+    for operands in record["dots"]:
+        if operands in ("bf16", "f16") and own not in seen:
+            found.append(f"a dot of {operands} without {own}")
+        elif operands.startswith("tf32") and not seen:
+            found.append(f"a dot of {operands} without a tensor-core instruction")
+    if record["dots"] in ([], ["ieee"]) and seen:
+        found.append(f"{', '.join(seen)} though nothing multiplies in less than float32")
+    return found
