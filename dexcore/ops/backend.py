@@ -54,6 +54,7 @@ def _announce(chosen: str, why: str) -> None:
         _log.info("backend: %s (%s)", chosen, why)
 
 
+@torch.compiler.assume_constant_result
 def _obstacle(device: torch.device, dtype: torch.dtype) -> str:
     """Why the Triton kernels cannot run, or nothing."""
     if dtype not in TRITON_DTYPES:

@@ -1,0 +1,272 @@
+"""The Triton backend of every op, under the interpreter: agreement with float64, and what PyTorch asks of an op."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.library import opcheck
+from torch.utils.checkpoint import checkpoint
+
+from assertions import assert_close
+from dexcore import ops
+from dexcore.ops import reference
+from dexcore.ops.activation import ACTIVATIONS
+from dexcore.ops.expert_mlp import KEEPS
+from dexcore.ops.mix_align import ALIGNS
+from ops import plain
+from ops.agreement import check_dex_mlp, check_group_ema, check_route
+
+HALVES = (torch.float16, torch.bfloat16)
+# The interpreter takes about a second a case; the kernels have their own drawn cases in tests/kernels.
+few = settings(max_examples=8)
+
+
+def run(case, dtype=torch.float32, keep="z"):
+    """y, loss and the gradients by Triton."""
+    leaves = case.leaves(dtype)
+    director = [None if t is None else t.to(dtype) for t in case.director]
+    y, loss = ops.dex_mlp(*leaves[:5], *director, leaves[5], case.indices, keep=keep, backend="triton")
+    wanted = [leaf for leaf in leaves if leaf is not None]
+    return y, loss, *torch.autograd.grad(y.float().square().mean() + loss, wanted)
+
+
+@few
+@given(plain.cases(), st.sampled_from(ACTIVATIONS), st.sampled_from(ALIGNS), st.sampled_from(KEEPS))
+def test_output_loss_and_all_gradients_agree_with_float64(case, activation, align, keep):
+    if not case.x.numel():
+        return
+    check_dex_mlp(case, torch.float32, activation, align, keep)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("keep", ["z", "none"])
+def test_half_precision_is_as_good_as_plain_pytorch(dtype, keep):
+    check_dex_mlp(plain.make_case(batch=4, tokens=9, width=64, hidden=96), dtype, keep=keep)
+
+
+def test_bf16_with_all_kept_is_as_good_as_plain_pytorch():
+    check_dex_mlp(plain.make_case(batch=4, tokens=9, width=48, hidden=64, bias=False), torch.bfloat16, "silu", "cosine")
+
+
+@pytest.mark.parametrize("images", [0, 1])
+def test_few_images(images):
+    case = plain.make_case(batch=images)
+    y, loss, *grads = run(case)
+    if images:
+        check_dex_mlp(case)
+    else:
+        assert y.shape == (0, 5, 12)
+        assert loss == 0
+        assert all((grad == 0).all() for grad in grads[1:5])
+
+
+def test_all_images_on_one_expert():
+    case = plain.make_case(batch=5, top_k=1)
+    case.indices.fill_(2)
+    check_dex_mlp(case)
+
+
+def test_the_same_expert_twice_counts_twice():
+    case = plain.make_case()
+    case.indices[:, 1] = case.indices[:, 0]
+    check_dex_mlp(case)
+
+
+def test_a_gate_of_zero_has_the_right_gradient():
+    case = plain.make_case()
+    case.gates[:, 1] = 0
+    check_dex_mlp(case)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_twice_the_same_bits(dtype):
+    case = plain.make_case(batch=4, tokens=9, width=32, hidden=48)
+    for a, b in zip(run(case, dtype), run(case, dtype), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_an_image_of_inf_stays_alone():
+    case = plain.make_case(batch=4, tokens=9, top_k=2)
+    clean = [None if t is None else t.detach() for t in run(case)]
+    case.x[1] = torch.inf
+    y, _, grad_x, *_ = run(case)
+    others = [0, 2, 3]
+    assert torch.equal(y[others], clean[0][others])
+    assert not y[1].isfinite().all()
+    assert grad_x[others].isfinite().all()
+
+
+def test_gradients_of_stride_zero_and_transposed_inputs():
+    case = plain.make_case(batch=3, tokens=6, width=20, hidden=24)
+    x = case.x.transpose(1, 2).contiguous().transpose(1, 2).requires_grad_()
+    w1 = case.w1.transpose(1, 2).contiguous().transpose(1, 2)
+    grads = []
+    for inputs in ((x, w1), (x.detach().contiguous().requires_grad_(), case.w1)):
+        y = ops.expert_mlp(*inputs, *case.experts[2:], backend="triton")
+        grads.append(torch.autograd.grad(y.sum(), inputs[0])[0])
+    assert torch.equal(*grads)
+
+
+def test_only_what_is_asked_for_is_computed_and_is_the_same():
+    case = plain.make_case()
+    leaves = case.leaves(torch.float32)
+    full = torch.autograd.grad(ops.expert_mlp(*leaves, case.indices, backend="triton").sum(), leaves)
+    for i in range(6):
+        alone = [leaf.detach().requires_grad_(j == i) for j, leaf in enumerate(leaves)]
+        (grad,) = torch.autograd.grad(ops.expert_mlp(*alone, case.indices, backend="triton").sum(), alone[i])
+        assert torch.equal(grad, full[i])
+
+
+def test_autocast_computes_in_bf16_and_returns_float32_gradients():
+    case = plain.make_case(batch=4, tokens=9, width=32, hidden=48)
+    leaves = case.leaves(torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y, loss = ops.dex_mlp(*leaves[:5], *case.director, leaves[5], case.indices, backend="triton")
+    assert (y.dtype, loss.dtype) == (torch.bfloat16, torch.float32)
+    y64, _ = reference.dex_mlp(*leaves[:5], *case.director, leaves[5], case.indices)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y_plain = plain.expert_mlp(*[t.bfloat16() for t in leaves[:5]], leaves[5], case.indices)
+    assert_close(y, y64, plain=y_plain)
+    assert all(grad.dtype == torch.float32 for grad in torch.autograd.grad(y.float().sum() + loss, leaves))
+
+
+def test_float16_refuses_to_keep_gate_times_activation():
+    case = plain.make_case()
+    with pytest.raises(ValueError, match=r"keep='both' stores gate times activation.*use keep='z'"):
+        run(case, torch.float16, keep="both")
+
+
+@pytest.mark.parametrize("wrong", [-1, 4])
+def test_an_index_out_of_range_is_an_error(wrong):
+    case = plain.make_case(experts=4)
+    case.indices[2, 1] = wrong
+    with pytest.raises(IndexError, match=r"indices must lie in 0\.\.3"):
+        ops.expert_mlp(*case.experts, backend="triton")
+
+
+@few
+@given(
+    st.integers(1, 6),
+    st.integers(1, 5),
+    st.integers(1, 40),
+    st.integers(1, 9),
+    st.sampled_from(("cls", "mean")),
+    st.data(),
+)
+def test_routing_agrees_with_float64(batch, tokens, width, experts, pool, data):
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 1000)))
+    x, weight = (torch.randn(s, generator=generator) for s in ((batch, tokens, width), (experts, width)))
+    noise = torch.randn(batch, experts, generator=generator) if data.draw(st.booleans()) else None
+    check_route(x, weight, data.draw(st.integers(1, min(experts, 4))), noise, pool)
+
+
+def test_ties_go_to_the_lower_index():
+    gates, indices, _ = ops.route(torch.zeros(3, 2, 8), torch.randn(6, 8), 3, backend="triton")
+    assert torch.equal(indices, torch.tensor([[0, 1, 2]] * 3))
+    assert_close(gates, torch.full((3, 3), 1 / 3))
+
+
+@pytest.mark.parametrize("kind", ALIGNS)
+def test_mix_align_agrees_with_float64(kind):
+    student, teacher = torch.randn(2, 3, 5, 40)
+    results = []
+    for function, dtype, keywords in (
+        (ops.mix_align, torch.float32, {"backend": "triton"}),
+        (reference.mix_align, torch.float64, {}),
+    ):
+        leaf = student.to(dtype).requires_grad_()
+        loss = function(leaf, teacher.to(dtype), kind, **keywords)
+        results.append((loss, *torch.autograd.grad(3 * loss, leaf)))
+    for a, b in zip(*results, strict=True):
+        assert_close(a, b)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_group_ema_agrees_with_float64(dtype):
+    shapes = [(17, 33), (5,), (40, 130), (1,)]
+    check_group_ema(shapes, [[0.5, 0.0, 0.25, 0.25], [1.0, 0.0], [0.0, 0.0, 0.0], [0.3, 0.7]], dtype=dtype)
+
+
+@pytest.mark.parametrize("keep", ["nothing", "z"])
+def test_opcheck_of_forward_and_backward(keep):
+    case = plain.make_case()
+    x = case.x
+    settings = ("gelu", "ieee", "triton")
+    namespace = torch.ops.dexcore
+    opcheck(namespace.expert_mlp.default, (*case.experts, keep, *settings))
+    opcheck(namespace.dex_mlp.default, (*case.experts, *case.director, keep, "gelu", "kd", "ieee", "triton"))
+    if keep == "z":
+        y, loss, *kept = namespace.dex_mlp(*case.experts, *case.director, keep, "gelu", "kd", "ieee", "triton")
+        tail = ([True] * 6, *settings, torch.float32, torch.float32)
+        opcheck(namespace.expert_mlp_backward.default, (torch.ones_like(x), *case.experts, *kept[:3], *tail))
+        grads = (torch.ones_like(y), torch.ones_like(loss))
+        opcheck(namespace.dex_mlp_backward.default, (*grads, *case.experts, *kept, *tail))
+
+
+def test_opcheck_of_the_other_ops():
+    x, weight = torch.randn(3, 4, 8), torch.randn(5, 8)
+    namespace = torch.ops.dexcore
+    opcheck(namespace.route.default, (x, weight, torch.randn(3, 5), 2, 0.5, "cls", "triton"))
+    gates, indices, probs = ops.route(x, weight, 2)
+    grads = (torch.randn(3, 2), torch.randn(3, 5))
+    opcheck(namespace.route_backward.default, (*grads, x, weight, gates, indices, probs, 0.5, "mean", "triton"))
+    opcheck(namespace.mix_align.default, (x, torch.randn(3, 4, 8), "cosine", True, "triton"))
+    opcheck(namespace.mix_align_backward.default, (torch.ones(()), x, "triton"))
+    experts = [torch.randn(2, 4, 8)]
+    opcheck(namespace.group_ema_.default, ([x[0].clone()], experts, [torch.tensor([0.5, 0.5])], 0.9, "triton"))
+
+
+def test_compiles_without_a_graph_break_and_with_its_backward():
+    case = plain.make_case()
+    leaves = case.leaves(torch.float32)
+
+    def step(*leaves):
+        y, loss = ops.dex_mlp(*leaves[:5], *case.director, leaves[5], case.indices, backend="triton")
+        return y.square().sum() + loss
+
+    expected = torch.autograd.grad(step(*leaves), leaves)
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    for a, b in zip(torch.autograd.grad(compiled(*leaves), leaves), expected, strict=True):
+        assert_close(a, b)
+
+
+def test_exports():
+    case = plain.make_case()
+
+    class Layer(torch.nn.Module):
+        def forward(self, x, gates, indices):
+            return ops.expert_mlp(x, *case.experts[1:5], gates, indices, backend="triton")
+
+    program = torch.export.export(Layer(), (case.x, case.gates, case.indices))
+    assert torch.equal(
+        program.module()(case.x, case.gates, case.indices), ops.expert_mlp(*case.experts, backend="triton")
+    )
+
+
+def test_activation_checkpointing_gives_the_same_gradients():
+    case = plain.make_case()
+    leaves = case.leaves(torch.float32)
+
+    def layer(*leaves):
+        return ops.expert_mlp(*leaves, case.indices, backend="triton")
+
+    expected = torch.autograd.grad(layer(*leaves).square().sum(), leaves)
+    y = checkpoint(layer, *leaves, use_reentrant=False)
+    for a, b in zip(torch.autograd.grad(y.square().sum(), leaves), expected, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_gradcheck_in_float32_along_drawn_directions():
+    case = plain.make_case(tokens=3, width=8, hidden=12)
+    leaves = case.leaves(torch.float32)
+
+    def loss(*leaves):
+        return ops.expert_mlp(*leaves, case.indices, backend="triton").double().square().mean()
+
+    grads = torch.autograd.grad(loss(*leaves), leaves)
+    with torch.no_grad():
+        for leaf, grad in zip(leaves, grads, strict=True):
+            direction = torch.randn_like(leaf)
+            moved = [[t + s * 2e-3 * direction if t is leaf else t for t in leaves] for s in (1, -1)]
+            slope = (loss(*moved[0]) - loss(*moved[1])) / 4e-3
+            assert_close((grad * direction).sum(), slope, bound=2e-2)
