@@ -92,10 +92,10 @@ def expert_dact(
 
 
 def _part(config: Gemm) -> int:
-    """Columns the epilogue takes at a time: the larger a thread's share of the accumulator, the fewer."""
+    """Columns the epilogue takes at a time: 16 elements a thread, fewer beside a large share of the accumulator."""
     threads = 32 * config.warps
-    accumulated = max(config.block_m * config.block_n // threads, 1)
-    part = max(1024 // accumulated, 1) * threads // config.block_m
+    accumulated = triton.cdiv(config.block_m * config.block_n, threads)
+    part = max(min(16, 1024 // accumulated), 1) * threads // config.block_m
     return min(max(part, 16), config.block_n)
 
 
