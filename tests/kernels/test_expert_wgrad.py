@@ -166,16 +166,18 @@ def test_few_tiles_are_split_and_many_or_short_ones_are_not(rows, p, q, split):
     assert split_parts(rows, p, q, Gemm(128, 128, 64, 8, 3)) == split
 
 
-def test_operands_may_have_more_than_two_to_the_31_elements(tmp_path):
+@pytest.mark.parametrize("left_is_large", [True, False])
+def test_operands_may_have_more_than_two_to_the_31_elements(tmp_path, left_is_large):
     image = 2**25
-    left = torch.from_file(str(tmp_path / "left"), shared=True, size=(image + 1) * 64, dtype=torch.float16)
-    left = left.view(image + 1, 64)  # a file of holes
-    left[image] = torch.randn(64)
-    right = torch.randn(1, 16).half()
+    large = torch.from_file(str(tmp_path / "large"), shared=True, size=(image + 1) * 64, dtype=torch.float16)
+    large = large.view(image + 1, 64)  # a file of holes
+    large[image] = torch.randn(64)
+    small = torch.randn(1, 16).half()
     plan = make_plan(torch.zeros(1, 1, dtype=torch.int64), 1, 1, 16)._replace(images=torch.tensor([image]).int())
-    by_image = {"left_by_image": True, "right_by_image": False}
-    out = expert_wgrad(left, right, plan, torch.float32, "ieee", Gemm(64, 16, 16, 4, 1), **by_image)
-    assert_close(out[0], left[image].double()[:, None] * right.double())
+    left, right = (large, small) if left_is_large else (small, large)
+    how = {"left_by_image": left_is_large, "right_by_image": not left_is_large}
+    out = expert_wgrad(left, right, plan, torch.float32, "ieee", Gemm(16, 64, 16, 4, 1), **how)
+    assert_close(out[0], left[-1].double()[:, None] * right[-1].double())
 
 
 def test_gradients_may_have_more_than_two_to_the_31_elements(tmp_path):
