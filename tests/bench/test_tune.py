@@ -1,0 +1,140 @@
+"""bench.tune: its choice, its guards, and its calls of the launchers, which the interpreter runs."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import tune
+from dexcore.kernels.configs import SHARED_MEMORY, Gemm, Key, LayerConfig, check, read_table, write_table
+
+ROOT = Path(__file__).parents[2]
+KEY = Key("sm_90", 24, 40, torch.float32)
+SMALL = Gemm(32, 32, 32, 4, 1)
+RULE = LayerConfig(*[SMALL] * 6)
+
+
+def tile(block_m, block_n=64):
+    return Gemm(block_m, block_n, 32, 4, 2)
+
+
+def test_without_a_gpu_it_says_so_and_exits_with_2():
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.tune"], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "PyTorch finds no CUDA or ROCm device here" in done.stdout
+    assert done.stderr == ""
+
+
+def test_it_does_not_time_the_interpreter(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert tune.main([]) == 2
+    assert "unset TRITON_INTERPRET" in capsys.readouterr().out
+
+
+def test_a_layer_is_given_as_two_numbers(capsys):
+    with pytest.raises(SystemExit):
+        tune.main(["--layers", "768"])
+    assert "a layer is DxH, as 768x3072, got '768'" in capsys.readouterr().err
+
+
+def test_kernels_over_the_experts_rows_get_the_block_m_with_the_least_time_of_all():
+    a, b, c, d = tile(64), tile(128), tile(128, 128), tile(256)
+    times = {
+        "up": {a: 1.0, b: 5.0, c: 4.0, d: 0.1},
+        "down": {a: 4.0, b: 2.0, c: 3.0},  # not d
+        "dact": {a: 4.0, b: 2.0, c: 3.0, d: 0.1},
+        "dx": {a: 4.0, b: 2.0, c: 3.0, d: 0.1},
+        "wgrad1": {a: 1.0, d: 0.5},
+        "wgrad2": {a: 0.5, d: 1.0},
+    }
+    assert tune.fastest(times) == LayerConfig(up=c, down=b, dact=b, dx=b, wgrad1=d, wgrad2=a)
+
+
+def test_without_a_common_block_m_nothing_is_chosen():
+    times = {name: {tile(64): 1.0} for name in LayerConfig._fields} | {"dx": {tile(128): 1.0}}
+    with pytest.raises(RuntimeError, match="no block_m is left"):
+        tune.fastest(times)
+
+
+@pytest.mark.parametrize("architecture", SHARED_MEMORY)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_candidate_could_stand_in_the_table(architecture, dtype):
+    key = Key(architecture, 192, 768, dtype)
+    found = tune.candidates(key)
+    assert len(found) > 20
+    for candidate in found:
+        check(key, LayerConfig(*[candidate] * 6))
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+    """No compiler and no clock: tiles of 16 columns spill, and a tile's time is its area."""
+    seen = []
+    monkeypatch.setattr(tune, "EXPERTS", 3)
+
+    def milliseconds(call, candidate):
+        seen.append(candidate)
+        return float(candidate.block_m * candidate.block_n)
+
+    monkeypatch.setattr(tune, "spills", lambda call, candidate: 7 if candidate.block_n == 16 else 0)
+    monkeypatch.setattr(tune, "milliseconds", milliseconds)
+    return seen
+
+
+def test_every_launcher_is_timed_with_every_sound_tile(interpreted, capsys):
+    spilling, good = Gemm(32, 16, 16, 4, 1), Gemm(16, 32, 16, 4, 1)
+    calls = tune.kernels(KEY, torch.device("cpu"), images=3, tokens=5)
+    assert set(calls) == set(LayerConfig._fields)
+    times = tune.time_all(calls, RULE, [spilling, good], 1e-4)
+    assert all(list(found) == [SMALL, good] for found in times.values())
+    assert interpreted == [SMALL, good] * 6
+    assert capsys.readouterr().out.count("(32, 16, 16, 4, 1) spills 7 registers") == 6
+    assert tune.fastest(times) == LayerConfig(*[good] * 6)
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_a_wrong_or_failing_tile_is_not_timed(capsys):
+    def call(candidate):
+        if candidate.block_k == 64:
+            raise RuntimeError("out of resource: shared memory\nand more")
+        return [torch.ones(4) * (1 if candidate.block_m == 32 else float("nan"))]
+
+    times = tune.time_all({"up": call}, RULE, [tile(64), Gemm(32, 32, 64, 4, 2)], 1e-4)
+    assert list(times["up"]) == [SMALL]
+    printed = capsys.readouterr().out
+    assert "is wrong: differs from the rule's result by nan" in printed
+    assert "does not run: out of resource: shared memory\n" in printed
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_without_a_sound_tile_nothing_is_written():
+    with pytest.raises(RuntimeError, match="up: no tile compiles, runs and agrees"):
+        tune.time_all({"up": lambda candidate: [torch.full((1,), float("nan"))]}, RULE, [], 1e-4)
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_the_table_keeps_its_other_layers(tmp_path, monkeypatch):
+    path, other, lines = tmp_path / "configs.json", Key("gfx942", 192, 768, torch.float16), []
+    write_table(path, {other: LayerConfig(*[tile(64)] * 6)})
+    calls = dict.fromkeys(LayerConfig._fields, lambda candidate: [torch.ones(3)])
+    monkeypatch.setattr(tune, "kernels", lambda key, device: calls)
+    monkeypatch.setattr(tune, "candidates", lambda key: [SMALL])
+    monkeypatch.setattr(tune, "layer_config", lambda *key: LayerConfig(*[tile(64)] * 6))
+    monkeypatch.setattr(tune, "machine", lambda device: {})
+    monkeypatch.setattr(tune, "write_line", lambda name, line: lines.append((name, line)))
+    tune.tune(KEY, torch.device("cpu"), None)
+    assert read_table(path).keys() == {other}
+    assert not lines
+    tune.tune(KEY, torch.device("cpu"), path)
+    assert read_table(path) == {other: LayerConfig(*[tile(64)] * 6), KEY: RULE}
+    ((name, line),) = lines
+    assert name == "tune"
+    assert (line["dx"]["ms"], line["dx"]["before_ms"]) == (32 * 32, 64 * 64)
