@@ -1,0 +1,200 @@
+"""The checks have teeth: each wrong kernel, one line away from the right one, is caught by them."""
+
+import importlib.util
+import sys
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+import dexcore.kernels
+from dexcore import ops
+from dexcore.ops import experts_triton
+from ops import plain
+from ops.agreement import check_dex_mlp, check_group_ema, check_route
+
+KERNELS = Path(dexcore.kernels.__file__).parent
+
+
+def check_experts(**keywords):
+    """k 2, an idle expert, rows of several tiles, ragged tails."""
+    check_dex_mlp(plain.make_case(batch=5, tokens=9, width=24, hidden=40), **keywords)
+
+
+def check_far_apart():
+    """Outputs so far apart that kd's clamp acts."""
+    case = plain.make_case(batch=3, tokens=5, width=24, hidden=40)
+    case.w2 *= 12
+    check_dex_mlp(case)
+
+
+def check_ema():
+    check_group_ema([(7, 9), (30,)], [[0.5, 0.0, 0.5], [0.25, 0.75]])
+
+
+def check_idle_expert_of_nan():
+    director, experts = torch.zeros(9), torch.ones(3, 9)
+    experts[1] = torch.nan
+    ops.group_ema_([director], [experts], [torch.tensor([0.5, 0.0, 0.5])], 0.5, backend="triton")
+    assert torch.equal(director, torch.full((9,), 0.5))
+
+
+def check_routing(pool="cls"):
+    generator = torch.Generator().manual_seed(0)
+    x, weight, noise = (torch.randn(s, generator=generator) for s in ((5, 3, 12), (6, 12), (5, 6)))
+    check_route(x, weight, 2, noise, pool)
+
+
+def check_ties():
+    _, indices, _ = ops.route(torch.zeros(3, 2, 8), torch.ones(6, 8), 3, backend="triton")
+    assert torch.equal(indices, torch.tensor([[0, 1, 2]] * 3))
+
+
+class Mutant(NamedTuple):
+    """A kernel file with one line changed, and the check that must see it."""
+
+    name: str
+    file: str
+    right: str
+    wrong: str
+    check: object = check_experts
+
+
+MUTANTS = [
+    Mutant("gates swapped", "expert_up", "gates_ptr + slot, mask", "gates_ptr + (slot ^ 1), mask"),
+    Mutant("every expert gets the first one's bias", "expert_up", "b1_ptr + expert * hidden + n", "b1_ptr + n"),
+    Mutant("z kept with its gate", "expert_up", "rounded(z, z_ptr", "rounded(z * gate[:, None], z_ptr"),
+    Mutant("activation left out", "expert_up", "a = activate(z, ACTIVATION) * gate", "a = z * gate"),
+    Mutant(
+        "the last columns of x unread", "expert_up", "in_width = first + k < width", "in_width = first + k < width - 1"
+    ),
+    Mutant(
+        "bias added k times",
+        "expert_down",
+        "parts[half] + gate[:, None] * bias[None, :]",
+        "parts[half] + 2 * gate[:, None] * bias[None, :]",
+    ),
+    Mutant(
+        "weights of the next expert",
+        "expert_down",
+        "weight_ptr += expert.to(tl.int64) * N * K",
+        "weight_ptr += (expert ^ 1).to(tl.int64) * N * K",
+    ),
+    Mutant(
+        "GELU of the wrong operand", "expert_dact", "_activate_both(z, ACTIVATION)\n", "_activate_both(u, ACTIVATION)\n"
+    ),
+    Mutant("dz without its gate", "expert_dact", "dz = gate[:, None] * u * slope", "dz = u * slope"),
+    Mutant("gate gradients of z", "expert_dact", "sums = tl.sum(a * u, 1)", "sums = tl.sum(z * u, 1)"),
+    Mutant(
+        "an expert's last row dropped",
+        "expert_wgrad",
+        "        inside = rows < end\n",
+        "        inside = rows < end - 1\n",
+    ),
+    Mutant(
+        "one expert's weight gradient unwritten",
+        "expert_wgrad",
+        "    mask = (p < P)[:, None] & (q < Q)[None, :]\n",
+        "    mask = (p < P)[:, None] & (q < Q)[None, :] & (expert != 1)\n",
+    ),
+    Mutant(
+        "rows read from the image's start",
+        "expert_wgrad",
+        "image_rows = images * tokens + slot_tokens",
+        "image_rows = images * tokens",
+    ),
+    Mutant(
+        "slots summed unsorted",
+        "mix_align",
+        "source = (place * tokens + token)",
+        "source = (place * 0 + (image * TOP_K + j) * tokens + token)",
+    ),
+    Mutant("the teacher's temperature forgotten", "mix_align", "teacher * inverse_temperature", "teacher"),
+    Mutant(
+        "the clamp passes a gradient",
+        "mix_align",
+        "kept = tl.where(log_q >= floor, p, 0.0)",
+        "kept = p",
+        check_far_apart,
+    ),
+    Mutant(
+        "cosine against the unscaled teacher",
+        "mix_align",
+        "t = teacher * (1 / teacher_norm)[:, None]",
+        "t = teacher",
+        partial(check_experts, align="cosine"),
+    ),
+    Mutant("bias gradient without gates", "bias_gradients", "sums += gate[:, None] * tl.load(", "sums += tl.load("),
+    Mutant(
+        "a tile's bias gradient lost",
+        "bias_gradients",
+        "    end = tl.load(tile_starts_ptr + expert + 1)\n",
+        "    end = tl.load(tile_starts_ptr + expert + 1) - 1\n",
+    ),
+    Mutant(
+        "EMA of unnormalized weight",
+        "group_ema",
+        "director * momentum + mean * step",
+        "director * momentum + mean",
+        check_ema,
+    ),
+    Mutant(
+        "experts of weight zero read",
+        "group_ema",
+        "end = tl.where(weight != 0, length, 0)",
+        "end = tl.where(weight >= 0, length, 0)",
+        check_idle_expert_of_nan,
+    ),
+    Mutant("ties to the higher index", "route", "(r[None, :] < r[:, None])", "(r[None, :] > r[:, None])", check_ties),
+    Mutant(
+        "a routing gradient without temperature",
+        "route",
+        "grad_logits = p * (q - tl.sum(q * p, 0)) / tau",
+        "grad_logits = p * (q - tl.sum(q * p, 0))",
+        check_routing,
+    ),
+]
+
+
+def mutated(mutant, folder):
+    """The mutant's module: a complete kernel file, one line away from the right one."""
+    source = (KERNELS / f"{mutant.file}.py").read_text(encoding="utf-8")
+    assert source.count(mutant.right) == 1, (
+        f"{mutant.file}.py holds {mutant.right!r} {source.count(mutant.right)} times"
+    )
+    wrong = source.replace(mutant.right, mutant.wrong)
+    changed = sum(a != b for a, b in zip(source.splitlines(), wrong.splitlines(), strict=True))
+    assert changed == 1
+    path = folder / f"{mutant.file}.py"
+    path.write_text(wrong, encoding="utf-8")
+    spec = importlib.util.spec_from_file_location(f"mutant_{mutant.file}", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def put_in_place(monkeypatch, module, file):
+    """Wherever the ops find the right kernel's launchers, they find the mutant's."""
+    right = sys.modules[f"dexcore.kernels.{file}"]
+    for name, launcher in vars(module).items():
+        if callable(launcher) and getattr(launcher, "__module__", "") == module.__name__ and hasattr(right, name):
+            for place in (right, experts_triton):
+                if hasattr(place, name):
+                    monkeypatch.setattr(place, name, launcher)
+
+
+@pytest.mark.parametrize(
+    "check", [check_experts, check_far_apart, check_ema, check_idle_expert_of_nan, check_routing, check_ties]
+)
+def test_the_right_kernels_pass(check):
+    check()
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_a_wrong_kernel_is_caught(mutant, monkeypatch, tmp_path):
+    put_in_place(monkeypatch, mutated(mutant, tmp_path), mutant.file)
+    with pytest.raises(AssertionError):
+        mutant.check()
