@@ -151,15 +151,15 @@ def _rule(architecture: str, width: int, hidden: int, dtype: torch.dtype) -> Lay
 def _largest(architecture: str, aligned: bool, dtype: torch.dtype) -> Gemm:
     """The tile of a layer that is wide enough for any.
 
-    Each is the largest that compiles without spills for sm_80, in all activations. Where D or H is no multiple of 16,
-    rows are not aligned, every element has a pointer of its own, and the pointers need the registers.
+    Each is one of the largest that compile without spills for sm_80 and sm_90, in all activations. Where D or H is no
+    multiple of 16, rows are not aligned, every element has a pointer of its own, and the pointers need the registers.
     """
     if architecture == INTERPRETER:
         return Gemm(32, 32, 32, 4, 1)
     if dtype == torch.float32:  # without tensor cores (precision "ieee") threads hold their operands too
-        return Gemm(128, 64, 16, 8, 2) if aligned else Gemm(64, 64, 16, 8, 2)
+        return Gemm(64, 64, 16, 4 if aligned else 8, 2)
     if not aligned:
-        return Gemm(64, 64, 32, 4, 2)
+        return Gemm(64, 32, 32, 4, 2)
     return Gemm(128, 128, 64, 8, 2 if architecture.startswith("gfx") else 3)
 
 

@@ -39,13 +39,21 @@ def test_the_rule_fits_every_layer_and_architecture(architecture, dtype):
 @pytest.mark.parametrize("architecture", SHARED_MEMORY)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_rules_tiles_are_not_larger_than_a_small_layer(architecture, dtype):
-    config = layer_config(architecture, 20, 40, dtype)
+    config = layer_config(architecture, 32, 64, dtype)
     assert config.up.block_n == config.dact.block_n == 64
     assert config.up.block_k <= 32
-    assert (config.down.block_n, config.dx.block_n) == (32, 32)
     assert config.dact.block_k <= 32
+    assert config.down.block_n == config.dx.block_n == 32
     assert (config.wgrad1.block_m, config.wgrad1.block_n) == (64, 32)
     assert (config.wgrad2.block_m, config.wgrad2.block_n) == (32, 64)
+    assert {gemm.block_n for gemm in layer_config(architecture, 1, 1, dtype)} == {16}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layer", [(768, 3073), (760, 3072)])
+def test_rows_that_are_not_aligned_get_less_of_a_tile_a_thread(dtype, layer):
+    for odd, even in zip(layer_config("sm_90", *layer, dtype), layer_config("sm_90", 768, 3072, dtype), strict=True):
+        assert odd.block_m * odd.block_n / odd.warps < even.block_m * even.block_n / even.warps
 
 
 def test_float32_has_smaller_tiles_than_bf16():
