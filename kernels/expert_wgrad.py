@@ -284,14 +284,10 @@ def _expert_wgrad_kernel(
 
     offsets = p.to(tl.int64)[:, None] * Q + q[None, :]
     mask = (p < P)[:, None] & (q < Q)[None, :]
-    out_offsets = expert.to(tl.int64) * (P * Q) + offsets
-    if SPLIT:
-        if parts > 1:
-            tl.store(parts_ptr + unit.to(tl.int64) * (P * Q) + offsets, acc, mask=mask)
-        else:
-            tl.store(out_ptr + out_offsets, rounded(acc, out_ptr.dtype.element_ty), mask=mask)
-    else:
-        tl.store(out_ptr + out_offsets, rounded(acc, out_ptr.dtype.element_ty), mask=mask)
+    if SPLIT:  # masks, not a branch, around which registers spill in float32
+        tl.store(parts_ptr + unit.to(tl.int64) * (P * Q) + offsets, acc, mask=mask & (parts > 1))
+        mask &= parts == 1
+    tl.store(out_ptr + expert.to(tl.int64) * (P * Q) + offsets, rounded(acc, out_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["tokens", "part_rows"])
