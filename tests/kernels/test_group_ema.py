@@ -167,6 +167,7 @@ def test_it_moves_the_bytes_it_says_and_writes_each_director_once():
         ("partly", r"directors\[2\] and directors\[0\] overlap"),
         ("its own expert", r"experts\[1\]\[2\] and directors\[1\]|directors\[1\] and experts\[1\]\[2\]"),
         ("another's expert", r"directors\[2\] and experts\[0\]\[1\]"),
+        ("an expert from its middle on", r"experts\[0\]\[0\] and directors\[2\]"),
     ],
 )
 def test_a_director_that_shares_memory_is_an_error_that_names_it(case, message):
@@ -178,8 +179,11 @@ def test_a_director_that_shares_memory_is_an_error_that_names_it(case, message):
         directors[0], directors[2] = whole[:20], whole[10:]
     elif case == "its own expert":
         directors[1] = pools[1][2]
-    else:
+    elif case == "another's expert":
         directors[2] = pools[0].view(-1)[30:50]
+    else:
+        whole = torch.randn(30)
+        directors[2], pools[0], weights[0] = whole[:20], whole[None, 10:], torch.ones(1)
     before = [director.clone() for director in directors]
     with pytest.raises(ValueError, match=message):
         group_ema(directors, pools, weights, 0.5)
