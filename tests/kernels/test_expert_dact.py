@@ -5,11 +5,12 @@ from hypothesis import strategies as st
 
 from assertions import assert_close
 from dexcore.kernels.configs import Gemm
-from dexcore.kernels.expert_dact import expert_dact
+from dexcore.kernels.expert_dact import _part, expert_dact
 from dexcore.kernels.plan import make_plan
 from ops.plain import ACTIVATIONS
 
 SMALL = Gemm(block_m=16, block_n=32, block_k=16, warps=4, stages=1)
+IN_PARTS = Gemm(block_m=32, block_n=64, block_k=16, warps=1, stages=1)  # one warp: the epilogue takes 16 columns
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 # Of the interpreter's NumPy, where an Inf is meant.
@@ -87,7 +88,8 @@ def test_it_agrees_with_autograd_on_drawn_shapes_and_routings(data):
     tokens, width, hidden = (data.draw(st.integers(1, most)) for most in (17, 40, 50))
     activation = data.draw(st.sampled_from(list(ACTIVATIONS)), "activation")
     dtype = data.draw(st.sampled_from(DTYPES), "dtype")
-    check(make_case(indices, experts, tokens, width, hidden, dtype), indices, activation)
+    config = data.draw(st.sampled_from((SMALL, IN_PARTS)), "config")
+    check(make_case(indices, experts, tokens, width, hidden, dtype), indices, activation, config)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -112,9 +114,15 @@ def test_more_row_tiles_than_a_group():
     check(make_case(indices, 2, 50, 8, 70), indices)  # 26 tiles of rows, 3 of columns
 
 
-def test_other_tiles_give_the_same():
+@pytest.mark.parametrize("config", [IN_PARTS, Gemm(32, 64, 32, 4, 1), Gemm(64, 32, 32, 1, 1)])
+def test_other_tiles_give_the_same(config):
     indices = torch.tensor([[0, 2], [2, 1]])
-    check(make_case(indices, 3, 9, 30, 70), indices, config=Gemm(32, 64, 32, 4, 1))
+    check(make_case(indices, 3, 9, 30, 70), indices, config=config)
+
+
+def test_an_epilogue_in_parts_is_what_it_says():
+    assert _part(IN_PARTS) == 16
+    assert _part(SMALL) == SMALL.block_n
 
 
 def test_zero_images_give_empty_results():
