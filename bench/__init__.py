@@ -1,1 +1,1 @@
-"""Microbenchmarks: ``python -m bench.layer``. Results are checked before they are timed."""
+"""Microbenchmarks: ``python -m bench`` runs all that fit the machine. Results are checked before they are timed."""

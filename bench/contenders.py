@@ -241,6 +241,8 @@ def step_of(
         router = layer.router if isinstance(layer, PublishedLayer) else layer.pool.router
         steer(x, router.weight, routing, TOP_K)
     x = x.to(device, stored).requires_grad_()
+    # A model hands over the gradient in y's dtype. On the CPU the cast has always been part of the step.
+    upstream = {} if device.type == "cpu" else {d: grad_y.to(d) for d in (stored, dtype)}
     leaves = [x, *layer.parameters()]
 
     def step() -> list[Tensor]:
@@ -249,11 +251,12 @@ def step_of(
             leaf.grad = None
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
             y, align, balance = layer(x)
+        grad = upstream[y.dtype] if upstream else grad_y.to(y.dtype)
         if align is None:
-            y.backward(grad_y.to(y.dtype))
+            y.backward(grad)
             return [y, x.grad]
         losses = LAMBDA_ALIGN * align + LAMBDA_BALANCE * balance
-        torch.autograd.backward([y, losses], [grad_y.to(y.dtype), torch.ones_like(losses)])
+        torch.autograd.backward([y, losses], [grad, torch.ones_like(losses)])
         if update and not isinstance(layer, PublishedLayer):
             layer.update()
         return [y, align, balance, x.grad]

@@ -13,8 +13,9 @@ import torch
 
 from bench.command import Ceilings, Goal, Line, Options, Refused, dtype_name, run, table_row
 from bench.contenders import REFERENCE, Shape
-from bench.kernel_cases import Problem, Work, calls, work
+from bench.kernel_cases import calls
 from bench.kernel_cases import check as check_kernels
+from bench.kernel_work import Problem, Work, work
 from bench.routings import ROUTINGS
 from bench.timing import interleaved, machine
 from dexcore.kernels.configs import architecture_of

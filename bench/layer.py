@@ -87,6 +87,7 @@ def measure_cpu(options: Options) -> list[Line]:
             print(table_row(f"{shape} {name}", *cells, f"{difference:.1e}"), flush=True)
             line = {"bench": "layer", **machine(), **shape._asdict(), "dtype": name, **times, "ratios": ratios}
             measured = {} if options.quick else ceilings(dtype)
+            line |= {"flops": step_flops(shape)}
             lines.append(line | {"peak_mb": memory, "difference": difference, **measured})
     return lines
 

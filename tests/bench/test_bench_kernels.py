@@ -6,7 +6,8 @@ import torch
 from bench import kernel_cases
 from bench.command import Options
 from bench.contenders import REFERENCE, Shape, WrongResultError
-from bench.kernel_cases import Problem, Work, calls, check, work
+from bench.kernel_cases import calls, check
+from bench.kernel_work import Problem, Work, work
 from bench.kernels import measure, predicted
 from bench.timing import CPU
 

@@ -1,0 +1,77 @@
+"""The GPU's tables, walked through on the CPU: graphs are the calls themselves, and times mean nothing."""
+
+import types
+
+import pytest
+import torch
+
+from bench import align, ema, kernels, layer
+from bench.contenders import Shape
+from bench.timing import CPU
+
+CEILINGS = {torch.bfloat16: {"gemm_gflops": 1e-9, "copy_gbs": 1e9}}  # any GEMM is faster, any copy slower
+
+
+@pytest.fixture
+def options(monkeypatch):
+    for bench in (layer, ema, align):
+        monkeypatch.setattr(bench, "captured", lambda call: call)
+    return types.SimpleNamespace(on_gpu=True, device=CPU, quick=True, seconds=0, dtypes=(torch.bfloat16,))
+
+
+def goals_of(lines):
+    return {goal["name"]: goal["met"] for line in lines for goal in line.get("goals", [])}
+
+
+def test_the_layers_table_has_graphs_memory_and_goals(options, monkeypatch, capsys):
+    megabytes = iter([10.0, 19.0, 30.0, 30.0, 30.0, 9.0, 8.0])
+    monkeypatch.setattr(layer, "peak_gpu_memory", lambda step: next(megabytes))
+    lines = layer.measure_contest(options, torch.bfloat16, "uniform", CEILINGS[torch.bfloat16], {})
+    names = [line["contender"] for line in lines]
+    assert names[:5] == ["dexcore", "published", "loop", "grouped", "dense"]
+    assert {"dexcore, no GEMA", "dexcore, graph", "grouped, graph", "dexcore, keep z", "dexcore, keep none"} == {
+        *names[5:]
+    }
+    met = goals_of(lines)
+    assert met["forward and backward, share of the largest GEMM's rate"] is True
+    assert met["the published loop's peak memory over dexcore's"] is False  # 19 over 10
+    assert met["the whole step captured in a CUDA graph"] is True
+    assert capsys.readouterr().out.count("goal") == 4
+
+
+def test_a_step_that_cannot_be_captured_is_a_goal_missed(options, monkeypatch, capsys):
+    def refuse(call):
+        raise RuntimeError("it waits for the device")
+
+    monkeypatch.setattr(layer, "captured", refuse)
+    monkeypatch.setattr(layer, "peak_gpu_memory", lambda step: 1.0)
+    lines = layer.measure_contest(options, torch.bfloat16, "two", CEILINGS[torch.bfloat16], {})
+    assert not any("graph" in line["contender"] for line in lines)
+    assert goals_of(lines)["the whole step captured in a CUDA graph"] is False
+    assert "it waits for the device" in capsys.readouterr().out
+
+
+def test_the_tables_of_ema_and_alignment_have_a_goal_each(options):
+    refused = {
+        "kd, bfloat16": {"compiled": ""},
+        "cosine, bfloat16": {"compiled": ""},
+        "mse, bfloat16": {"compiled": ""},
+    }
+    for lines, count in ((ema.measure(options, CEILINGS, {}), 3), (align.measure(options, CEILINGS, refused), 3)):
+        goals = [goal for line in lines for goal in line.get("goals", [])]
+        assert len(goals) == count
+        assert not any(goal["met"] for goal in goals)
+
+
+def test_the_kernels_table_measures_every_kernel(options, monkeypatch):
+    monkeypatch.setattr(kernels, "_QUICK", Shape(2, 3, 16))
+    monkeypatch.setattr(kernels, "ROUTINGS", ("two",))
+    lines = kernels.measure(options, CEILINGS, {})
+    assert len(lines) == 18
+    assert all(line["prediction"] is False and line["median"] > 0 for line in lines)
+    assert sum("goals" in line for line in lines) == 2
+
+
+def test_interpreted_kernels_are_not_timed_on_a_gpu(options):
+    with pytest.raises(RuntimeError, match="TRITON_INTERPRET"):
+        kernels.check(options)
