@@ -214,7 +214,7 @@ def _launch(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["expert_tiles", "row_tiles", "director_rows"])
 def _grouped_rows_kernel(
     left_ptr,  # [rows, K], expert order
     weight_ptr,  # [R, N, K] or [R, K, N], by its strides

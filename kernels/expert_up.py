@@ -137,7 +137,7 @@ def expert_up_bytes(
     return batch * tokens * width * itemsize + plan + gates + experts + outputs + extra
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["expert_tiles", "row_tiles", "batch"])
 def _expert_up_kernel(
     x_ptr,  # [B*N, D]
     w1_ptr,  # [R, H, D]

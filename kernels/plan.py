@@ -101,7 +101,7 @@ def make_plan(indices: Tensor, num_experts: int, tokens: int, block_m: int) -> P
     return plan
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_slots", "num_tiles"])
 def _plan_kernel(
     indices_ptr,
     slots_ptr,

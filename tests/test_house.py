@@ -17,7 +17,7 @@ MAY_USE = {
     "models": {"nn", "ops"},
     "data": set(),
     "report": set(),
-    "train": {"report", "models", "data", "nn", "ops"},
+    "train": {"report", "models", "data", "nn", "ops", "kernels"},
 }
 
 

@@ -66,7 +66,11 @@ def _run(directors: list[Tensor], experts: list[Tensor], weights: list[Tensor], 
     if backend == "triton":
         from dexcore.kernels.group_ema import group_ema
 
-        group_ema(directors, experts, weights, momentum)
+        moved = [director.contiguous() for director in directors]
+        group_ema(moved, [expert.contiguous() for expert in experts], weights, momentum)
+        for director, new in zip(directors, moved, strict=True):
+            if new is not director:
+                director.copy_(new)
         return
     for director, expert, weight in zip(directors, experts, weights, strict=True):
         precision = torch.promote_types(director.dtype, torch.float32)

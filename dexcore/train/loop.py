@@ -180,6 +180,7 @@ class Pretraining:
             closing(ProgressDisplay(self.step_done, total)) as display,
             attention_kernel(self.device, self.config.run.precision),
         ):
+            self._warm_up()
             started = time.perf_counter()
             for batch in self._batches():
                 limit.update(batch["replaced"])
@@ -199,6 +200,18 @@ class Pretraining:
                     self.save()
                 if stop:
                     break
+
+    def _warm_up(self) -> None:
+        """On a GPU compile the kernels in parallel before the first step, which would look like a hang."""
+        if resolve(self.config.model.backend, self.device, torch.float32) != "triton" or self.device.type == "cpu":
+            return
+        from dexcore.kernels import warm_up
+
+        say("compiling the kernels; on a machine that has not done so it takes a minute or so")
+        size = self.config.model.image_size
+        with autocast(self.device, self.config.run.precision):
+            seconds = warm_up(self.model, (self.config.data.batch_size, 3, size, size))
+        say(f"the kernels were ready after {seconds:.0f} s")
 
     def step(self, batch: dict[str, Any], values: StepValues) -> dict[str, Any]:
         """One optimizer step, or, where loss or gradient is not finite, none.

@@ -1,0 +1,84 @@
+"""Compile what a model needs before its first step, so that the step does not look like a hang."""
+
+import logging
+import os
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor, nn
+
+from dexcore.kernels.group_ema import group_ema
+from dexcore.kernels.launch import compiling
+
+_log = logging.getLogger("dexcore")
+
+
+def warm_up(model: nn.Module, batch_shape: Sequence[int], dtype: torch.dtype = torch.float32) -> float:
+    """Compile in parallel every kernel of a model's step: forward, in training also backward and GEMA.
+
+    The model runs once on zeros without launching a Triton kernel; its weights, gradients and records, and the
+    generators of random numbers, are left as they were. Call it under the same `torch.autocast` as the training, on
+    the model itself and not on a wrapper for distributed training. Compiled kernels stay in Triton's cache on disk.
+
+    Args:
+        model: on a GPU; its DEX layers' backend "auto" or "triton".
+        batch_shape: of the model's input, such as (B, 3, 256, 256).
+        dtype: of the model's input.
+
+    Returns:
+        Seconds that it took; logged too (INFO).
+    """
+    began = time.perf_counter()
+    device = next(model.parameters()).device
+    attributes = [(module, dict(vars(module))) for module in model.modules()]
+    kernels: list[Any] = []
+    devices = [device] if device.type == "cuda" else []
+    try:
+        with (
+            torch.random.fork_rng(devices),
+            ThreadPoolExecutor(os.cpu_count()) as pool,
+            triton.AsyncCompileMode(pool),
+            compiling(kernels.append),
+        ):
+            _step(model, torch.zeros(*batch_shape, dtype=dtype, device=device))
+    finally:
+        for module, before in attributes:
+            vars(module).clear()
+            vars(module).update(before)
+    seconds = time.perf_counter() - began
+    _log.info("%d kernels ready after %.1f s", len({id(kernel) for kernel in kernels}), seconds)
+    return seconds
+
+
+def _step(model: nn.Module, images: Tensor) -> None:
+    if not model.training:
+        with torch.no_grad():
+            model(images)
+        return
+    total = sum(tensor.float().sum() for tensor in _differentiable(model(images)))
+    pairs = []
+    for module in model.modules():
+        if hasattr(module, "expert_director_pairs"):
+            total = total + sum(tensor.sum() for tensor in _differentiable(module.routing))
+            pairs += module.expert_director_pairs()
+    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    torch.autograd.grad(total, wanted, allow_unused=True)
+    experts, directors = zip(*pairs, strict=True)
+    weights = [expert.new_zeros(len(expert), dtype=torch.float32) for expert in experts]
+    group_ema([director.detach() for director in directors], [expert.detach() for expert in experts], weights, 1.0)
+
+
+def _differentiable(output: Any) -> Iterator[Tensor]:
+    """All tensors with a gradient in what a module returned."""
+    if isinstance(output, Tensor):
+        if output.requires_grad:
+            yield output
+    elif isinstance(output, dict):
+        yield from _differentiable(list(output.values()))
+    elif isinstance(output, list | tuple):
+        for part in output:
+            yield from _differentiable(part)

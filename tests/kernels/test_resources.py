@@ -1,0 +1,102 @@
+"""The committed table of what the compiled kernels take: true of the code as it is, and by its rules.
+
+Compiling needs a process without the interpreter.
+"""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import triton
+
+ROOT = Path(__file__).parents[2]
+COMMITTED = json.loads((ROOT / "bench" / "results" / "resources.json").read_text(encoding="utf-8"))
+
+# Small kernels of several files, and a GEMM for each architecture.
+SAMPLE = (
+    "expert_up sm_90 bf16 768x3072 gelu z wa director",
+    "expert_dx sm_80 bf16 192x768",
+    "expert_down gfx942 bf16 192x768 director",
+    "expert_dx sm_100 bf16 192x768",
+    "mix_align_forward sm_90 bf16 192x768 kd gradient",
+    "group_ema sm_90 fp32-ieee 768x3072",
+)
+
+
+def run(*arguments, timeout):
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout
+    )
+
+
+@pytest.fixture(scope="module")
+def matrix():
+    """bench.matrix, which is not on a test's path."""
+    spec = importlib.util.spec_from_file_location("matrix", ROOT / "bench" / "matrix.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_table_holds_every_entry_of_the_matrix_in_its_order(matrix):
+    assert matrix.entries() == list(COMMITTED["entries"])
+    assert all(COMMITTED["entries"].values())
+
+
+def test_the_table_keeps_the_rules(matrix):
+    broken = [
+        (entry, record["kernel"], wrong)
+        for entry, records in COMMITTED["entries"].items()
+        for record in records
+        for wrong in matrix.broken_rules(entry, record)
+    ]
+    assert not broken
+
+
+@pytest.mark.parametrize(
+    ("architecture", "changes", "complaint"),
+    [
+        ("sm_80", {"stack": 16}, "stack 16"),
+        ("sm_90", {"spills": 4}, "spills 4"),
+        ("sm_80", {"shared": 164 * 1024}, "167936 bytes of shared memory, 166912 allowed"),
+        ("gfx942", {"shared": 65 * 1024}, "66560 bytes of shared memory, 65536 allowed"),
+        ("sm_90", {"instructions": ["mma.sync"]}, "a dot of bf16 without wgmma"),
+        ("sm_100", {"instructions": ["wgmma"]}, "a dot of bf16 without tcgen05"),
+        ("gfx942", {"instructions": []}, "a dot of bf16 without v_mfma"),
+        ("sm_90", {"dots": ["tf32x3"], "instructions": []}, "a dot of tf32x3 without a tensor-core instruction"),
+        ("sm_90", {"dots": ["ieee"]}, "wgmma though nothing multiplies in less than float32"),
+    ],
+)
+def test_a_broken_rule_is_named(matrix, architecture, changes, complaint):
+    good = {"kernel": "k", "registers": 128, "stack": 0, "spills": 0, "shared": 65536, "dots": ["bf16"]}
+    good["instructions"] = [matrix.TENSOR_INSTRUCTION[architecture]]
+    entry = f"expert_up {architecture} bf16 768x3072 gelu z wa director"
+    assert matrix.broken_rules(entry, good) == []
+    assert matrix.broken_rules(entry, good | changes) == [complaint]
+
+
+def test_a_stack_is_allowed_where_nothing_could_be_measured(matrix):
+    record = {"stack": 16, "spills": 4, "shared": 0, "dots": [], "instructions": []}
+    assert matrix.broken_rules("sum_slots sm_100 bf16 768x3072", record) == []
+
+
+def test_a_sample_compiles_to_what_is_committed(tmp_path):
+    out = tmp_path / "out.json"
+    done = run("-m", "bench.compile_entry", str(out), *SAMPLE, timeout=600)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text(encoding="utf-8"))
+    assert list(found) == list(SAMPLE)
+    assert all(found.values())
+    if COMMITTED["triton"] == triton.__version__:
+        assert found == {entry: COMMITTED["entries"][entry] for entry in SAMPLE}
+
+
+@pytest.mark.slow
+def test_everything_compiles_to_what_is_committed_by_the_rules(tmp_path):
+    done = run("-m", "bench.resources", "--check", "--build", str(tmp_path), timeout=7200)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
