@@ -106,7 +106,7 @@ class MaskedAutoencoder(PretrainedMixin, nn.Module):
         self.mask_ratio = mask_ratio
         self.norm_pix_loss = norm_pix_loss
         self.num_patches: int = encoder.patch_embed.num_patches
-        self.num_visible = int(self.num_patches * (1 - mask_ratio))
+        self.num_visible = int(self.num_patches * (1 - mask_ratio)) if 0 < mask_ratio < 1 else 0
         if not 0 < self.num_visible < self.num_patches:
             raise ValueError(
                 f"mask_ratio must leave at least one of {self.num_patches} patches visible and one hidden, "

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from dexcore.nn.mlp import FREQUENCY_DECAY, DEXMlp, dex_layers
-from dexcore.ops import group_ema_
+from dexcore.ops import expert_load, group_ema_
 
 
 @torch.no_grad()
@@ -98,16 +98,9 @@ def _layers_with_forward(model: nn.Module) -> list[DEXMlp]:
     return layers
 
 
-def expert_load(gates: Tensor, indices: Tensor, num_experts: int) -> Tensor:
-    """The sum of the gates [B, k] that each expert received, [R], added up in a fixed order."""
-    dense = gates.new_zeros(gates.shape[0], gates.shape[1], num_experts).scatter_(
-        2, indices.unsqueeze(2), gates.unsqueeze(2)
-    )
-    return dense.sum((0, 1))
-
-
 def _last_load(layer: DEXMlp) -> Tensor:
     """Gates that each expert received in the last training forward [R], summed in a fixed order."""
     if layer._pending is None:
         return torch.zeros_like(layer.router.activation_frequency)
-    return expert_load(*layer._pending, layer.num_experts).to(layer.router.activation_frequency.dtype)
+    load = expert_load(*layer._pending, layer.num_experts, backend=layer.backend)
+    return load.to(layer.router.activation_frequency.dtype)

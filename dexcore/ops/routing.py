@@ -72,6 +72,23 @@ def route(
     return gates, indices, probs
 
 
+@torch.no_grad()
+def expert_load(gates: Tensor, indices: Tensor, num_experts: int, *, backend: str = "auto") -> Tensor:
+    """The sum of the gates that each expert received, [R], added up in a fixed order; without gradient.
+
+    Args:
+        gates, indices: [B, k], as `route` returns them.
+        num_experts: R.
+        backend: "auto", "triton" or "eager".
+    """
+    if resolve(backend, gates.device, gates.dtype) == "triton":
+        from dexcore.kernels.route import expert_load as load
+
+        return load(gates.float().contiguous(), indices.contiguous(), num_experts)
+    dense = gates.new_zeros(*gates.shape, num_experts).scatter_(2, indices.unsqueeze(2), gates.unsqueeze(2))
+    return dense.sum((0, 1))
+
+
 def _pooled(x_bnd: Tensor, pool: str) -> Tensor:
     """The image's feature [B, D] in the routing precision."""
     precision = torch.promote_types(x_bnd.dtype, torch.float32)

@@ -316,6 +316,8 @@ def test_wrong_inputs_are_refused_by_name(images, noise, error, words):
         (None, {"decoder_heads": 5}, ValueError, "decoder_dim must be.*decoder_heads=5"),
         (None, {"mask_ratio": 0.0}, ValueError, "mask_ratio must leave"),
         (None, {"mask_ratio": 0.99}, ValueError, "mask_ratio must leave"),
+        (None, {"mask_ratio": math.nan}, ValueError, "mask_ratio must leave"),
+        (None, {"mask_ratio": -math.inf}, ValueError, "mask_ratio must leave"),
         (None, {"decoder_dim": 0}, ValueError, "decoder_dim must be at least 1"),
         (None, {"decoder_heads": 0}, ValueError, "decoder_heads must be at least 1"),
         (None, {"decoder_depth": 0}, ValueError, "decoder_depth must be at least 1"),

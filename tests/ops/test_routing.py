@@ -138,3 +138,12 @@ def test_bad_arguments_are_named(arguments, error, message):
     good = {"x": torch.randn(3, 2, 4), "weight": torch.randn(5, 4), "top_k": 2}
     with pytest.raises(error, match=message):
         ops.route(**(good | arguments))
+
+
+@pytest.mark.parametrize("backend", ["eager", "triton"])
+def test_the_load_is_the_sum_of_each_experts_gates(backend):
+    gates, indices = torch.rand(6, 2), torch.tensor([[0, 2], [2, 0], [3, 2], [2, 2], [0, 3], [3, 0]])
+    expected = [sum(g for g, i in zip(gates.view(-1), indices.view(-1), strict=True) if i == r) for r in range(5)]
+    load = ops.expert_load(gates, indices, 5, backend=backend)
+    assert_close(load, torch.tensor([float(e) for e in expected], dtype=torch.float64))
+    assert load[1] == 0
