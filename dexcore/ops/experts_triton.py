@@ -107,6 +107,7 @@ def _prepare(given: Experts, precision: str) -> tuple[Experts, LayerConfig, Plan
     """Contiguous arguments, the kernels' tiles, the plan, and the precision that the device has."""
     given = Experts(*(None if t is None else t.contiguous() for t in given))  # type: ignore[arg-type]
     experts, hidden, width = given.w1.shape
+    check_sizes(given.indices.numel(), given.x.shape[1], hidden, width)
     architecture = architecture_of(given.x.device)
     config = layer_config(architecture, width, hidden, given.x.dtype)
     plan = make_plan(given.indices, experts, given.x.shape[1], config.up.block_m)
@@ -115,6 +116,16 @@ def _prepare(given: Experts, precision: str) -> tuple[Experts, LayerConfig, Plan
     if precision == "tf32x3" and architecture.startswith("gfx"):
         precision = "ieee"
     return given, config, plan, precision
+
+
+def check_sizes(slots: int, tokens: int, hidden: int, width: int) -> None:
+    """Raise ValueError where the kernels' 32-bit row and weight numbers would not do; their offsets are 64-bit."""
+    for name, size in (
+        ("rows of all experts, images * top_k * tokens", slots * tokens),
+        ("weights of one expert's layer, hidden * width", hidden * width),
+    ):
+        if size >= 2**31:
+            raise ValueError(f"the Triton kernels take fewer than 2**31 {name}, got {size}; split the batch")
 
 
 def _check_indices(plan: Plan) -> None:

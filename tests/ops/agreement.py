@@ -32,10 +32,10 @@ def plain_dex_mlp(x, w1, b1, w2, b2, dw1, db1, dw2, db2, gates, indices, activat
 
 
 def check_dex_mlp(case, dtype=torch.float32, activation="gelu", align="kd", keep="both", backend="triton"):
-    """Output, loss and every gradient of `dex_mlp`."""
+    """Output, loss and every gradient of `dex_mlp`, on the case's device."""
     leaves = case.leaves(dtype)
     director = [None if t is None else t.to(dtype) for t in case.director]
-    grad_y = torch.randn(case.x.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+    grad_y = torch.randn(case.x.shape, generator=torch.Generator().manual_seed(1)).to(case.x.device, dtype)
     run = outputs_and_gradients
     # Large enough that the loss's gradient weighs as much as the other.
     arguments = (case.indices, grad_y, 0.5 * case.x.shape[:2].numel(), activation, align)

@@ -24,7 +24,7 @@ def expert_mlp(x, w1, b1, w2, b2, gates, indices, activation="gelu"):
         hidden = ACTIVATIONS[activation](F.linear(x, w1[r], None if b1 is None else b1[r]))
         outputs.append(F.linear(hidden, w2[r], None if b2 is None else b2[r]))
     stacked_rbnd = torch.stack(outputs)
-    images = torch.arange(x.shape[0])
+    images = torch.arange(x.shape[0], device=x.device)
     y = 0
     for j in range(gates.shape[1]):
         y = y + gates[:, j].view(-1, 1, 1) * stacked_rbnd[indices[:, j], images]
@@ -65,6 +65,10 @@ class Case:
     @property
     def director(self):
         return (self.dw1, self.db1, self.dw2, self.db2)
+
+    def to(self, device):
+        """The same on another device."""
+        return Case(**{name: None if t is None else t.to(device) for name, t in vars(self).items()})
 
     def leaves(self, dtype, parameter_dtype=None):
         """x in ``dtype``, parameters in ``parameter_dtype``, gates in float32 at least; all asking for gradients."""

@@ -12,6 +12,7 @@ from dexcore import ops
 from dexcore.ops import reference
 from dexcore.ops.activation import ACTIVATIONS
 from dexcore.ops.expert_mlp import KEEPS
+from dexcore.ops.experts_triton import check_sizes
 from dexcore.ops.mix_align import ALIGNS
 from ops import plain
 from ops.agreement import check_dex_mlp, check_group_ema, check_route
@@ -142,6 +143,22 @@ def test_an_index_out_of_range_is_an_error(wrong):
     case.indices[2, 1] = wrong
     with pytest.raises(IndexError, match=r"indices must lie in 0\.\.3"):
         ops.expert_mlp(*case.experts, backend="triton")
+
+
+def test_more_rows_than_32_bits_can_number_are_refused_and_fewer_are_not():
+    check_sizes(2**31 // 65, 65, 3072, 768)
+    with pytest.raises(ValueError, match=r"fewer than 2\*\*31 rows"):
+        check_sizes(2**31 // 65 + 1, 65, 3072, 768)
+    with pytest.raises(ValueError, match="weights of one expert's layer"):
+        check_sizes(2, 65, 2**16, 2**15)
+
+
+def test_views_that_start_between_16_byte_boundaries_are_right():
+    case = plain.make_case(batch=3, tokens=6, width=16, hidden=32)
+    shifted = torch.empty(case.x.numel() + 1)[1:].view(case.x.shape).copy_(case.x)
+    assert shifted.data_ptr() % 16 != 0
+    expected = ops.expert_mlp(*case.experts, backend="triton")
+    assert torch.equal(ops.expert_mlp(shifted, *case.experts[1:], backend="triton"), expected)
 
 
 @few
