@@ -1,4 +1,4 @@
-"""The Triton backend on a GPU: real shapes, every dtype and precision, no host sync. `pytest -m gpu`, a run of its own."""
+"""The Triton backend on a GPU: real shapes, every dtype and precision, no host sync. `pytest -m gpu`, on its own."""
 
 import pytest
 import torch
