@@ -43,7 +43,13 @@ TARGETS = {
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
-TENSOR_INSTRUCTIONS = ("mma.sync", "wgmma", "tcgen05", "v_mfma")
+# By name, and as the assembly has them.
+TENSOR_INSTRUCTIONS = {
+    "mma.sync": "mma.sync",
+    "wgmma": "wgmma.mma_async",
+    "tcgen05": "tcgen05.mma",
+    "v_mfma": "v_mfma",
+}
 
 # A launcher's file is imported when it is needed, so that an entry depends on no other's.
 HOMES = {
@@ -248,7 +254,7 @@ def compile_entry(entry: str) -> list[dict[str, Any]]:
     def report(compiled: Any) -> None:
         usage = _amd_usage(compiled) if architecture == "gfx942" else _nvidia_usage(compiled)
         text = compiled.asm["amdgcn" if architecture == "gfx942" else "ptx"]
-        seen = [name for name in TENSOR_INSTRUCTIONS if name in text]
+        seen = [name for name, instruction in TENSOR_INSTRUCTIONS.items() if instruction in text]
         record = {"kernel": compiled.metadata.name, **usage, "shared": compiled.metadata.shared}
         records.append(record | {"instructions": seen, "dots": _dots(compiled.asm["ttir"])})
 

@@ -9,7 +9,7 @@ depends on a changed file is compiled again. The command fails, and names the en
 - a stack or a spill on sm_80 or sm_90;
 - more shared memory than a block may have;
 - a dot product without a tensor-core instruction, or, of half-precision operands, without the architecture's own.
-  IEEE float32 has none.
+  IEEE float32 has none on NVIDIA's.
 """
 
 import argparse

@@ -27,8 +27,9 @@ SAMPLE = (
 )
 
 
-def run(*arguments, timeout):
+def run(*arguments, cache, timeout):
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(cache)
     return subprocess.run(
         [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout
     )
@@ -87,7 +88,7 @@ def test_a_stack_is_allowed_where_nothing_could_be_measured(matrix):
 
 def test_a_sample_compiles_to_what_is_committed(tmp_path):
     out = tmp_path / "out.json"
-    done = run("-m", "bench.compile_entry", str(out), *SAMPLE, timeout=600)
+    done = run("-m", "bench.compile_entry", str(out), *SAMPLE, cache=tmp_path, timeout=600)
     assert done.returncode == 0, done.stderr
     found = json.loads(out.read_text(encoding="utf-8"))
     assert list(found) == list(SAMPLE)
@@ -98,5 +99,5 @@ def test_a_sample_compiles_to_what_is_committed(tmp_path):
 
 @pytest.mark.slow
 def test_everything_compiles_to_what_is_committed_by_the_rules(tmp_path):
-    done = run("-m", "bench.resources", "--check", "--build", str(tmp_path), timeout=7200)
+    done = run("-m", "bench.resources", "--check", "--build", str(tmp_path), cache=tmp_path, timeout=7200)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
