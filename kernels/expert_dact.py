@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dexcore.kernels.configs import Gemm
 from dexcore.kernels.launch import launch
-from dexcore.kernels.numerics import activate, activate_gradient, dot, halves, rounded
+from dexcore.kernels.numerics import activate_both, dot, halves, rounded
 from dexcore.kernels.plan import Plan, image_rows, tile_rows
 
 _GROUP = 8
@@ -124,26 +124,6 @@ def expert_dact_bytes(
 
 
 @triton.jit
-def _activate_both(z, ACTIVATION: tl.constexpr):
-    """act(z) and act'(z), float32.
-
-    GELU's distribution function and density share their exponential: erfc(x) is exp(-x^2) times a polynomial in
-    1 / (1 + 0.3275911 x), Abramowitz and Stegun 7.1.26, off by at most 1.5e-7. It takes a quarter of the kernel's
-    instructions away, which `tl.erf` and a second exponential would spend.
-    """
-    if ACTIVATION == "gelu":
-        density = tl.exp2(z * z * -0.7213475204444817)  # exp(-z^2 / 2)
-        size = tl.abs(z)
-        t = 1.0 / (1.0 + size * 0.23164189)  # 0.3275911 / sqrt(2)
-        tail = 0.7107068705 + t * (-0.7265760135 + t * 0.5307027145)
-        tail = t * (0.127414796 + t * (-0.142248368 + t * tail)) * density
-        below = tl.where(z < 0, tail, 1.0 - tail)
-        return z * below, below + z * 0.3989422804014327 * density
-    else:
-        return activate(z, ACTIVATION), activate_gradient(z, ACTIVATION)
-
-
-@triton.jit
 def _epilogue(
     u,
     first,
@@ -196,14 +176,14 @@ def _epilogue(
         z = tl.load(z_ptr + where, mask=valid, other=0.0).to(tl.float32)
         # An Inf in dy makes NaN of the zeros that stand for W2's columns beyond H.
         u = tl.where(valid, u, 0.0)
-        a, slope = _activate_both(z, ACTIVATION)
+        a, slope = activate_both(z, ACTIVATION)
         if KEEP_A:
             tl.store(wa_ptr + where, rounded(gate[:, None] * a, wa_ptr.dtype.element_ty), mask=valid)
-        sums = tl.sum(a * u, 1)
-        dz = gate[:, None] * u * slope
+        # In this order: on sm_80 the gate's product first, or the sums before the stores, need registers that spill.
+        dz = u * slope * gate[:, None]
         tl.store(dz_ptr + where, rounded(dz, dz_ptr.dtype.element_ty), mask=valid)
         tl.store(bias_ptr + columns, tl.sum(dz, 0), mask=columns < H)
-        return sums
+        return tl.sum(a * u, 1)
 
 
 @triton.jit

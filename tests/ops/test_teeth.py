@@ -83,10 +83,10 @@ MUTANTS = [
         "weight_ptr += (expert ^ 1).to(tl.int64) * N * K",
     ),
     Mutant(
-        "GELU of the wrong operand", "expert_dact", "_activate_both(z, ACTIVATION)\n", "_activate_both(u, ACTIVATION)\n"
+        "GELU of the wrong operand", "expert_dact", "activate_both(z, ACTIVATION)\n", "activate_both(u, ACTIVATION)\n"
     ),
-    Mutant("dz without its gate", "expert_dact", "dz = gate[:, None] * u * slope", "dz = u * slope"),
-    Mutant("gate gradients of z", "expert_dact", "sums = tl.sum(a * u, 1)", "sums = tl.sum(z * u, 1)"),
+    Mutant("dz without its gate", "expert_dact", "dz = u * slope * gate[:, None]", "dz = u * slope"),
+    Mutant("gate gradients of z", "expert_dact", "return tl.sum(a * u, 1)", "return tl.sum(z * u, 1)"),
     Mutant(
         "an expert's last row dropped",
         "expert_wgrad",
