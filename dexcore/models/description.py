@@ -11,10 +11,10 @@ from timm.layers import Attention, DropPath, LayerNorm, LayerScale, Mlp, PatchDr
 from timm.models.vision_transformer import Block
 from torch import nn
 
-from dexcore.nn import DEXBlock, DEXMlp
+from dexcore.nn import DEXBlock, DEXMlp, XFormersAttention
 from dexcore.nn.mlp import activation_name
 
-# Without the backend: which one runs is the machine's matter, not the model's.
+# Without the backend: which one runs is the machine's matter, not the model's. So is XFormersAttention.
 _DEX_SETTINGS = ("tau", "pool", "align", "mode", "keep")
 
 
@@ -25,7 +25,8 @@ class NotDescribableError(ValueError):
 def describe_vit(vit: Any) -> dict[str, Any]:
     """Keyword arguments, ready for JSON, that rebuild a timm `VisionTransformer`, through `vit_arguments`.
 
-    Where the MLPs are DEX layers they are the arguments of `DEXVisionTransformer`, and include num_experts.
+    Where the MLPs are DEX layers they are the arguments of `DEXVisionTransformer`, and include num_experts. A model
+    with `XFormersAttention` is described as one with timm's, which computes the same from the same weights anywhere.
 
     Raises:
         NotDescribableError: the model is no plain ViT; the message names the argument that made it another.
@@ -86,7 +87,7 @@ def _check_kinds(vit: Any) -> None:
     _check_kind("embed_layer", vit.patch_embed, PatchEmbed)
     for block in vit.blocks:
         _check_kind("block_fn", block, Block, DEXBlock)
-        _check_kind("attn_layer", block.attn, Attention)
+        _check_kind("attn_layer", block.attn, Attention, XFormersAttention)
         _check_kind("norm_layer", block.norm1, LayerNorm, nn.LayerNorm)
         _check_kind("mlp_layer", block.mlp, DEXMlp if isinstance(vit.blocks[0].mlp, DEXMlp) else Mlp)
 

@@ -6,6 +6,7 @@ from typing import Any, Self
 
 import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import register_notrace_module
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_filter_fn
 from torch import nn
@@ -17,11 +18,14 @@ from dexcore.models.description import (
     vit_arguments,
 )
 from dexcore.models.pretrained import PretrainedMixin
-from dexcore.nn import DEXBlock
+from dexcore.nn import DEXBlock, DEXMlp
 from dexcore.nn.upcycle import per_block
+from dexcore.ops import flops, onnx  # noqa: F401  what FlopCounterMode and ONNX export know of the ops
 
 # Explicit, because timm's register_model appends each entry point to it.
 __all__ = ["DEXVisionTransformer"]
+
+register_notrace_module(DEXMlp)  # one node in what timm traces with torch.fx
 
 
 class DEXVisionTransformer(PretrainedMixin, VisionTransformer):

@@ -1,0 +1,62 @@
+"""The DEX ops in ATen's own, for exporters that know no others: ``torch.onnx.export(model, ..., dynamo=True)``.
+
+Importing this module registers the decompositions where PyTorch's ONNX exporter looks for them; nothing else uses
+them. Axes as in `dexcore.ops.expert_mlp`.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch._decomp import register_decomposition
+
+from dexcore.ops.expert_types import empty_kept
+
+_ops = torch.ops.dexcore
+
+
+@register_decomposition(_ops.route.default)
+def _route(
+    x: Tensor, weight: Tensor, noise: Tensor | None, top_k: int, tau: float, pool: str, backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    precision = torch.promote_types(x.dtype, torch.float32)
+    feature_bd = (x[:, 0] if pool == "cls" else x.mean(1)).to(precision)
+    logits_br = feature_bd @ weight.to(precision).T
+    if noise is not None:
+        logits_br = logits_br + noise.to(precision)
+    probs_br = (logits_br / tau).softmax(-1)
+    chosen_bk, indices_bk = probs_br.topk(top_k)  # ONNX's TopK gives ties to the lower index, as `route` does
+    return chosen_bk / chosen_bk.sum(-1, keepdim=True), indices_bk, probs_br
+
+
+@register_decomposition(_ops.expert_mlp.default)
+def _expert_mlp(
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None,
+    gates: Tensor,
+    indices: Tensor,
+    keep: str,
+    activation: str,
+    precision: str,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One choice after the other: each image's expert is gathered, so B times its weights are in memory at once."""
+    y_bnd: Any = 0
+    for j in range(gates.shape[1]):
+        expert_b = indices[:, j]
+        a_bnh = _linear(x, w1, b1, expert_b)
+        if activation in ("relu", "silu"):
+            a_bnh = getattr(F, activation)(a_bnh)
+        else:
+            a_bnh = F.gelu(a_bnh, approximate="tanh" if activation == "gelu_tanh" else "none")
+        y_bnd = y_bnd + gates[:, j, None, None] * _linear(a_bnh, w2, b2, expert_b)
+    return y_bnd.to(x.dtype), *empty_kept(x, w1, indices, keep, backend)
+
+
+def _linear(x_bni: Tensor, weight_roi: Tensor, bias_ro: Tensor | None, expert_b: Tensor) -> Tensor:
+    y_bno = x_bni @ weight_roi.index_select(0, expert_b).transpose(1, 2)
+    return y_bno if bias_ro is None else y_bno + bias_ro.index_select(0, expert_b).unsqueeze(1)
