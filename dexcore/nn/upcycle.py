@@ -1,16 +1,21 @@
 """From a dense timm model to Director-Experts layers, and back."""
 
 import copy
+import inspect
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from timm.layers import AttentionPoolLatent, Mlp
-from torch import nn
+from timm.layers import AttentionPoolLatent, Mlp, RelPosMlp
+from timm.models import is_model
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dexcore.nn.mlp import DEXMlp, activation_name
+
+COLLAPSE_TO = ("director", "average")
+ExpertWeights = Tensor | Sequence[Tensor | Sequence[float]]
 
 
 def per_block(name: str, value: int | Sequence[int], depth: int) -> list[int]:
@@ -63,7 +68,9 @@ def upcycle(
     """
     places = [(name, block) for name, block in model.named_modules() if _holds_mlp(block)]
     if not places:
-        raise ValueError(f"{type(model).__name__} has no blocks with an MLP as .mlp: it cannot be upcycled")
+        kinds = sorted({type(block).__name__ for block in getattr(model, "blocks", ())})
+        blocks = f" (but {', '.join(kinds)})" if kinds else ""
+        raise ValueError(f"{type(model).__name__} has no blocks with an MLP as .mlp{blocks}: it cannot be upcycled")
     for name, block in places:
         _check_mlp(f"{type(model).__name__}.{name}.mlp", block.mlp)
     _check_tokens(model, dict(places), pool)
@@ -88,47 +95,119 @@ def upcycle(
     return model
 
 
-def collapse(model: nn.Module, to: str = "director") -> nn.Module:
-    """The plain timm model in which every DEX layer is its director; ``model`` stays as it is.
+def collapse(model: nn.Module, to: str = "director", weights: ExpertWeights | None = None) -> nn.Module:
+    """The plain timm model in which every DEX layer is one MLP; ``model`` stays as it is.
 
-    What it computes equals ``model`` in director mode. Its classes are timm's: its state dict loads into, and
-    its pickle opens with, timm alone.
+    Its classes are timm's: its state dict loads into, and its pickle opens with, timm alone; so does what
+    ``timm.models.save_for_hf`` writes of it.
 
     Args:
         model: any model with `DEXMlp` layers.
-        to: "director": the only one of the layer's networks that every image goes through.
+        to: "director": the network that all experts taught; computes what ``model`` does in director mode, to
+            the bit. "average": the weighted mean of the experts' parameters, theta = sum_r w_r theta_r.
+        weights: for "average", w: one row [R] a layer in order of depth, as a sequence or a tensor [L, R]; at
+            least 0, and divided by their sum. None: the experts' running use (``router.activation_frequency``).
 
     Returns:
         A copy that shares no tensor with ``model``; all parameters of its MLPs require gradients.
 
     Raises:
-        ValueError: ``to`` is another word, or ``model`` has no DEX layer.
+        TypeError: ``weights`` hold something other than numbers.
+        ValueError: ``to`` is another word, ``model`` has no DEX layer, or the weights do not fit its layers; among
+            them an experts' use that was never counted.
     """
-    if to != "director":
-        raise ValueError(f'to must be "director", got {to!r}')
+    if to not in COLLAPSE_TO:
+        raise ValueError(f"to must be one of {', '.join(COLLAPSE_TO)}, got {to!r}")
+    if weights is not None and to != "average":
+        raise ValueError(f'weights are for to="average", got to={to!r}')
     layers = [module for module in model.modules() if isinstance(module, DEXMlp)]
     if not layers:
         raise ValueError(f"{type(model).__name__} has no DEX layer to collapse")
+    plain_mlps = [copy.deepcopy(layer.director).requires_grad_() for layer in layers]
+    if to == "average":
+        for mlp, layer, w in zip(plain_mlps, layers, _expert_weights(layers, weights), strict=True):
+            _fill_with_mean(mlp, layer, w)
     # deepcopy takes what its memo holds for an object instead of copying it: the experts are never copied.
-    plain = copy.deepcopy(model, {id(layer): copy.deepcopy(layer.director).requires_grad_() for layer in layers})
+    plain = copy.deepcopy(model, {id(layer): mlp for layer, mlp in zip(layers, plain_mlps, strict=True)})
     for module in plain.modules():
         kind = type(module)
-        if kind.__module__.startswith("dexcore."):
+        if _is_of_dexcore(kind):
             module.__class__ = next((base for base in kind.__mro__ if base.__module__.startswith("timm.")), kind)
+    _name_plain_architecture(plain)
     return plain
 
 
+def _expert_weights(layers: list[DEXMlp], weights: ExpertWeights | None) -> list[Tensor]:
+    """One row [R] a layer that sums to 1, on the layer's device and in float32 at least; see `collapse`."""
+    if weights is None:
+        frequencies = [layer.router.activation_frequency for layer in layers]
+        unused = [i for i, row in enumerate(frequencies) if not row.any()]
+        if unused:
+            raise ValueError(f"no use of experts was counted yet in DEX layers {unused}: give weights, one row a layer")
+        weights = frequencies
+    if not isinstance(weights, Sequence | Tensor):
+        raise TypeError(f"weights must hold one row for each DEX layer, got {weights!r}")
+    if len(weights) != len(layers):
+        raise ValueError(f"weights must have one row for each of the {len(layers)} DEX layers, got {len(weights)}")
+    rows = []
+    for i, (layer, given) in enumerate(zip(layers, weights, strict=True)):
+        parameter = layer.experts.fc1.weight
+        precision = torch.promote_types(parameter.dtype, torch.float32)
+        try:
+            row = torch.as_tensor(given).to(parameter.device, precision)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"weights[{i}] must hold numbers, got {given!r}") from error
+        if row.shape != (layer.num_experts,):
+            raise ValueError(f"weights[{i}] must be [{layer.num_experts}], one an expert, got {list(row.shape)}")
+        if not (row.isfinite().all() and (row >= 0).all() and row.sum() > 0):
+            raise ValueError(f"weights[{i}] must be finite, at least 0 and not all 0, got {row.tolist()}")
+        rows.append(row / row.sum())
+    return rows
+
+
+@torch.no_grad()
+def _fill_with_mean(mlp: nn.Module, layer: DEXMlp, weights_r: Tensor) -> None:
+    for target, (experts, _) in zip(mlp.parameters(), layer.expert_director_pairs(), strict=True):
+        target.copy_(torch.tensordot(weights_r, experts.to(weights_r.dtype), 1))
+
+
+def _name_plain_architecture(plain: Any) -> None:
+    """Let timm's record of how the model was built, which it saves, name what timm alone can build."""
+    ours = {name for name, p in inspect.signature(DEXMlp).parameters.items() if p.kind is p.KEYWORD_ONLY}
+    arguments = getattr(plain, "_model_args", {})
+    foreign = {name for name, value in arguments.items() if name in ours or _is_of_dexcore(value)}
+    if foreign:
+        plain._model_args = {name: value for name, value in arguments.items() if name not in foreign}
+    cfg = getattr(plain, "pretrained_cfg", None) or {}
+    name = cfg.get("architecture", "")
+    if name.startswith("dex_"):
+        name = name.removeprefix("dex_")
+        if not is_model(name):  # a size of ours: timm saves the image size beside the name
+            name = name.rpartition("_")[0] + "_224"
+        plain.pretrained_cfg = plain.default_cfg = {**cfg, "architecture": name}
+
+
+def _is_of_dexcore(layer: object) -> bool:
+    factory = layer.func if isinstance(layer, partial) else layer
+    return isinstance(factory, type) and factory.__module__.startswith("dexcore.")
+
+
 def _holds_mlp(module: nn.Module) -> bool:
-    # The MLP of an attention-pooling head is not a block's.
-    return isinstance(getattr(module, "mlp", None), nn.Module) and not isinstance(module, AttentionPoolLatent)
+    # Neither an attention-pooling head nor relative positions are blocks.
+    return isinstance(getattr(module, "mlp", None), nn.Module) and not isinstance(
+        module, AttentionPoolLatent | RelPosMlp
+    )
 
 
 def _check_mlp(name: str, mlp: Any) -> None:
     """Refuse an MLP that a `DEXMlp` cannot stand in for; ValueError that calls it ``name``."""
     if type(mlp) is not Mlp:
         raise ValueError(f"{name} is a {type(mlp).__name__}: only timm's plain Mlp can be upcycled")
-    if not isinstance(mlp.fc1, nn.Linear):
+    if isinstance(mlp.fc1, nn.Conv2d):
         raise ValueError(f"{name} uses convolutions (use_conv): only linear layers can be upcycled")
+    for layer in (mlp.fc1, mlp.fc2):
+        if type(layer) is not nn.Linear:
+            raise ValueError(f"{name} has a {type(layer).__name__} for a linear layer: it cannot be upcycled")
     if not isinstance(mlp.norm, nn.Identity):
         raise ValueError(f"{name} has a norm inside (norm_layer, scale_mlp_norm): it cannot be upcycled")
     if mlp.drop1.p > 0 or mlp.drop2.p > 0:

@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 from timm.layers import Mlp
+from timm.models import save_for_hf
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
@@ -25,10 +26,10 @@ def layers(model):
     return [module for module in model.modules() if isinstance(module, DEXMlp)]
 
 
-def shake(model):
+def shake(model, amount=0.2):
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.2)
+            parameter.add_(torch.randn_like(parameter), alpha=amount)
     return model
 
 
@@ -64,31 +65,62 @@ def test_each_way_in_gives_a_model_that_routes_and_trains(make):
     assert not torch.equal(layers(model)[0].director.fc1.weight, before)
 
 
-@pytest.mark.parametrize(
-    ("name", "arguments"),
-    [
-        ("vit_tiny_patch16_224", TINY),
-        ("deit3_small_patch16_224", TINY),
-        ("deit_tiny_distilled_patch16_224", TINY),
-        ("beit_base_patch16_224", TINY),
-        ("vit_small_patch14_reg4_dinov2", TINY),
-        ("vit_base_patch16_siglip_224", TINY),
-        (
-            "swin_tiny_patch4_window7_224",
-            {"embed_dim": 12, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 2)},
-        ),
-    ],
-)
+# Stock models, without weights: small ones whole, of large ones a few blocks on small images.
+STOCK = [
+    # AugReg and DeiT, at every patch size
+    ("vit_tiny_patch16_224", {}),
+    ("vit_small_patch32_224", {"depth": 3}),
+    ("vit_small_patch8_224", {"img_size": 64, "depth": 3}),
+    ("vit_huge_patch14_224", {"img_size": 56, "depth": 1}),
+    ("deit_tiny_distilled_patch16_224", {"img_size": 64, "depth": 3}),
+    # class and register tokens, LayerScale, positions of the patches alone
+    ("deit3_small_patch16_224", {"img_size": 64, "depth": 3}),
+    ("vit_small_patch14_dinov2", {"img_size": 56, "depth": 3}),
+    ("vit_small_patch14_reg4_dinov2", {"img_size": 56, "depth": 3}),
+    # a norm before the blocks; no class token, pooling by mean or attention
+    ("vit_xsmall_patch16_clip_224", {"img_size": 64, "depth": 3}),
+    ("vit_large_patch14_clip_224", {"img_size": 56, "depth": 1}),
+    ("vit_base_patch16_siglip_224", {"img_size": 64, "depth": 2}),
+    ("vit_so400m_patch14_siglip_224", {"img_size": 56, "depth": 1}),
+    ("vit_base_patch16_siglip_gap_224", {"img_size": 64, "depth": 1}),
+    ("vit_wee_patch16_reg1_gap_256", {"img_size": 64, "depth": 3}),
+    # other blocks and other models
+    ("vit_small_patch16_18x2_224", {"img_size": 64, "depth": 2}),
+    ("vit_base_patch16_rpn_224", {"img_size": 64, "depth": 1}),
+    ("vit_relpos_small_patch16_224", {"img_size": 64, "depth": 2}),
+    ("vit_dlittle_patch16_reg1_gap_256", {"img_size": 64, "depth": 1}),
+    ("vit_small_patch16_dinov3", {"img_size": 64, "depth": 2}),
+    ("beitv2_base_patch16_224", {"img_size": 64, "depth": 1}),
+    ("flexivit_small", {"img_size": 64, "depth": 2}),
+    ("swin_tiny_patch4_window7_224", {"embed_dim": 12, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 2)}),
+]
+
+
+@pytest.mark.parametrize(("name", "arguments"), STOCK, ids=[name for name, _ in STOCK])
+@torch.no_grad()
 def test_an_upcycled_model_still_computes_what_it_did(name, arguments):
-    model = timm.create_model(name, **arguments).eval()
-    images = IMAGES if "img_size" in arguments else torch.randn(2, 3, 224, 224)
+    """Through its directors to the bit; through two experts up to the rounding of gates that sum to 1."""
+    model = shake(timm.create_model(name, **arguments), 0.05).eval()
+    images = torch.randn(2, 3, *model.patch_embed.img_size)
     expected = model(images)
+    mlps = {name: [p.clone() for p in m.parameters()] for name, m in model.named_modules() if type(m) is Mlp}
     pool = "cls" if getattr(model, "cls_token", None) is not None else "mean"
     assert upcycle(model, num_experts=3, pool=pool) is model
-    assert len(layers(model)) == len(model.blocks if hasattr(model, "blocks") else model.layers)
+    upcycled = {name: m for name, m in model.named_modules() if isinstance(m, DEXMlp)}
+    assert upcycled.keys() == {name for name in mlps if not any(word in name for word in ("attn_pool", "rel_pos"))}
+    for place, layer in upcycled.items():
+        for copies, original in zip(layer.expert_director_pairs(), mlps[place], strict=True):
+            assert all(torch.equal(copied, original.expand_as(copied)) for copied in copies)
     assert_close(model(images), expected.double())
     set_mode(model, "director")
     assert torch.equal(model(images), expected)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"init_values": 0.1, "reg_tokens": 2}])
+def test_through_one_expert_an_upcycled_model_is_the_dense_one_to_the_bit(arguments):
+    model = dense(**arguments).eval()
+    expected = model(IMAGES)
+    assert torch.equal(upcycle(model, num_experts=3, top_k=1)(IMAGES), expected)
 
 
 def test_numbers_may_vary_by_block_and_settings_reach_every_layer():
@@ -122,7 +154,16 @@ def test_a_model_on_the_meta_device_can_be_upcycled():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: timm.create_model("mixer_s32_224"), "MlpMixer has no blocks with an MLP as .mlp"),
+        (lambda: timm.create_model("mixer_s32_224"), r"MlpMixer has no blocks with an MLP as .mlp \(but MixerBlock\)"),
+        (lambda: timm.create_model("resmlp_12_224"), r"MlpMixer has no blocks with an MLP as .mlp \(but ResBlock\)"),
+        (
+            lambda: timm.create_model("vit_pwee_patch16_reg1_gap_256"),
+            r"VisionTransformer has no .* \(but ParallelScalingBlock\)",
+        ),
+        (lambda: timm.create_model("vit_base_patch16_clip_quickgelu_224"), "act_layer must be one of.*got QuickGELU"),
+        (lambda: timm.create_model("vit_small_plus_patch16_dinov3"), "Eva.blocks.0.mlp is a SwiGLU"),
+        (lambda: timm.create_model("aimv2_large_patch14_224"), "VisionTransformer.blocks.0.mlp is a SwiGLU"),
+        (lambda: timm.create_model("pvt_v2_b0"), "stages.0.blocks.0.mlp is a MlpWithDepthwiseConv"),
         (lambda: timm.create_model("eva02_tiny_patch14_224"), "Eva.blocks.0.mlp is a GluMlp"),
         (lambda: timm.create_model("vit_giant_patch14_dinov2"), "VisionTransformer.blocks.0.mlp is a GluMlp"),
         (lambda: timm.create_model("convnext_atto"), "ConvNeXt.stages.0.blocks.0.mlp uses convolutions"),
@@ -154,6 +195,16 @@ def test_models_that_cannot_be_upcycled_are_refused_by_name_and_left_as_they_wer
     assert str(model) == before
     assert [module.training for module in model.modules()] == training
     assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_layer_that_only_looks_linear_is_refused():
+    class LowRankLinear(nn.Linear):
+        """As adapters are: more in it than weight and bias."""
+
+    model = dense()
+    model.blocks[1].mlp.fc2 = LowRankLinear(64, 16)
+    with pytest.raises(ValueError, match=r"blocks.1.mlp has a LowRankLinear for a linear layer"):
+        upcycle(model)
 
 
 def test_an_mlp_with_one_bias_is_refused():
@@ -208,6 +259,92 @@ def test_a_collapsed_model_is_plain_timm_and_equals_the_director(make):
     assert torch.equal(fresh(IMAGES), model(IMAGES))
 
 
+def test_what_timm_saves_of_a_collapsed_model_timm_alone_loads(tmp_path):
+    """A size that timm does not have, and ways in that timm would write down."""
+    tiny = {"depth": 1, "embed_dim": 16, "num_heads": 2}
+    models = {
+        "ours": timm.create_model("dex_vit_base_patch16_256", **tiny, num_experts=3, num_classes=5, align="mse"),
+        "block": timm.create_model("vit_tiny_patch16_224", **TINY, block_fn=partial(DEXBlock, num_experts=3)),
+        "upcycled": upcycle(timm.create_model("vit_tiny_patch16_224", **TINY), num_experts=3),
+    }
+    for name, model in models.items():
+        plain = collapse(shake(model)).eval()
+        save_for_hf(plain, tmp_path / name)
+        images = torch.randn(1, 3, *model.patch_embed.img_size)
+        torch.save((images, plain(images)), tmp_path / f"{name}.pt")
+    code = (
+        "import sys, timm, torch\n"
+        "for name in ('ours', 'block', 'upcycled'):\n"
+        "    model = timm.create_model(f'local-dir:{sys.argv[1]}/{name}', pretrained=True).eval()\n"
+        "    images, expected = torch.load(f'{sys.argv[1]}/{name}.pt')\n"
+        "    assert torch.equal(model(images), expected), name\n"
+        "assert 'dexcore' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+
+
+def test_the_average_is_the_experts_weighted_mean():
+    model = shake(DEXVisionTransformer(**TINY, num_experts=[3, 2])).double()
+    weights = [[1.0, 2.0, 5.0], torch.tensor([3, 1])]
+    plain = collapse(model, to="average", weights=weights)
+    assert type(plain) is VisionTransformer
+    for block, layer, shares in zip(plain.blocks, layers(model), ([0.125, 0.25, 0.625], [0.75, 0.25]), strict=True):
+        for mean, (experts, director) in zip(block.mlp.parameters(), layer.expert_director_pairs(), strict=True):
+            assert mean.requires_grad
+            assert_close(mean.detach(), sum(w * e for w, e in zip(shares, experts.detach(), strict=True)))
+            assert not torch.equal(mean, director)
+    assert torch.equal(plain.head.weight, model.head.weight)
+
+
+def test_all_weight_on_one_expert_gives_that_expert_to_the_bit():
+    model = shake(DEXVisionTransformer(**TINY, num_experts=3, dtype=torch.bfloat16))
+    plain = collapse(model, "average", torch.tensor([[0, 0, 2.0], [0, 0, 2.0]]))
+    for block, layer in zip(plain.blocks, layers(model), strict=True):
+        assert block.mlp.fc1.weight.dtype == torch.bfloat16
+        assert torch.equal(block.mlp.fc1.weight, layer.experts.fc1.weight[2])
+        assert torch.equal(block.mlp.fc2.bias, layer.experts.fc2.bias[2])
+
+
+def test_without_weights_the_average_follows_the_experts_running_use():
+    model = shake(DEXVisionTransformer(**TINY, num_experts=3))
+    with pytest.raises(ValueError, match=r"no use of experts was counted yet in DEX layers \[0, 1\]: give weights"):
+        collapse(model, to="average")
+    model(IMAGES)
+    update_directors(model, momentum=1.0)
+    use = [layer.router.activation_frequency for layer in layers(model)]
+    assert all(0 < frequency.count_nonzero() for frequency in use)
+    given, running = collapse(model, "average", use), collapse(model, "average")
+    assert torch.equal(given(IMAGES), running(IMAGES))
+    assert not torch.equal(given(IMAGES), collapse(model, "average", [[1, 1, 1]] * 2)(IMAGES))
+
+
+def test_the_average_of_copies_is_the_dense_model():
+    model = dense().eval()
+    expected = model(IMAGES)
+    plain = collapse(upcycle(model, num_experts=3), "average", [[0.2, 0.3, 0.5]] * 2)
+    assert_close(plain(IMAGES), expected.double())
+
+
+@pytest.mark.parametrize(
+    ("to", "weights", "words"),
+    [
+        ("director", [[1, 1, 1]] * 2, "weights are for to=\"average\", got to='director'"),
+        ("average", [[1, 1, 1]], "weights must have one row for each of the 2 DEX layers, got 1"),
+        ("average", [[1, 1, 1], [1, 1]], r"weights\[1\] must be \[3\], one an expert, got \[2\]"),
+        ("average", torch.ones(2), r"weights\[0\] must be \[3\], one an expert, got \[\]"),
+        ("average", [[1, 1, 1], [0, 0, 0]], r"weights\[1\] must be finite, at least 0 and not all 0"),
+        ("average", [[1, 1, 1], [2, -1, 0]], r"weights\[1\] must be finite, at least 0"),
+        ("average", [[float("nan"), 1, 1], [1, 1, 1]], r"weights\[0\] must be finite"),
+        ("average", ["abc", "abc"], r"weights\[0\] must hold numbers"),
+        ("average", 3, "weights must hold one row"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused_by_name(to, weights, words):
+    model = DEXVisionTransformer(**TINY, num_experts=3)
+    with pytest.raises((ValueError, TypeError), match=words):
+        collapse(model, to, weights)
+
+
 def test_upcycling_and_collapsing_gives_the_model_back():
     model = dense()
     expected = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -240,5 +377,5 @@ def test_a_masked_autoencoder_collapses_to_a_dense_one():
 def test_what_cannot_be_collapsed_is_refused_by_name():
     with pytest.raises(ValueError, match="VisionTransformer has no DEX layer"):
         collapse(dense())
-    with pytest.raises(ValueError, match="to must be \"director\", got 'experts'"):
+    with pytest.raises(ValueError, match="to must be one of director, average, got 'experts'"):
         collapse(DEXVisionTransformer(**TINY), to="experts")
