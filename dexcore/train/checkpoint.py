@@ -37,6 +37,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from dexcore.files import sync_folder
+from dexcore.train.ranks import ALONE, Ranks
 
 _STATE = "state.json"
 _VERSION = 1
@@ -106,11 +107,21 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, say: Callable[[str], None]
+    folder: Path,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    say: Callable[[str], None],
+    ranks: Ranks = ALONE,
 ) -> Progress | None:
     """Load the newest intact checkpoint into ``model`` and ``optimizer``, in place.
 
     A damaged one is renamed to ``damaged-...`` and the one before is taken; ``say`` is told so.
+
+    Args:
+        folder: of the run's checkpoints.
+        model, optimizer: as at the save.
+        say: takes a message for people.
+        ranks: who load together: the main one chooses the checkpoint, all read it.
 
     Returns:
         Where the run stood, or None where ``folder`` holds no checkpoint.
@@ -118,6 +129,18 @@ def load_checkpoint(
     Raises:
         CheckpointError: all are damaged, or the checkpoint does not fit the model.
     """
+    found = ranks.on_main(lambda: _newest_intact(folder, say))
+    if found is None:
+        return None
+    path, progress = found
+    try:
+        _read_tensors(path, model, optimizer)
+    except (CheckpointException, RuntimeError, pickle.UnpicklingError) as error:
+        raise CheckpointError(f"{path}: does not fit this model or this PyTorch: {_reason(error)}") from error
+    return progress
+
+
+def _newest_intact(folder: Path, say: Callable[[str], None]) -> tuple[Path, Progress] | None:
     found = _checkpoints(folder)
     for path in found:
         try:
@@ -126,11 +149,7 @@ def load_checkpoint(
             path.rename(path.with_name(f"damaged-{path.name}-{os.getpid()}"))
             say(f"{path} is damaged ({error}): put aside, trying the one before it")
             continue
-        try:
-            _read_tensors(path, model, optimizer)
-        except (CheckpointException, RuntimeError, pickle.UnpicklingError) as error:
-            raise CheckpointError(f"{path}: does not fit this model or this PyTorch: {_reason(error)}") from error
-        return progress
+        return path, progress
     if found:
         raise CheckpointError(f"{folder}: every checkpoint is damaged; begin again in another --out")
     return None

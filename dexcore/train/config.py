@@ -129,9 +129,12 @@ class DataConfig:
     epoch_size: int = 0
     """Images an epoch; 0: as many as there are training images."""
     batch_size: int = 448
-    """Images a step."""
+    """Images a step, over all processes."""
+    accumulate: int = 1
+    """Parts that a process computes its images of a step in, one after the other: less memory. The balance loss is
+    then each part's."""
     workers: int = 8
-    """Processes that prepare batches; 0: the training process does it itself."""
+    """Processes that prepare a training process's batches; 0: it does so itself."""
     min_area: float = 0.2
     """The smallest random crop's share of an image's area."""
     statistics: Literal["imagenet", "gray"] = "imagenet"
@@ -145,6 +148,13 @@ class DataConfig:
         _require(self.epoch_size >= 0, "data.epoch_size", "at least 0", self.epoch_size)
         _require(0 < self.min_area <= 1, "data.min_area", "a number above 0, at most 1", self.min_area)
         _require(self.batch_size >= 1, "data.batch_size", "at least 1", self.batch_size)
+        _require(self.accumulate >= 1, "data.accumulate", "at least 1", self.accumulate)
+        _require(
+            self.batch_size % self.accumulate == 0,
+            "data.batch_size",
+            f"a multiple of data.accumulate = {self.accumulate}",
+            self.batch_size,
+        )
         _require(self.workers >= 0, "data.workers", "at least 0", self.workers)
         _require(0 <= self.max_replaced <= 1, "data.max_replaced", "a number from 0 to 1", self.max_replaced)
 
@@ -238,6 +248,8 @@ class PretrainConfig:
     """Folder of the run: metrics, checkpoints, the trained model, the report."""
     resume: bool = False
     """Go on from the newest checkpoint in the run's folder, or begin where there is none yet."""
+    dry_run: bool = False
+    """Build everything, try a step, tell memory, speed and time to finish, and leave; no run folder is written."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -293,7 +305,9 @@ MAY_CHANGE_ON_RESUME = frozenset(
     {
         "out",
         "resume",
+        "dry_run",
         "data.store",  # its content is compared by fingerprint
+        "data.accumulate",  # what the memory of another machine asks for
         "data.workers",
         "data.max_replaced",
         "run.checkpoint_every",

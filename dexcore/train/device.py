@@ -8,21 +8,36 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from dexcore.train.config import ConfigError
 
 
-def choose_device(name: str) -> torch.device:
+def choose_device(name: str, local_rank: int | None = None) -> torch.device:
     """``auto``: the accelerator PyTorch finds, else the CPU; or the device of that name.
 
+    Args:
+        name: ``run.device``.
+        local_rank: of this process among those of its machine, each of which gets an accelerator of its own; None
+            for a process alone.
+
     Raises:
-        ConfigError: there is no such device here.
+        ConfigError: there is no such device here, or not one for each process.
     """
     if name == "auto":
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        return accelerator or torch.device("cpu")
+        name = str(accelerator or "cpu")
     try:
         device = torch.device(name)
+        if local_rank is not None and device.type != "cpu":
+            if device.index is not None:
+                raise ConfigError(
+                    f"run.device: expected auto, cpu or {device.type} where several processes share a machine, got "
+                    f"{name!r}; each takes a device of its own"
+                )
+            device = torch.device(device.type, local_rank)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError(f"run.device: expected auto or a device that is here, got {name!r} ({reason})") from error
+        of_rank = "" if local_rank is None else f" for process {local_rank} of this machine"
+        raise ConfigError(
+            f"run.device: expected auto or a device that is here, got {name!r}{of_rank} ({reason})"
+        ) from error
     return device
 
 

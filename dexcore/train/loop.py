@@ -1,20 +1,21 @@
 """Pre-training, from a configuration to a trained model and its report.
 
 The loop is `Pretraining.train`; one step is `Pretraining.step`. Everything random in a step is keyed on
-(seed, epoch, sample), so a run that was killed and resumed computes the losses of one that was not.
+(seed, epoch, sample), so a run that was killed and resumed computes the losses of one that was not, and one on
+several processes those of one on a single one.
 """
 
-import itertools
 import math
-import sys
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from dexcore.data.dataset import PretrainView, ReplacementLimit
@@ -25,28 +26,23 @@ from dexcore.nn import (
     aux_losses,
     discard_load,
     param_groups,
+    record_load,
     set_noise_std,
     set_router_noise,
     update_directors,
 )
-from dexcore.nn.directors import expert_load
 from dexcore.nn.mlp import dex_layers
 from dexcore.ops.backend import BackendUnavailableError, resolve
 from dexcore.report import build_report, run_files, summarize
-from dexcore.report.files import EVALUATION_FILE, METRICS_FILE, MODEL_FOLDER
+from dexcore.report.files import EVALUATION_FILE, MODEL_FOLDER
 from dexcore.train.checkpoint import Progress, load_checkpoint, save_checkpoint
 from dexcore.train.config import ConfigError, ModelConfig, PretrainConfig
 from dexcore.train.device import attention_kernel, autocast, choose_device
 from dexcore.train.evaluate import evaluate
-from dexcore.train.progress import ProgressDisplay
-from dexcore.train.run_folder import (
-    CHECKPOINTS_FOLDER,
-    SKIPPED_FILE,
-    LineFile,
-    RunFolderError,
-    open_run_folder,
-)
-from dexcore.train.sample_store import open_images
+from dexcore.train.journal import Journal
+from dexcore.train.ranks import ALONE, Ranks, join_ranks
+from dexcore.train.run_folder import CHECKPOINTS_FOLDER, RunFolderError, open_run_folder
+from dexcore.train.sample_store import open_images, sample_store
 from dexcore.train.schedules import Schedule, StepValues
 from dexcore.train.stop import EXIT_STOPPED, StopRequest, leave_signals_to_parent
 
@@ -78,28 +74,35 @@ class RunResult:
 def pretrain(config: PretrainConfig) -> RunResult:
     """Train a masked autoencoder, or go on with its training, then evaluate it and write the report.
 
-    Prints progress on stderr and, at the end, the summary on stdout. SIGTERM, SIGINT and SIGUSR1 end it after
-    the step in hand, with a checkpoint.
+    Under torchrun all processes call it; they share every batch, and the main one alone writes and speaks. Prints
+    progress on stderr and, at the end, the summary on stdout. SIGTERM, SIGINT and SIGUSR1, to any of the processes,
+    end the run after the step in hand or the next, with a checkpoint.
 
     Raises:
-        ConfigError: the configuration does not fit the machine or the images.
+        ConfigError: the configuration does not fit the machine, the images or the number of processes.
         MissingExtraError: a package of the extra ``train`` (or, for the sample images, ``samples``) is missing.
         UnreadableFileError: a sample image of an installed package cannot be read.
         RunFolderError: ``config.out`` cannot be used.
         StoreError: the images cannot be read.
         CheckpointError: a checkpoint cannot be written or read.
         TrainingError: the loss or its gradient is not finite in too many steps on end.
+        MainRankError, LostRankError: another process cannot go on.
     """
-    with open_run_folder(config) as folder:
-        with StopRequest() as stop:
-            run = Pretraining(config, folder)
-            run.resume()
-            run.train(stop)
-        if stop:
-            say(f"{stop.signal_name}: stopped after step {run.step_done}; go on with --resume --out {folder}")
-        else:
+    with ExitStack() as held:  # the main rank's hold on the folder
+        with join_ranks(config.run.device) as ranks:
+            folder = ranks.on_main(lambda: held.enter_context(open_run_folder(config)))
+            with StopRequest() as stop:
+                run = Pretraining(config, folder, ranks)
+                run.resume()
+                run.train(stop)
+                if run.stopping and ranks.count > 1:
+                    stop.ignore_further()
+            if run.stopping:
+                reason = stop.signal_name or "a signal to another rank"
+                ranks.say(f"{reason}: stopped after step {run.step_done}; go on with --resume --out {folder}")
+        if ranks.main and not run.stopping:
             run.finish()  # a signal now ends the process at once: nothing is lost, --resume comes back here
-        return RunResult(folder, run.step_done, finished=not stop)
+        return RunResult(folder, run.step_done, finished=not run.stopping)
 
 
 def build_model(config: ModelConfig) -> MaskedAutoencoder:
@@ -137,13 +140,21 @@ class Pretraining:
     Args:
         config: the run.
         folder: opened by `open_run_folder`.
+        ranks: the processes that share the run; each makes its own `Pretraining`.
+
+    Attributes:
+        step_done: steps done, skipped ones included.
+        stopping: one of the ranks was asked to stop, as all know since the last step.
     """
 
-    def __init__(self, config: PretrainConfig, folder: Path) -> None:
-        self.config, self.folder = config, folder
+    def __init__(self, config: PretrainConfig, folder: Path, ranks: Ranks = ALONE) -> None:
+        self.config, self.folder, self.ranks = config, folder, ranks
         require("matplotlib", "train")  # the report's, missed now rather than after hours of training
-        self.device = choose_device(config.run.device)
+        self.device = choose_device(config.run.device, ranks.local_rank)
         _check_backend(config.model.backend, self.device)
+        self.part_size = _part_size(config, ranks)
+        if not config.data.store:
+            ranks.on_main(sample_store)  # built once, not by every rank
         self.images = open_images(config.data.store)
         self.rows = self.images.indices(split="train")
         if not len(self.rows):
@@ -159,6 +170,11 @@ class Pretraining:
             torch.manual_seed(config.run.seed)
             self.model = build_model(config.model).to(self.device)
         self.layers = dex_layers(self.model)
+        # Every trained parameter has a gradient in every step (experts without images: zeros), and directors need
+        # none: nothing to search for. Buffers change alike on all ranks: nothing to broadcast.
+        self.wrapped: torch.nn.Module = self.model
+        if ranks.group is not None:
+            self.wrapped = DistributedDataParallel(self.model, broadcast_buffers=False, gradient_as_bucket_view=True)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
             param_groups(self.model, config.optimizer.weight_decay),
@@ -168,37 +184,32 @@ class Pretraining:
         )
         self.step_done = 0
         self.skipped_in_a_row = 0
+        self.stopping = False
 
     def train(self, stop: StopRequest) -> None:
-        """Train to the end, or to the end of the step in which a stop is requested."""
+        """Train to the end, or until the ranks have agreed that one was asked to stop."""
         total, every = self.schedule.total_steps, self.config.run.checkpoint_every
         limit = ReplacementLimit(self.config.data.max_replaced)
         self.model.train()
         with (
-            closing(LineFile(self.folder / METRICS_FILE, self.step_done)) as metrics,
-            closing(LineFile(self.folder / SKIPPED_FILE, self.step_done)) as skipped,
-            closing(ProgressDisplay(self.step_done, total)) as display,
+            Journal(self.folder, self.step_done, total, self.ranks) as journal,
             attention_kernel(self.device, self.config.run.precision),
         ):
             self._warm_up()
             started = time.perf_counter()
             for batch in self._batches():
                 limit.update(batch["replaced"])
-                line = self.step(batch, self.schedule.at(self.step_done))
+                line = self.step(batch, self.schedule.at(self.step_done), bool(stop))
                 now = time.perf_counter()
-                line["images_per_second"] = len(batch["image"]) / (now - started)
+                line["images_per_second"] = self.config.data.batch_size / (now - started)
                 started = now
-                metrics.write(line)
-                if line["skipped"]:
-                    skipped.write({"step": line["step"], "sample_ids": batch["sample_id"].tolist()})
-                    display.say(f"step {line['step']} skipped: loss or gradient is not finite ({skipped.path})")
-                    self._check_skipped(skipped.path)
-                display.update(self.step_done, line["loss"], line["images_per_second"])
-                if stop or self.step_done == total or self.step_done % every == 0:
-                    metrics.sync()
-                    skipped.sync()
+                skipped_ids = self.ranks.gather(batch["sample_id"]).tolist() if line["skipped"] else None
+                journal.write(line, skipped_ids)
+                self._check_skipped(journal.skipped_path)
+                if self.stopping or self.step_done == total or self.step_done % every == 0:
+                    journal.sync()
                     self.save()
-                if stop:
+                if self.stopping:
                     break
 
     def _warm_up(self) -> None:
@@ -207,44 +218,39 @@ class Pretraining:
             return
         from dexcore.kernels import warm_up
 
-        say("compiling the kernels; on a machine that has not done so it takes a minute or so")
+        self.ranks.say("compiling the kernels; on a machine that has not done so it takes a minute or so")
         size = self.config.model.image_size
         with autocast(self.device, self.config.run.precision):
-            seconds = warm_up(self.model, (self.config.data.batch_size, 3, size, size))
-        say(f"the kernels were ready after {seconds:.0f} s")
+            seconds = warm_up(self.model, (self.part_size, 3, size, size))
+        self.ranks.say(f"the kernels were ready after {seconds:.0f} s")
 
-    def step(self, batch: dict[str, Any], values: StepValues) -> dict[str, Any]:
-        """One optimizer step, or, where loss or gradient is not finite, none.
+    def step(self, batch: dict[str, Any], values: StepValues, stop: bool = False) -> dict[str, Any]:
+        """One optimizer step, or, where loss or gradient is not finite on any rank, none.
 
         Args:
-            batch: items of `PretrainView`, stacked.
+            batch: items of `PretrainView`, stacked: this rank's share of the step's.
             values: the step's scheduled values.
+            stop: whether this rank was asked to stop; sets `stopping` on all.
 
         Returns:
-            The step's line in metrics.jsonl, but for the speed.
+            The step's line in metrics.jsonl, but for the speed; the same on all ranks.
         """
         config = self.config
-        images, mask_noise = (batch[name].to(self.device, non_blocking=True) for name in ("image", "mask_noise"))
-        router_noise = batch["router_noise"].to(self.device, non_blocking=True)
         set_noise_std(self.model, values.noise_std)
-        set_router_noise(self.model, router_noise.split([layer.num_experts for layer in self.layers], dim=1))
-
         self.optimizer.zero_grad(set_to_none=True)
-        with autocast(self.device, config.run.precision):
-            loss_self = self.model(images, noise=mask_noise).loss
-            aux = aux_losses(self.model)
-        loss = loss_self + config.dex.lambda_align * aux.align + values.lambda_balance * aux.balance
-        loss.backward()
+        losses = torch.zeros(4, device=self.device)
+        for part, gradients_summed in self._parts(batch):
+            with gradients_summed:
+                losses += self._backward(part, values)
         grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, config.optimizer.clip_norm)
+        scalars, load, self.stopping = self._agree(losses / config.data.accumulate, grad_norm, stop)
 
-        # One transfer from the device a step, which also says whether the step may be taken.
-        scalars = torch.stack([loss, loss_self, aux.align, aux.balance, grad_norm]).tolist()
         finite = all(math.isfinite(scalar) for scalar in scalars)
         if finite:
             for group in self.optimizer.param_groups:
                 group["lr"] = values.lr
             self.optimizer.step()
-            update_directors(self.model, values.momentum)
+            update_directors(self.model, values.momentum)  # without a group: the recorded load is all ranks'
             self.skipped_in_a_row = 0
         else:
             discard_load(self.model)
@@ -255,12 +261,61 @@ class Pretraining:
             "epoch": (self.step_done - 1) * config.data.batch_size // self.order.epoch_size,
             **dict(zip(("loss", "loss_self", "loss_align", "loss_balance", "grad_norm"), scalars, strict=True)),
             **asdict(values),
-            "load": self._load(),
+            "load": load,
             "skipped": not finite,
         }
 
+    def _parts(self, batch: dict[str, Any]) -> Iterator[tuple[dict[str, torch.Tensor], AbstractContextManager[Any]]]:
+        """The batch in `data.accumulate` parts, each with the context of its backward: DDP adds up the ranks'
+        gradients in the last one's.
+        """
+        names = ("image", "mask_noise", "router_noise")
+        split = [batch[name].split(self.part_size) for name in names]
+        for number, tensors in enumerate(zip(*split, strict=True), start=1):
+            part = {n: tensor.to(self.device, non_blocking=True) for n, tensor in zip(names, tensors, strict=True)}
+            last, ddp = number == self.config.data.accumulate, self.wrapped
+            yield part, ddp.no_sync() if isinstance(ddp, DistributedDataParallel) and not last else nullcontext()
+
+    def _backward(self, part: dict[str, torch.Tensor], values: StepValues) -> torch.Tensor:
+        """Add a part's gradient and record its use of experts; its losses [4]: whole, self, align, balance."""
+        set_router_noise(self.model, part["router_noise"].split([layer.num_experts for layer in self.layers], dim=1))
+        with autocast(self.device, self.config.run.precision):
+            loss_self = self.wrapped(part["image"], noise=part["mask_noise"]).loss
+            aux = aux_losses(self.model, self.ranks.group)
+        loss = loss_self + self.config.dex.lambda_align * aux.align + values.lambda_balance * aux.balance
+        (loss / self.config.data.accumulate).backward()
+        record_load(self.model)
+        return torch.stack([loss, loss_self, aux.align, aux.balance]).detach()
+
+    def _agree(
+        self, losses: torch.Tensor, grad_norm: torch.Tensor, stop: bool
+    ) -> tuple[list[float], list[list[float]], bool]:
+        """Bring the ranks to one mind by one all-reduce, and its result to the host by one transfer.
+
+        Args:
+            losses: [4], this rank's.
+            grad_norm: 0-dim, the same on all ranks already.
+            stop: whether this rank was asked to stop.
+
+        Returns:
+            The losses of the whole batch and the gradient's norm; the share of the batch's gates that each expert
+            got, an entry a DEX block; whether a rank was asked to stop. The layers' recorded loads become the sum
+            over all ranks.
+        """
+        # What `record_load` left; private to the layers, but for the sake of one all-reduce less a step.
+        loads = [load for layer in self.layers if (load := layer._recorded_load) is not None]
+        sizes = [len(load) for load in loads]
+        shared = torch.cat([losses, losses.new_tensor([stop]), *loads])
+        self.ranks.add_up(shared)
+        for load, total in zip(loads, shared[5:].split(sizes), strict=True):
+            load.copy_(total)
+        shares = [load / load.sum() for load in loads]
+        told = torch.cat([shared[:4] / self.ranks.count, grad_norm[None], shared[4:5], *shares]).cpu()
+        load_by_block = [[round(share, 6) for share in block.tolist()] for block in told[6:].split(sizes)]
+        return told[:5].tolist(), load_by_block, bool(told[5] > 0)
+
     def save(self) -> None:
-        """Write a checkpoint."""
+        """Have the main rank write a checkpoint; the others wait for it."""
         progress = Progress(
             step=self.step_done,
             skipped_in_a_row=self.skipped_in_a_row,
@@ -268,7 +323,8 @@ class Pretraining:
             config=asdict(self.config),
         )
         keep = self.config.run.keep_checkpoints
-        save_checkpoint(self.folder / CHECKPOINTS_FOLDER, self.model, self.optimizer, progress, keep)
+        checkpoints = self.folder / CHECKPOINTS_FOLDER
+        self.ranks.on_main(lambda: save_checkpoint(checkpoints, self.model, self.optimizer, progress, keep))
 
     def resume(self) -> None:
         """Where the configuration asks for it, go back to the newest intact checkpoint.
@@ -278,9 +334,10 @@ class Pretraining:
         """
         if not self.config.resume:
             return
-        progress = load_checkpoint(self.folder / CHECKPOINTS_FOLDER, self.model, self.optimizer, say)
+        checkpoints = self.folder / CHECKPOINTS_FOLDER
+        progress = load_checkpoint(checkpoints, self.model, self.optimizer, self.ranks.say, self.ranks)
         if progress is None:
-            say(f"{self.folder} holds no checkpoint yet: beginning at the first step")
+            self.ranks.say(f"{self.folder} holds no checkpoint yet: beginning at the first step")
             return
         if progress.order["fingerprint"] != self.images.fingerprint:
             raise RunFolderError(
@@ -288,7 +345,7 @@ class Pretraining:
                 f"{progress.order['fingerprint']}, now {self.images.fingerprint}); resume with the same store"
             )
         self.step_done, self.skipped_in_a_row = progress.step, progress.skipped_in_a_row
-        say(f"resuming {self.folder} after step {self.step_done} of {self.schedule.total_steps}")
+        self.ranks.say(f"resuming {self.folder} after step {self.step_done} of {self.schedule.total_steps}")
 
     def finish(self) -> None:
         """Save the model, evaluate it, write the report and print the summary.
@@ -298,7 +355,7 @@ class Pretraining:
         """
         try:
             self.model.save_pretrained(self.folder / MODEL_FOLDER)
-            say("evaluating")
+            self.ranks.say("evaluating")
             evaluation = evaluate(self.model, self.images, self.config, self.device)
             evaluation.save(self.folder / EVALUATION_FILE)
             build_report(self.folder)
@@ -313,6 +370,8 @@ class Pretraining:
         return GlobalBatchSampler(
             self.order,
             self.config.data.batch_size,
+            self.ranks.rank,
+            self.ranks.count,
             start_step=self.step_done,
             total_steps=self.schedule.total_steps,
         )
@@ -336,17 +395,6 @@ class Pretraining:
             worker_init_fn=leave_signals_to_parent,
         )
 
-    def _load(self) -> list[list[float]]:
-        """The share of the batch's gates that each expert got, an entry a DEX block."""
-        shares: list[torch.Tensor] = []
-        for layer in self.layers:
-            assert layer.routing is not None  # a forward came before
-            load = expert_load(layer.routing.gates.detach(), layer.routing.indices, layer.num_experts)
-            shares.append(load / load.sum())
-        joined = torch.cat(shares).tolist()  # one transfer from the device
-        ends = list(itertools.accumulate(len(share) for share in shares))
-        return [[round(s, 6) for s in joined[a:b]] for a, b in itertools.pairwise([0, *ends])]
-
     def _check_skipped(self, path: Path) -> None:
         if self.skipped_in_a_row >= self.config.run.max_skipped:
             raise TrainingError(
@@ -362,6 +410,12 @@ def _check_backend(backend: str, device: torch.device) -> None:
         raise ConfigError(f"model.backend: {error}") from error
 
 
-def say(message: str) -> None:
-    """Tell whoever watches the run."""
-    print(message, file=sys.stderr, flush=True)
+def _part_size(config: PretrainConfig, ranks: Ranks) -> int:
+    """Images that a rank computes at once."""
+    batch_size, accumulate = config.data.batch_size, config.data.accumulate
+    if batch_size % (ranks.count * accumulate):
+        raise ConfigError(
+            f"data.batch_size: expected a multiple of {ranks.count * accumulate}, the {ranks.count} processes times "
+            f"data.accumulate = {accumulate}, got {batch_size}"
+        )
+    return batch_size // (ranks.count * accumulate)

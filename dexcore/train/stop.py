@@ -35,6 +35,13 @@ class StopRequest:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def ignore_further(self) -> None:
+        """Give signals no effect from here to the process's end.
+
+        For one of several ranks that have saved: as soon as one has left, torchrun terminates the rest.
+        """
+        self._before = dict.fromkeys(self._before, signal.SIG_IGN)
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.signal_name == "SIGINT":
             raise KeyboardInterrupt

@@ -26,7 +26,7 @@ from dexcore.train.config import (
 )
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "pretrain_mvu.py"
-STEPS = 24
+STEPS = 40
 
 
 def write_images(folder: Path, seed: int = 0, images: int = 24, one_heldout_in: int = 6) -> Path:
@@ -53,7 +53,7 @@ def write_images(folder: Path, seed: int = 0, images: int = 24, one_heldout_in: 
 
 
 def tiny(store: Path, out: Path, **run: Any) -> PretrainConfig:
-    """Twenty-four steps of eight images, a checkpoint every five, epochs that end within batches."""
+    """Forty steps of eight images, a checkpoint every five, epochs that end within batches."""
     return PretrainConfig(
         out=str(out),
         model=ModelConfig(

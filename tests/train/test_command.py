@@ -25,7 +25,7 @@ def _error(capsys: pytest.CaptureFixture[str]) -> str:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (["--model.backend", "triton"], "error: model.backend: "),
+        (["--run.device", "abacus"], "error: run.device: "),
         (["--run.epochs", "inf"], "error: run.epochs: expected a finite number, got inf"),
         (["--optimizer.base-lr", "inf"], "error: optimizer.base_lr: expected a finite number, got inf"),
         (["--data.store", "nowhere"], "error: nowhere"),
