@@ -1,0 +1,64 @@
+"""What a run tells while it goes on: a line a step in files, and the display. The main rank's alone."""
+
+from collections.abc import Mapping
+from contextlib import ExitStack, closing
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from dexcore.report.files import METRICS_FILE
+from dexcore.train.progress import ProgressDisplay
+from dexcore.train.ranks import Ranks
+from dexcore.train.run_folder import SKIPPED_FILE, LineFile
+
+
+class Journal:
+    """A context to write steps in; on other ranks than the main one it does nothing.
+
+    Args:
+        folder: of the run.
+        first_step: steps done; lines of later ones, of a run that was killed, are cut off.
+        total_steps: of the run.
+        ranks: who train.
+    """
+
+    def __init__(self, folder: Path, first_step: int, total_steps: int, ranks: Ranks) -> None:
+        self._writes = ranks.main
+        self.skipped_path = folder / SKIPPED_FILE
+        if not self._writes:
+            return
+        with ExitStack() as opened:
+            self._metrics = opened.enter_context(closing(LineFile(folder / METRICS_FILE, first_step)))
+            self._skipped = opened.enter_context(closing(LineFile(self.skipped_path, first_step)))
+            self._display = opened.enter_context(closing(ProgressDisplay(first_step, total_steps)))
+            self._opened = opened.pop_all()
+
+    def write(self, line: Mapping[str, Any], skipped_ids: list[int] | None) -> None:
+        """Write and show a step.
+
+        Args:
+            line: the step's, in metrics.jsonl.
+            skipped_ids: the sample ids of a step that was skipped, of all ranks; else None.
+        """
+        if not self._writes:
+            return
+        self._metrics.write(line)
+        if skipped_ids is not None:
+            self._skipped.write({"step": line["step"], "sample_ids": skipped_ids})
+            self._display.say(f"step {line['step']} skipped: loss or gradient is not finite ({self.skipped_path})")
+        self._display.update(line["step"] + 1, line["loss"], line["images_per_second"])
+
+    def sync(self) -> None:
+        """Have what was written survive a power cut."""
+        if self._writes:
+            self._metrics.sync()
+            self._skipped.sync()
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._writes:
+            self._opened.close()

@@ -1,0 +1,137 @@
+"""The processes that train together, as torchrun starts them, and what they tell each other.
+
+A step has at most two small all-reduces beside the gradients': the routers' mean probabilities (`aux_losses`) and
+one vector with all else that the ranks must agree on (`Pretraining.step`). Rank 0, the main one, writes the run's
+folder and speaks to whoever watches; the others compute.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from dexcore.train.device import choose_device
+
+T = TypeVar("T")
+
+
+class MainRankError(RuntimeError):
+    """The main rank cannot go on, and says why; this one leaves with it."""
+
+
+class LostRankError(RuntimeError):
+    """Another rank ended in the middle of the run."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """All processes of a run, seen from one of them.
+
+    Attributes:
+        rank: of this process, from 0.
+        count: of processes.
+        local_rank: of this process among those of its machine, or None for a process alone.
+        group: what collectives run on; None for a process alone.
+    """
+
+    rank: int = 0
+    count: int = 1
+    local_rank: int | None = None
+    group: dist.ProcessGroup | None = None
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the process that writes and speaks."""
+        return self.rank == 0
+
+    def say(self, message: str) -> None:
+        """Tell whoever watches the run, once."""
+        if self.main:
+            print(message, file=sys.stderr, flush=True)
+
+    def add_up(self, vector: Tensor) -> None:
+        """Put the sum over all ranks in the place of ``vector``; bit-identical on all."""
+        if self.group is not None:
+            dist.all_reduce(vector, group=self.group)
+
+    def gather(self, values: Tensor) -> Tensor:
+        """Every rank's ``values`` [n], end to end in the order of ranks: [count * n], on the CPU."""
+        if self.group is None:
+            return values
+        parts: list[Tensor | None] = [None] * self.count
+        dist.all_gather_object(parts, values.cpu(), group=self.group)
+        return torch.cat([part for part in parts if part is not None])
+
+    def on_main(self, do: Callable[[], T]) -> T:
+        """Have the main rank ``do`` something, and give what it returns to all; nobody goes on before.
+
+        Raises:
+            MainRankError: it failed there (where the error itself is raised).
+        """
+        if self.group is None:
+            return do()
+        answer: list[tuple[bool, T | None]] = [(False, None)]
+        try:
+            if self.main:
+                answer = [(True, do())]
+        finally:
+            dist.broadcast_object_list(answer, src=0, group=self.group)
+        done, result = answer[0]
+        if not done:
+            raise MainRankError("the main rank failed")
+        return result  # type: ignore[return-value]  # T may be None
+
+
+ALONE = Ranks()
+
+
+def environment_rank() -> tuple[int, int]:
+    """This process's rank and the number of processes, as torchrun puts them in the environment; else (0, 1)."""
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    return (int(os.environ.get("RANK", "0")) if count > 1 else 0), count
+
+
+@contextmanager
+def join_ranks(device: str) -> Iterator[Ranks]:
+    """Meet the other processes that torchrun started, and part at the end. A process alone meets nobody.
+
+    Args:
+        device: the run's ``run.device``; it decides between gloo (CPU) and NCCL (CUDA).
+
+    Raises:
+        ConfigError: the device is not there.
+        LostRankError: another rank ended while this one waited for it.
+    """
+    rank, count = environment_rank()
+    if count == 1:
+        yield ALONE
+        return
+    local_rank = int(os.environ.get("LOCAL_RANK", rank))
+    own = choose_device(device, local_rank)
+    if own.type == "cpu":
+        dist.init_process_group("gloo")
+    else:
+        torch.accelerator.set_device_index(own)
+        dist.init_process_group(dist.get_default_backend_for_device(own), device_id=own)
+    try:
+        yield Ranks(rank, count, local_rank, dist.group.WORLD)
+    except RuntimeError as error:
+        if not _says_lost(error):
+            raise
+        raise LostRankError(
+            f"another rank has ended, which ends this one too ({str(error).splitlines()[0]}); its own message says "
+            "why, and --resume goes on from the newest checkpoint"
+        ) from error
+    finally:
+        dist.destroy_process_group()
+
+
+def _says_lost(error: RuntimeError) -> bool:
+    """Whether a collective failed: gloo raises plain RuntimeErrors."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error) or "Connection closed by peer" in str(error)
