@@ -1,4 +1,4 @@
-"""SyntheticMVU: images of modalities that nobody may ship, made by simple imaging physics.
+"""SyntheticMVU: images of all ten modalities, made by simple imaging physics.
 
 A class label that is shared across modalities (the kind and number of lesions) lets one tell what a model
 learned of modality from what it learned of meaning.
@@ -11,11 +11,17 @@ import numpy as np
 
 from dexcore.data.modality import Modality
 from dexcore.data.normalize import normalize
+from dexcore.data.phantoms.ct import draw_ct
 from dexcore.data.phantoms.endoscopy import draw_endoscopy
+from dexcore.data.phantoms.fundus import draw_fundus
 from dexcore.data.phantoms.lesions import LABELS, Lesion, draw_lesions
+from dexcore.data.phantoms.mr import draw_mr
 from dexcore.data.phantoms.oct import draw_oct
+from dexcore.data.phantoms.pathology import draw_pathology
 from dexcore.data.phantoms.pet import draw_pet
 from dexcore.data.phantoms.photo import draw_photo
+from dexcore.data.phantoms.ultrasound import draw_ultrasound
+from dexcore.data.phantoms.xray import draw_xray
 from dexcore.data.record import ImageRecord, Split
 
 _MIN_SIZE = 32
@@ -34,11 +40,18 @@ class _Scene:
 
 
 _SCENES = {
+    Modality.CT: _Scene(draw_ct, "hu_window", "trunk"),
     Modality.PET: _Scene(draw_pet, "percentile_zscore_minmax", "whole body"),
+    Modality.MR: _Scene(draw_mr, "percentile_minmax", "brain"),
+    Modality.XRAY: _Scene(draw_xray, "div255", "chest"),
+    Modality.ULTRASOUND: _Scene(draw_ultrasound, "div255", "liver"),
+    Modality.FUNDUS: _Scene(draw_fundus, "div255", "eye"),
     Modality.OCT: _Scene(draw_oct, "div255", "eye"),
+    Modality.PATHOLOGY: _Scene(draw_pathology, "div255", "glands"),
     Modality.ENDOSCOPY: _Scene(draw_endoscopy, "div255", "stomach and intestines"),
     Modality.PHOTO: _Scene(draw_photo, "div255", "skin"),
 }
+_NOT_SHIPPED = (Modality.PET, Modality.OCT, Modality.ENDOSCOPY, Modality.PHOTO)
 
 
 @dataclass(frozen=True)
@@ -46,7 +59,8 @@ class SyntheticSample:
     """One generated image.
 
     Attributes:
-        image: float32 in [0, 1], [size, size] for PET and OCT, [size, size, 3] (RGB) for endoscopy and photo.
+        image: float32 in [0, 1], normalized as the modality is in MVU; [size, size, 3] (RGB) for fundus,
+            pathology, endoscopy and photo, [size, size] for the others.
         modality: what it imitates.
         label: an index of `SyntheticMVU.labels`.
         mask: bool [size, size], where the lesions are.
@@ -64,7 +78,8 @@ class SyntheticMVU:
     Modalities take turns: image ``index`` is of ``modalities[index % len(modalities)]``.
 
     Args:
-        modalities: which, in which order; all that can be drawn without it.
+        modalities: which, in which order, for example ``tuple(Modality)``; without it the four of which no
+            package ships an image.
         size: side of the images, pixels.
         seed: 0 to 2**64 - 1.
 
@@ -75,7 +90,7 @@ class SyntheticMVU:
     labels: tuple[str, ...] = LABELS
 
     def __init__(self, modalities: Sequence[Modality] | None = None, size: int = 256, seed: int = 0) -> None:
-        self.modalities = tuple(_SCENES) if modalities is None else tuple(modalities)
+        self.modalities = _NOT_SHIPPED if modalities is None else tuple(modalities)
         unknown = [str(modality) for modality in self.modalities if modality not in _SCENES]
         if unknown or not self.modalities:
             expected = ", ".join(_SCENES)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dexcore.data.phantoms.fields import grid
+from dexcore.data.phantoms.fields import box, grid
 
 LABELS = ("healthy", "compact x1", "compact x2", "compact x3", "spread x1", "spread x2", "spread x3")
 _PER_KIND = 3
@@ -78,7 +78,7 @@ def stamp(lesion: Lesion, size: int, cy: float, cx: float, ry: float, rx: float,
         reach: how far the window goes, in radii.
     """
     ry, rx = ry * lesion.size, rx * lesion.size
-    rows, columns = _span(cy, ry * reach, size), _span(cx, rx * reach, size)
+    rows, columns = box(size, cy, cx, ry * reach, rx * reach)
     y, x = grid(size)
     dy = (y[rows] - cy) / ry
     dx = (x[:, columns] - cx) / rx
@@ -88,8 +88,3 @@ def stamp(lesion: Lesion, size: int, cy: float, cx: float, ry: float, rx: float,
         border += amplitude * np.cos(harmonic * angle + phase)
     distance = np.sqrt(dy * dy + dx * dx) / np.maximum(border, 0.3)
     return Stamp((rows, columns), distance, *np.broadcast_arrays(dy, dx))
-
-
-def _span(center: float, reach: float, size: int) -> slice:
-    start = min(max(int((center - reach) * size), 0), size)
-    return slice(start, min(max(int((center + reach) * size) + 1, start), size))
