@@ -1,8 +1,10 @@
 """What a run learned: measures, pictures and one page, all made from the numbers that a run folder holds."""
 
+from dexcore.report.analysis import Analysis
 from dexcore.report.evaluation import Evaluation, Examples
 from dexcore.report.files import run_files
+from dexcore.report.numbers import RunNumbers
 from dexcore.report.page import build_report
 from dexcore.report.summary import Summary, summarize
 
-__all__ = ["Evaluation", "Examples", "Summary", "build_report", "run_files", "summarize"]
+__all__ = ["Analysis", "Evaluation", "Examples", "RunNumbers", "Summary", "build_report", "run_files", "summarize"]

@@ -1,10 +1,9 @@
-"""Pictures of a run's course: losses, schedules, and the load of the experts."""
+"""Pictures of a run's course: losses and schedules."""
 
 from typing import Any
 
 import numpy as np
 
-from dexcore.extras import require
 from dexcore.report.history import History
 from dexcore.report.pictures import BLUE, NEUTRAL, RED, Picture, new_figure, styled, to_png
 
@@ -24,7 +23,7 @@ _PROGRESS = {
 
 
 def course_pictures(history: History) -> list[Picture]:
-    """Losses and schedules, and the experts' load where there are experts."""
+    """Losses and schedules, as far as they were recorded."""
     pictures = []
     with styled():
         losses = _recorded(history, _LOSSES)
@@ -33,8 +32,6 @@ def course_pictures(history: History) -> list[Picture]:
         progress = _recorded(history, _PROGRESS)
         if progress:
             pictures.append(_schedules(history, progress))
-        if history.load:
-            pictures.append(_load(history))
     return pictures
 
 
@@ -95,34 +92,6 @@ def _schedules(history: History, progress: list[tuple[np.ndarray, str]]) -> Pict
     )
 
 
-def _load(history: History) -> Picture:
-    blocks = history.load
-    rows = (len(blocks) + 1) // 2
-    figure = new_figure(0.3 + 1.45 * rows)
-    axes = list(figure.subplots(rows, 2, sharex=True, sharey=True, squeeze=False).flat)
-    for number, (axis, load) in enumerate(zip(axes, blocks, strict=False), start=1):
-        step, shares = _binned(history.step, load)
-        axis.stackplot(step, shares.T, colors=_colors(load.shape[1]), linewidth=0)
-        axis.set_title(f"Block {number}")
-        axis.set_ylim(0, 1)
-        axis.set_yticks([0, 0.5, 1], ["0", "50 %", "100 %"])
-        axis.set_xlim(step[0], step[-1])
-        axis.locator_params(axis="x", nbins=4, integer=True, min_n_ticks=1)
-    for axis in axes[len(blocks) :]:
-        axis.set_visible(False)
-    figure.supxlabel("step", fontsize=10.5)
-    return Picture(
-        name="load.png",
-        title="Load of the experts",
-        reading=(
-            "Each band is one expert of a block, expert 1 at the bottom; its height is the share of the "
-            "batch that the router gave it. Block 1 is nearest to the input."
-        ),
-        bad="a band that fills its block (the router collapsed), or bands that vanish (experts nobody uses).",
-        png=to_png(figure),
-    )
-
-
 def _curve(axis: Any, step: np.ndarray, values: np.ndarray, title: str, smooth: bool) -> None:
     axis.set_title(title)
     axis.grid(True, axis="y")
@@ -152,19 +121,3 @@ def _running_mean(values: np.ndarray) -> np.ndarray:
     count = np.convolve(finite, window)[half : half + len(values)]
     total = np.convolve(np.where(finite, values, 0), window)[half : half + len(values)]
     return np.divide(total, count, out=np.full(len(values), np.nan), where=count > 0)
-
-
-def _binned(step: np.ndarray, load: np.ndarray, bins: int = 60) -> tuple[np.ndarray, np.ndarray]:
-    """At most ``bins`` means over time, stretched to the run's first and last step."""
-    pieces = np.array_split(np.nan_to_num(load), min(bins, len(load)))
-    shares = np.stack([piece.mean(axis=0) for piece in pieces])
-    if len(shares) == 1:  # a single step still has an area to show
-        return np.array([step[0] - 0.5, step[0] + 0.5]), np.repeat(shares, 2, axis=0)
-    return np.linspace(step[0], step[-1], len(shares)), shares
-
-
-def _colors(experts: int) -> list[Any]:
-    maps = require("matplotlib", "train").colormaps
-    if experts <= 8:
-        return [maps["Set2"](number) for number in range(experts)]
-    return [maps["turbo"](number) for number in np.linspace(0.05, 0.95, experts)]

@@ -1,16 +1,12 @@
 """The numbers of an evaluation: what the trainer measured, an entry an image, and their file format."""
 
-import io
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
-from dexcore.files import write_whole
+from dexcore.report.arrays import coerce, read_arrays, write_arrays
 
 _FORMAT = 1
 
@@ -38,11 +34,11 @@ class Examples:
     pasted: np.ndarray
 
     def __post_init__(self) -> None:
-        _coerce(self, "modality", np.int64)
+        coerce(self, "modality", np.int64)
         for name in ("synthetic", "heldout"):
-            _coerce(self, name, np.bool_, (len(self),))
+            coerce(self, name, np.bool_, (len(self),))
         for name in _IMAGES:
-            image = _coerce(self, name, np.float32)
+            image = coerce(self, name, np.float32)
             if image.ndim != 4 or image.shape[0] != len(self) or image.shape[3] != 3:
                 raise ValueError(f"{name}: shape {image.shape}, expected [{len(self)}, height, width, 3]")
             if image.shape != self.input.shape:
@@ -90,14 +86,14 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "modality_names", tuple(str(name) for name in self.modality_names))
-        _coerce(self, "modality", np.int64)
+        coerce(self, "modality", np.int64)
         shape = (len(self),)
         for name in ("heldout", "synthetic"):
-            _coerce(self, name, np.bool_, shape)
-        _coerce(self, "group", np.str_, shape)
-        _coerce(self, "sample_id", np.int64, shape)
-        _coerce(self, "squared_error", np.float64, shape)
-        _coerce(self, "total", np.float64, shape)
+            coerce(self, name, np.bool_, shape)
+        coerce(self, "group", np.str_, shape)
+        coerce(self, "sample_id", np.int64, shape)
+        coerce(self, "squared_error", np.float64, shape)
+        coerce(self, "total", np.float64, shape)
         if (self.total < 0).any():
             raise ValueError("total: a sum of squares is negative")
         gates = tuple(np.asarray(block, dtype=np.float32) for block in self.gates)
@@ -115,7 +111,6 @@ class Evaluation:
     def save(self, path: str | Path) -> None:
         """Write one .npz without pickles, whole or not at all; the examples' images are rounded to 8 bits."""
         arrays: dict[str, np.ndarray] = {
-            "format": np.array(_FORMAT),
             "modality_names": np.array(self.modality_names, dtype=np.str_),
             "blocks": np.array(len(self.gates)),
         }
@@ -126,9 +121,7 @@ class Evaluation:
         for field in fields(Examples):
             value = getattr(self.examples, field.name)
             arrays[f"examples_{field.name}"] = _to_bytes(value) if field.name in _IMAGES else value
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-        write_whole(Path(path), buffer.getvalue())
+        write_arrays(path, _FORMAT, arrays)
 
     @classmethod
     def load(cls, path: str | Path) -> "Evaluation":
@@ -138,17 +131,7 @@ class Evaluation:
             FileNotFoundError: there is no such file.
             ValueError: the file (named) is truncated, damaged, or no evaluation of this version.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such file, expected an evaluation's numbers")
-        try:
-            with np.load(path, allow_pickle=False) as stored:
-                arrays = {name: stored[name] for name in stored.files}
-        except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-            raise ValueError(f"{path}: truncated or damaged, expected an .npz of Evaluation.save") from error
-        found = arrays.get("format")
-        if found is None or found != _FORMAT:
-            raise ValueError(f"{path}: format {found}, expected an evaluation of format {_FORMAT}")
+        arrays = read_arrays(path, _FORMAT, "an evaluation's numbers")
         try:
             examples = {field.name: arrays[f"examples_{field.name}"] for field in fields(Examples)}
             for name in _IMAGES:
@@ -170,15 +153,3 @@ _PER_IMAGE = ("modality", "heldout", "synthetic", "group", "sample_id", "squared
 
 def _to_bytes(image: np.ndarray) -> np.ndarray:
     return (np.nan_to_num(image, nan=0.0).clip(0, 1) * 255).round().astype(np.uint8)
-
-
-def _coerce(owner: object, name: str, dtype: npt.DTypeLike, shape: tuple[int, ...] | None = None) -> np.ndarray:
-    """Make the field ``name`` an array of ``dtype``, and check its shape where one is given."""
-    try:
-        value = np.asarray(getattr(owner, name), dtype=dtype)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name}: expected numbers of type {np.dtype(dtype)} ({error})") from error
-    if shape is not None and value.shape != shape:
-        raise ValueError(f"{name}: shape {value.shape}, expected {shape}, an entry an image")
-    object.__setattr__(owner, name, value)
-    return value

@@ -5,6 +5,7 @@ from pathlib import Path
 METRICS_FILE = "metrics.jsonl"
 CONFIG_FILE = "config.yaml"
 EVALUATION_FILE = "evaluation.npz"
+ANALYSIS_FILE = "analysis.npz"
 SUMMARY_FILE = "summary.json"
 REPORT_FILE = "report.html"
 PICTURES_FOLDER = "report"

@@ -31,9 +31,9 @@ def gallery_picture(evaluation: Evaluation) -> Picture | None:
         for number, index in enumerate(chosen):
             baseline = height - _HEADER - number * row - _LABEL / 2 - 0.03
             label = evaluation.modality_names[examples.modality[index]]
-            kind = _kind(bool(examples.synthetic[index]), bool(examples.heldout[index]))
+            what = kind(bool(examples.synthetic[index]), bool(examples.heldout[index]))
             figure.text(0, baseline / height, label, va="center", weight="bold")
-            figure.text(1, baseline / height, kind, va="center", ha="right")
+            figure.text(1, baseline / height, what, va="center", ha="right")
         png = to_png(figure)
     return Picture(
         name="reconstructions.png",
@@ -51,7 +51,8 @@ def gallery_picture(evaluation: Evaluation) -> Picture | None:
     )
 
 
-def _kind(synthetic: bool, heldout: bool) -> str:
+def kind(synthetic: bool, heldout: bool) -> str:
+    """What sort of image an example is, for its caption."""
     return ("synthetic, " if synthetic else "") + ("held out" if heldout else "training image")
 
 

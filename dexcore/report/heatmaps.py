@@ -7,17 +7,25 @@ from typing import Any
 import numpy as np
 
 from dexcore.report.measures import Specialization
-from dexcore.report.pictures import BLUE, NEUTRAL, Picture, new_figure, styled, to_png
+from dexcore.report.pictures import BLUE, NEUTRAL, Picture, new_figure, spread, styled, to_png
 
 _COLORS = "viridis"
 
 
-def specialization_pictures(blocks: Sequence[Specialization]) -> list[Picture]:
-    """The measure over depth, then each block; none where fewer than two modalities were evaluated."""
+def depth_picture(blocks: Sequence[Specialization]) -> Picture | None:
+    """The measure over depth; None where fewer than two modalities were evaluated."""
+    if not blocks or len(blocks[0].modalities) < 2:
+        return None
+    with styled():
+        return _depth(blocks)
+
+
+def block_pictures(blocks: Sequence[Specialization]) -> list[Picture]:
+    """A heat map a block; none where fewer than two modalities were evaluated."""
     if not blocks or len(blocks[0].modalities) < 2:
         return []
     with styled():
-        return [_depth(blocks), *(_block(number, block) for number, block in enumerate(blocks, start=1))]
+        return [_block(number, block) for number, block in enumerate(blocks, start=1)]
 
 
 def _depth(blocks: Sequence[Specialization]) -> Picture:
@@ -34,7 +42,7 @@ def _depth(blocks: Sequence[Specialization]) -> Picture:
     axis.set_xlabel("block")
     axis.set_xlim(0.4, len(blocks) + 0.6)
     axis.set_ylim(0, min(1.0, 1.2 * float(np.nanmax([*measured, *high, 0.1]))))
-    axis.set_xticks(_spread(number, 12))
+    axis.set_xticks(spread(number, 12))
     axis.grid(True, axis="y")
     figure.legend(loc="outside lower left", ncols=3, fontsize=9.5, columnspacing=1.2, handletextpad=0.4)
     return Picture(
@@ -66,7 +74,7 @@ def _block(number: int, block: Specialization) -> Picture:
         axis.set_xlabel("expert")
         axis.spines[:].set_visible(False)
         axis.tick_params(length=0)
-        ticks = _spread(np.arange(experts), 8)
+        ticks = spread(np.arange(experts), 8)
         axis.set_xticks(ticks, [str(expert + 1) for expert in ticks])
         _annotate(axis, shares, top)
     starred = zip(block.modalities, block.synthetic, strict=True)
@@ -96,11 +104,6 @@ def _annotate(axis: Any, shares: np.ndarray, top: float) -> None:
         if share >= 0.005:
             color = "white" if share < 0.6 * top else "black"
             axis.text(column, row, f"{100 * share:.0f}", ha="center", va="center", color=color, fontsize=8)
-
-
-def _spread(values: np.ndarray, most: int) -> list[int]:
-    """Every nth of ``values``, at most ``most`` of them."""
-    return [int(value) for value in values[:: math.ceil(len(values) / most)]]
 
 
 def _verdict(block: Specialization) -> str:

@@ -1,18 +1,17 @@
 """The report: one HTML file that carries its pictures, made from a run folder's numbers alone."""
 
-import base64
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from dexcore.extras import require
 from dexcore.files import write_whole
 from dexcore.report.curves import course_pictures
-from dexcore.report.evaluation import Evaluation
+from dexcore.report.features import map_picture, patch_picture
 from dexcore.report.files import (
+    ANALYSIS_FILE,
     CONFIG_FILE,
     EVALUATION_FILE,
     METRICS_FILE,
@@ -22,97 +21,128 @@ from dexcore.report.files import (
     run_files,
 )
 from dexcore.report.gallery import gallery_picture
-from dexcore.report.heatmaps import specialization_pictures
+from dexcore.report.heatmaps import block_pictures, depth_picture
 from dexcore.report.history import History
+from dexcore.report.html import document, figure, folded, mapping, table
+from dexcore.report.loads import flow_picture, hunger_picture, load_picture
+from dexcore.report.matrices import gradient_picture, similarity_picture
 from dexcore.report.measures import Variance
+from dexcore.report.numbers import RunNumbers
 from dexcore.report.pictures import Picture
-from dexcore.report.style import CSS
+from dexcore.report.routes import flow
 from dexcore.report.summary import Summary, summarize
 
 
-def build_report(run_folder: str | Path) -> Path:
+@dataclass(frozen=True)
+class _Section:
+    """A part of the page: what it asks, its pictures, and those that are folded away under a line."""
+
+    name: str
+    title: str
+    pictures: tuple[Picture, ...]
+    folded: tuple[Picture, ...] = ()
+
+
+def build_report(run_folder: str | Path) -> Summary:
     """Write report.html, summary.json and the pictures into a run folder, each whole or not at all.
 
-    Everything is read before anything is written.
+    Everything is read before anything is written. No model and no image is needed.
 
     Args:
-        run_folder: holds metrics.jsonl, config.yaml and evaluation.npz.
+        run_folder: holds metrics.jsonl, config.yaml, evaluation.npz and analysis.npz.
 
     Returns:
-        The path of report.html.
+        What summary.json holds; ``files["report"]`` is the page.
 
     Raises:
-        FileNotFoundError: one of the three is missing.
-        ValueError: one of the three is empty or damaged; the message names it.
+        FileNotFoundError: one of the four is missing.
+        ValueError: one of the four is empty or damaged; the message names it.
         MissingExtraError: matplotlib or PyYAML is not installed.
+        OSError: the folder cannot be written.
     """
     folder = Path(run_folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder, expected the folder of a run")
-    config = _read_config(folder / CONFIG_FILE)
-    history = History.read(folder / METRICS_FILE)
-    evaluation = Evaluation.load(folder / EVALUATION_FILE)
-    summary = summarize(evaluation, run_files(folder))
+    numbers = RunNumbers.read(folder)
+    summary = summarize(numbers, run_files(folder))
+    sections = _sections(numbers, summary)
+    page = _page(folder, numbers, summary, sections)
 
-    gallery = gallery_picture(evaluation)
-    course = course_pictures(history)
-    experts = specialization_pictures(summary.blocks)
-    pictures = [*([gallery] if gallery else []), *course, *experts]
-    page = _page(folder, config, history, summary, pictures)
-
+    written = {picture.name: picture for section in sections for picture in (*section.pictures, *section.folded)}
     (folder / PICTURES_FOLDER).mkdir(exist_ok=True)
-    for picture in pictures:
-        write_whole(folder / PICTURES_FOLDER / picture.name, picture.png)
+    for old in (folder / PICTURES_FOLDER).glob("*.png"):
+        if old.name not in written:  # of a report made by another version
+            old.unlink()
+    for name, picture in written.items():
+        write_whole(folder / PICTURES_FOLDER / name, picture.png)
     summary.save(folder / SUMMARY_FILE)
     write_whole(folder / REPORT_FILE, page.encode())
-    return folder / REPORT_FILE
+    return summary
 
 
-def _read_config(path: Path) -> Mapping[str, Any]:
-    yaml = require("yaml", "train")
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file, expected the run's configuration")
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: damaged, expected YAML ({error})") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path}: expected a mapping of the run's configuration")
-    return config
+def _sections(numbers: RunNumbers, summary: Summary) -> list[_Section]:
+    evaluation, analysis, history = numbers.evaluation, numbers.analysis, numbers.history
+
+    def of(*pictures: Picture | None) -> tuple[Picture, ...]:
+        return tuple(picture for picture in pictures if picture is not None)
+
+    sections = [
+        _Section("learned", "What it learned", of(gallery_picture(evaluation), patch_picture(evaluation, analysis))),
+        _Section(
+            "experts",
+            "What the experts do",
+            of(
+                depth_picture(summary.blocks),
+                flow_picture(flow(evaluation), evaluation.modality_names),
+                similarity_picture(analysis, summary.likeness),
+                load_picture(history),
+                hunger_picture(history, summary.hunger),
+            ),
+            tuple(block_pictures(summary.blocks)),
+        ),
+        _Section(
+            "modalities",
+            "Between modalities",
+            of(map_picture(evaluation, analysis, summary.separation), gradient_picture(analysis, summary.conflicts)),
+        ),
+        _Section("course", "The course of training", tuple(course_pictures(history))),
+    ]
+    return [section for section in sections if section.pictures or section.folded]
 
 
-def _page(
-    folder: Path, config: Mapping[str, Any], history: History, summary: Summary, pictures: Sequence[Picture]
-) -> str:
-    title = f"DEX pre-training: {escape(folder.resolve().name)}"
+def _page(folder: Path, numbers: RunNumbers, summary: Summary, sections: list[_Section]) -> str:
+    title = f"DEX pre-training: {folder.resolve().name}"
+    links = "".join(
+        f'<a href="#{name}">{escape(text)}</a>' for name, text in [(s.name, s.title) for s in sections] + [_USE]
+    )
     body = [
-        f"<h1>{title}</h1>",
-        f'<p class="quiet">{escape(_course(history))}</p>',
+        f"<h1>{escape(title)}</h1>",
+        f'<p class="quiet">{escape(_course(numbers.history))}</p>',
         f'<p class="headline">{escape(_headline(summary))}</p>',
-        *(f'<p class="warning">{escape(text)}</p>' for text in _warnings(history, summary)),
-        "<h2>Variance explained</h2>",
+        *(f'<p class="warning">{escape(text)}</p>' for text in _warnings(numbers.history, summary)),
+        f"<nav>{links}</nav>",
+        "<h3>Variance explained</h3>",
         "<p>The share of what varies inside hidden patches that the model predicts: 1 is perfect, 0 is what "
         "predicting each patch as its own mean colour reaches, below 0 is worse than that. Held-out images come "
         "from files, volumes and patients that training never saw. <b>Bad:</b> a held-out column far below "
         "the training column, or one modality near 0 beside good others.</p>",
         _variance_table(summary),
         *(f'<p class="quiet">{escape(note)}</p>' for note in summary.notes()),
-        *(_figure(picture) for picture in pictures),
-        "<h2>Use the model</h2>",
-        f"<pre>{escape(_usage(folder))}</pre>",
-        "<h2>Configuration</h2>",
-        *(f"<p>{_section(name, value)}</p>" for name, value in config.items()),
-        f'<p class="quiet">Made from {METRICS_FILE}, {CONFIG_FILE} and {EVALUATION_FILE} beside this file; '
-        "<code>dexcore.report.build_report(folder)</code> makes it again.</p>",
     ]
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{title}</title>\n<style>\n{CSS}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(body)
-        + "\n</main>\n</body>\n</html>\n"
-    )
+    for section in sections:
+        body.append(f'<h2 id="{section.name}">{escape(section.title)}</h2>')
+        body += map(figure, section.pictures)
+        if section.folded:
+            body.append(folded("Block by block: modality and expert", map(figure, section.folded)))
+    body += [
+        f'<h2 id="{_USE[0]}">{_USE[1]}</h2>',
+        f"<pre>{escape(_usage(folder))}</pre>",
+        folded("Configuration", (mapping(name, value) for name, value in numbers.config.items())),
+        f'<p class="quiet">Made from {METRICS_FILE}, {CONFIG_FILE}, {EVALUATION_FILE} and {ANALYSIS_FILE} beside this '
+        f"file; <code>dexcore report {escape(folder.as_posix())}</code> makes it again.</p>",
+    ]
+    return document(title, body)
+
+
+_USE = ("use", "Use the model")
 
 
 def _course(history: History) -> str:
@@ -156,27 +186,16 @@ def _warnings(history: History, summary: Summary) -> Iterator[str]:
         yield "No DEX block was evaluated: nothing to say about experts."
     elif len(summary.blocks[0].modalities) < 2:
         yield "The images are of one modality: whether experts follow modalities cannot be asked."
+    if any(block.starving for block in summary.hunger):
+        yield f"Starving experts: {summary.starving()}."
 
 
 def _variance_table(summary: Summary) -> str:
     def cells(variance: Variance | None) -> tuple[str, str]:
         return ("–", "") if variance is None else (f"{variance.value:.3f}", str(variance.images))
 
-    head = "".join(f"<th>{text}</th>" for text in ("", "training", "images", "held out", "images"))
-    rows = []
-    for label, training, heldout in summary.table():
-        numbers = "".join(f"<td>{text}</td>" for text in (*cells(training), *cells(heldout)))
-        rows.append(f"<tr><th>{escape(label)}</th>{numbers}</tr>")
-    return f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n" + "\n".join(rows) + "\n</tbody>\n</table>"
-
-
-def _figure(picture: Picture) -> str:
-    data = base64.b64encode(picture.png).decode()
-    return (
-        f"<h2>{escape(picture.title)}</h2>\n<figure>\n"
-        f'<img alt="{escape(picture.title)}" src="data:image/png;base64,{data}">\n'
-        f"<figcaption>{escape(picture.reading)} <b>Bad:</b> {escape(picture.bad)}</figcaption>\n</figure>"
-    )
+    head = ("", "training", "images", "held out", "images")
+    return table(head, [(label, *cells(training), *cells(heldout)) for label, training, heldout in summary.table()])
 
 
 def _usage(folder: Path) -> str:
@@ -186,10 +205,3 @@ def _usage(folder: Path) -> str:
         "encoder = model.encoder.eval()  # a timm vision transformer\n"
         "tokens = encoder.forward_features(images)  # [B, 3, S, S] -> [B, N, D]"
     )
-
-
-def _section(name: str, value: object) -> str:
-    if not isinstance(value, Mapping):
-        return f"<b>{escape(str(name))}</b> {escape(str(value))}"
-    values = "; ".join(f"{key} {item}" for key, item in value.items())
-    return f"<b>{escape(str(name))}</b> {escape(values)}"

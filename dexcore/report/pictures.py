@@ -5,8 +5,11 @@ dark pages. All are drawn to the width of a phone's column: 4.8 inches across, t
 """
 
 import io
+import math
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from dexcore.extras import require
 
@@ -15,6 +18,11 @@ NEUTRAL = "#7f7f7f"
 BLUE = "#3a86c8"
 RED = "#d9483b"
 _DPI = 230
+
+# Ten that keep apart on white and on black.
+_MODALITIES = (
+    "#4e79a7", "#f28e2b", "#59a14f", "#e15759", "#b07aa1", "#9c755f", "#ff8fa3", "#2fb5c4", "#d4b106", "#7a5cff",
+)  # fmt: skip
 
 STYLE = {
     "font.family": "DejaVu Sans",  # matplotlib brings it
@@ -76,3 +84,13 @@ def to_png(figure: Any) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=_DPI)
     return buffer.getvalue()
+
+
+def modality_color(index: int) -> str:
+    """The color of the modality of that index, the same in every picture."""
+    return _MODALITIES[index % len(_MODALITIES)]
+
+
+def spread(values: np.ndarray, most: int) -> list[int]:
+    """Every nth of ``values``, at most ``most`` of them, for ticks."""
+    return [int(value) for value in values[:: math.ceil(len(values) / most)]]

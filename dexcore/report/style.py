@@ -11,8 +11,11 @@ body { margin: 0; background: var(--back); color: var(--text);
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
 main { max-width: 46rem; margin: 0 auto; padding: 1rem 1rem 3rem; }
 h1 { font-size: 1.5rem; line-height: 1.25; margin: 0.5rem 0; overflow-wrap: anywhere; }
-h2 { font-size: 1.15rem; line-height: 1.3; margin: 2.5rem 0 0.5rem; }
-p { margin: 0.5rem 0; }
+h2 { font-size: 1.35rem; line-height: 1.3; margin: 3rem 0 0; padding-top: 0.75rem; border-top: 2px solid var(--line); }
+h3 { font-size: 1.1rem; line-height: 1.3; margin: 2rem 0 0.5rem; }
+p { margin: 0.5rem 0; overflow-wrap: anywhere; }
+nav { display: flex; flex-wrap: wrap; gap: 0.25rem 1.1rem; margin: 1rem 0; font-size: 0.95rem; }
+a { color: var(--mark); text-underline-offset: 0.2em; }
 .quiet, figcaption { color: var(--quiet); font-size: 0.92rem; }
 figcaption b { color: var(--text); }
 .headline { border-left: 4px solid var(--mark); padding-left: 0.75rem; font-size: 1.05rem; }
@@ -25,6 +28,9 @@ th, td { padding: 0.25rem 0 0.25rem 0.4rem; border-bottom: 1px solid var(--line)
 tbody th { padding-left: 0; text-align: left; }
 td:nth-of-type(odd) { font-weight: 600; }
 td:nth-of-type(even), thead th { color: var(--quiet); white-space: nowrap; }
+details { margin: 2rem 0; border: 1px solid var(--line); border-radius: 6px; padding: 0 0.75rem; }
+details[open] { padding-bottom: 0.75rem; }
+summary { cursor: pointer; padding: 0.6rem 0; font-weight: 600; }
 pre { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px; padding: 0.75rem;
   font-size: 0.85rem; }
 """

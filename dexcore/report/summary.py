@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dexcore.files import write_whole
-from dexcore.report.evaluation import Evaluation
+from dexcore.report.geometry import NEIGHBORS, Neighbors
 from dexcore.report.measures import (
     PERMUTATIONS,
     Specialization,
@@ -17,27 +19,38 @@ from dexcore.report.measures import (
     specialization,
     variance_explained,
 )
+from dexcore.report.model_measures import Conflict, Likeness, Separation, conflicts, likeness, separation
+from dexcore.report.numbers import RunNumbers
+from dexcore.report.routes import STARVING, Hunger, hunger
 
 
 @dataclass(frozen=True, eq=False)
 class Summary:
-    """The measures of an evaluation.
+    """The measures of a run.
 
     Attributes:
         training: variance explained on training images.
         heldout: variance explained on images the model never saw.
         blocks: modality and expert, an entry a DEX block.
+        hunger: use of the experts, an entry a DEX block; () where no load was recorded.
+        likeness: of the experts' outputs, an entry a DEX block.
+        separation: what nearest neighbors tell, in experts and in director mode.
+        conflicts: of the modalities' gradients, in the shared weights and in the experts.
         files: where things are, by what they are.
     """
 
     training: SplitVariance
     heldout: SplitVariance
     blocks: tuple[Specialization, ...]
+    hunger: tuple[Hunger, ...]
+    likeness: tuple[Likeness, ...]
+    separation: tuple[Separation, ...]
+    conflicts: tuple[Conflict, ...]
     files: Mapping[str, str]
 
     def lines(self) -> list[str]:
         """Plain text, aligned, at most 100 columns (paths are never cut)."""
-        return [*self._variance_lines(), "", *self._specialization_lines(), *self._file_lines()]
+        return [*self._variance_lines(), "", *self._specialization_lines(), *self._model_lines(), *self._file_lines()]
 
     def save(self, path: str | Path) -> None:
         """Write JSON, whole or not at all; numbers that do not exist are null."""
@@ -61,6 +74,37 @@ class Summary:
                     "p_value": _number(block.p_value),
                 }
                 for number, block in enumerate(self.blocks, start=1)
+            ],
+            "load": [
+                {"block": number, "share": _rounded(block.share_r), "starving": list(block.starving)}
+                for number, block in enumerate(self.hunger, start=1)
+            ],
+            "expert_similarity": [
+                {
+                    "block": number,
+                    "mean": _number(block.mean),
+                    "lowest": _number(block.lowest),
+                    "director": _number(block.director),
+                }
+                for number, block in enumerate(self.likeness, start=1)
+            ],
+            "nearest_neighbors": [
+                {
+                    "mode": one.mode,
+                    "modality": _neighbors_dict(one.modality),
+                    "label": _neighbors_dict(one.label),
+                    "label_across_modalities": _neighbors_dict(one.label_across),
+                }
+                for one in self.separation
+            ],
+            "gradient_cosines": [
+                {
+                    "part": one.part,
+                    "between_modalities": _number(one.between),
+                    "between_halves": _number(one.ceiling),
+                    "most_opposed": {"modalities": one.opposed[:2], "cosine": _number(one.opposed[2])},
+                }
+                for one in self.conflicts
             ],
             "files": dict(self.files),
         }
@@ -123,6 +167,38 @@ class Summary:
             )
         return lines
 
+    def _model_lines(self) -> list[str]:
+        lines = []
+        if self.hunger:
+            lines.append(f"Starving experts (under {STARVING:g} of an even share at the end): {self.starving()}")
+        for one in self.conflicts:
+            lines.append(
+                f"Gradient cosine, {one.part}: {one.between:.2f} between modalities, {one.ceiling:.2f} between halves "
+                "of one"
+            )
+        for sep in self.separation:
+            known = {"modality": sep.modality, "label": sep.label, "label across modalities": sep.label_across}
+            told = [
+                f"{name} {found.accuracy:.2f} (chance {found.chance:.2f})"
+                for name, found in known.items()
+                if math.isfinite(found.accuracy)
+            ]
+            if told:
+                lines += [f"{NEIGHBORS} nearest neighbors in {sep.mode} mode: {', '.join(told)}"]
+        return ["", *lines] if lines else []
+
+    def starving(self) -> str:
+        """Which experts starve, in words: "none", or "2 of 16 (block 1: 3; block 4: 7)"."""
+        named = [
+            f"block {number}: {', '.join(map(str, block.starving))}"
+            for number, block in enumerate(self.hunger, start=1)
+            if block.starving
+        ]
+        if not named:
+            return "none"
+        experts = sum(len(block.share_r) for block in self.hunger)
+        return f"{sum(len(block.starving) for block in self.hunger)} of {experts} ({'; '.join(named)})"
+
     def _file_lines(self) -> list[str]:
         if not self.files:
             return []
@@ -130,12 +206,16 @@ class Summary:
         return ["", "Files", *(f"  {name:<{width}}  {path}" for name, path in self.files.items())]
 
 
-def summarize(evaluation: Evaluation, files: Mapping[str, str | Path] | None = None) -> Summary:
-    """Measure ``evaluation``; ``files`` (name -> path) is carried along for the reader."""
+def summarize(numbers: RunNumbers, files: Mapping[str, str | Path] | None = None) -> Summary:
+    """Measure a run; ``files`` (name -> path) is carried along for the reader."""
     return Summary(
-        training=variance_explained(evaluation, heldout=False),
-        heldout=variance_explained(evaluation, heldout=True),
-        blocks=specialization(evaluation),
+        training=variance_explained(numbers.evaluation, heldout=False),
+        heldout=variance_explained(numbers.evaluation, heldout=True),
+        blocks=specialization(numbers.evaluation),
+        hunger=hunger(numbers.history),
+        likeness=likeness(numbers.analysis),
+        separation=separation(numbers.evaluation, numbers.analysis),
+        conflicts=conflicts(numbers.analysis),
         files={name: str(path) for name, path in (files or {}).items()},
     )
 
@@ -150,6 +230,19 @@ def _cells(variance: Variance | None) -> tuple[str, str]:
 
 def _number(value: float) -> float | None:
     return value if math.isfinite(value) else None
+
+
+def _rounded(values: np.ndarray) -> list[float]:
+    return [round(value, 6) for value in values.tolist()]
+
+
+def _neighbors_dict(found: Neighbors) -> dict[str, Any]:
+    return {
+        "accuracy": _number(found.accuracy),
+        "chance": _number(found.chance),
+        "classes": found.classes,
+        "images": found.images,
+    }
 
 
 def _variance_dict(variance: Variance) -> dict[str, Any]:

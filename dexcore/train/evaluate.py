@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from dexcore.data.augment import CHANNEL_STATISTICS, center, to_tensor
@@ -20,10 +21,12 @@ from dexcore.train.device import autocast
 _log = logging.getLogger(__name__)
 _BATCH = 64
 _HIDDEN_GRAY = np.float32(0.5)
-_NO_EPOCH = 2**64 - 1  # keys masks that no epoch of training draws
+_NO_EPOCH = np.uint64(2**64 - 1)  # it and what lies below key masks that no epoch of training draws
 
 
-class _Batch(NamedTuple):
+class Batch(NamedTuple):
+    """Images as the model takes them, and the draws that mask them."""
+
     sample_id: np.ndarray  # [n]
     images: torch.Tensor  # [n, 3, S, S], normalized
     noise: torch.Tensor  # [n, L], makes the masks
@@ -43,7 +46,7 @@ def evaluate(model: MaskedAutoencoder, images: MVUDataset, config: PretrainConfi
     sample_ids: list[int] = []
     squared_error, total = [], []
     gates: list[list[np.ndarray]] = [[] for _ in layers]
-    for batch in _batches(images, _choose(images, config.run.evaluate_images), model, config):
+    for batch in batches(images, _choose(images, config.run.evaluate_images), model, config):
         _, mask, error, variance = _reconstruct(model, batch, config, device)
         sample_ids.extend(batch.sample_id)
         squared_error.append((error * mask).sum(1).double().cpu().numpy())
@@ -76,12 +79,25 @@ def _choose(images: MVUDataset, most: int) -> np.ndarray:
     return np.concatenate(chosen)
 
 
-def _batches(
-    images: MVUDataset, rows: np.ndarray, model: MaskedAutoencoder, config: PretrainConfig
-) -> Iterator[_Batch]:
+def batches(
+    images: MVUDataset,
+    rows: np.ndarray,
+    model: MaskedAutoencoder,
+    config: PretrainConfig,
+    draw: npt.ArrayLike = 0,
+) -> Iterator[Batch]:
+    """The rows' images, up to 64 at a time: the centre square, and mask noise keyed on (seed, sample id, draw).
+
+    Those that cannot be decoded are left out.
+
+    Args:
+        draw: at least 0; one number, or one a row: an image that comes twice needs two masks.
+    """
+    epochs = _NO_EPOCH - np.broadcast_to(np.asarray(draw, dtype=np.uint64), len(rows))
     for start in range(0, len(rows), _BATCH):
         sample_id, tensors, noise = [], [], []
-        for row in rows[start : start + _BATCH].tolist():
+        part = slice(start, start + _BATCH)
+        for row, epoch in zip(rows[part].tolist(), epochs[part].tolist(), strict=True):
             try:
                 pixels = images.read(row)
             except ImageDecodeError as error:
@@ -89,14 +105,14 @@ def _batches(
                 continue
             sample_id.append(row)
             tensors.append(to_tensor(center(pixels, config.model.image_size), config.data.statistics))
-            draws = generator(config.run.seed, _NO_EPOCH, row, Stream.MASK)
+            draws = generator(config.run.seed, epoch, row, Stream.MASK)
             noise.append(torch.from_numpy(draws.random(model.num_patches, dtype=np.float32)))
         if sample_id:
-            yield _Batch(np.array(sample_id), torch.stack(tensors), torch.stack(noise))
+            yield Batch(np.array(sample_id), torch.stack(tensors), torch.stack(noise))
 
 
 def _reconstruct(
-    model: MaskedAutoencoder, batch: _Batch, config: PretrainConfig, device: torch.device
+    model: MaskedAutoencoder, batch: Batch, config: PretrainConfig, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Predictions [n, L, K], mask [n, L], and a patch's squared error and variance to explain [n, L]."""
     images = batch.images.to(device)
@@ -118,13 +134,8 @@ def _dense_gates(layer: DEXMlp) -> torch.Tensor:
     return gates.new_zeros(len(gates), layer.num_experts).scatter_(1, indices, gates)
 
 
-def _examples(
-    model: MaskedAutoencoder,
-    images: MVUDataset,
-    sample_id: np.ndarray,
-    config: PretrainConfig,
-    device: torch.device,
-) -> Examples:
+def example_rows(images: MVUDataset, sample_id: np.ndarray) -> np.ndarray:
+    """The row to look at of every modality in ``sample_id``: the middle one of its held-out images, or of all."""
     heldout, modality = images.split[sample_id] == "heldout", images.modality[sample_id]
     rows = []
     for one in np.unique(modality):
@@ -132,7 +143,17 @@ def _examples(
         if not len(candidates):
             candidates = sample_id[modality == one]
         rows.append(candidates[len(candidates) // 2])
-    (batch,) = _batches(images, np.array(rows), model, config)
+    return np.array(rows, dtype=np.int64)
+
+
+def _examples(
+    model: MaskedAutoencoder,
+    images: MVUDataset,
+    sample_id: np.ndarray,
+    config: PretrainConfig,
+    device: torch.device,
+) -> Examples:
+    (batch,) = batches(images, example_rows(images, sample_id), model, config)
     pred, mask, _, _ = _reconstruct(model, batch, config, device)
     hidden = model.unpatchify(mask.unsqueeze(-1).expand_as(pred)).cpu()
     picture = model.reconstruct(batch.images.to(device), pred).cpu()

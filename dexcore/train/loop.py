@@ -33,8 +33,9 @@ from dexcore.nn import (
 )
 from dexcore.nn.mlp import dex_layers
 from dexcore.ops.backend import BackendUnavailableError, resolve
-from dexcore.report import build_report, run_files, summarize
-from dexcore.report.files import EVALUATION_FILE, MODEL_FOLDER
+from dexcore.report import build_report
+from dexcore.report.files import ANALYSIS_FILE, EVALUATION_FILE, MODEL_FOLDER
+from dexcore.train.analyze import analyze
 from dexcore.train.checkpoint import Progress, load_checkpoint, save_checkpoint
 from dexcore.train.config import ConfigError, ModelConfig, PretrainConfig
 from dexcore.train.device import attention_kernel, autocast, choose_device
@@ -358,13 +359,15 @@ class Pretraining:
             self.ranks.say("evaluating")
             evaluation = evaluate(self.model, self.images, self.config, self.device)
             evaluation.save(self.folder / EVALUATION_FILE)
-            build_report(self.folder)
+            analysis = analyze(self.model, self.images, evaluation, self.config, self.device)
+            analysis.save(self.folder / ANALYSIS_FILE)
+            summary = build_report(self.folder)
         except (OSError, SafetensorError) as error:
             raise RunFolderError(
                 f"{self.folder}: the training is done, its model and report cannot be written: {error}; "
                 "go on with --resume when they can"
             ) from error
-        print("\n".join(summarize(evaluation, run_files(self.folder)).lines()), flush=True)
+        print("\n".join(summary.lines()), flush=True)
 
     def _sampler(self) -> GlobalBatchSampler:
         return GlobalBatchSampler(

@@ -9,7 +9,7 @@ from runs import tiny
 
 from dexcore.data.dataset import MODALITIES, open_mvu
 from dexcore.data.modality import Modality
-from dexcore.train.evaluate import _batches, _choose, evaluate
+from dexcore.train.evaluate import _choose, batches, evaluate
 from dexcore.train.loop import build_model
 
 _CPU = torch.device("cpu")
@@ -24,7 +24,7 @@ def setup(store, tmp_path):
 def test_squared_errors_add_up_to_the_loss(setup):
     model, images, config = setup
     evaluation = evaluate(model, images, config, _CPU)
-    (batch,) = _batches(images, _choose(images, 3), model, config)
+    (batch,) = batches(images, _choose(images, 3), model, config)
     hidden = model.num_patches - model.num_visible
     values = len(evaluation) * hidden * 3 * 8 * 8
     loss = model(batch.images, noise=batch.noise).loss.item()

@@ -1,0 +1,156 @@
+"""Pictures of the encoder's features: what patches are alike, and where images lie."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from dexcore.extras import require
+from dexcore.report.analysis import MODES, Analysis
+from dexcore.report.evaluation import Evaluation
+from dexcore.report.gallery import kind
+from dexcore.report.geometry import NEIGHBORS, principal_components
+from dexcore.report.model_measures import Separation
+from dexcore.report.pictures import NEUTRAL, WIDTH, Picture, modality_color, new_figure, styled, to_png
+
+_GAP, _LABEL, _HEADER = 0.06, 0.26, 0.28  # inches
+
+
+def patch_picture(evaluation: Evaluation, analysis: Analysis) -> Picture | None:
+    """Each example beside its patches' first three principal components as red, green and blue."""
+    colors = _as_colors(analysis.patches)
+    if not colors.size or not np.isfinite(analysis.patches).any():
+        return None
+    examples = evaluation.examples
+    side = (WIDTH - 2 * _GAP) / 3
+    row = _LABEL + side + _GAP
+    height = _HEADER + row * len(examples)
+    with styled():
+        figure = new_figure(height, layout=None)
+        for column, name in enumerate(("input", *MODES)):
+            left = column * (side + _GAP)
+            figure.text((left + side / 2) / WIDTH, 1 - 0.5 * _HEADER / height, name, ha="center", va="center")
+            for number in range(len(examples)):
+                bottom = height - _HEADER - number * row - _LABEL - side
+                axis = figure.add_axes((left / WIDTH, bottom / height, side / WIDTH, side / height))
+                image = examples.input[number] if column == 0 else colors[column - 1, number]
+                axis.imshow(np.nan_to_num(image).clip(0, 1), aspect="auto", interpolation="nearest")
+                axis.set_axis_off()
+        for number in range(len(examples)):
+            baseline = (height - _HEADER - number * row - _LABEL / 2 - 0.03) / height
+            label = evaluation.modality_names[examples.modality[number]]
+            what = kind(bool(examples.synthetic[number]), bool(examples.heldout[number]))
+            figure.text(0, baseline, label, va="center", weight="bold")
+            figure.text(1, baseline, what, va="center", ha="right")
+        png = to_png(figure)
+    shares = " + ".join(f"{100 * share:.0f}" for share in analysis.patch_variance)
+    return Picture(
+        name="patches.png",
+        title="What the encoder sees as alike",
+        reading=(
+            "A square is a patch; its color is the first three principal components of its token (red, green, blue; "
+            f"{shares} % of the variance), one PCA over all images and both modes, nothing masked. Like colors are "
+            "patches that the encoder takes for alike. Center: through the experts; right: through the directors "
+            "alone, the plain transformer that can be had from the run."
+        ),
+        bad=(
+            "colors that follow the place in the frame and not the picture, one color an image (modality and nothing "
+            "else), or a right column unlike the center one (the directors have not learned what the experts know)."
+        ),
+        png=png,
+    )
+
+
+def _as_colors(patches: np.ndarray) -> np.ndarray:
+    """Components to [0, 1], each from its 2nd to its 98th percentile over all patches."""
+    flat = patches.reshape(-1, 3)
+    if not np.isfinite(flat).any():
+        return np.zeros_like(patches)
+    low, high = np.nanpercentile(flat, [2, 98], axis=0)
+    return (np.nan_to_num(patches) - low) / np.maximum(high - low, 1e-12)
+
+
+def map_picture(evaluation: Evaluation, analysis: Analysis, measured: Sequence[Separation]) -> Picture | None:
+    """Images in the plane of the first two principal components; None where there is no variance to show."""
+    both = analysis.features.reshape(-1, analysis.features.shape[-1])
+    projected, shares = principal_components(both, 2)
+    if not shares[0] > 0:
+        return None
+    places = projected.reshape(len(MODES), len(analysis), 2)
+    present = np.unique(evaluation.modality)
+    labels = np.unique(analysis.label[analysis.label >= 0])
+    label_colors = _label_colors(len(analysis.label_names))
+    columns = 2 if len(labels) else 1
+    with styled():
+        figure = new_figure(5.9 if columns == 2 else 6.4)
+        axes = figure.subplots(len(MODES), columns, sharex=True, sharey=True, squeeze=False)
+        for row, mode in enumerate(MODES):
+            for index in present:
+                _dots(axes[row, 0], places[row, evaluation.modality == index], modality_color(int(index)))
+            axes[row, 0].set_title(f"{mode}: modality")
+            if columns == 2:
+                _dots(axes[row, 1], places[row, analysis.label < 0], NEUTRAL, alpha=0.2)
+                for index in labels:
+                    _dots(axes[row, 1], places[row, analysis.label == index], label_colors[index])
+                axes[row, 1].set_title(f"{mode}: label")
+        for axis in axes.flat:
+            axis.set_xticks([])
+            axis.set_yticks([])
+            for spine in axis.spines.values():
+                spine.set_visible(True)
+                spine.set_alpha(0.4)
+        _legends(figure, evaluation, present, [(analysis.label_names[i], label_colors[i]) for i in labels])
+        png = to_png(figure)
+    gray = ", gray where it is not known (real images)" if (analysis.label < 0).any() and columns == 2 else ""
+    return Picture(
+        name="features.png",
+        title="Where images lie",
+        reading=(
+            f"A point is an image, by the first two principal components of the encoder's feature "
+            f"({100 * shares[0]:.0f} + {100 * shares[1]:.0f} % of the variance, one plane for all), colored by modality"
+            + (f" on the left and by label on the right{gray}. " if columns == 2 else ". ")
+            + f"In all dimensions, the {NEIGHBORS} nearest images of other files, volumes and patients "
+            + "; ".join(_told(one) for one in measured)
+            + "."
+        ),
+        bad=(
+            "islands of one modality with all labels mixed inside: features that know the machine and not the meaning. "
+            "After pre-training on pixels alone some of that is usual; the director's should be less so."
+        ),
+        png=png,
+    )
+
+
+def _told(one: Separation) -> str:
+    parts = []
+    for name, neighbors in (
+        ("modality", one.modality),
+        ("label", one.label),
+        ("label from other modalities alone", one.label_across),
+    ):
+        if math.isfinite(neighbors.accuracy):
+            parts.append(f"{name} {100 * neighbors.accuracy:.0f} % (chance {100 * neighbors.chance:.0f} %)")
+    return f"({one.mode}) tell the " + ", ".join(parts) if parts else f"({one.mode}) cannot be asked"
+
+
+def _dots(axis: Any, places: np.ndarray, color: Any, alpha: float = 0.8) -> None:
+    axis.scatter(places[:, 0], places[:, 1], s=11, color=color, alpha=alpha, linewidths=0)
+
+
+def _label_colors(labels: int) -> list[Any]:
+    turbo = require("matplotlib", "train").colormaps["turbo"]
+    return [turbo(share) for share in np.linspace(0.08, 0.92, max(labels, 1))]
+
+
+def _legends(figure: Any, evaluation: Evaluation, present: np.ndarray, labels: Sequence[tuple[str, Any]]) -> None:
+    line = require("matplotlib.lines", "train").Line2D
+    style = {"linestyle": "", "marker": "o", "markersize": 5}
+    left = [line([], [], color=modality_color(int(i)), label=evaluation.modality_names[i], **style) for i in present]
+    right = [line([], [], color=color, label=name, **style) for name, color in labels]
+    size = {"fontsize": 8.5, "handletextpad": 0.2, "columnspacing": 0.8, "borderpad": 0.1}
+    if right:
+        figure.legend(handles=left, loc="outside lower left", ncols=2, **size)
+        figure.legend(handles=right, loc="outside lower right", ncols=2, **size)
+    else:
+        figure.legend(handles=left, loc="outside lower left", ncols=4, **size)

@@ -1,0 +1,51 @@
+"""The page's parts as HTML. Nothing in them is fetched from anywhere, and nothing runs."""
+
+import base64
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+
+from dexcore.report.pictures import Picture
+from dexcore.report.style import CSS
+
+
+def document(title: str, body: Iterable[str]) -> str:
+    """A whole page; ``body`` is HTML."""
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n<link rel="icon" href="data:,">\n'
+        f"<title>{escape(title)}</title>\n<style>\n{CSS}</style>\n</head>\n<body>\n<main>\n"
+        + "\n".join(body)
+        + "\n</main>\n</body>\n</html>\n"
+    )
+
+
+def figure(picture: Picture) -> str:
+    """A picture with its heading and its caption, the PNG inside."""
+    data = base64.b64encode(picture.png).decode()
+    return (
+        f"<h3>{escape(picture.title)}</h3>\n<figure>\n"
+        f'<img alt="{escape(picture.title)}" src="data:image/png;base64,{data}">\n'
+        f"<figcaption>{escape(picture.reading)} <b>Bad:</b> {escape(picture.bad)}</figcaption>\n</figure>"
+    )
+
+
+def folded(title: str, parts: Iterable[str]) -> str:
+    """HTML that a tap on its title unfolds."""
+    return f"<details>\n<summary>{escape(title)}</summary>\n" + "\n".join(parts) + "\n</details>"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of texts; each row's first is its heading."""
+    top = "".join(f"<th>{escape(text)}</th>" for text in head)
+    lines = [
+        f"<tr><th>{escape(label)}</th>" + "".join(f"<td>{escape(text)}</td>" for text in cells) + "</tr>"
+        for label, *cells in rows
+    ]
+    return f"<table>\n<thead><tr>{top}</tr></thead>\n<tbody>\n" + "\n".join(lines) + "\n</tbody>\n</table>"
+
+
+def mapping(name: object, value: object) -> str:
+    """One paragraph of a configuration: a name and its value or values."""
+    shown = "; ".join(f"{key} {item}" for key, item in value.items()) if isinstance(value, Mapping) else str(value)
+    return f"<p><b>{escape(str(name))}</b> {escape(shown)}</p>"

@@ -1,0 +1,129 @@
+"""Pictures of what is compared two by two: the modalities' gradients, and the experts' outputs."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from dexcore.extras import require
+from dexcore.report.analysis import PARTS, Analysis
+from dexcore.report.model_measures import Conflict, Likeness
+from dexcore.report.pictures import BLUE, NEUTRAL, RED, Picture, new_figure, spread, styled, to_png
+
+_BLOCKS = 8  # drawn as matrices
+
+
+def gradient_picture(analysis: Analysis, measured: Sequence[Conflict]) -> Picture | None:
+    """Cosines between the modalities' gradients; None where there is nothing to compare."""
+    if not measured:
+        return None
+    names = analysis.gradient_modalities
+    size = len(names)
+    side = min(3.6, 0.36 * size + 0.4)
+    with styled():
+        figure = new_figure(2 * (side + 0.75) + 0.35)
+        halves = figure.subplots(2, 1)
+        for axis, part, cosines in zip(halves, PARTS, analysis.gradient_cosines, strict=True):
+            image = axis.imshow(cosines, cmap="RdBu_r", vmin=-1, vmax=1)
+            axis.set_title(f"Gradients of the {part}" if part == "experts" else f"Gradients of the encoder's {part}")
+            _bare(axis)
+            axis.set_yticks(range(size), names)
+            axis.set_xticks(range(size), names, rotation=45, ha="right", rotation_mode="anchor", fontsize=9)
+            for place in range(size):
+                frame = {"fill": False, "edgecolor": NEUTRAL, "linewidth": 1.6}
+                axis.add_patch(_rectangle(place - 0.5, place - 0.5, **frame))
+            for (row, column), cosine in np.ndenumerate(cosines):
+                color = "white" if abs(cosine) > 0.6 else "black"
+                text = f"{100 * cosine:.0f}" if math.isfinite(cosine) else "–"
+                axis.text(column, row, text, ha="center", va="center", color=color, fontsize=8)
+        bar = figure.colorbar(image, ax=halves, fraction=0.05, pad=0.03, aspect=40, ticks=[-1, -0.5, 0, 0.5, 1])
+        bar.outline.set_visible(False)
+        png = to_png(figure)
+    said = "; ".join(
+        f"{one.part}: {one.between:.2f} between modalities, {one.ceiling:.2f} between halves of one" for one in measured
+    )
+    first, second, cosine = measured[0].opposed
+    return Picture(
+        name="gradients.png",
+        title="Do modalities pull the same way?",
+        reading=(
+            "Cosines (times 100) between gradients of the reconstruction loss on training images, at the end of the "
+            "run: red pulls the same way, blue against each other, white has nothing to do with each other. On the "
+            "diagonal, framed: two halves of one modality, the ceiling that so few images allow; where it is low, its "
+            f"row says little. Means: {said}. Most opposed in the shared weights: {first} and {second}, {cosine:.2f}."
+        ),
+        bad=(
+            "deep blue among the experts: modalities with opposite wishes share experts, which routing was to prevent. "
+            "Blue in the shared weights is the conflict that experts are for, and no fault of theirs."
+        ),
+        png=png,
+    )
+
+
+def _rectangle(x: float, y: float, **style: Any) -> Any:
+    return require("matplotlib.patches", "train").Rectangle((x, y), 1, 1, **style)
+
+
+def similarity_picture(analysis: Analysis, measured: Sequence[Likeness]) -> Picture | None:
+    """Likeness of the experts over depth, and two by two; None where no block has two experts."""
+    blocks = analysis.expert_similarity
+    if not any(math.isfinite(block.mean) for block in measured):
+        return None
+    shown = [int(n) for n in np.unique(np.linspace(0, len(blocks) - 1, min(_BLOCKS, len(blocks))).round())]
+    rows = (len(shown) + 1) // 2
+    with styled():
+        figure = new_figure(2.6 + 2.2 * rows)
+        top, below = figure.subfigures(2, 1, height_ratios=[2.6, 2.2 * rows])
+        _over_depth(top, measured)
+        axes = list(below.subplots(rows, 2, squeeze=False).flat)
+        for axis, number in zip(axes, shown, strict=False):
+            image = axis.imshow(blocks[number], cmap="viridis", vmin=0, vmax=1)
+            axis.set_title(f"Block {number + 1}")
+            _bare(axis)
+            experts = len(blocks[number]) - 1
+            ticks = spread(np.arange(experts), 8)
+            for ticked in (axis.set_xticks, axis.set_yticks):
+                ticked([*ticks, experts], [*(str(tick + 1) for tick in ticks), "D"], fontsize=8)
+        for axis in axes[len(shown) :]:
+            axis.set_visible(False)
+        bar = below.colorbar(image, ax=axes, fraction=0.05, pad=0.03, aspect=40, ticks=[0, 0.5, 1])
+        bar.outline.set_visible(False)
+        png = to_png(figure)
+    return Picture(
+        name="similarity.png",
+        title="How far experts have grown apart",
+        reading=(
+            "Linear CKA of what two experts make of the same tokens (those they would never be sent included), at the "
+            "end of the run: 1 is the same up to rotation and scale, 0 unrelated. All began as copies of the director, "
+            "at 1 by construction. Top: over depth. Below: expert by expert, D is the director."
+        ),
+        bad=(
+            "1 everywhere (the experts are still copies: one would do), or a director near 0 with all experts (it "
+            "follows none of them)."
+        ),
+        png=png,
+    )
+
+
+def _over_depth(figure: Any, measured: Sequence[Likeness]) -> None:
+    axis = figure.subplots()
+    number = np.arange(1, len(measured) + 1)
+    mean = np.array([block.mean for block in measured])
+    lowest = np.array([block.lowest for block in measured])
+    axis.axhline(1, color=NEUTRAL, linewidth=1.2, linestyle=":", label="at the start")
+    axis.vlines(number, lowest, mean, color=BLUE, alpha=0.4, linewidth=5)
+    axis.plot(number, mean, "o", color=BLUE, markersize=8, label="two experts (bar: to the lowest)", clip_on=False)
+    axis.plot(number, [block.director for block in measured], "D", color=RED, label="with the director", clip_on=False)
+    axis.set_title("Likeness (linear CKA), a block")
+    axis.set_xlabel("block")
+    axis.set_xlim(0.4, len(measured) + 0.6)
+    axis.set_xticks(spread(number, 12))
+    axis.set_ylim(min(0.0, float(np.nanmin(lowest))), 1.05)
+    axis.grid(True, axis="y")
+    figure.legend(loc="outside lower left", ncols=3, fontsize=8.5, columnspacing=0.8, handletextpad=0.3)
+
+
+def _bare(axis: Any) -> None:
+    axis.spines[:].set_visible(False)
+    axis.tick_params(length=0)

@@ -1,0 +1,71 @@
+"""All that a report is made from: the numbers a run folder holds, read together and checked against each other."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dexcore.extras import require
+from dexcore.report.analysis import Analysis
+from dexcore.report.evaluation import Evaluation
+from dexcore.report.files import ANALYSIS_FILE, CONFIG_FILE, EVALUATION_FILE, METRICS_FILE
+from dexcore.report.history import History
+
+
+@dataclass(frozen=True, eq=False)
+class RunNumbers:
+    """The numbers of one run.
+
+    Attributes:
+        config: the run's configuration, as YAML gives it.
+        history: its steps.
+        evaluation: what was measured an image.
+        analysis: what was measured on the model, on the same images.
+    """
+
+    config: Mapping[str, Any]
+    history: History
+    evaluation: Evaluation
+    analysis: Analysis
+
+    @classmethod
+    def read(cls, folder: str | Path) -> "RunNumbers":
+        """Read metrics.jsonl, config.yaml, evaluation.npz and analysis.npz.
+
+        Raises:
+            FileNotFoundError: the folder or one of the four is missing.
+            ValueError: one of them is empty or damaged, or analysis and evaluation are of different images; the
+                message names it.
+            MissingExtraError: PyYAML is not installed.
+        """
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder}: no such folder, expected the folder of a run")
+        numbers = cls(
+            config=_read_config(folder / CONFIG_FILE),
+            history=History.read(folder / METRICS_FILE),
+            evaluation=Evaluation.load(folder / EVALUATION_FILE),
+            analysis=Analysis.load(folder / ANALYSIS_FILE),
+        )
+        evaluation, analysis = numbers.evaluation, numbers.analysis
+        found = len(analysis), analysis.patches.shape[1]
+        expected = len(evaluation), len(evaluation.examples)
+        if found != expected:
+            raise ValueError(
+                f"{folder / ANALYSIS_FILE}: of {found[0]} images and {found[1]} examples, expected {expected[0]} and "
+                f"{expected[1]} as in {EVALUATION_FILE}"
+            )
+        return numbers
+
+
+def _read_config(path: Path) -> Mapping[str, Any]:
+    yaml = require("yaml", "train")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file, expected the run's configuration")
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: damaged, expected YAML ({error})") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path}: expected a mapping of the run's configuration")
+    return config

@@ -1,0 +1,136 @@
+"""What a trained model alone can tell the report: its features, its gradients, what its experts compute."""
+
+import re
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dexcore import ops
+from dexcore.data.dataset import MVUDataset
+from dexcore.data.modality import Modality
+from dexcore.data.synthetic import SyntheticMVU
+from dexcore.models import MaskedAutoencoder
+from dexcore.nn import set_mode
+from dexcore.nn.mlp import DEXMlp, dex_layers
+from dexcore.report.analysis import MODES, Analysis
+from dexcore.report.evaluation import Evaluation
+from dexcore.report.geometry import linear_cka, principal_components
+from dexcore.train.config import PretrainConfig
+from dexcore.train.device import autocast
+from dexcore.train.evaluate import batches, example_rows
+from dexcore.train.gradients import gradient_cosines
+
+_TOKENS = 2048  # that the experts are compared on
+_SYNTHETIC = re.compile(r"SyntheticMVU/seed=(\d+)/([^/]+)/(\d+)")  # a generated image's group in a store
+_SMALLEST = 32  # pixels a side, to draw an image for its label
+
+
+def analyze(
+    model: MaskedAutoencoder,
+    images: MVUDataset,
+    evaluation: Evaluation,
+    config: PretrainConfig,
+    device: torch.device,
+) -> Analysis:
+    """Measure ``model`` on the images of ``evaluation``, and leave it in eval mode, its experts running."""
+    model.eval()
+    rows = evaluation.sample_id
+    patches, variance = _patches(model, images, example_rows(images, rows), config, device)
+    modalities, counts, cosines = gradient_cosines(model, images, evaluation, config, device)
+    return Analysis(
+        label_names=SyntheticMVU.labels,
+        label=_labels(images, rows),
+        features=_features(model, images, rows, config, device),
+        patches=patches,
+        patch_variance=variance,
+        gradient_modalities=modalities,
+        gradient_images=counts,
+        gradient_cosines=cosines,
+        expert_similarity=_expert_similarity(model, images, rows, config, device),
+    )
+
+
+def _labels(images: MVUDataset, rows: np.ndarray) -> np.ndarray:
+    """The class of generated images [n], which a store does not hold: it follows from their group's name."""
+    labels = np.full(len(rows), -1)
+    for place, (source, group) in enumerate(zip(images.source[rows], images.group[rows], strict=True)):
+        if source == "SyntheticMVU" and (match := _SYNTHETIC.fullmatch(group)):
+            seed, modality, index = match.groups()
+            labels[place] = SyntheticMVU([Modality(modality)], _SMALLEST, int(seed)).sample(int(index)).label
+    return labels
+
+
+@torch.no_grad()
+def _features(
+    model: MaskedAutoencoder, images: MVUDataset, rows: np.ndarray, config: PretrainConfig, device: torch.device
+) -> np.ndarray:
+    """The encoder's own pooled feature of whole images, [2, n, D]: in experts and in director mode."""
+    found: list[list[np.ndarray]] = [[] for _ in MODES]
+    for batch in batches(images, rows, model, config):
+        for features, tokens in zip(found, _tokens(model, batch.images.to(device), config, device), strict=True):
+            pooled = model.encoder.forward_head(tokens, pre_logits=True)
+            features.append(pooled.float().cpu().numpy())
+    return np.stack([np.concatenate(features) for features in found])
+
+
+@torch.no_grad()
+def _patches(
+    model: MaskedAutoencoder, images: MVUDataset, rows: np.ndarray, config: PretrainConfig, device: torch.device
+) -> tuple[np.ndarray, np.ndarray]:
+    """Three principal components of patch tokens, [2, m, rows, columns, 3], of all images and both modes together."""
+    (batch,) = batches(images, rows, model, config)
+    both = torch.stack(_tokens(model, batch.images.to(device), config, device))
+    both = both[:, :, model.encoder.num_prefix_tokens :].float().cpu()
+    projected, variance = principal_components(both.reshape(-1, both.shape[-1]).numpy(), 3)
+    return projected.reshape(len(MODES), len(rows), *model.encoder.patch_embed.grid_size, 3), variance
+
+
+def _tokens(model: MaskedAutoencoder, images: Tensor, config: PretrainConfig, device: torch.device) -> list[Tensor]:
+    """The encoder's tokens [n, N, D] of whole images in each mode."""
+    found = []
+    try:
+        for mode in MODES:
+            set_mode(model, mode)
+            with autocast(device, config.run.precision):
+                found.append(model.encoder.forward_features(images))
+    finally:
+        set_mode(model, "experts")
+    return found
+
+
+@torch.no_grad()
+def _expert_similarity(
+    model: MaskedAutoencoder, images: MVUDataset, rows: np.ndarray, config: PretrainConfig, device: torch.device
+) -> list[np.ndarray]:
+    """Linear CKA between the outputs of every two FFNs of a block, [R + 1, R + 1], the director last.
+
+    All of them are given the same tokens: those that reach the block in up to 64 whole images evenly spaced in the
+    evaluation, whoever they were routed to.
+    """
+    spread = rows[np.unique(np.linspace(0, len(rows) - 1, 64).round().astype(int))]
+    (batch,) = batches(images, spread, model, config)
+    layers = dex_layers(model)
+    inputs: list[Tensor] = []
+    hooks = [layer.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0])) for layer in layers]
+    try:
+        with autocast(device, config.run.precision):
+            model.encoder.forward_features(batch.images.to(device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [linear_cka(_outputs(layer, x.flatten(0, 1))) for layer, x in zip(layers, inputs, strict=True)]
+
+
+def _outputs(layer: DEXMlp, tokens_nd: Tensor) -> np.ndarray:
+    """What each expert, and last the director, makes of some of the tokens: [R + 1, n, D]."""
+    step = max(1, len(tokens_nd) // _TOKENS)
+    tokens = tokens_nd[::step][:_TOKENS].to(layer.router.weight.dtype)
+    fc1, fc2 = layer.experts.fc1, layer.experts.fc2
+    found = []
+    for expert in range(layer.num_experts):
+        gates, indices = tokens.new_ones(1, 1), torch.full((1, 1), expert, device=tokens.device)
+        weights = (fc1.weight, fc1.bias, fc2.weight, fc2.bias)
+        found.append(ops.expert_mlp(tokens[None], *weights, gates, indices, layer.activation, backend=layer.backend)[0])
+    found.append(layer.director(tokens))
+    return torch.stack(found).float().cpu().numpy()

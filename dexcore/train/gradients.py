@@ -1,0 +1,124 @@
+"""Do modalities pull the weights the same way? Cosines between their gradients, and between halves of one.
+
+Two finite samples of one modality do not give the same gradient either. Each modality's images are therefore cut into
+halves: the cosine between halves is what agreement looks like with so many images, a ceiling for the cosines between
+modalities, which are measured on the same halves.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dexcore.data.dataset import MVUDataset
+from dexcore.models import MaskedAutoencoder
+from dexcore.nn.mlp import dex_layers
+from dexcore.report.evaluation import Evaluation
+from dexcore.train.config import PretrainConfig
+from dexcore.train.device import autocast
+from dexcore.train.evaluate import batches
+
+_IMAGES = 32  # a half's gradient is a mean over so many; where there are fewer, they come again with other masks
+_SKETCH = 1 << 16
+_SIGNS = 20260521  # the sketch's seed
+
+
+def gradient_cosines(
+    model: MaskedAutoencoder,
+    images: MVUDataset,
+    evaluation: Evaluation,
+    config: PretrainConfig,
+    device: torch.device,
+) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Compare the gradients of the reconstruction loss of every two modalities that have at least two training images.
+
+    The model is in eval mode, without exploration noise. Halves hold different groups (file, volume, patient) where a
+    modality has several.
+
+    Returns:
+        Names of the g modalities; different images in the smaller half of each, [g]; and cosines [2, g, g] of the
+        weights that every image uses and of the experts', as `dexcore.report.analysis.Analysis` holds them.
+    """
+    names, counts = [], []
+    sketches: list[Tensor] = []
+    parts = _parts(model)
+    for index, name in enumerate(evaluation.modality_names):
+        halves = _halves(np.flatnonzero((evaluation.modality == index) & ~evaluation.heldout), evaluation.group)
+        if not halves:
+            continue
+        names.append(name)
+        counts.append(min(len(half) for half in halves))
+        for half in halves:
+            rows = evaluation.sample_id[half]
+            gradients = _gradients(model, images, rows, [p for part in parts for p in part], config, device)
+            cut = len(parts[0])
+            sketches.append(torch.stack([_sketch(gradients[:cut]), _sketch(gradients[cut:])]))
+    if not names:
+        return names, np.zeros(0, np.int64), np.zeros((len(parts), 0, 0))
+    return names, np.array(counts), _cosines(torch.stack(sketches, dim=1).double())
+
+
+def _parts(model: MaskedAutoencoder) -> tuple[list[Tensor], list[Tensor]]:
+    """The encoder's weights that every image uses, and those of its experts."""
+    experts: list[Tensor] = [parameter for layer in dex_layers(model) for parameter in layer.experts.parameters()]
+    own = {id(parameter) for parameter in experts}
+    shared: list[Tensor] = [p for p in model.encoder.parameters() if p.requires_grad and id(p) not in own]
+    return shared, experts
+
+
+def _halves(places: np.ndarray, group_n: np.ndarray) -> list[np.ndarray]:
+    """Two disjoint samples of ``places``, by group where there are several; [] where there are not two images."""
+    if len(places) < 2:
+        return []
+    names, group = np.unique(group_n[places], return_inverse=True)
+    if len(names) == 1:
+        halves = [places[0::2], places[1::2]]
+    else:
+        sides: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+        sizes = np.bincount(group)
+        for one in np.argsort(-sizes, kind="stable"):  # the largest first, each to the side that has less
+            side = min(sides, key=lambda held: sum(map(len, held)))
+            side.append(places[group == one])
+        halves = [np.sort(np.concatenate(side)) for side in sides]
+    return [half[np.unique(np.linspace(0, len(half) - 1, _IMAGES).round().astype(int))] for half in halves]
+
+
+def _gradients(
+    model: MaskedAutoencoder,
+    images: MVUDataset,
+    rows: np.ndarray,
+    parameters: Sequence[Tensor],
+    config: PretrainConfig,
+    device: torch.device,
+) -> Sequence[Tensor]:
+    times = np.arange(_IMAGES)
+    (batch,) = batches(images, rows[times % len(rows)], model, config, draw=1 + times // len(rows))
+    with torch.enable_grad(), autocast(device, config.run.precision):
+        loss = model(batch.images.to(device), noise=batch.noise.to(device)).loss
+    return torch.autograd.grad(loss, list(parameters), materialize_grads=True)
+
+
+def _sketch(gradients: Sequence[Tensor]) -> Tensor:
+    """The gradient in 65,536 numbers (CountSketch): every entry with a random sign, added up modulo 65,536.
+
+    Inner products stay as they are on average; a cosine's standard error is at most sqrt(2 / 65,536), 0.006. Twenty
+    gradients of a large model would not fit in memory.
+    """
+    device = gradients[0].device
+    generator = torch.Generator(device).manual_seed(_SIGNS)
+    total = torch.zeros(_SKETCH, device=device)
+    for gradient in gradients:
+        flat = gradient.flatten().float()
+        signed = flat * (2 * torch.randint(0, 2, flat.shape, generator=generator, device=device, dtype=torch.int8) - 1)
+        total += torch.nn.functional.pad(signed, (0, -len(signed) % _SKETCH)).view(-1, _SKETCH).sum(0)
+    return total.cpu()
+
+
+def _cosines(sketches: Tensor) -> np.ndarray:
+    """[parts, 2 g, K], halves side by side -> [parts, g, g]."""
+    unit = sketches / sketches.norm(dim=-1, keepdim=True)  # a gradient of zeros has no direction: nan
+    pairs = (unit @ unit.mT).unflatten(1, (-1, 2)).unflatten(3, (-1, 2))  # [parts, g, 2, g, 2]
+    cosines = pairs.mean(dim=(2, 4))
+    halves = pairs[:, :, 0, :, 1].diagonal(dim1=1, dim2=2)
+    return torch.diagonal_scatter(cosines, halves, dim1=1, dim2=2).numpy()
