@@ -1,9 +1,10 @@
 """From stored pixels to the network's input: crop, resize, flip, rotation; for evaluation the centre square.
 
-The recipe is the paper's (see `augment`). Shrinking averages areas, so nothing aliases; enlarging, flip and
-rotation are one bilinear warp of the result.
+The recipe is the paper's (see `augment`), as one warp: every output pixel is read once, bilinearly, from the crop.
+Where that shrinks, the crop's pixels are first averaged over an output pixel's area, so that nothing aliases.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -26,6 +27,8 @@ CHANNEL_STATISTICS = {
     "gray": ((0.45, 0.45, 0.45), (0.225, 0.225, 0.225)),
 }
 
+_LARGEST = {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0, np.dtype(np.float32): 1.0}  # what 1 is stored as
+
 
 class Box(NamedTuple):
     """A crop: rows ``top`` to ``top + height``, columns ``left`` to ``left + width``."""
@@ -36,8 +39,35 @@ class Box(NamedTuple):
     width: int
 
 
+class Draw(NamedTuple):
+    """What `augment` does to an image: crop to ``box``, resize, ``flip``, rotate by ``angle`` degrees."""
+
+    box: Box
+    flip: bool
+    angle: float
+
+
 def augment(image: np.ndarray, size: int, rng: np.random.Generator, min_area: float = MIN_AREA) -> np.ndarray:
     """Crop at random, resize, flip and rotate as the paper's pre-training does.
+
+    Args:
+        image: uint8, uint16 or float32 in [0, 1], [H, W] or [H, W, 3].
+        size: of the output, pixels.
+        rng: where the draws come from (`draw`); the result is a function of its state.
+        min_area: the smallest crop's share of the image's area.
+
+    Returns:
+        float32 in [0, 1] (roundings may add 1e-6), [size, size] or [size, size, 3].
+
+    Raises:
+        ValueError: an argument is outside what is said above.
+    """
+    box, flip, angle = draw(image, size, rng, min_area)
+    return warp(image, box, size, flip, angle)
+
+
+def draw(image: np.ndarray, size: int, rng: np.random.Generator, min_area: float = MIN_AREA) -> Draw:
+    """Draw what `augment` does to an image.
 
     The crop's share of the area is uniform in [``min_area``, 1], the lower end raised to half the output's area;
     its aspect is log-uniform. After ten failed tries (it does not fit, or is darker than ``MIN_CROP_MEAN``),
@@ -45,24 +75,23 @@ def augment(image: np.ndarray, size: int, rng: np.random.Generator, min_area: fl
     rotation by up to 15 degrees, each with probability 0.5; what a rotation brings in from outside the crop
     is 0.
 
-    Args:
-        image: uint8, uint16 or float32 in [0, 1], [H, W] or [H, W, 3].
-        size: of the output, pixels.
-        rng: where the draws come from; the result is a function of its state.
-        min_area: the smallest crop's share of the image's area.
-
-    Returns:
-        float32 in [0, 1], [size, size] or [size, size, 3].
+    Args and raises as for `augment`.
     """
+    _check(image, size)
+    if not 0 < min_area <= 1:
+        raise ValueError(f"min_area is {min_area}, expected a share: above 0, at most 1")
     box = _draw_box(image, size, rng, min_area)
-    flip = bool(rng.random() < FLIP_PROBABILITY)
-    rotate = rng.random() < ROTATION_PROBABILITY
-    angle = rng.uniform(-MAX_ROTATION, MAX_ROTATION) if rotate else 0.0
-    return warp(image, box, size, flip=flip, angle=angle)
+    flip, rotation, turn = rng.random(3).tolist()
+    angle = (2 * turn - 1) * MAX_ROTATION if rotation < ROTATION_PROBABILITY else 0.0
+    return Draw(box, flip < FLIP_PROBABILITY, angle)
 
 
 def center(image: np.ndarray, size: int) -> np.ndarray:
-    """Give the centre square, resized: what `augment` gives without its draws."""
+    """Give the centre square, resized: what `augment` gives without its draws.
+
+    Args, result and raises as for `augment`.
+    """
+    _check(image, size)
     return warp(image, _center_square(*image.shape[:2]), size)
 
 
@@ -76,55 +105,73 @@ def to_tensor(image: np.ndarray, statistics: str = "imagenet") -> torch.Tensor:
     Returns:
         float32 [3, S, S].
     """
-    mean, std = np.array(CHANNEL_STATISTICS[statistics], np.float32)[:, :, None, None]
-    channels = image[None] if image.ndim == 2 else image.transpose(2, 0, 1)
-    return torch.from_numpy(np.ascontiguousarray((channels - mean) / std))
+    tensor = np.empty((3, *image.shape[:2]), np.float32)
+    # Channel by channel: numpy is several times slower over an image whose channels lie innermost.
+    for channel, (plane, mean, std) in enumerate(zip(tensor, *CHANNEL_STATISTICS[statistics], strict=True)):
+        np.subtract(image if image.ndim == 2 else image[..., channel], np.float32(mean), out=plane)
+        plane /= np.float32(std)
+    return torch.from_numpy(tensor)
 
 
 def warp(image: np.ndarray, box: Box, size: int, flip: bool = False, angle: float = 0.0) -> np.ndarray:
-    """Resize a crop to a square, flip it horizontally, rotate it about its centre.
+    """Resize a crop to a square, flip it horizontally, rotate it about its centre, all at once.
 
     Args:
         image: as for `augment`.
-        box: the crop.
+        box: the crop, inside the image.
         size: of the output, pixels.
         flip: mirror left and right.
         angle: degrees, counter-clockwise as one sees it, after the flip.
 
     Returns:
-        float32 in [0, 1], [size, size] or [size, size, 3].
+        float32 in [0, 1] (roundings may add 1e-6), [size, size] or [size, size, 3].
+
+    Raises:
+        ValueError: an argument is outside what is said above.
     """
+    _check(image, size)
+    height, width = image.shape[:2]
+    if not (0 <= box.top < box.top + box.height <= height and 0 <= box.left < box.left + box.width <= width):
+        raise ValueError(f"{box} lies not inside the image of {height} x {width}")
     cv2 = require("cv2", "train")
-    crop = image[box.top : box.top + box.height, box.left : box.left + box.width].astype(np.float32)
-    # First what shrinks: OpenCV averages areas only when neither axis grows.
-    reduced = (min(box.width, size), min(box.height, size))
-    if reduced != (box.width, box.height):
-        crop = cv2.resize(crop, reduced, interpolation=cv2.INTER_AREA)
+    crop = image[box.top : box.top + box.height, box.left : box.left + box.width]
+    if crop.dtype == np.uint16:
+        crop = crop.astype(np.float32)  # OpenCV filters uint8 to float32 faster than this, uint16 slower
+    # One pass converts, scales to [0, 1] and averages.
+    across, down = _area_weights(box.width / size), _area_weights(box.height / size) / _LARGEST[image.dtype]
+    crop = cv2.sepFilter2D(crop, cv2.CV_32F, across, down, borderType=cv2.BORDER_REPLICATE)
     if angle:
-        matrix = _output_to_crop(reduced, size, flip, angle)
-        crop = cv2.warpAffine(crop, matrix, (size, size), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+        matrix = _output_to_crop(box, size, flip, angle)
+        square = cv2.warpAffine(crop, matrix, (size, size), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
     else:
-        if reduced != (size, size):
-            crop = cv2.resize(crop, (size, size), interpolation=cv2.INTER_LINEAR)
+        # The same map, without a rotation: OpenCV does it row by row.
+        square = cv2.resize(crop, (size, size), interpolation=cv2.INTER_LINEAR)
         if flip:
-            crop = crop[:, ::-1]
-    if image.dtype.kind == "u":
-        crop = crop * np.float32(1 / np.iinfo(image.dtype).max)
-    # Averages and interpolations stay in range but for roundings.
-    return np.clip(crop, 0.0, 1.0)
+            cv2.flip(square, 1, dst=square)
+    return square
 
 
-def _output_to_crop(reduced: tuple[int, int], size: int, flip: bool, angle: float) -> np.ndarray:
+def _area_weights(shrink: float) -> np.ndarray:
+    """Weights of the pixels about one, by how much of each a box of width ``shrink`` covers; sum 1.
+
+    ``shrink`` 2 gives 1/4, 1/2, 1/4; 3 a third each. One pixel at least: nothing is averaged where a crop grows.
+    """
+    if shrink <= 1:
+        return np.ones(1, np.float32)
+    reach = math.ceil((shrink - 1) / 2)
+    end = (shrink - (2 * reach - 1)) / 2 / shrink
+    return np.array([end, *[1 / shrink] * (2 * reach - 1), end], np.float32)
+
+
+def _output_to_crop(box: Box, size: int, flip: bool, angle: float) -> np.ndarray:
     """Give the affine map [2, 3] from output to crop pixels (x, y), both counted at pixel centres."""
-    width, height = reduced
-    radians = np.deg2rad(angle)
+    cosine, sine = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+    across, down = (-1 if flip else 1) * box.width / size, box.height / size
     # The y axis points down: turning the picture counter-clockwise reads from a point turned clockwise.
-    rotation = np.array([[np.cos(radians), -np.sin(radians)], [np.sin(radians), np.cos(radians)]])
-    scale = np.array([(-1.0 if flip else 1.0) * width / size, height / size])
-    linear = scale[:, None] * rotation
-    crop_center = np.array([(width - 1) / 2, (height - 1) / 2])
-    offset = crop_center - linear @ np.full(2, (size - 1) / 2)
-    return np.column_stack([linear, offset])
+    linear = ((across * cosine, -across * sine), (down * sine, down * cosine))
+    middle = (size - 1) / 2
+    centers = ((box.width - 1) / 2, (box.height - 1) / 2)
+    return np.array([(*row, center - sum(row) * middle) for row, center in zip(linear, centers, strict=True)])
 
 
 def _draw_box(image: np.ndarray, size: int, rng: np.random.Generator, min_area: float) -> Box:
@@ -132,15 +179,15 @@ def _draw_box(image: np.ndarray, size: int, rng: np.random.Generator, min_area: 
     smallest = max(min_area, MIN_OUTPUT_SHARE * size * size / (height * width))
     if smallest <= 1:
         for _ in range(CROP_TRIES):
-            area = rng.uniform(smallest, 1) * height * width
-            aspect = np.exp(rng.uniform(*np.log(ASPECT)))
-            box_width, box_height = round((area * aspect) ** 0.5), round((area / aspect) ** 0.5)
-            if box_width > width or box_height > height:
+            share, slant, down, across = rng.random(4).tolist()
+            area = (smallest + share * (1 - smallest)) * height * width
+            aspect = ASPECT[0] * (ASPECT[1] / ASPECT[0]) ** slant
+            box_height, box_width = round((area / aspect) ** 0.5), round((area * aspect) ** 0.5)
+            if box_height > height or box_width > width:
                 continue
-            top = int(rng.integers(height - box_height + 1))
-            left = int(rng.integers(width - box_width + 1))
+            top, left = int(down * (height - box_height + 1)), int(across * (width - box_width + 1))
             box = Box(top, left, box_height, box_width)
-            if _mean(image, box) >= MIN_CROP_MEAN:
+            if not _is_dark(image, box):
                 return box
     return _center_square(height, width)
 
@@ -150,10 +197,21 @@ def _center_square(height: int, width: int) -> Box:
     return Box((height - side) // 2, (width - side) // 2, side, side)
 
 
-def _mean(image: np.ndarray, box: Box) -> float:
-    """Mean of a crop, in [0, 1]."""
+def _is_dark(image: np.ndarray, box: Box) -> bool:
+    """Whether a crop's mean is below ``MIN_CROP_MEAN``."""
     cv2 = require("cv2", "train")
     crop = image[box.top : box.top + box.height, box.left : box.left + box.width]
     channels = 1 if image.ndim == 2 else image.shape[2]
-    largest = np.iinfo(image.dtype).max if image.dtype.kind == "u" else 1.0
-    return sum(cv2.mean(crop)[:channels]) / channels / largest
+    least = MIN_CROP_MEAN * _LARGEST[image.dtype] * channels * box.height
+    # No pixel is negative: where every fourth row alone makes up the sum that all should have, the others are not read.
+    rows = crop[::4]
+    return sum(cv2.mean(rows)[:channels]) * len(rows) < least and sum(cv2.mean(crop)[:channels]) * box.height < least
+
+
+def _check(image: np.ndarray, size: int) -> None:
+    if image.dtype not in _LARGEST:
+        raise ValueError(f"image has dtype {image.dtype}, expected uint8, uint16, or float32 in [0, 1]")
+    if not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)) or not image.size:
+        raise ValueError(f"image has shape {image.shape}, expected [H, W] or [H, W, 3], and no side of 0")
+    if size < 1:
+        raise ValueError(f"size is {size}, expected at least 1 pixel")
