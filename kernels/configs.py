@@ -125,42 +125,59 @@ def layer_config(architecture: str, width: int, hidden: int, dtype: torch.dtype)
 
 
 def _rule(architecture: str, width: int, hidden: int, dtype: torch.dtype) -> LayerConfig:
-    largest = _largest(architecture, width % 16 == 0 and hidden % 16 == 0, dtype)
-
-    def side(limit: int, size: int) -> int:
-        return min(limit, max(_SMALLEST, triton.next_power_of_2(size)))
-
-    def over_rows(columns: int, reduced: int) -> Gemm:
-        return fitted(largest.block_m, side(largest.block_n, columns), side(largest.block_k, reduced))
-
-    def fitted(block_m: int, block_n: int, block_k: int) -> Gemm:
-        # As many elements a thread as the largest tile has, and four warps at least, which wgmma takes.
-        warps = largest.warps * block_m * block_n // (largest.block_m * largest.block_n)
-        return Gemm(block_m, block_n, block_k, max(min(4, largest.warps), warps), largest.stages)
-
+    wide = _wide(architecture, width % 16 == 0 and hidden % 16 == 0, dtype)
     return LayerConfig(
-        up=over_rows(hidden, width),
-        down=over_rows(width, hidden),
-        dact=over_rows(hidden, width),
-        dx=over_rows(width, hidden),
-        wgrad1=fitted(side(largest.block_m, hidden), side(largest.block_n, width), largest.block_k),
-        wgrad2=fitted(side(largest.block_m, width), side(largest.block_n, hidden), largest.block_k),
+        up=_fitted(wide.up, columns=hidden, reduced=width),
+        down=_fitted(wide.down, columns=width, reduced=hidden),
+        dact=_fitted(wide.dact, columns=hidden, reduced=width),
+        dx=_fitted(wide.dx, columns=width, reduced=hidden),
+        wgrad1=_fitted(wide.wgrad1, rows=hidden, columns=width),
+        wgrad2=_fitted(wide.wgrad2, rows=width, columns=hidden),
     )
 
 
-def _largest(architecture: str, aligned: bool, dtype: torch.dtype) -> Gemm:
-    """The tile of a layer that is wide enough for any.
+def _fitted(tile: Gemm, *, columns: int, rows: int | None = None, reduced: int | None = None) -> Gemm:
+    """No side longer than a small layer's; warps for as many elements a thread, and four at least, as wgmma takes."""
 
-    Each is one of the largest that compile without spills for sm_80 and sm_90, in all activations. Where D or H is no
-    multiple of 16, rows are not aligned, every element has a pointer of its own, and the pointers need the registers.
+    def side(limit: int, size: int | None) -> int:
+        return limit if size is None else min(limit, max(_SMALLEST, triton.next_power_of_2(size)))
+
+    block_m, block_n = side(tile.block_m, rows), side(tile.block_n, columns)
+    warps = tile.warps * block_m * block_n // (tile.block_m * tile.block_n)
+    return Gemm(block_m, block_n, side(tile.block_k, reduced), max(min(4, tile.warps), warps), tile.stages)
+
+
+def _wide(architecture: str, aligned: bool, dtype: torch.dtype) -> LayerConfig:
+    """The tiles of a layer that is wide enough for any.
+
+    Each compiles without stack or spills for sm_80 and sm_90, in all activations and all precisions of float32. Where
+    D or H is no multiple of 16, rows are not aligned, every element has a pointer of its own, and the pointers need
+    the registers. Precision "ieee" has no tensor cores: there threads hold the operands too.
     """
     if architecture == INTERPRETER:
-        return Gemm(32, 32, 32, 4, 1)
-    if dtype == torch.float32:  # without tensor cores (precision "ieee") threads hold their operands too
-        return Gemm(64, 64, 16, 4 if aligned else 8, 2)
-    if not aligned:
-        return Gemm(64, 32, 32, 4, 2)
-    return Gemm(128, 128, 64, 8, 2 if architecture.startswith("gfx") else 3)
+        return _layer(Gemm(32, 32, 32, 4, 1))
+    if dtype == torch.float32 and aligned:
+        rows = Gemm(128, 64, 32, 8, 3)
+        tiles = _layer(rows, up=rows._replace(block_k=16), dact=Gemm(128, 64, 16, 8, 2), wgrad=Gemm(128, 128, 16, 8, 3))
+    elif dtype == torch.float32:
+        tiles = _layer(Gemm(64, 64, 16, 8, 2), wgrad=Gemm(64, 64, 16, 4, 2))
+    elif aligned:
+        tile = Gemm(128, 128, 64, 8, 3)
+        # The longest loops by far, and sm_80 has room for a fourth stage.
+        tiles = _layer(tile, wgrad=tile._replace(stages=4) if architecture == "sm_80" else tile)
+    else:
+        tiles = _layer(Gemm(64, 64, 32, 4, 2))
+    if architecture.startswith("gfx"):
+        # 64 KiB of shared memory. Eight warps of 64 threads would exchange up's quarters through all of it.
+        tiles = LayerConfig(*(tile._replace(stages=2) for tile in tiles))
+        tiles = tiles._replace(up=tiles.up._replace(warps=4))
+    return tiles
+
+
+def _layer(rows: Gemm, *, up: Gemm | None = None, dact: Gemm | None = None, wgrad: Gemm | None = None) -> LayerConfig:
+    """``rows`` for all that nothing else is given for."""
+    wgrad = wgrad or rows
+    return LayerConfig(up or rows, rows, dact or rows, rows, wgrad, wgrad)
 
 
 @functools.cache
