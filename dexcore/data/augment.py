@@ -135,11 +135,12 @@ def warp(image: np.ndarray, box: Box, size: int, flip: bool = False, angle: floa
         raise ValueError(f"{box} lies not inside the image of {height} x {width}")
     cv2 = require("cv2", "train")
     crop = image[box.top : box.top + box.height, box.left : box.left + box.width]
+    filtered = None
     if crop.dtype == np.uint16:
-        crop = crop.astype(np.float32)  # OpenCV filters uint8 to float32 faster than this, uint16 slower
+        crop = filtered = crop.astype(np.float32)  # OpenCV filters uint8 to float32 faster than this, uint16 slower
     # One pass converts, scales to [0, 1] and averages.
     across, down = _area_weights(box.width / size), _area_weights(box.height / size) / _LARGEST[image.dtype]
-    crop = cv2.sepFilter2D(crop, cv2.CV_32F, across, down, borderType=cv2.BORDER_REPLICATE)
+    crop = cv2.sepFilter2D(crop, cv2.CV_32F, across, down, dst=filtered, borderType=cv2.BORDER_REPLICATE)
     if angle:
         matrix = _output_to_crop(box, size, flip, angle)
         square = cv2.warpAffine(crop, matrix, (size, size), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
