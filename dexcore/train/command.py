@@ -1,16 +1,20 @@
 """Pre-training as a command: what examples/pretrain_mvu.py runs."""
 
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
 
 from dexcore.data.manifest import StoreError
 from dexcore.data.readers import UnreadableFileError
 from dexcore.extras import MissingExtraError
 from dexcore.train.arguments import parse
 from dexcore.train.checkpoint import CheckpointError
-from dexcore.train.config import ConfigError
+from dexcore.train.config import ConfigError, PretrainConfig
 from dexcore.train.loop import TrainingError, pretrain
 from dexcore.train.memory import keep_freed_memory
+from dexcore.train.provenance import repeat_command
+from dexcore.train.ranks import LostRankError, MainRankError, environment_rank
 from dexcore.train.run_folder import RunFolderError
 
 EXIT_ERROR = 2
@@ -24,12 +28,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         stopped the run, which ``--resume`` goes on with.
     """
     keep_freed_memory()
+    rank, _ = environment_rank()
     try:
-        config = parse(argv)
-        return 0 if config is None else pretrain(config).exit_code
+        config = parse(argv) if rank == 0 else _parse_in_silence(argv)
+        if config is None:
+            return 0
+        result = pretrain(config)
+        if rank == 0 and result.finished and not config.dry_run:
+            print(f"Repeat it with  {repeat_command(config.out)}", flush=True)
+        return result.exit_code
+    except MainRankError:  # which has told why
+        return EXIT_ERROR
     except (
         CheckpointError,
         ConfigError,
+        LostRankError,
         MissingExtraError,
         RunFolderError,
         StoreError,
@@ -37,5 +50,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         UnreadableFileError,
         OSError,
     ) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}" if rank == 0 else f"error on rank {rank}: {error}", file=sys.stderr, flush=True)
         return EXIT_ERROR
+
+
+def _parse_in_silence(argv: Sequence[str] | None) -> PretrainConfig | None:
+    """As the main rank does, which alone shows help and errors."""
+    try:
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+            return parse(argv)
+    except ConfigError as error:
+        raise MainRankError(str(error)) from error

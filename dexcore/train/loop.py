@@ -21,7 +21,6 @@ from torch.utils.data import DataLoader
 from dexcore.data.dataset import PretrainView, ReplacementLimit
 from dexcore.data.order import GlobalBatchSampler, GlobalOrder
 from dexcore.extras import require
-from dexcore.models import DEXVisionTransformer, MaskedAutoencoder
 from dexcore.nn import (
     aux_losses,
     discard_load,
@@ -36,11 +35,14 @@ from dexcore.ops.backend import BackendUnavailableError, resolve
 from dexcore.report import build_report
 from dexcore.report.files import ANALYSIS_FILE, EVALUATION_FILE, MODEL_FOLDER
 from dexcore.train.analyze import analyze
+from dexcore.train.build import build_model
 from dexcore.train.checkpoint import Progress, load_checkpoint, save_checkpoint
-from dexcore.train.config import ConfigError, ModelConfig, PretrainConfig
+from dexcore.train.config import ConfigError, PretrainConfig
 from dexcore.train.device import attention_kernel, autocast, choose_device
+from dexcore.train.dry_run import rehearse
 from dexcore.train.evaluate import evaluate
 from dexcore.train.journal import Journal
+from dexcore.train.provenance import describe_images, image_differences, record_start
 from dexcore.train.ranks import ALONE, Ranks, join_ranks
 from dexcore.train.run_folder import CHECKPOINTS_FOLDER, RunFolderError, open_run_folder
 from dexcore.train.sample_store import open_images, sample_store
@@ -59,7 +61,7 @@ class RunResult:
     Attributes:
         folder: of the run.
         step: steps done, over all its resumptions.
-        finished: False where a signal stopped it; it can be resumed.
+        finished: False where a signal stopped it; it can be resumed. A dry run is finished after no step.
     """
 
     folder: Path
@@ -79,6 +81,8 @@ def pretrain(config: PretrainConfig) -> RunResult:
     progress on stderr and, at the end, the summary on stdout. SIGTERM, SIGINT and SIGUSR1, to any of the processes,
     end the run after the step in hand or the next, with a checkpoint.
 
+    With ``config.dry_run`` it prints how the run would go instead (`dexcore.train.dry_run`).
+
     Raises:
         ConfigError: the configuration does not fit the machine, the images or the number of processes.
         MissingExtraError: a package of the extra ``train`` (or, for the sample images, ``samples``) is missing.
@@ -91,48 +95,24 @@ def pretrain(config: PretrainConfig) -> RunResult:
     """
     with ExitStack() as held:  # the main rank's hold on the folder
         with join_ranks(config.run.device) as ranks:
+            if config.dry_run:
+                lines = rehearse(Pretraining(config, Path(config.out), ranks))
+                if ranks.main:
+                    print("\n".join(lines), flush=True)
+                return RunResult(Path(config.out), 0, finished=True)
             folder = ranks.on_main(lambda: held.enter_context(open_run_folder(config)))
             with StopRequest() as stop:
                 run = Pretraining(config, folder, ranks)
                 run.resume()
                 run.train(stop)
                 if run.stopping and ranks.count > 1:
-                    stop.ignore_further()
+                    stop.ignore_further()  # torchrun's, to the ranks that leave last
             if run.stopping:
                 reason = stop.signal_name or "a signal to another rank"
                 ranks.say(f"{reason}: stopped after step {run.step_done}; go on with --resume --out {folder}")
         if ranks.main and not run.stopping:
             run.finish()  # a signal now ends the process at once: nothing is lost, --resume comes back here
         return RunResult(folder, run.step_done, finished=not run.stopping)
-
-
-def build_model(config: ModelConfig) -> MaskedAutoencoder:
-    """The autoencoder of a configuration, with weights from PyTorch's global generator."""
-    encoder = DEXVisionTransformer(
-        img_size=config.image_size,
-        patch_size=config.patch_size,
-        embed_dim=config.dim,
-        depth=config.depth,
-        num_heads=config.heads,
-        mlp_ratio=config.mlp_ratio,
-        num_classes=0,
-        num_experts=config.num_experts,
-        top_k=config.top_k,
-        tau=config.tau,
-        align=config.align,
-        keep=config.keep,
-        backend=config.backend,
-    )
-    model = MaskedAutoencoder(
-        encoder,
-        decoder_dim=config.decoder_dim,
-        decoder_depth=config.decoder_depth,
-        decoder_heads=config.decoder_heads,
-        mask_ratio=config.mask_ratio,
-        norm_pix_loss=config.norm_pix_loss,
-    )
-    model.set_grad_checkpointing(config.grad_checkpointing)
-    return model
 
 
 class Pretraining:
@@ -171,11 +151,12 @@ class Pretraining:
             torch.manual_seed(config.run.seed)
             self.model = build_model(config.model).to(self.device)
         self.layers = dex_layers(self.model)
-        # Every trained parameter has a gradient in every step (experts without images: zeros), and directors need
-        # none: nothing to search for. Buffers change alike on all ranks: nothing to broadcast.
         self.wrapped: torch.nn.Module = self.model
         if ranks.group is not None:
-            self.wrapped = DistributedDataParallel(self.model, broadcast_buffers=False, gradient_as_bucket_view=True)
+            # Every trained parameter has a gradient in every step (experts without images: zeros), and directors
+            # need none: no unused parameter to search for. Buffers change alike on all ranks: none to broadcast.
+            self.wrapped = DistributedDataParallel(self.model, gradient_as_bucket_view=True)
+            self.wrapped.broadcast_buffers = False  # as an argument it is deprecated, its successor is too young
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
             param_groups(self.model, config.optimizer.weight_decay),
@@ -192,13 +173,15 @@ class Pretraining:
         total, every = self.schedule.total_steps, self.config.run.checkpoint_every
         limit = ReplacementLimit(self.config.data.max_replaced)
         self.model.train()
+        if self.ranks.main:
+            record_start(self.folder, self.step_done, self.device, describe_images(self.images, self.rows))
         with (
             Journal(self.folder, self.step_done, total, self.ranks) as journal,
             attention_kernel(self.device, self.config.run.precision),
         ):
-            self._warm_up()
+            self.warm_up()
             started = time.perf_counter()
-            for batch in self._batches():
+            for batch in self.batches(self.config.data.workers):
                 limit.update(batch["replaced"])
                 line = self.step(batch, self.schedule.at(self.step_done), bool(stop))
                 now = time.perf_counter()
@@ -213,7 +196,7 @@ class Pretraining:
                 if self.stopping:
                     break
 
-    def _warm_up(self) -> None:
+    def warm_up(self) -> None:
         """On a GPU compile the kernels in parallel before the first step, which would look like a hang."""
         if resolve(self.config.model.backend, self.device, torch.float32) != "triton" or self.device.type == "cpu":
             return
@@ -341,9 +324,13 @@ class Pretraining:
             self.ranks.say(f"{self.folder} holds no checkpoint yet: beginning at the first step")
             return
         if progress.order["fingerprint"] != self.images.fingerprint:
+            now = describe_images(self.images, self.rows)
+            differences = image_differences(self.folder, now) or [
+                f"fingerprint: {progress.order['fingerprint']} -> {self.images.fingerprint}"
+            ]
             raise RunFolderError(
-                f"data.store: the images are not those that {self.folder} was begun with (fingerprint "
-                f"{progress.order['fingerprint']}, now {self.images.fingerprint}); resume with the same store"
+                f"data.store: the images are not those that {self.folder} was begun with; resume with the same store. "
+                "What differs (then -> now):\n  " + "\n  ".join(differences)
             )
         self.step_done, self.skipped_in_a_row = progress.step, progress.skipped_in_a_row
         self.ranks.say(f"resuming {self.folder} after step {self.step_done} of {self.schedule.total_steps}")
@@ -379,7 +366,8 @@ class Pretraining:
             total_steps=self.schedule.total_steps,
         )
 
-    def _batches(self) -> DataLoader[dict[str, Any]]:
+    def batches(self, workers: int) -> DataLoader[dict[str, Any]]:
+        """This rank's share of every step's batch from here on, prepared by ``workers`` processes."""
         view = PretrainView(
             self.images,
             self.rows,
@@ -393,7 +381,7 @@ class Pretraining:
         return DataLoader(
             view,
             batch_sampler=self._sampler(),
-            num_workers=self.config.data.workers,
+            num_workers=workers,
             pin_memory=self.device.type == "cuda",
             worker_init_fn=leave_signals_to_parent,
         )

@@ -1,6 +1,7 @@
 """The folder of a run: who may write into it, and the files that grow in it.
 
 config.yaml         the configuration
+starts.jsonl        a line a beginning or resumption: command, versions, git state, machine, images
 metrics.jsonl       a line a step
 skipped.jsonl       a line a step that was skipped, with its sample ids
 checkpoints/        see `dexcore.train.checkpoint`
@@ -23,6 +24,7 @@ from dexcore.train.arguments import read_yaml, to_yaml
 from dexcore.train.config import PretrainConfig, differences
 
 SKIPPED_FILE = "skipped.jsonl"
+STARTS_FILE = "starts.jsonl"
 CHECKPOINTS_FOLDER = "checkpoints"
 _LOCK = ".lock"
 
@@ -70,7 +72,7 @@ def _hold(lock: IO[str], folder: Path) -> None:
 
 def _check_content(folder: Path, config: PretrainConfig) -> None:
     content = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
-    if content in ([], [CONFIG_FILE]):
+    if {*content} <= {CONFIG_FILE, STARTS_FILE}:
         return  # new, or begun and never come to a step
     if not config.resume:
         raise RunFolderError(

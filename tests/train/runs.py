@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -87,18 +88,41 @@ def metrics(out: str | Path) -> list[dict[str, Any]]:
 
 def start(config: PretrainConfig, folder: Path) -> subprocess.Popen[str]:
     """The example in a process of its own, with ``config`` in a file in ``folder``."""
+    return _process([str(EXAMPLE), *flags(config, folder)], {})
+
+
+def flags(config: PretrainConfig, folder: Path) -> list[str]:
+    """The command line of ``config``, written into a file in ``folder``."""
     file = folder / f"{Path(config.out).name}.yaml"
     file.write_text(to_yaml(replace(config, resume=False)))
-    flags = ["--config", str(file), *(["--resume"] if config.resume else [])]
+    return ["--config", str(file), *(["--resume"] if config.resume else [])]
+
+
+def start_ranks(count: int, arguments: list[str]) -> list[subprocess.Popen[str]]:
+    """``python arguments`` in ``count`` processes with the environment that torchrun gives them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
+    ranks = [{**group, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+    return [_process(arguments, environment) for environment in ranks]
+
+
+def _process(arguments: list[str], environment: dict[str, str]) -> subprocess.Popen[str]:
     # The same number of threads as here: sums are cut by it.
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    return subprocess.Popen(
-        [sys.executable, str(EXAMPLE), *flags],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), **environment}
+    command = [sys.executable, *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def ends(processes: list[subprocess.Popen[str]]) -> tuple[list[int], list[str], list[str]]:
+    """Exit codes, outputs and errors of processes, waited for; none is left behind."""
+    try:
+        told = [process.communicate(timeout=120) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [process.returncode for process in processes], [out for out, _ in told], [error for _, error in told]
 
 
 def wait_for_steps(process: subprocess.Popen[str], out: Path, steps: int) -> None:

@@ -22,7 +22,7 @@ from dexcore.train.run_folder import RunFolderError
 
 
 def _batch(run):
-    return next(iter(run._batches()))
+    return next(iter(run.batches(workers=0)))
 
 
 @pytest.fixture

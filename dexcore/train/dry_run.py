@@ -1,0 +1,68 @@
+"""A run tried out before it is begun: its memory, its speed, and how long it will take."""
+
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import torch
+
+from dexcore.train.device import attention_kernel, uses_bf16
+from dexcore.train.provenance import device_name
+
+if TYPE_CHECKING:
+    from dexcore.train.loop import Pretraining
+
+_MIB = 2**20
+
+
+def rehearse(run: "Pretraining") -> list[str]:
+    """Do a step to warm up and one with a clock, on all ranks together, and describe the run in lines.
+
+    Changes the model in memory and writes nothing.
+    """
+    config, ranks, schedule = run.config, run.ranks, run.schedule
+    run.model.train()
+    with attention_kernel(run.device, config.run.precision):
+        run.warm_up()
+        batches = iter(run.batches(workers=0))
+        for _ in range(min(2, schedule.total_steps)):
+            began = time.perf_counter()
+            batch = next(batches)
+            loaded = time.perf_counter()
+            run.step(batch, schedule.at(run.step_done))  # ends with a transfer from the device
+            stepped = time.perf_counter()
+    prepare, step = loaded - began, stepped - loaded
+    workers = config.data.workers
+    seconds = max(prepare / workers, step) if workers else prepare + step
+    trained = sum(parameter.numel() for parameter in run.parameters)
+    fixed = sum(parameter.numel() for parameter in run.model.parameters()) - trained
+    precision = "bf16" if uses_bf16(run.device, config.run.precision) else "fp32"
+    return [
+        "dry run: no run folder was written",
+        f"  device     {device_name(run.device)}, {precision}",
+        f"  model      {trained:,} trained parameters, {fixed:,} of directors and positions",
+        f"  images     {len(run.rows):,} for training; {config.run.epochs:g} epochs of {run.order.epoch_size:,} are "
+        f"{schedule.total_steps:,} steps",
+        f"  batch      {config.data.batch_size} = {ranks.count} processes x {config.data.accumulate} parts x "
+        f"{run.part_size} images",
+        f"  memory     {_peak_memory(run.device) / _MIB:,.0f} MiB at the peak, a process",
+        f"  speed      {step:.3f} s a step, {prepare:.3f} s to prepare a process's batch ({workers} workers): "
+        f"{config.data.batch_size / seconds:.0f} images/s",
+        f"  to finish  {_duration(seconds * schedule.total_steps)}, and the evaluation",
+    ]
+
+
+def _peak_memory(device: torch.device) -> int:
+    """The most memory in bytes that tensors took on an accelerator; elsewhere, that this process took."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource  # POSIX alone
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _duration(seconds: float) -> str:
+    minutes, hours = seconds / 60, seconds / 3600
+    if minutes < 2:
+        return f"{seconds:.0f} s"
+    return f"{minutes:.0f} min" if hours < 2 else f"{hours:.1f} h"

@@ -1,0 +1,133 @@
+"""What a run was made by and of: a line in starts.jsonl for its beginning and for every resumption.
+
+No environment variable, user name or remote address of a repository is stored: run folders are handed around.
+"""
+
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import dexcore
+from dexcore.data.dataset import MODALITIES, MVUDataset
+from dexcore.train.ranks import environment_rank
+from dexcore.train.run_folder import STARTS_FILE, LineFile
+
+_PACKAGES = ("torch", "timm", "triton", "numpy", "safetensors", "pyarrow", "opencv-python-headless", "Pillow")
+_SECONDS_FOR_GIT = 10
+
+
+def describe_images(images: MVUDataset, rows: np.ndarray) -> dict[str, Any]:
+    """A store in a few numbers: its name and fingerprint, and how many training images (``rows``) a modality has."""
+    counts = np.bincount(images.modality[rows], minlength=len(MODALITIES)).tolist()
+    training = {modality.value: count for modality, count in zip(MODALITIES, counts, strict=True) if count}
+    return {"name": images.name, "fingerprint": images.fingerprint, "images": len(images), "training": training}
+
+
+def record_start(folder: Path, step: int, device: torch.device, images: Mapping[str, Any]) -> None:
+    """Append a line to starts.jsonl.
+
+    Args:
+        folder: of the run.
+        step: steps done before.
+        device: the run's.
+        images: from `describe_images`.
+
+    Raises:
+        RunFolderError: it cannot be written.
+    """
+    with closing(LineFile(folder / STARTS_FILE, first_step=sys.maxsize)) as starts:
+        starts.write(
+            {
+                "step": step,
+                "time": datetime.now(UTC).isoformat(timespec="seconds"),
+                "command": command(sys.orig_argv[1:]),
+                "versions": {"python": platform.python_version(), "dexcore": dexcore.__version__, **_versions()},
+                "git": _git_state(),
+                "machine": {
+                    "system": f"{platform.system()} {platform.machine()}",
+                    "device": device_name(device),
+                    "threads": torch.get_num_threads(),
+                    "processes": environment_rank()[1],
+                },
+                "images": images,
+            }
+        )
+        starts.sync()
+
+
+def image_differences(folder: Path, now: Mapping[str, Any]) -> list[str]:
+    """Lines ``training.CT: 12 -> 13``: how the images differ from those that the run in ``folder`` began with."""
+    try:
+        then = json.loads((folder / STARTS_FILE).read_text(encoding="utf-8").splitlines()[0])["images"]
+        before, after = ({**images, **_prefixed(images["training"])} for images in (then, now))
+    except (OSError, ValueError, LookupError, TypeError):
+        return []  # the fingerprints alone have to say it
+    names = [name for name in {**before, **after} if name != "training"]
+    return [f"{n}: {before.get(n, 0)} -> {after.get(n, 0)}" for n in names if before.get(n) != after.get(n)]
+
+
+def repeat_command(out: str) -> str:
+    """The command that repeats the run in folder ``out`` into another one, for a script that takes our flags."""
+    again = Path(out)
+    flags = ["--config", str(again / "config.yaml"), "--out", str(again.with_name(f"{again.name}-again"))]
+    return command([sys.argv[0], *flags])
+
+
+def command(arguments: list[str]) -> str:
+    """A shell's line that runs Python with ``arguments``, under torchrun where this process is."""
+    count = environment_rank()[1]
+    if count == 1:
+        return shlex.join(["python", *arguments])
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", count))
+    machines = [] if here == count else ["--nnodes", str(count // here)]
+    return shlex.join(["torchrun", *machines, "--nproc-per-node", str(here), *(a for a in arguments if a != "-u")])
+
+
+def device_name(device: torch.device) -> str:
+    """What people call ``device``."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+
+
+def _prefixed(training: Mapping[str, int]) -> dict[str, int]:
+    return {f"training.{modality}": count for modality, count in training.items()}
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _git_state() -> dict[str, Any] | None:
+    """The commit that dexcore's code is from and the tracked files that differ from it; None where it is installed."""
+    package = Path(dexcore.__file__).parent
+    if _git(package, "ls-files", "--error-unmatch", "__init__.py") is None:
+        return None
+    commit, changed = _git(package, "rev-parse", "HEAD"), _git(package, "diff", "--name-only", "HEAD")
+    return {"commit": (commit or "").strip(), "changed": (changed or "").splitlines()}
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=_SECONDS_FOR_GIT
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None

@@ -1,0 +1,67 @@
+"""One rank of a run without its report, which leaves its weights for a test to look at.
+
+    rank_run.py CONFIG.yaml STATES [--resume] [--poison RANK STEP]
+
+STATES/rank0.npz, ... hold the ranks' weights, and under "all_reduces" how often they called `dist.all_reduce`.
+"""
+
+import argparse
+import math
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch.distributed as dist
+from runs import state
+
+from dexcore.train.arguments import read_yaml
+from dexcore.train.config import PretrainConfig
+from dexcore.train.loop import Pretraining
+from dexcore.train.ranks import join_ranks
+from dexcore.train.run_folder import open_run_folder
+from dexcore.train.stop import EXIT_STOPPED, StopRequest
+
+_calls = 0
+_all_reduce = dist.all_reduce
+
+
+def _counted(*args, **kwargs):
+    global _calls
+    _calls += 1
+    return _all_reduce(*args, **kwargs)
+
+
+class _Poisoned(Pretraining):
+    """A run one of whose ranks is given a NaN."""
+
+    poison: tuple[int, int]
+
+    def batches(self, workers):
+        for step, batch in enumerate(super().batches(workers), start=self.step_done):
+            if (self.ranks.rank, step) == self.poison:
+                batch["image"][0, 0, 3, 3] = math.nan
+            yield batch
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("config", type=Path)
+    parser.add_argument("states", type=Path)
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--poison", type=int, nargs=2, default=(-1, -1))
+    asked = parser.parse_args()
+    config = replace(read_yaml(asked.config, PretrainConfig()), resume=asked.resume)
+    dist.all_reduce = _counted
+    with join_ranks(config.run.device) as ranks, ExitStack() as held, StopRequest() as stop:
+        folder = ranks.on_main(lambda: held.enter_context(open_run_folder(config)))
+        run = _Poisoned(config, folder, ranks)
+        run.poison = tuple(asked.poison)
+        run.resume()
+        run.train(stop)
+        np.savez(asked.states / f"rank{ranks.rank}.npz", all_reduces=_calls, **state(run.model))
+    return EXIT_STOPPED if run.stopping else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
