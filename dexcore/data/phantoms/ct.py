@@ -108,7 +108,7 @@ class _Body:
         self._fill(self.organ(0.02, 0.12, 0.085, 0.30, -0.2) * self.cavity, 90)  # pancreas
         liver = np.maximum(self.organ(-0.08, -0.45, 0.64, 0.36, 0.1), self.organ(-0.45, -0.12, 0.24, 0.38, 0.25))
         liver = liver * self.cavity
-        self._fill(liver, rng.uniform(95, 125))
+        self._fill(liver, rng.uniform(105, 135))
         trunk = (self.cx - 0.16 * self.rx, self.cy - 0.02 * self.ry)
         veins = [(walk(rng, trunk, rng.uniform(2.2, 4.2), 0.22, 0.25), rng.uniform(0.006, 0.012)) for _ in range(6)]
         self.hu += 45 * blur(strokes(self.size, veins), 0.002) * liver
@@ -195,8 +195,8 @@ def _add_table(body: _Body) -> None:
 
 
 def _in_liver(lesion: Lesion, body: _Body, size: int) -> Stamp:
-    radius = 0.058 if lesion.spread else 0.029
-    cy, cx = body.cy + (-0.10 + 0.38 * lesion.v) * body.ry, body.cx + (-0.46 + 0.23 * lesion.u) * body.rx
+    radius = 0.066 if lesion.spread else 0.032
+    cy, cx = body.cy + (-0.10 + 0.42 * lesion.v) * body.ry, body.cx + (-0.46 + 0.25 * lesion.u) * body.rx
     return stamp(lesion, size, cy, cx, radius, radius)
 
 
@@ -208,14 +208,15 @@ def _add_liver_lesion(rng: np.random.Generator, body: _Body, place: Stamp, sprea
         core = ramp(0.72 - place.distance, 0.3)
         hu += inside * (145 - core * rng.uniform(95, 125) + texture - hu)
     else:
-        hu += inside * (rng.uniform(-5, 15) - hu)
+        hu += inside * (rng.uniform(-10, 10) - hu)
 
 
 def _in_lungs(lesion: Lesion, body: _Body, size: int) -> Stamp:
-    radius = 0.058 if lesion.spread else 0.026
+    radius = 0.064 if lesion.spread else 0.028
     side = 1 if lesion.u > 0 else -1
     cy = body.cy + (0.02 + 0.42 * lesion.v) * body.ry
-    cx = body.cx + side * (0.42 + 0.17 * (2 * abs(lesion.u) - 1)) * body.rx
+    middle, reach = (0.58, 0.07) if side > 0 else (0.42, 0.16)  # the heart takes the left lung's inner half
+    cx = body.cx + side * (middle + reach * (2 * abs(lesion.u) - 1)) * body.rx
     return stamp(lesion, size, cy, cx, radius, radius)
 
 

@@ -114,10 +114,10 @@ def _branch(
 
 
 def _taper(lines: _Lines, line: np.ndarray, width: float) -> None:
-    """Split a vessel in pieces that get thinner to 60 %."""
-    pieces = np.array_split(np.arange(len(line)), 4)
-    for number, piece in enumerate(pieces):
-        lines.append((line[max(piece[0] - 1, 0) : piece[-1] + 1], width * (1 - 0.1 * number)))
+    """Split a vessel in pieces that get thinner to 70 %."""
+    quarter = -(-len(line) // 4)
+    for number, start in enumerate(range(0, len(line) - 1, quarter)):
+        lines.append((line[start : start + quarter + 1], width * (1 - 0.1 * number)))
 
 
 def _add_lesion(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, lesion: Lesion) -> None:

@@ -12,7 +12,7 @@ from dexcore.extras import require
 _HEMATOXYLIN = np.array([0.65, 0.70, 0.29], np.float32)
 _EOSIN = np.array([0.07, 0.99, 0.11], np.float32)
 _NUCLEUS = 0.012  # half axis of a healthy one, as a share of the side
-_FINE = 384  # nuclei are drawn on at least this many pixels a side
+_FINE = 256  # nuclei are drawn on at least this many pixels a side
 
 
 def draw_pathology(rng: np.random.Generator, lesions: list[Lesion], size: int) -> tuple[np.ndarray, np.ndarray]:
