@@ -54,18 +54,18 @@ def _losses(history: History, losses: list[tuple[np.ndarray, str]]) -> Picture:
     return Picture(
         name="losses.png",
         title="Losses",
-        reading=(
-            "Thin: every step. Thick: a running mean. The reconstruction loss should fall quickly, then "
-            "slowly; where targets are normalized patch by patch (the default), 1.0 is what predicting each "
-            "patch as its own mean over all channels costs. The alignment loss compares experts and director; as a "
-            "cross-entropy it has a floor above zero. The balance loss is 1.0 when all experts are used "
-            "evenly, and as large as the number of experts when one takes everything."
-        ),
+        reading="Thin is every step, thick a running mean: the reconstruction loss should fall quickly, then slowly.",
         bad=(
             "a reconstruction loss that stays at its start or turns up for good, a balance loss that rises "
             "and stays high, or red marks at the bottom: steps whose loss was not a finite number."
         ),
         png=to_png(figure),
+        detail=(
+            "Where targets are normalized patch by patch (the default), a reconstruction loss of 1.0 is what "
+            "predicting each patch as its own mean over all channels costs. The alignment loss compares experts and "
+            "director; as a cross-entropy it has a floor above zero. The balance loss is 1.0 when all experts are used "
+            "evenly, and as large as the number of experts when one takes everything."
+        ),
     )
 
 
@@ -82,13 +82,13 @@ def _schedules(history: History, progress: list[tuple[np.ndarray, str]]) -> Pict
     return Picture(
         name="schedules.png",
         title="Schedules and speed",
-        reading=(
-            "What was set at each step, and below it what was measured. The learning rate rises, then "
-            "follows a cosine; the directors' momentum rises while the router's exploration noise and the "
-            "balance weight fall. The gradient norm is the one before clipping."
-        ),
+        reading="What was set at each step, and below it what was measured.",
         bad="gradient norms that keep growing, or a speed that drops and stays low (starved of data).",
         png=to_png(figure),
+        detail=(
+            "The learning rate rises, then follows a cosine; the directors' momentum rises while the router's "
+            "exploration noise and the balance weight fall. The gradient norm is the one before clipping."
+        ),
     )
 
 

@@ -49,16 +49,19 @@ def patch_picture(evaluation: Evaluation, analysis: Analysis) -> Picture | None:
         name="patches.png",
         title="What the encoder sees as alike",
         reading=(
-            "A square is a patch; its color is the first three principal components of its token (red, green, blue; "
-            f"{shares} % of the variance), one PCA over all images and both modes, nothing masked. Like colors are "
-            "patches that the encoder takes for alike. Center: through the experts; right: through the directors "
-            "alone, the plain transformer that can be had from the run."
+            "A square is a patch, its color the first three principal components of its token: like colors are what "
+            "the encoder takes for alike, through the experts (center) and through the directors alone (right)."
         ),
         bad=(
             "colors that follow the place in the frame and not the picture, one color an image (modality and nothing "
             "else), or a right column unlike the center one (the directors have not learned what the experts know)."
         ),
         png=png,
+        detail=(
+            f"The components are red, green and blue, with {shares} % of the variance; one PCA over all images and "
+            "both modes, so that colors compare everywhere. Nothing is masked. Through the directors alone the encoder "
+            "is the plain transformer that can be had from the run."
+        ),
     )
 
 
@@ -107,31 +110,35 @@ def map_picture(evaluation: Evaluation, analysis: Analysis, measured: Sequence[S
         name="features.png",
         title="Where images lie",
         reading=(
-            f"A point is an image, by the first two principal components of the encoder's feature "
-            f"({100 * shares[0]:.0f} + {100 * shares[1]:.0f} % of the variance, one plane for all), colored by modality"
-            + (f" on the left and by label on the right{gray}. " if columns == 2 else ". ")
-            + f"In all dimensions, the {NEIGHBORS} nearest images of other files, volumes and patients "
-            + "; ".join(_told(one) for one in measured)
-            + "."
+            "A point is an image, in the plane of the features' first two principal components, colored by modality"
+            + (f" on the left and by label on the right{gray}." if columns == 2 else ".")
         ),
         bad=(
-            "islands of one modality with all labels mixed inside: features that know the machine and not the meaning. "
-            "After pre-training on pixels alone some of that is usual; the director's should be less so."
+            "islands of one modality with all labels mixed inside: features that know the machine and not the meaning "
+            "(after pre-training on pixels alone some of that is usual)."
         ),
         png=png,
+        found=". ".join(_told(one) for one in measured) + ".",
+        detail=(
+            f"The plane, one for both modes, holds {100 * shares[0]:.0f} + {100 * shares[1]:.0f} % of the variance. "
+            f"The percentages are measured in all dimensions: an image is classified by its {NEIGHBORS} nearest images "
+            "of other files, volumes and patients (cosine), classes weighing the same. From other modalities alone, "
+            "only what modalities share can tell the label."
+        ),
     )
 
 
 def _told(one: Separation) -> str:
-    parts = []
-    for name, neighbors in (
-        ("modality", one.modality),
-        ("label", one.label),
-        ("label from other modalities alone", one.label_across),
-    ):
-        if math.isfinite(neighbors.accuracy):
-            parts.append(f"{name} {100 * neighbors.accuracy:.0f} % (chance {100 * neighbors.chance:.0f} %)")
-    return f"({one.mode}) tell the " + ", ".join(parts) if parts else f"({one.mode}) cannot be asked"
+    known = {"modality": one.modality, "label": one.label, "label from other modalities alone": one.label_across}
+    parts = [
+        f"{name} {100 * neighbors.accuracy:.0f} % (chance {100 * neighbors.chance:.0f} %)"
+        for name, neighbors in known.items()
+        if math.isfinite(neighbors.accuracy)
+    ]
+    where = f"Through the {one.mode}" + "s" * (one.mode == "director")
+    return f"{where}, nearest neighbors tell the " + (
+        ", ".join(parts) if parts else "modality of too few images to say"
+    )
 
 
 def _dots(axis: Any, places: np.ndarray, color: Any, alpha: float = 0.8) -> None:

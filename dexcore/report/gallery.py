@@ -39,15 +39,17 @@ def gallery_picture(evaluation: Evaluation) -> Picture | None:
         name="reconstructions.png",
         title="Reconstructions",
         reading=(
-            "The model sees the visible patches of the second column and nothing else. Third column: its "
-            "prediction of every patch. Fourth: the prediction pasted into the hidden patches. Where targets "
-            "are normalized patch by patch (the default), the model predicts structure inside a patch "
-            "alone, and each patch's mean and deviation are taken from the target: the coarse brightness of "
-            "the last two columns is given, what happens inside a patch is the model's. "
-            "Its guess at visible patches, in the third column alone, is never trained and may be noise."
+            "From the visible patches of the second column alone the model predicts the third; the fourth has its "
+            "prediction pasted into the hidden patches."
         ),
         bad="hidden patches that are flat or all alike, or structure that comes only in training images.",
         png=png,
+        detail=(
+            "Where targets are normalized patch by patch (the default), the model predicts structure inside a patch "
+            "alone, and each patch's mean and deviation are taken from the target: the coarse brightness of the last "
+            "two columns is given, what happens inside a patch is the model's. Its guess at visible patches, in the "
+            "third column alone, is never trained and may be noise."
+        ),
     )
 
 

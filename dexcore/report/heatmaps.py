@@ -49,13 +49,15 @@ def _depth(blocks: Sequence[Specialization]) -> Picture:
         name="specialization.png",
         title="Do experts follow modalities?",
         reading=(
-            "How much an image's modality and its experts tell of each other: 0 is nothing, 1 is everything. "
-            "The router never sees modality labels. The null permutes the labels among files, volumes and "
-            "patients, so slices of one volume count once. A point above its gray bar is more than chance "
-            "draws; one inside it is not. Synthetic modalities take part, and are easier to tell apart."
+            "A point above its gray bar: an image's modality and its experts tell more of each other than chance does "
+            "(0 is nothing, 1 everything)."
         ),
         bad="points inside the gray bars in every block: experts that do not tell modalities apart.",
         png=to_png(figure),
+        detail=(
+            "The router never sees modality labels. The null permutes the labels among files, volumes and patients, so "
+            "slices of one volume count once. Synthetic modalities take part, and are easier to tell apart."
+        ),
     )
 
 
@@ -89,11 +91,12 @@ def _block(number: int, block: Specialization) -> Picture:
         name=f"experts_block_{number:02d}.png",
         title=f"Block {number}: modality and expert",
         reading=(
-            f"{_verdict(block)} Rows are modalities, columns experts; a row adds up to 100 %. Left: "
-            "measured. Right: a typical draw with the labels permuted."
+            "Rows are modalities, columns experts, and a row adds up to 100 %: left as measured, right a typical draw "
+            "with the labels permuted."
         ),
         bad="rows that all look alike, or experts dark in every row (nobody uses them).",
         png=to_png(figure),
+        found=_verdict(block),
     )
 
 

@@ -23,10 +23,14 @@ def document(title: str, body: Iterable[str]) -> str:
 def figure(picture: Picture) -> str:
     """A picture with its heading and its caption, the PNG inside."""
     data = base64.b64encode(picture.png).decode()
+    found = f'<p class="found">{escape(picture.found)}</p>\n' if picture.found else ""
+    detail = f'\n<details class="detail"><summary>In detail</summary>{escape(picture.detail)}</details>'
+    detail = detail if picture.detail else ""
     return (
         f"<h3>{escape(picture.title)}</h3>\n<figure>\n"
         f'<img alt="{escape(picture.title)}" src="data:image/png;base64,{data}">\n'
-        f"<figcaption>{escape(picture.reading)} <b>Bad:</b> {escape(picture.bad)}</figcaption>\n</figure>"
+        f"<figcaption>{found}{escape(picture.reading)} <b>Bad:</b> {escape(picture.bad)}{detail}</figcaption>\n"
+        "</figure>"
     )
 
 

@@ -38,8 +38,8 @@ def load_picture(history: History) -> Picture | None:
         name="load.png",
         title="Load of the experts over time",
         reading=(
-            "Each band is one expert of a block, expert 1 at the bottom; its height is the share of the "
-            "batch that the router gave it. Block 1 is nearest to the input."
+            "Each band is one expert of a block, expert 1 at the bottom, its height the share of the batch that the "
+            "router gave it."
         ),
         bad="a band that fills its block (the router collapsed), or bands that vanish (experts nobody uses).",
         png=png,
@@ -69,15 +69,15 @@ def hunger_picture(history: History, blocks: tuple[Hunger, ...]) -> Picture | No
         name="starving.png",
         title="Starving experts",
         reading=(
-            f"Top: each expert's share of its block over the last tenth of the run; at the line all are used alike. "
-            f"Red: starving, less than {STARVING:g} of an even share ({starving} of {experts}). Bottom: how many "
-            "starved while training."
+            "Top: each expert's share of its block over the last tenth of the run, 1 if all were used alike, red under "
+            f"{STARVING:g}; bottom: how many were that low while training."
         ),
         bad=(
             "red points, or a bottom curve that does not come down: the router has written experts off, and the "
             "balance loss or the exploration noise is too weak to bring them back."
         ),
         png=png,
+        found=f"{starving} of {experts} experts starve.",
     )
 
 
@@ -94,7 +94,7 @@ def _shares_at_the_end(axis: Any, blocks: tuple[Hunger, ...]) -> None:
     axis.set_ylim(_FLOOR, max(2, 1.3 * max(block.share_r.max() for block in blocks)))
     axis.set_yticks([0.001, 0.01, 0.1, 1], ["≤ 0.001", "0.01", "0.1", "1"])
     axis.minorticks_off()
-    axis.set_title("Share at the end, in even shares")
+    axis.set_title("Share at the end (1: all alike)")
     axis.set_xlim(0.5, len(blocks) + 0.5)
     axis.set_xticks(spread(np.arange(1, len(blocks) + 1), 12))
     axis.set_xlabel("block")
@@ -131,15 +131,20 @@ def flow_picture(way: Flow, names: Sequence[str]) -> Picture | None:
         name="routing.png",
         title="Routing over depth",
         reading=(
-            "Columns are blocks, gray bars their experts by number: a bar is as tall as the share of images (each "
-            "modality weighs the same) for which it is the strongest. Ribbons carry images of one modality on to the "
-            "next block. A color that stays together is a modality with experts of its own."
+            "Columns are blocks, gray bars their experts, and ribbons carry the images of one modality from each "
+            "block's strongest expert to the next block's: a color that stays together is a modality with experts of "
+            "its own."
         ),
         bad=(
             "one bar as tall as the picture (collapse), or all colors in all bars in like parts: routing that has "
             "nothing to do with modality."
         ),
         png=png,
+        detail=(
+            "A bar is as tall as the share of images for which its expert is the strongest of the chosen ones, each "
+            "modality weighing the same; the number is the expert's in its block, and means nothing in another. Of "
+            "deep models every nth block is drawn."
+        ),
     )
 
 

@@ -26,7 +26,7 @@ def gradient_picture(analysis: Analysis, measured: Sequence[Conflict]) -> Pictur
         halves = figure.subplots(2, 1)
         for axis, part, cosines in zip(halves, PARTS, analysis.gradient_cosines, strict=True):
             image = axis.imshow(cosines, cmap="RdBu_r", vmin=-1, vmax=1)
-            axis.set_title(f"Gradients of the {part}" if part == "experts" else f"Gradients of the encoder's {part}")
+            axis.set_title(part.capitalize())
             _bare(axis)
             axis.set_yticks(range(size), names)
             axis.set_xticks(range(size), names, rotation=45, ha="right", rotation_mode="anchor", fontsize=9)
@@ -35,7 +35,7 @@ def gradient_picture(analysis: Analysis, measured: Sequence[Conflict]) -> Pictur
                 axis.add_patch(_rectangle(place - 0.5, place - 0.5, **frame))
             for (row, column), cosine in np.ndenumerate(cosines):
                 color = "white" if abs(cosine) > 0.6 else "black"
-                text = f"{100 * cosine:.0f}" if math.isfinite(cosine) else "–"
+                text = f"{round(100 * cosine)}" if math.isfinite(cosine) else "–"
                 axis.text(column, row, text, ha="center", va="center", color=color, fontsize=8)
         bar = figure.colorbar(image, ax=halves, fraction=0.05, pad=0.03, aspect=40, ticks=[-1, -0.5, 0, 0.5, 1])
         bar.outline.set_visible(False)
@@ -48,16 +48,21 @@ def gradient_picture(analysis: Analysis, measured: Sequence[Conflict]) -> Pictur
         name="gradients.png",
         title="Do modalities pull the same way?",
         reading=(
-            "Cosines (times 100) between gradients of the reconstruction loss on training images, at the end of the "
-            "run: red pulls the same way, blue against each other, white has nothing to do with each other. On the "
-            "diagonal, framed: two halves of one modality, the ceiling that so few images allow; where it is low, its "
-            f"row says little. Means: {said}. Most opposed in the shared weights: {first} and {second}, {cosine:.2f}."
+            "Modalities that meet in red pull the weights the same way, in blue against each other; the framed "
+            "diagonal, two halves of one modality, is the most that so few images allow."
         ),
         bad=(
             "deep blue among the experts: modalities with opposite wishes share experts, which routing was to prevent. "
             "Blue in the shared weights is the conflict that experts are for, and no fault of theirs."
         ),
         png=png,
+        found=f"Mean cosine, {said}. Most opposed in the shared weights: {first} and {second}, {cosine:.2f}.",
+        detail=(
+            "Cosines, times 100, between gradients of the reconstruction loss on training images, at the end of the "
+            "run: above of the encoder's weights that every image uses, below of its experts. Where the diagonal is "
+            "low its row says little. White has nothing to do with each other; at the end of a long training gradients "
+            "mostly cancel, and white is what is left. Modalities with fewer than two training images are not shown."
+        ),
     )
 
 
@@ -94,15 +99,20 @@ def similarity_picture(analysis: Analysis, measured: Sequence[Likeness]) -> Pict
         name="similarity.png",
         title="How far experts have grown apart",
         reading=(
-            "Linear CKA of what two experts make of the same tokens (those they would never be sent included), at the "
-            "end of the run: 1 is the same up to rotation and scale, 0 unrelated. All began as copies of the director, "
-            "at 1 by construction. Top: over depth. Below: expert by expert, D is the director."
+            "How alike the outputs of two experts are for the same tokens: all began as copies, at 1, and the lower, "
+            "the further they have grown apart (D is the director)."
         ),
         bad=(
             "1 everywhere (the experts are still copies: one would do), or a director near 0 with all experts (it "
             "follows none of them)."
         ),
         png=png,
+        detail=(
+            "Linear CKA (unbiased), measured at the end of the run: 1 is the same up to rotation and scale, 0 "
+            "unrelated. At the start it is 1 by construction, every expert being a copy of the director. All experts "
+            "are given the tokens that reach their block, those included that the router would never send them. Top: "
+            "over depth. Below: expert by expert."
+        ),
     )
 
 

@@ -57,9 +57,11 @@ class Picture:
     Attributes:
         name: file name without folder, ending in .png.
         title: heading.
-        reading: how to read it.
+        reading: how to read it, in a sentence.
         bad: what would be a bad sign.
         png: the file's content.
+        found: what it shows of this run, in numbers; "" where the picture says it all.
+        detail: what else a careful reader must know; the page folds it away.
     """
 
     name: str
@@ -67,6 +69,8 @@ class Picture:
     reading: str
     bad: str
     png: bytes
+    found: str = ""
+    detail: str = ""
 
 
 def new_figure(height: float, layout: str | None = "constrained") -> Any:

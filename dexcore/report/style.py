@@ -31,6 +31,9 @@ td:nth-of-type(even), thead th { color: var(--quiet); white-space: nowrap; }
 details { margin: 2rem 0; border: 1px solid var(--line); border-radius: 6px; padding: 0 0.75rem; }
 details[open] { padding-bottom: 0.75rem; }
 summary { cursor: pointer; padding: 0.6rem 0; font-weight: 600; }
+.found { color: var(--text); }
+.detail { margin: 0.4rem 0 0; border: 0; padding: 0; }
+.detail summary { padding: 0.3rem 0; font-weight: 400; color: var(--mark); }
 pre { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px; padding: 0.75rem;
   font-size: 0.85rem; }
 """

@@ -2,6 +2,7 @@
 
 import json
 import math
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ from dexcore.report.measures import (
 from dexcore.report.model_measures import Conflict, Likeness, Separation, conflicts, likeness, separation
 from dexcore.report.numbers import RunNumbers
 from dexcore.report.routes import STARVING, Hunger, hunger
+
+_WIDTH = 100  # columns of a terminal
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,7 +173,8 @@ class Summary:
     def _model_lines(self) -> list[str]:
         lines = []
         if self.hunger:
-            lines.append(f"Starving experts (under {STARVING:g} of an even share at the end): {self.starving()}")
+            told = f"Starving experts (under {STARVING:g} of an even share at the end): {self.starving()}"
+            lines += textwrap.wrap(told, _WIDTH, subsequent_indent="  ")
         for one in self.conflicts:
             lines.append(
                 f"Gradient cosine, {one.part}: {one.between:.2f} between modalities, {one.ceiling:.2f} between halves "
@@ -178,13 +182,14 @@ class Summary:
             )
         for sep in self.separation:
             known = {"modality": sep.modality, "label": sep.label, "label across modalities": sep.label_across}
-            told = [
+            numbers = [
                 f"{name} {found.accuracy:.2f} (chance {found.chance:.2f})"
                 for name, found in known.items()
                 if math.isfinite(found.accuracy)
             ]
-            if told:
-                lines += [f"{NEIGHBORS} nearest neighbors in {sep.mode} mode: {', '.join(told)}"]
+            if numbers:
+                lines.append(f"{NEIGHBORS} nearest neighbors ({sep.mode} mode) tell")
+                lines.append(f"  {', '.join(numbers)}")
         return ["", *lines] if lines else []
 
     def starving(self) -> str:

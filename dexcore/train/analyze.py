@@ -18,10 +18,10 @@ from dexcore.report.evaluation import Evaluation
 from dexcore.report.geometry import linear_cka, principal_components
 from dexcore.train.config import PretrainConfig
 from dexcore.train.device import autocast
-from dexcore.train.evaluate import batches, example_rows
+from dexcore.train.evaluate import BATCH, batches, example_rows
 from dexcore.train.gradients import gradient_cosines
 
-_TOKENS = 2048  # that the experts are compared on
+_TOKENS = 1024  # that the experts are compared on
 _SYNTHETIC = re.compile(r"SyntheticMVU/seed=(\d+)/([^/]+)/(\d+)")  # a generated image's group in a store
 _SMALLEST = 32  # pixels a side, to draw an image for its label
 
@@ -108,7 +108,7 @@ def _expert_similarity(
     All of them are given the same tokens: those that reach the block in up to 64 whole images evenly spaced in the
     evaluation, whoever they were routed to.
     """
-    spread = rows[np.unique(np.linspace(0, len(rows) - 1, 64).round().astype(int))]
+    spread = rows[np.unique(np.linspace(0, len(rows) - 1, BATCH).round().astype(int))]
     (batch,) = batches(images, spread, model, config)
     layers = dex_layers(model)
     inputs: list[Tensor] = []

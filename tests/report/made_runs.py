@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dexcore.report import Evaluation, Examples
+from dexcore.report import Analysis, Evaluation, Examples, RunNumbers
+from dexcore.report.history import History
 
 NAMES = ("CT", "MR", "Photo")
 
@@ -40,6 +41,39 @@ def make_evaluation(
     return Evaluation(modality_names=names, modality=modality, gates=gates, **(fields | changes))
 
 
+def make_analysis(evaluation: Evaluation, experts: Sequence[int] = (), **changes: object) -> Analysis:
+    """Random features of width 6; the modalities with several images were compared; half of the labels known."""
+    rng = np.random.default_rng(1)
+    n, m = len(evaluation), len(evaluation.examples)
+    compared = [
+        name for index, name in enumerate(evaluation.modality_names) if (evaluation.modality == index).sum() > 1
+    ]
+    cosines = np.clip(rng.normal(0, 0.4, (2, len(compared), len(compared))), -1, 1)
+    blocks = [np.clip(rng.random((count + 1, count + 1)), 0, 1) for count in experts]
+    for block in blocks:
+        np.fill_diagonal(block, 1)
+    fields = {
+        "label_names": ("healthy", "ill"),
+        "label": np.arange(n) % 4 % 3 - 1,
+        "features": rng.normal(size=(2, n, 6)),
+        "patches": rng.normal(size=(2, m, 3, 3, 3)),
+        "patch_variance": [0.5, 0.3, 0.1],
+        "gradient_modalities": compared,
+        "gradient_images": [2] * len(compared),
+        "gradient_cosines": (cosines + cosines.transpose(0, 2, 1)) / 2,
+        "expert_similarity": [(block + block.T) / 2 for block in blocks],
+    }
+    return Analysis(**(fields | changes))
+
+
+def make_numbers(evaluation: Evaluation, **changes: object) -> RunNumbers:
+    """A run's numbers around an evaluation; ``changes`` are its other parts."""
+    experts = [gates.shape[1] for gates in evaluation.gates]
+    history = History(np.arange(4), {}, tuple(np.full((4, count), 1 / count) for count in experts))
+    parts = {"config": {}, "history": history, "analysis": make_analysis(evaluation, experts)}
+    return RunNumbers(evaluation=evaluation, **(parts | changes))
+
+
 def one_hot(experts: Sequence[int], total: int) -> np.ndarray:
     """Gates that give each image to one expert."""
     return np.eye(total)[np.asarray(experts)]
@@ -51,10 +85,13 @@ def write_run(
     steps: int = 6,
     load: Sequence[int] = (),
     nan_steps: Sequence[int] = (),
+    analysis: Analysis | None = None,
 ) -> Path:
     """A run folder as a trainer leaves it."""
     folder.mkdir(parents=True, exist_ok=True)
     evaluation.save(folder / "evaluation.npz")
+    analysis = analysis or make_analysis(evaluation, [gates.shape[1] for gates in evaluation.gates])
+    analysis.save(folder / "analysis.npz")
     (folder / "config.yaml").write_text("out: runs/x\nmodel:\n  dim: 192\n  note: <b>&\n", encoding="utf-8")
     lines = [json.dumps(step_record(step, load, lost=step in nan_steps)) for step in range(steps)]
     (folder / "metrics.jsonl").write_text("".join(line + "\n" for line in lines), encoding="utf-8")

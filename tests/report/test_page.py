@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from made_runs import make_evaluation, make_examples, write_run
+from made_runs import make_analysis, make_evaluation, make_examples, write_run
 from PIL import Image
 
 from dexcore.report import build_report
@@ -20,13 +20,14 @@ class _Page(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.open, self.sources, self.tags, self.words = [], [], [], []
+        self.open, self.sources, self.links, self.ids, self.words = [], [], [], [], []
         self.feed(text)
         assert self.open == []
 
     def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.sources += [value for name, value in attrs if name in ("src", "href", "srcset", "action")]
+        self.sources += [value for name, value in attrs if name in ("src", "srcset", "action")]
+        self.links += [value for name, value in attrs if name == "href"]
+        self.ids += [value for name, value in attrs if name == "id"]
         if tag not in _VOID:
             self.open.append(tag)
 
@@ -54,7 +55,7 @@ def gates(*experts, n=8):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = write_run(tmp_path_factory.mktemp("runs") / "first", make_evaluation(gates=gates(4, 3)), load=(4, 3))
-    assert build_report(folder) == folder / "report.html"
+    assert build_report(folder).files["report"] == str(folder / "report.html")
     return folder
 
 
@@ -66,6 +67,12 @@ def test_the_page_carries_every_picture_and_nothing_from_elsewhere(run):
         "losses.png",
         "schedules.png",
         "load.png",
+        "starving.png",
+        "routing.png",
+        "similarity.png",
+        "features.png",
+        "gradients.png",
+        "patches.png",
         "reconstructions.png",
         "specialization.png",
         "experts_block_01.png",
@@ -73,7 +80,8 @@ def test_the_page_carries_every_picture_and_nothing_from_elsewhere(run):
     }
     assert sorted(embedded) == sorted(files.values())
     html = (run / "report.html").read_text(encoding="utf-8")
-    assert not re.search(r"https?://|url\(|@import|<script|<link", html)
+    assert not re.search(r"https?://|url\(|@import|<script", html)
+    assert page.links == ["data:,", *(f"#{name}" for name in page.ids)]  # an empty icon, and places in the page
 
 
 def test_pictures_are_drawings_and_not_blank(run):
@@ -95,8 +103,10 @@ def test_the_page_is_made_for_phones_light_and_dark(run):
 def test_every_picture_says_how_to_read_it_and_what_is_bad(run):
     html = (run / "report.html").read_text(encoding="utf-8")
     captions = re.findall(r"<figcaption>(.*?)</figcaption>", html, flags=re.S)
-    assert len(captions) == 7
-    assert all(re.search(r"\w.{20,}<b>Bad:</b> \w.{20,}", caption, flags=re.S) for caption in captions)
+    assert len(captions) == 13
+    for caption in captions:
+        reading = re.sub(r'<p class="found">.*?</p>\n|\n<details.*</details>', "", caption, flags=re.S)
+        assert re.fullmatch(r"\w[^.]{20,}\. <b>Bad:</b> \w.{20,}\.", reading.replace("0.1", ""), flags=re.S), reading
 
 
 def test_the_page_holds_measures_configuration_and_the_way_to_the_model(run):
@@ -105,13 +115,16 @@ def test_the_page_holds_measures_configuration_and_the_way_to_the_model(run):
     assert "mean over modalities, real images" in page.text
     assert "dim 192; note <b>&" in page.text  # and not as markup
     assert f'from_pretrained("{(run / "model").as_posix()}")' in page.text
+    assert f"dexcore report {run.as_posix()} makes it again" in page.text
     assert "patch's mean and deviation are taken from the target" in page.text
     assert (run / "summary.json").is_file()
 
 
 def test_the_report_can_be_made_again_and_is_the_same(run):
     before = (run / "report.html").read_bytes()
+    (run / "report" / "of_an_older_version.png").write_bytes(b"")
     build_report(run)
+    assert not (run / "report" / "of_an_older_version.png").exists()
     assert (run / "report.html").read_bytes() == before
     assert not [path for path in run.rglob("*") if path.name.endswith(".tmp")]
 
@@ -146,14 +159,17 @@ def test_reconstructions_show_a_held_out_image_where_there_is_one(tmp_path):
         ),
         (make_evaluation(gates=gates(1, 20)), {"load": (1, 20)}, "Block 2"),
         (make_evaluation([], examples=make_examples([], [], [])), {}, "No image was evaluated"),
+        (make_evaluation(gates=gates(*[2] * 9)), {"load": (2,) * 9}, "Routing over depth"),
+        (make_evaluation(gates=gates(20)), {"load": (20,)}, "How far experts have grown apart"),
     ],
 )
-def test_unusual_runs_get_a_sensible_page(tmp_path, evaluation, written, expected):
+def test_unusual_runs_get_a_sensible_page(tmp_path, monkeypatch, evaluation, written, expected):
+    monkeypatch.setattr("dexcore.report.pictures._DPI", 30)  # drawing is what takes the time
     build_report(write_run(tmp_path, evaluation, **written))
     assert expected in read(tmp_path).text
 
 
-@pytest.mark.parametrize("name", ["metrics.jsonl", "config.yaml", "evaluation.npz"])
+@pytest.mark.parametrize("name", ["metrics.jsonl", "config.yaml", "evaluation.npz", "analysis.npz"])
 def test_a_missing_file_is_named_before_anything_is_written(tmp_path, name):
     folder = write_run(tmp_path, make_evaluation())
     (folder / name).unlink()
@@ -171,12 +187,40 @@ def test_a_missing_file_is_named_before_anything_is_written(tmp_path, name):
         ("config.yaml", b"- 1"),
         ("config.yaml", b"\xff\xfe\x00"),
         ("evaluation.npz", b"PK"),
+        ("analysis.npz", b"PK"),
     ],
 )
 def test_a_damaged_file_is_named_before_anything_is_written(tmp_path, name, content):
     folder = write_run(tmp_path, make_evaluation())
     (folder / name).write_bytes(content)
     with pytest.raises(ValueError, match=name):
+        build_report(folder)
+    assert not (folder / "report.html").exists()
+
+
+def test_a_model_that_diverged_gets_a_page(tmp_path, monkeypatch):
+    monkeypatch.setattr("dexcore.report.pictures._DPI", 30)
+    evaluation = make_evaluation(gates=[np.full((8, 4), np.nan)])
+    lost = make_analysis(evaluation)
+    analysis = make_analysis(
+        evaluation,
+        features=np.full_like(lost.features, np.nan),
+        patches=np.full_like(lost.patches, np.nan),
+        patch_variance=np.zeros(3),
+        gradient_cosines=np.full_like(lost.gradient_cosines, np.nan),
+        expert_similarity=[np.full((5, 5), np.nan)],
+    )
+    build_report(write_run(tmp_path, evaluation, load=(4,), nan_steps=range(6), analysis=analysis))
+    text = read(tmp_path).text
+    assert "not finite in 6 of 6 steps" in text
+    for title in ("Where images lie", "Do modalities pull", "grown apart", "sees as alike"):
+        assert title not in text
+
+
+def test_numbers_of_other_images_are_refused(tmp_path):
+    other = make_analysis(make_evaluation([0, 1]))
+    folder = write_run(tmp_path, make_evaluation(), analysis=other)
+    with pytest.raises(ValueError, match=r"analysis\.npz: of 2 images and 3 examples, expected 8 and 3"):
         build_report(folder)
     assert not (folder / "report.html").exists()
 

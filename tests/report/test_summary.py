@@ -1,9 +1,11 @@
 import json
 
 import numpy as np
-from made_runs import make_evaluation, one_hot
+import pytest
+from made_runs import make_evaluation, make_numbers, one_hot
 
 from dexcore.report import run_files, summarize
+from dexcore.report.history import History
 
 
 def line_of(lines, start):
@@ -16,7 +18,7 @@ def test_the_lines_say_what_was_measured():
     evaluation = make_evaluation(
         modality, gates=[one_hot(modality, 3)], squared_error=np.where(modality == 1, 0.25, 0.5)
     )
-    lines = summarize(evaluation).lines()
+    lines = summarize(make_numbers(evaluation)).lines()
     assert line_of(lines, "CT") == ["CT", "0.500", "3", "0.500", "1"]
     assert line_of(lines, "MR") == ["MR", "0.750", "3", "0.750", "1"]
     assert line_of(lines, "Photo") == ["Photo", "(synthetic)", "0.500", "3", "0.500", "1"]
@@ -28,7 +30,7 @@ def test_the_lines_say_what_was_measured():
 def test_lines_are_aligned_and_fit_100_columns():
     rng = np.random.default_rng(0)
     gates = [rng.dirichlet(np.ones(experts), 8) for experts in (64, 4)]
-    lines = summarize(make_evaluation(gates=gates)).lines()
+    lines = summarize(make_numbers(make_evaluation(gates=gates))).lines()
     assert max(len(line) for line in lines) <= 100
     table = [line for line in lines if line.startswith("  ") and line[2:4] in ("CT", "MR", "Ph", "me", "al")]
     assert len({len(line) for line in table}) == 1
@@ -36,38 +38,50 @@ def test_lines_are_aligned_and_fit_100_columns():
 
 
 def test_real_images_alone_need_no_second_mean():
-    lines = summarize(make_evaluation([0, 0, 1, 1])).lines()
+    lines = summarize(make_numbers(make_evaluation([0, 0, 1, 1]))).lines()
     assert not any("real images" in line and "mean" in line for line in lines)
     assert not any("synthetic" in line for line in lines)
 
 
 def test_modalities_without_held_out_images_are_named():
     evaluation = make_evaluation([0, 0, 1], heldout=[False, True, False])
-    lines = summarize(evaluation).lines()
+    lines = summarize(make_numbers(evaluation)).lines()
     assert line_of(lines, "MR") == ["MR", "0.500", "1", "-", "-"]
     assert any("held out: mean over 1 modalities; none held out of MR" in line for line in lines)
 
 
 def test_no_held_out_images_are_said_to_be_none():
-    lines = summarize(make_evaluation([0, 1], heldout=[False, False])).lines()
+    lines = summarize(make_numbers(make_evaluation([0, 1], heldout=[False, False]))).lines()
     assert any("no image was held out" in line for line in lines)
 
 
 def test_one_modality_and_no_blocks_are_said():
-    assert any("one modality" in line for line in summarize(make_evaluation([0], gates=[np.ones((1, 2))])).lines())
-    assert any("no DEX block" in line for line in summarize(make_evaluation()).lines())
+    assert any(
+        "one modality" in line
+        for line in summarize(make_numbers(make_evaluation([0], gates=[np.ones((1, 2))]))).lines()
+    )
+    assert any("no DEX block" in line for line in summarize(make_numbers(make_evaluation())).lines())
 
 
 def test_files_stand_at_the_end(tmp_path):
-    lines = summarize(make_evaluation(), run_files(tmp_path)).lines()
+    lines = summarize(make_numbers(make_evaluation()), run_files(tmp_path)).lines()
     assert line_of(lines, "report") == ["report", str(tmp_path / "report.html")]
     assert line_of(lines, "model") == ["model", str(tmp_path / "model")]
+
+
+def test_starving_experts_are_named_in_lines_that_fit():
+    loads = tuple(np.tile(np.where(np.arange(16) < starving, 0.0, 1.0), (5, 1)) for starving in (0, 3, 15, 15, 15))
+    history = History(np.arange(5), {}, tuple(load / load.sum(1, keepdims=True) for load in loads))
+    summary = summarize(make_numbers(make_evaluation(), history=history))
+    assert summary.starving().startswith("48 of 80 (block 2: 1, 2, 3; block 3: 1, 2, 3, 4")
+    assert max(map(len, summary.lines())) <= 100
+    assert line_of(summarize(make_numbers(make_evaluation(gates=[np.ones((8, 2))]))).lines(), "Starving")[-1] == "none"
 
 
 def test_the_json_holds_the_same_numbers_and_null_for_none(tmp_path):
     modality = np.repeat([0, 1], 4)
     evaluation = make_evaluation(modality, gates=[one_hot(modality, 2), np.ones((8, 1))], heldout=np.zeros(8, bool))
-    summary = summarize(evaluation, {"report": "a/report.html"})
+    summary = summarize(make_numbers(evaluation), {"report": "a/report.html"})
     summary.save(tmp_path / "summary.json")
     stored = json.loads((tmp_path / "summary.json").read_text())
     assert stored["variance_explained"]["training"]["mean"] == {"value": 0.5, "images": 8, "modalities": 2}
@@ -77,4 +91,11 @@ def test_the_json_holds_the_same_numbers_and_null_for_none(tmp_path):
     assert first["nmi"] == 1.0
     assert first["p_value"] == summary.blocks[0].p_value
     assert (second["block"], second["experts"], second["nmi"]) == (2, 1, None)
+    assert stored["load"] == [
+        {"block": 1, "share": [1, 1], "starving": []},
+        {"block": 2, "share": [1], "starving": []},
+    ]
+    assert [one["mode"] for one in stored["nearest_neighbors"]] == ["experts", "director"]
+    assert [one["part"] for one in stored["gradient_cosines"]] == ["shared weights", "experts"]
+    assert [one["mean"] for one in stored["expert_similarity"]] == [pytest.approx(summary.likeness[0].mean), None]
     assert stored["files"] == {"report": "a/report.html"}

@@ -1,0 +1,61 @@
+"""The report in a real browser, at a phone's width, light and dark."""
+
+import numpy as np
+import pytest
+from browser import BROWSERS, find_browser, look_at
+from made_runs import make_evaluation, write_run
+
+from dexcore.report import build_report
+
+PHONE = 390
+BROWSER = find_browser()
+pytestmark = pytest.mark.skipif(BROWSER is None, reason=f"no browser here: none of {', '.join(BROWSERS)} is installed")
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    rng = np.random.default_rng(0)
+    gates = [rng.dirichlet(np.ones(count), 8) for count in (8, 8, 3)]
+    name = "a-long-name-of-a-run-without-any-place-to-break-it-and-so-on-and-on"  # must not widen the page
+    folder = write_run(tmp_path_factory.mktemp("runs") / name, make_evaluation(gates=gates), load=(8, 8, 3))
+    build_report(folder)
+    return folder / "report.html"
+
+
+@pytest.fixture(scope="module")
+def looks(report, tmp_path_factory):
+    return {dark: look_at(BROWSER, report, tmp_path_factory.mktemp("profile"), PHONE, dark) for dark in (False, True)}
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_nothing_goes_wrong_on_a_phone(looks, report, dark):
+    seen = looks[dark]
+    assert seen.width == PHONE
+    assert seen.scroll_width <= PHONE
+    assert seen.pictures == len(list((report.parent / "report").glob("*.png"))) > 10
+    assert seen.missing == []
+    assert seen.narrow == []
+    assert seen.console == []
+    assert seen.requests == []
+    assert seen.smallest_text >= 13
+
+
+def test_the_page_follows_the_readers_choice_of_light_and_dark(looks):
+    assert looks[False].background == "rgb(255, 255, 255)"
+    assert max(int(part) for part in looks[True].background[4:-1].split(",")) < 50
+
+
+def test_a_page_with_faults_is_found_out(tmp_path):
+    page = tmp_path / "faulty.html"
+    page.write_text(
+        "<!DOCTYPE html><html><body style='margin:0'><p style='font-size:9px'>small</p>"
+        "<img alt='gone' src='data:image/png;base64,AAAA'><img alt='asked' src='elsewhere.png'>"
+        "<div style='width:600px'>wide</div><script>console.error('a fault')</script></body></html>",
+        encoding="utf-8",
+    )
+    seen = look_at(BROWSER, page, tmp_path / "profile", PHONE)
+    assert seen.scroll_width == 600
+    assert seen.missing == ["gone", "asked"]
+    assert seen.requests == ["/elsewhere.png"]
+    assert any("a fault" in line for line in seen.console)
+    assert seen.smallest_text == 9
