@@ -31,10 +31,14 @@ def parse(argv: Sequence[str] | None = None) -> PretrainConfig | None:
     def arguments(
         config_fields: Annotated[PretrainConfig, tyro.conf.arg(name="")] = base,
         preset: Literal["laptop", "paper"] = "laptop",
-        config: Path | None = None,
+        config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
         print_config: bool = False,
     ) -> tuple[PretrainConfig, bool]:
         """Pre-train a Director-Experts masked autoencoder on medical images.
+
+        Values: the preset's (with --resume the run folder's), then --config, then flags.
+
+        See what a run needs by --dry-run. Under torchrun several processes share it.
 
         Args:
             config_fields: the run.

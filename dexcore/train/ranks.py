@@ -133,5 +133,6 @@ def join_ranks(device: str) -> Iterator[Ranks]:
 
 
 def _says_lost(error: RuntimeError) -> bool:
-    """Whether a collective failed: gloo raises plain RuntimeErrors."""
-    return isinstance(error, dist.DistError) or "gloo" in str(error) or "Connection closed by peer" in str(error)
+    """Whether a collective failed; gloo raises plain RuntimeErrors."""
+    plain = type(error) is RuntimeError and ("gloo" in str(error) or "Connection closed by peer" in str(error))
+    return plain or isinstance(error, dist.DistError)

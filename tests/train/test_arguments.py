@@ -23,7 +23,8 @@ def test_flags_go_before_the_file_and_the_file_before_the_preset(tmp_path):
     assert config.model.dim == PRESETS["paper"].model.dim
 
 
-def test_every_field_is_a_flag_with_help(capsys):
+def test_every_field_is_a_flag_with_help_in_its_group(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "90")
     with pytest.raises(SystemExit) as left:
         parse(["--help"])
     assert left.value.code == 0
@@ -31,6 +32,9 @@ def test_every_field_is_a_flag_with_help(capsys):
     for name, _ in flat(PretrainConfig()):
         assert f"--{name.replace('_', '-')}" in text
     assert "--preset" in text
+    groups = [line.split()[1] for line in text.splitlines() if line.startswith("╭")]
+    assert groups == ["options", "model", "data", "optimizer", "dex", "run"]
+    assert max(len(line) for line in text.splitlines()) <= 90
     assert "Share of the patches that is hidden" in text
 
 

@@ -19,6 +19,14 @@ def test_auto_is_a_device_that_works():
     assert choose_device("cpu") == _CPU
 
 
+def test_processes_on_one_machine_get_a_device_each():
+    assert choose_device("cpu", local_rank=3) == _CPU
+    with pytest.raises(ConfigError, match=r"expected auto, cpu or cuda where several processes .* got 'cuda:1'"):
+        choose_device("cuda:1", local_rank=0)
+    with pytest.raises(ConfigError, match=r"'cuda' for process 77 of this machine"):
+        choose_device("cuda", local_rank=77)
+
+
 @pytest.mark.parametrize(("precision", "bf16"), [("fp32", False), ("bf16", True), ("auto", fast_bf16(_CPU))])
 def test_precision_decides_what_a_product_is_computed_in(precision, bf16):
     with autocast(_CPU, precision):
