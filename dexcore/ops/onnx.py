@@ -21,7 +21,7 @@ def _route(
     x: Tensor, weight: Tensor, noise: Tensor | None, top_k: int, tau: float, pool: str, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     precision = torch.promote_types(x.dtype, torch.float32)
-    feature_bd = (x[:, 0] if pool == "cls" else x.mean(1)).to(precision)
+    feature_bd = x[:, 0].to(precision) if pool == "cls" else x.to(precision).mean(1)
     logits_br = feature_bd @ weight.to(precision).T
     if noise is not None:
         logits_br = logits_br + noise.to(precision)
