@@ -104,7 +104,12 @@ def to_tensor(image: np.ndarray, statistics: str = "imagenet") -> torch.Tensor:
 
     Returns:
         float32 [3, S, S].
+
+    Raises:
+        ValueError: there are no such statistics.
     """
+    if statistics not in CHANNEL_STATISTICS:
+        raise ValueError(f"statistics is {statistics!r}, expected one of {', '.join(CHANNEL_STATISTICS)}")
     tensor = np.empty((3, *image.shape[:2]), np.float32)
     # Channel by channel: numpy is several times slower over an image whose channels lie innermost.
     for channel, (plane, mean, std) in enumerate(zip(tensor, *CHANNEL_STATISTICS[statistics], strict=True)):
@@ -210,9 +215,11 @@ def _is_dark(image: np.ndarray, box: Box) -> bool:
 
 
 def _check(image: np.ndarray, size: int) -> None:
+    if not isinstance(image, np.ndarray):
+        raise ValueError(f"image is a {type(image).__name__}, expected a numpy array")
     if image.dtype not in _LARGEST:
         raise ValueError(f"image has dtype {image.dtype}, expected uint8, uint16, or float32 in [0, 1]")
     if not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)) or not image.size:
         raise ValueError(f"image has shape {image.shape}, expected [H, W] or [H, W, 3], and no side of 0")
-    if size < 1:
-        raise ValueError(f"size is {size}, expected at least 1 pixel")
+    if not isinstance(size, int | np.integer) or size < 1:
+        raise ValueError(f"size is {size!r}, expected a whole number of pixels, at least 1")

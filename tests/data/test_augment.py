@@ -333,7 +333,10 @@ def test_what_is_drawn_is_what_is_done():
         (np.zeros((9, 9, 4), np.uint8), 8, r"shape \(9, 9, 4\), expected \[H, W\] or \[H, W, 3\]"),
         (np.zeros(9, np.uint8), 8, r"shape \(9,\)"),
         (np.zeros((0, 9), np.uint8), 8, "no side of 0"),
-        (np.zeros((9, 9), np.uint8), 0, "size is 0, expected at least 1"),
+        ([[0.5, 0.5]], 8, "image is a list, expected a numpy array"),
+        (np.zeros((9, 9), np.uint8), 0, "size is 0, expected a whole number of pixels, at least 1"),
+        (np.zeros((9, 9), np.uint8), 8.5, "size is 8.5, expected a whole number"),
+        (np.zeros((9, 9), np.uint8), "8", "size is '8', expected a whole number"),
     ],
 )
 def test_what_is_no_image_is_refused_by_name(image, size, message):
@@ -387,3 +390,8 @@ def test_gray_statistics_leave_the_channels_of_a_gray_image_alike():
     mean, std = to_tensor(gray, "gray").mean(), to_tensor(gray, "gray").std()
     assert abs(mean - (gray.mean() - 0.45) / 0.225) < 1e-4
     assert std > 0.1
+
+
+def test_unknown_statistics_are_refused_with_those_there_are():
+    with pytest.raises(ValueError, match="statistics is 'clip', expected one of imagenet, gray"):
+        to_tensor(textured(24, 24), "clip")
