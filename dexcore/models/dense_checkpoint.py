@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.layers import resample_abs_pos_embed, resample_patch_embed
+from timm.layers import PatchEmbed, resample_abs_pos_embed, resample_patch_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -98,14 +98,16 @@ def load_dense_checkpoint(model: nn.Module, path: str | os.PathLike[str], *, gri
         What was used, resampled, not used and kept. It is also logged at level INFO.
 
     Raises:
-        TypeError: ``model`` is neither of the two.
-        ValueError: ``model`` is on the meta device.
+        TypeError: ``model`` is neither of the two, or has another patch embedding than timm's `PatchEmbed`.
+        ValueError: ``model`` is on the meta device, or ``grid`` is not two numbers from 1.
         FileNotFoundError: there is no such file.
         ModelFileError: the file cannot be read, holds no vision transformer or several, has gated MLPs (SwiGLU, as
             DINOv2's giant) or experts, or its tensors are not the model's: names those that are missing, unexpected
             or of another shape, with both shapes. The model is untouched.
     """
     vit = _vision_transformer(model)
+    if grid is not None and (len(grid) != 2 or min(grid) < 1):
+        raise ValueError(f"grid must be the rows and columns of the file's patches, each at least 1, got {grid}")
     prefix, found, unused = read_dense_layout(Path(path))
     load = DenseLoad(str(path), prefix, unused=unused)
     encoder = {name: part for name, part in found.items() if not of_decoder(name, found)}
@@ -130,6 +132,8 @@ def _vision_transformer(model: nn.Module) -> VisionTransformer:
     vit = model.encoder if isinstance(model, MaskedAutoencoder) else model
     if not isinstance(vit, VisionTransformer):
         raise TypeError(f"model must be a MaskedAutoencoder or a VisionTransformer, got {type(model).__name__}")
+    if not isinstance(vit.patch_embed, PatchEmbed):
+        raise TypeError(f"model must embed patches with timm's PatchEmbed, got {type(vit.patch_embed).__name__}")
     if any(parameter.is_meta for parameter in model.parameters()):
         raise ValueError("model must have memory: on the meta device nothing can be loaded (call to_empty before)")
     return vit
@@ -167,7 +171,7 @@ def _fit_to_model(
     own = vit.state_dict()
     values = {name: part.tensor for name, part in encoder.items()}
     changes: dict[str, str] = {}
-    patches, place = values[PATCHES], own[PATCHES]
+    patches, place = values[PATCHES], vit.patch_embed.proj.weight
     if patches.ndim == 4 and patches.shape[:2] == place.shape[:2] and patches.shape != place.shape and patches.numel():
         values[PATCHES] = resample_patch_embed(patches, list(place.shape[2:]))
         changes[PATCHES] = f"patches of {_by(patches.shape[2:])} pixels to {_by(place.shape[2:])}"
@@ -269,9 +273,9 @@ def _prefix_rows(
     rows: dict[str, Tensor], tokens: dict[str, int], own_tokens: dict[str, int], own: Tensor
 ) -> list[Tensor]:
     """The rows before the patches: the file's; zeros for its tokens without one; the model's for tokens of its own."""
-    own_rows = own.detach()[:, : sum(own_tokens.values())].split(list(own_tokens.values()), dim=1)
+    own_rows = own.detach()[:, : sum(own_tokens.values())].cpu().split(list(own_tokens.values()), dim=1)
     return [
-        rows[name].to(own.device) if name in rows else torch.zeros_like(row) if name in tokens else row
+        rows[name] if name in rows else torch.zeros_like(row) if name in tokens else row
         for name, row in zip(own_tokens, own_rows, strict=True)
     ]
 

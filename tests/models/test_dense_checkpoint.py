@@ -5,6 +5,7 @@ import logging
 import os
 
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
 from timm.layers import SwiGLU, SwiGLUPacked
@@ -476,6 +477,11 @@ def test_wrong_arguments_are_refused_by_name(tmp_path, write):
         load_dense_checkpoint(dex(), tmp_path / "none.pth")
     with pytest.raises(TypeError, match="model must be a MaskedAutoencoder or a VisionTransformer, got Linear"):
         load_dense_checkpoint(nn.Linear(2, 2), tmp_path / "none.pth")
+    with pytest.raises(ValueError, match=r"grid must be the rows and columns.*got \(0, 4\)"):
+        load_dense_checkpoint(dex(), tmp_path / "none.pth", grid=(0, 4))
+    hybrid = timm.create_model("vit_tiny_r_s16_p8_224", depth=1)
+    with pytest.raises(TypeError, match="timm's PatchEmbed, got HybridEmbed"):
+        load_dense_checkpoint(hybrid, tmp_path / "none.pth")
     with torch.device("meta"):
         model = DEXVisionTransformer(**TINY)
     with pytest.raises(ValueError, match="meta device"):
