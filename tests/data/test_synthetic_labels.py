@@ -73,7 +73,7 @@ def _within(features, targets):
 def test_the_kind_of_lesion_is_learned_within_each_modality(corpus):
     labels, features = corpus
     scores = _within(features, _kind(labels))
-    assert min(scores) > _CHANCE + 0.08, scores
+    assert min(scores) > _CHANCE + 0.1, scores
     assert np.mean(scores) > 0.7, scores
 
 

@@ -196,26 +196,26 @@ def _add_table(body: _Body) -> None:
 
 def _in_liver(lesion: Lesion, body: _Body, size: int) -> Stamp:
     radius = 0.066 if lesion.spread else 0.032
-    cy, cx = body.cy + (-0.10 + 0.42 * lesion.v) * body.ry, body.cx + (-0.46 + 0.25 * lesion.u) * body.rx
+    cy, cx = body.cy + (-0.06 + 0.36 * lesion.v) * body.ry, body.cx + (-0.46 + 0.25 * lesion.u) * body.rx
     return stamp(lesion, size, cy, cx, radius, radius)
 
 
 def _add_liver_lesion(rng: np.random.Generator, body: _Body, place: Stamp, spread: bool) -> None:
-    """Compact: dark cysts. Spread: tumors, darker in the core, with a rim that takes up contrast medium."""
+    """Both take up contrast medium early: compact ones all over, spread ones in a ring around a dead core."""
     inside, hu = ramp(1 - place.distance, 0.15), body.hu[place.window]
     if spread:
         texture = 12 * noise(rng, body.size, 40)[place.window]
         core = ramp(0.72 - place.distance, 0.3)
-        hu += inside * (145 - core * rng.uniform(95, 125) + texture - hu)
+        hu += inside * (210 - core * rng.uniform(180, 210) + texture - hu)
     else:
-        hu += inside * (rng.uniform(-10, 10) - hu)
+        hu += inside * (rng.uniform(230, 270) - hu)
 
 
 def _in_lungs(lesion: Lesion, body: _Body, size: int) -> Stamp:
     radius = 0.064 if lesion.spread else 0.028
     side = 1 if lesion.u > 0 else -1
     cy = body.cy + (0.02 + 0.42 * lesion.v) * body.ry
-    middle, reach = (0.58, 0.07) if side > 0 else (0.42, 0.16)  # the heart takes the left lung's inner half
+    middle, reach = (0.58, 0.07) if side > 0 else (0.47, 0.12)  # the heart takes the left lung's inner half
     cx = body.cx + side * (middle + reach * (2 * abs(lesion.u) - 1)) * body.rx
     return stamp(lesion, size, cy, cx, radius, radius)
 
