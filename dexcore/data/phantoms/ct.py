@@ -62,12 +62,11 @@ class _Body:
         dy, dx = (y - self.cy) / self.ry, (x - self.cx) / self.rx
         dy = dy * (1 + 0.12 * (dy > 0))  # the back is flatter
         self.radius = (np.abs(dy) ** 2.3 + np.abs(dx) ** 2.3) ** (1 / 2.3) + 0.3 * self._bend[0]
-        self.fat = rng.uniform(0.07, 0.17)
         self.hu = np.full((size, size), _AIR, np.float32)
         self._skin = ramp(1 - self.radius, 0.015)
         self._fill(self._skin, 0.0)
         self._fill(ramp(0.975 - self.radius, 0.015), _FAT)
-        self._wall = 0.975 - self.fat
+        self._wall = 0.975 - rng.uniform(0.07, 0.17)  # inside of the fat
         self._fill(ramp(self._wall - self.radius, 0.015), _MUSCLE)
         self.cavity = ramp(self._wall - 0.075 - self.radius, 0.015)
         self._fill(self.cavity, _FAT)
@@ -101,9 +100,8 @@ class _Body:
         inside = self.organ(-0.38, 0.38, 0.28, 0.25, -0.4) * stomach
         self._fill(inside, rng.uniform(0, 40))
         y, _ = grid(self.size)
-        self._fill(
-            inside * ramp(self.cy - rng.uniform(0.38, 0.55) * self.ry - y, 0.006), -900
-        )  # gas rises to the front
+        level = self.cy - rng.uniform(0.38, 0.55) * self.ry
+        self._fill(inside * ramp(level - y, 0.006), -900)  # gas rises to the front
         self._fill(self.organ(0.22, 0.66, 0.36, 0.15, 0.35) * self.cavity, rng.uniform(105, 135))  # spleen
         self._fill(self.organ(0.02, 0.12, 0.085, 0.30, -0.2) * self.cavity, 90)  # pancreas
         liver = np.maximum(self.organ(-0.08, -0.45, 0.64, 0.36, 0.1), self.organ(-0.45, -0.12, 0.24, 0.38, 0.25))
@@ -138,17 +136,17 @@ class _Body:
         for side in (-1, 1):
             self._fill(self.organ(0.55, side * 0.72, 0.42, 0.13, side * 0.5), _MUSCLE)  # shoulder muscle
             self._fill(self.organ(0.76, side * 0.25, 0.18, 0.22), _MUSCLE)
-        lungs = [self.organ(0.0, side * 0.42, 0.72, 0.33, side * 0.12) for side in (-1, 1)]
-        self.lungs = np.maximum(*lungs) * self.cavity
+        sides = [self.organ(0.0, side * 0.42, 0.72, 0.33, side * 0.12) for side in (-1, 1)]
+        lungs = np.maximum(*sides) * self.cavity
         self._fill(self.organ(0.0, 0.0, 0.6, 0.2), _FAT)
-        self._fill(self.lungs, _LUNG)
+        self._fill(lungs, _LUNG)
         hilum = [(self.cx + side * 0.16 * self.rx, self.cy + 0.05 * self.ry) for side in (-1, 1)]
         vessels = [
             (walk(rng, hilum[k % 2], rng.uniform(-1.3, 1.3) + (k % 2 == 0) * np.pi, rng.uniform(0.1, 0.2), 0.25), w)
             for k, w in enumerate(rng.uniform(0.003, 0.010, 26))
         ]
-        self.hu += 800 * strokes(self.size, vessels) * self.lungs
-        dots = ramp(noise(rng, self.size, 60) - 2.0, 0.6) * self.lungs  # vessels that cross the slice
+        self.hu += 800 * strokes(self.size, vessels) * lungs
+        dots = ramp(noise(rng, self.size, 60) - 2.0, 0.6) * lungs  # vessels that cross the slice
         self.hu += 700 * dots
         heart = self.organ(-0.22, 0.14, 0.42, 0.34, 0.5)
         self._fill(heart, 60)
@@ -180,10 +178,10 @@ class _Body:
                 self._bone(v, u, 0.13, 0.026, -along * 0.9)
 
     def _bone(self, v: float, u: float, rv: float, ru: float, angle: float) -> None:
-        state = self.rng.bit_generator.state
-        self._fill(self.organ(v, u, rv, ru, angle), _CORTICAL)
-        self.rng.bit_generator.state = state  # the marrow lies in the same place
-        self._fill(self.organ(v, u, rv * 0.84, ru * 0.8, angle, 0.1), _TRABECULAR)
+        """A hard shell around softer marrow."""
+        distance = 1.25 - 0.5 * self.organ(v, u, rv, ru, angle, edge=0.5)  # from the center, 1 on the border
+        self._fill(ramp(1 - distance, 0.06), _CORTICAL)
+        self._fill(ramp(0.82 - distance, 0.1), _TRABECULAR)
 
 
 def _add_table(body: _Body) -> None:

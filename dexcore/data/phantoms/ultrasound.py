@@ -78,8 +78,7 @@ class _Fan:
         columns = (self.angle + 1) / 2 * (beams - 1)
         lines = self.depth * (rows - 1)
         cv2 = require("cv2", "train")
-        image = cv2.remap(image_rb, columns, lines, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
-        return image
+        return cv2.remap(image_rb, columns, lines, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
 
 
 def _tissue(rng: np.random.Generator, fan: _Fan, size: int) -> tuple[np.ndarray, np.ndarray]:
