@@ -10,8 +10,8 @@ from dexcore.extras import require
 from dexcore.report.analysis import MODES, Analysis
 from dexcore.report.evaluation import Evaluation
 from dexcore.report.gallery import kind
-from dexcore.report.geometry import NEIGHBORS, principal_components
-from dexcore.report.model_measures import Separation
+from dexcore.report.geometry import NEIGHBORS
+from dexcore.report.model_measures import Separation, plane
 from dexcore.report.pictures import NEUTRAL, WIDTH, Picture, modality_color, new_figure, styled, to_png
 
 _GAP, _LABEL, _HEADER = 0.06, 0.26, 0.28  # inches
@@ -76,11 +76,9 @@ def _as_colors(patches: np.ndarray) -> np.ndarray:
 
 def map_picture(evaluation: Evaluation, analysis: Analysis, measured: Sequence[Separation]) -> Picture | None:
     """Images in the plane of the first two principal components; None where there is no variance to show."""
-    both = analysis.features.reshape(-1, analysis.features.shape[-1])
-    projected, shares = principal_components(both, 2)
+    places, shares = plane(analysis)
     if not shares[0] > 0:
         return None
-    places = projected.reshape(len(MODES), len(analysis), 2)
     present = np.unique(evaluation.modality)
     labels = np.unique(analysis.label[analysis.label >= 0])
     label_colors = _label_colors(len(analysis.label_names))
@@ -120,10 +118,10 @@ def map_picture(evaluation: Evaluation, analysis: Analysis, measured: Sequence[S
         png=png,
         found=". ".join(_told(one) for one in measured) + ".",
         detail=(
-            f"The plane, one for both modes, holds {100 * shares[0]:.0f} + {100 * shares[1]:.0f} % of the variance. "
-            f"The percentages are measured in all dimensions: an image is classified by its {NEIGHBORS} nearest images "
-            "of other files, volumes and patients (cosine), classes weighing the same. From other modalities alone, "
-            "only what modalities share can tell the label."
+            f"The plane, one for both modes (each around its own mean), holds {100 * shares[0]:.0f} + "
+            f"{100 * shares[1]:.0f} % of the variance. The percentages are measured in all dimensions: an image is "
+            f"classified by its {NEIGHBORS} nearest images of other files, volumes and patients (cosine), classes "
+            "weighing the same. From other modalities alone, only what modalities share can tell the label."
         ),
     )
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from dexcore.report.analysis import MODES, PARTS, Analysis
 from dexcore.report.evaluation import Evaluation
-from dexcore.report.geometry import Neighbors, neighbor_accuracy
+from dexcore.report.geometry import Neighbors, neighbor_accuracy, principal_components
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,22 @@ def separation(evaluation: Evaluation, analysis: Analysis) -> tuple[Separation, 
         )
         for mode, features in zip(MODES, analysis.features, strict=True)
     )
+
+
+def plane(analysis: Analysis) -> tuple[np.ndarray, np.ndarray]:
+    """The features' first two principal components, of both modes together, each around its own mean.
+
+    What sets the modes apart as a whole would else take a component, and be all that it shows.
+
+    Returns:
+        float64 [2, n, 2], nan where a feature is not finite, and the components' shares of the variance, [2].
+    """
+    centered = []
+    for features in analysis.features.astype(np.float64):
+        finite = features[np.isfinite(features).all(axis=1)]
+        centered.append(features - finite.mean(axis=0) if len(finite) else features)
+    projected, shares = principal_components(np.concatenate(centered), 2)
+    return projected.reshape(len(MODES), len(analysis), 2), shares
 
 
 @dataclass(frozen=True)

@@ -142,6 +142,7 @@ def _page(folder: Path, numbers: RunNumbers, summary: Summary, sections: list[_S
     return document(title, body)
 
 
+_NEGLIGIBLE = 0.01  # mutual information of a collapsed router may be beyond chance and still nothing
 _USE = ("use", "Use the model")
 
 
@@ -173,7 +174,7 @@ def _headline(summary: Summary) -> str:
     headline = "Masked-patch variance explained, mean over modalities: " + "; ".join(sentences) + "."
     measurable = [block for block in summary.blocks if block.nmi == block.nmi]
     if measurable:
-        above = sum(block.nmi > block.null_95 for block in measurable)
+        above = sum(block.nmi > max(block.null_95, _NEGLIGIBLE) for block in measurable)
         headline += f" Experts follow modalities beyond chance in {above} of {len(summary.blocks)} blocks."
     return headline
 

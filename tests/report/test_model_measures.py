@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from made_runs import make_analysis, make_evaluation
 
-from dexcore.report.model_measures import conflicts, likeness, separation
+from dexcore.report.model_measures import conflicts, likeness, plane, separation
 
 
 def test_features_that_know_the_modality_and_those_that_know_the_label_are_told_apart():
@@ -20,6 +20,18 @@ def test_features_that_know_the_modality_and_those_that_know_the_label_are_told_
     assert first.label.accuracy < 0.8
     assert second.label.accuracy == second.label_across.accuracy == 1.0
     assert second.modality.accuracy < 0.6
+
+
+def test_what_sets_the_modes_apart_as_a_whole_takes_no_component():
+    rng = np.random.default_rng(0)
+    features = np.stack([rng.normal(size=(8, 6)) * [3, 2, 0, 0, 0, 0]] * 2)
+    features[1] += [0, 0, 0, 50, 0, 0]
+    features[0, 3] = np.nan
+    places, shares = plane(make_analysis(make_evaluation(), features=features))
+    assert shares.sum() == pytest.approx(1)
+    assert np.isnan(places[0, 3]).all()
+    steps = places[0, 1:3] - places[0, 0], places[1, 1:3] - places[1, 0]
+    np.testing.assert_allclose(*steps, rtol=1e-5, atol=1e-6)
 
 
 def test_a_groups_name_counts_within_its_modality():
