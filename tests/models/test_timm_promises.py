@@ -17,7 +17,17 @@ from timm.utils import ModelEmaV3
 from torch import fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dexcore.nn import DEXBlock, DEXMlp, aux_losses, param_groups, set_mode, set_noise_std, upcycle, update_directors
+from dexcore.nn import (
+    DEXBlock,
+    DEXMlp,
+    aux_losses,
+    collapse,
+    param_groups,
+    set_mode,
+    set_noise_std,
+    upcycle,
+    update_directors,
+)
 
 SMALL = {"embed_dim": 24, "depth": 3, "num_heads": 2}
 REGISTERED = [
@@ -223,10 +233,13 @@ def test_plain_fx_takes_the_layer_as_a_leaf():
 
 
 @every_way
-def test_torchscript_is_refused(name, way):
+def test_torchscript_is_refused_and_takes_the_collapsed_model(name, way):
+    model = create(name, way).eval()
     for _ in range(2):
         with pytest.raises(RuntimeError):
-            torch.jit.script(create(name, way).eval())
+            torch.jit.script(model)
+    plain, images = collapse(model), images_for(model)
+    assert torch.equal(torch.jit.script(plain)(images), plain(images))
 
 
 @every_way
