@@ -131,8 +131,7 @@ class DataConfig:
     batch_size: int = 448
     """Images a step, over all processes."""
     accumulate: int = 1
-    """Parts that a process computes its images of a step in, one after the other: less memory. The balance loss is
-    then each part's."""
+    """Parts in which a process computes its images of a step: less memory; the balance loss is each part's."""
     workers: int = 8
     """Processes that prepare a training process's batches; 0: it does so itself."""
     min_area: float = 0.2
@@ -221,9 +220,9 @@ class RunConfig:
     seed: int = 0
     """Fixes the initial weights and every random draw."""
     device: str = "auto"
-    """``auto``: the accelerator where there is one, else ``cpu``; or a device's name."""
+    """auto: the accelerator where there is one, else cpu; or a device's name. Under torchrun each process gets one."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """``auto``: bf16 autocast where the device is fast at it, else fp32."""
+    """auto: bf16 autocast where the device is fast at it, else fp32."""
     checkpoint_every: int = 200
     """Steps between two checkpoints."""
     keep_checkpoints: int = 2

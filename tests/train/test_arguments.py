@@ -1,5 +1,7 @@
 """From command lines and YAML files to configurations."""
 
+import re
+
 import pytest
 
 from dexcore.train.arguments import parse, read_yaml, to_yaml
@@ -32,7 +34,7 @@ def test_every_field_is_a_flag_with_help_in_its_group(capsys, monkeypatch):
     for name, _ in flat(PretrainConfig()):
         assert f"--{name.replace('_', '-')}" in text
     assert "--preset" in text
-    groups = [line.split()[1] for line in text.splitlines() if line.startswith("╭")]
+    groups = re.findall(r"^\W+(\w+)(?: options)?\W+$", text, re.MULTILINE)  # framed on a terminal
     assert groups == ["options", "model", "data", "optimizer", "dex", "run"]
     assert max(len(line) for line in text.splitlines()) <= 90
     assert "Share of the patches that is hidden" in text

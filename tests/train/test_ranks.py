@@ -117,6 +117,7 @@ def test_accumulated_parts_equal_the_large_batch(store, tmp_path):
 def test_ranks_that_accumulate_equal_the_large_batch(store, tmp_path):
     whole = _alone(_without_balance(_shared(store, tmp_path / "whole")))
     config = _without_balance(_shared(store, tmp_path / "parts", accumulate=2))
+    config = replace(config, model=replace(config.model, grad_checkpointing=True))
     ranks = _on_ranks(2, config)
     _assert_same_but_for_balance(config.out, whole.folder)
     _assert_bit_identical(ranks)
