@@ -4,7 +4,8 @@ An entry is one call of one launcher, written as the words that `bench.compile_e
 
     launcher architecture precision shape options...        expert_up sm_90 bf16 768x3072 gelu z wa director
 
-The layer is the paper's: 224 images of 65 tokens, R 8, k 2, with D 768 and H 3072, or ViT-T's D 192 and H 768.
+The layer is the paper's: 224 images of 65 tokens, R 8, k 2, with D 768 and H 3072, or ViT-T's D 192 and H 768, or one
+whose rows are not aligned.
 """
 
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from dexcore.kernels.configs import SHARED_MEMORY
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "gfx942")
-VIT_B, VIT_T = "768x3072", "192x768"
+VIT_B, VIT_T, UNALIGNED = "768x3072", "192x768", "1001x3001"
 
 # A stack is a spill, unless nothing was measured there to say that the kernel can do without.
 NO_STACK = ("sm_80", "sm_90")
@@ -92,8 +93,12 @@ def entries() -> list[str]:
     for call in GEMMS + BY_WIDTH + tuple(call for call in OTHERS if call not in ON_PARAMETERS):
         add(call, "sm_90", "fp32-ieee", VIT_B)
     for call in GEMMS:
-        add(call, "sm_90", "fp32-tf32", VIT_B)
-        add(call, "sm_90", "fp32-tf32x3", VIT_B)
+        add(call, "sm_80", "fp32-ieee", VIT_B)
+        for architecture in NO_STACK:
+            add(call, architecture, "fp32-tf32", VIT_B)
+            add(call, architecture, "fp32-tf32x3", VIT_B)
+            add(call, architecture, "bf16", UNALIGNED)
+            add(call, architecture, "fp32-ieee", UNALIGNED)
     for call in VARIANTS:
         add(call, "sm_90", "bf16", VIT_B)
     for activation in ACTIVATIONS:
