@@ -1,16 +1,16 @@
 """All benches that fit this machine, in one run: ``python -m bench``.
 
 Results are checked first, then the ceilings are measured, then everything is timed against them. Single benches:
-``python -m bench.layer``, ``bench.kernels``, ``bench.ema``, ``bench.align``.
+``python -m bench.layer``, ``bench.kernels``, ``bench.ema``, ``bench.align``, ``bench.augment``.
 """
 
 from importlib.util import find_spec
 
-from bench import align, ema, layer
+from bench import align, augment, ema, layer
 from bench.command import run
 
 if __name__ == "__main__":
-    benches = {"layer": layer, "ema": ema, "align": align}
+    benches = {"layer": layer, "ema": ema, "align": align, "augment": augment}
     if find_spec("triton") is None:
         print("skipped: kernels, since Triton is not installed")
     else:

@@ -37,6 +37,7 @@ def draw(results: Path = RESULTS) -> list[Path]:
         ("layer", _layer),
         ("ema", _ema),
         ("align", _align),
+        ("augment", _augment),
         ("kernels", _kernels),
     ):
         lines = newest(results / f"{name}.jsonl")
@@ -173,6 +174,18 @@ def _align(lines: list[Line]) -> Any:
         _bars(axis, group, [line["contender"] for line in group], 1e-3, notes)
         axis.set_title(case, fontsize=9)
         axis.set_xlabel("ms (p20, p80), times eager's speed", fontsize=8)
+    return figure
+
+
+def _augment(lines: list[Line]) -> Any:
+    groups = _groups(lines, lambda line: line["kind"])
+    title = f"Augmentation of one image, one thread\n{_machine(lines[-1])}"
+    figure, axes = _panels(len(groups), title, 1.6)
+    for axis, (kind, group) in zip(axes, groups.items(), strict=True):
+        notes = [f"{line['images_per_second']:.0f} images/s" for line in group]
+        _bars(axis, group, [line["contender"] for line in group], 1e-3, notes)
+        axis.set_title(kind, fontsize=9)
+        axis.set_xlabel("ms (p20, p80), images a second", fontsize=8)
     return figure
 
 

@@ -20,7 +20,6 @@ from dexcore.models.description import (
 from dexcore.models.pretrained import PretrainedMixin
 from dexcore.nn import DEXBlock, DEXMlp
 from dexcore.nn.upcycle import per_block
-from dexcore.ops import flops, onnx  # noqa: F401  what FlopCounterMode and ONNX export know of the ops
 
 # Explicit, because timm's register_model appends each entry point to it.
 __all__ = ["DEXVisionTransformer"]

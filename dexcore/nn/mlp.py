@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from timm.layers import GELU, GELUTanh, Mlp, trunc_normal_
@@ -271,6 +271,13 @@ class DEXMlp(nn.Module):
         state = self.__dict__.copy()
         state.update(routing=None, _pending=None, _recorded_load=None, _given_noise=None, _recorded_without_grad=False)
         return state
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        """torch.jit.script asks for this before it reads any code."""
+        raise NotImplementedError(
+            "torch.jit.script cannot compile a DEX layer; use torch.export or torch.compile, torch.jit.trace under "
+            "no_grad, or script the model that collapse returns"
+        )
 
     def __getattr__(self, name: str) -> Any:
         if name in ("fc1", "fc2"):

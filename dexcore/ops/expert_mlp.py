@@ -79,7 +79,8 @@ def expert_mlp(
     keep = allowed_keep(keep, compute, chosen, backend)
     given = Experts(x, w1, b1, w2, b2, gates, indices)
     refuse_transforms("expert_mlp", *given)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given):
+    trained = torch.is_grad_enabled() and not torch.compiler.is_exporting()  # no program keeps what no backward reads
+    if trained and any(t is not None and t.requires_grad for t in given):
         return _ExpertMlp.apply(*given, keep, activation, precision, chosen, compute)
     return _expert_mlp(*cast(given, compute), "nothing", activation, precision, chosen)[0]
 
@@ -122,7 +123,8 @@ def check_expert_arguments(
 
 def compute_dtype(x: Tensor) -> torch.dtype:
     """The dtype the GEMMs run in: autocast's where it is on (never for float64), else x's."""
-    if x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type):
+    # The meta device has no autocast, and may not even be asked.
+    if x.dtype != torch.float64 and not x.is_meta and torch.is_autocast_enabled(x.device.type):
         return torch.get_autocast_dtype(x.device.type)
     return x.dtype
 

@@ -56,6 +56,8 @@ def test_an_exported_program_computes_the_same_for_any_number_of_images(kind, tm
     model = trained(kind)
     program = export(model)
     assert ops(program) == ({"dexcore.route.default", "dexcore.expert_mlp.default"} if kind == "experts" else set())
+    keeps = {node.args[7] for node in program.graph.nodes if str(node.target) == "dexcore.expert_mlp.default"}
+    assert keeps <= {"nothing"}
     torch.export.save(program, tmp_path / "model.pt2")
     again = torch.export.load(tmp_path / "model.pt2").module()
     for count in (1, 7):

@@ -236,7 +236,7 @@ def test_plain_fx_takes_the_layer_as_a_leaf():
 def test_torchscript_is_refused_and_takes_the_collapsed_model(name, way):
     model = create(name, way).eval()
     for _ in range(2):
-        with pytest.raises(RuntimeError):
+        with pytest.raises(NotImplementedError, match=r"torch\.jit\.script cannot compile a DEX layer.*collapse"):
             torch.jit.script(model)
     plain, images = collapse(model), images_for(model)
     assert torch.equal(torch.jit.script(plain)(images), plain(images))
@@ -362,6 +362,8 @@ def test_on_the_meta_device_it_is_built_reset_and_stays_frozen(name, way):
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
     assert {name for name, tensor in tensors.items() if not tensor.is_meta} == set()
     assert not any(parameter.requires_grad for parameter in model.parameters())
+    features = model.forward_features(images_for(model).double().to("meta"))
+    assert (features.is_meta, features.dtype, features.shape[-1]) == (True, torch.float64, 24)
     with pytest.raises(TypeError, match="not_a_model_arg"):
         create(name, way, not_a_model_arg=1)
 
