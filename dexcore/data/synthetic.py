@@ -51,7 +51,6 @@ _SCENES = {
     Modality.ENDOSCOPY: _Scene(draw_endoscopy, "div255", "stomach and intestines"),
     Modality.PHOTO: _Scene(draw_photo, "div255", "skin"),
 }
-_NOT_SHIPPED = (Modality.PET, Modality.OCT, Modality.ENDOSCOPY, Modality.PHOTO)
 
 
 @dataclass(frozen=True)
@@ -78,8 +77,7 @@ class SyntheticMVU:
     Modalities take turns: image ``index`` is of ``modalities[index % len(modalities)]``.
 
     Args:
-        modalities: which, in which order, for example ``tuple(Modality)``; without it the four of which no
-            package ships an image.
+        modalities: which, in which order; all ten without it.
         size: side of the images, pixels.
         seed: 0 to 2**64 - 1.
 
@@ -90,7 +88,7 @@ class SyntheticMVU:
     labels: tuple[str, ...] = LABELS
 
     def __init__(self, modalities: Sequence[Modality] | None = None, size: int = 256, seed: int = 0) -> None:
-        self.modalities = _NOT_SHIPPED if modalities is None else tuple(modalities)
+        self.modalities = tuple(_SCENES) if modalities is None else tuple(modalities)
         unknown = [str(modality) for modality in self.modalities if modality not in _SCENES]
         if unknown or not self.modalities:
             expected = ", ".join(_SCENES)

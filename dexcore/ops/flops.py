@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
+import dexcore.ops.dex_mlp
+import dexcore.ops.routing  # noqa: F401
 from dexcore.ops.expert_types import Needs
 
 _ops = torch.ops.dexcore

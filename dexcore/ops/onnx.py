@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._decomp import register_decomposition
 
+import dexcore.ops.dex_mlp
+import dexcore.ops.routing  # noqa: F401
 from dexcore.ops.expert_types import empty_kept
 
 _ops = torch.ops.dexcore

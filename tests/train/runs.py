@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dexcore.data.modality import Modality
 from dexcore.data.record import ImageRecord
 from dexcore.data.store import write_store
 from dexcore.data.synthetic import SyntheticMVU
@@ -26,13 +27,14 @@ from dexcore.train.config import (
     RunConfig,
 )
 
+_MODALITIES = (Modality.PET, Modality.OCT, Modality.ENDOSCOPY, Modality.PHOTO)
 EXAMPLE = Path(__file__).parents[2] / "examples" / "pretrain_mvu.py"
 STEPS = 40
 
 
 def write_images(folder: Path, seed: int = 0, images: int = 24, one_heldout_in: int = 6) -> Path:
     """A store of synthetic images, the last of every six held out."""
-    synthetic = SyntheticMVU(size=64, seed=seed)
+    synthetic = SyntheticMVU(_MODALITIES, size=64, seed=seed)
     records = []
     for index in range(images):
         sample = synthetic.sample(index)
