@@ -124,7 +124,7 @@ def _plan_kernel(
 ):
     """A counting sort. Grid (1,): one program writes all.
 
-    Bytes: indices 2 S itemsize; slots, images, places 12 S; the tables 4 (3 R + 3 + T). It walks the slots twice, in
+    Bytes: indices S itemsize, read twice; slots, images, places 12 S; the tables 4 (3 R + 3 + T). It walks the slots twice, in
     blocks of S_BLOCK, and the tiles once, so that no batch size asks for another compilation.
     """
     experts = tl.arange(0, R_BLOCK)
