@@ -17,11 +17,12 @@ def test_an_expert_under_a_tenth_of_an_even_share_starves():
 
 
 def test_the_end_of_the_run_decides_and_the_course_shows_the_rest():
-    load = np.tile([0.5, 0.5], (100, 1))
-    load[:50] = [1, 0]  # starved in the first half alone
+    load = np.tile([0.6, 0.4], (100, 1))
+    load[:90] = [1, 0]  # starved, and over the whole run it still does
     (block,) = hunger(history(load), bins=10)
     assert block.starving == ()
-    assert block.course.tolist() == [1] * 5 + [0] * 5
+    assert block.share_r == pytest.approx([1.2, 0.8])
+    assert block.course.tolist() == [1] * 9 + [0]
 
 
 def test_a_short_run_and_blocks_of_several_sizes():
