@@ -6,7 +6,7 @@ metrics.jsonl       a line a step
 skipped.jsonl       a line a step that was skipped, with its sample ids
 checkpoints/        see `dexcore.train.checkpoint`
 model/              the trained autoencoder, for `MaskedAutoencoder.from_pretrained`
-evaluation.npz, summary.json, report.html, report/      see `dexcore.report`
+evaluation.npz, analysis.npz, summary.json, report.html, report/      see `dexcore.report`
 """
 
 import json
