@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.published import PublishedLayer, published_align
+from bench.published import PublishedLayer, published_align, published_copy
 from bench.routings import steer
 from bench.timing import CPU
 from dexcore.nn import DEXMlp, update_directors
@@ -186,20 +186,13 @@ def make_layer(contender: str, shape: Shape, device: torch.device = CPU, keep: s
     if contender == "dense":
         return Dense(shape.width).to(device)
     pool = DEXMlp(shape.width, 4 * shape.width, num_experts=EXPERTS, top_k=TOP_K, keep=keep)
-    published = PublishedLayer(shape.width, 4 * shape.width, EXPERTS, TOP_K)
-    published.momentum = MOMENTUM
     with torch.no_grad():
         pool.router.weight.normal_(std=shape.width**-0.5)
         for experts, director in pool.expert_director_pairs():
             experts += director.std() * torch.randn_like(experts)
-        published.router.weight.copy_(pool.router.weight)
-        for mine, theirs in zip((pool.director.fc1, pool.director.fc2), (0, 2), strict=True):
-            published.director[theirs].load_state_dict(mine.state_dict())
-        for e, expert in enumerate(published.experts):
-            for mine, theirs in zip((pool.experts.fc1, pool.experts.fc2), (0, 2), strict=True):
-                expert[theirs].weight.copy_(mine.weight[e])
-                expert[theirs].bias.copy_(mine.bias[e])
     if contender == "published":
+        published = published_copy(pool)
+        published.momentum = MOMENTUM
         return published.to(device)
     if contender == "dexcore":
         return Ours(pool).to(device)
@@ -270,20 +263,33 @@ def results(
     """All that a contender's first step computes; an expert without a gradient has one of zeros."""
     layer = make_layer(contender, shape, device)
     found = dict(zip(("y", "align", "balance", "dx"), step_of(layer, shape, dtype, routing)(), strict=True))
-    published = isinstance(layer, PublishedLayer)
-    found["drouter"] = (layer.router if published else layer.pool.router).weight.grad
+    pool = layer if isinstance(layer, PublishedLayer) else layer.pool
+    return found | gradients(pool) | director(pool)
+
+
+def gradients(layer: PublishedLayer | DEXMlp) -> dict[str, Tensor]:
+    """What a backward left in a layer, experts stacked; an expert without a gradient has one of zeros."""
+    found = {"drouter": layer.router.weight.grad}
     for i, fc in ((0, "fc1"), (2, "fc2")):
         for kind in ("weight", "bias"):
-            if published:
+            if isinstance(layer, PublishedLayer):
                 tensors = [getattr(expert[i], kind) for expert in layer.experts]
                 found[f"d{fc}.{kind}"] = torch.stack(
                     [torch.zeros_like(t) if t.grad is None else t.grad for t in tensors]
                 )
-                found[f"director.{fc}.{kind}"] = getattr(layer.director[i], kind)
             else:
-                found[f"d{fc}.{kind}"] = getattr(getattr(layer.pool.experts, fc), kind).grad
-                found[f"director.{fc}.{kind}"] = getattr(getattr(layer.pool.director, fc), kind).detach()
+                found[f"d{fc}.{kind}"] = getattr(getattr(layer.experts, fc), kind).grad
     return found
+
+
+def director(layer: PublishedLayer | DEXMlp) -> dict[str, Tensor]:
+    """A layer's director."""
+    fcs = layer.director[::2] if isinstance(layer, PublishedLayer) else (layer.director.fc1, layer.director.fc2)
+    return {
+        f"director.{name}.{kind}": getattr(fc, kind).detach()
+        for name, fc in zip(("fc1", "fc2"), fcs, strict=True)
+        for kind in ("weight", "bias")
+    }
 
 
 class WrongResultError(RuntimeError):

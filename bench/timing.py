@@ -49,10 +49,11 @@ def interleaved(
     while contenders and (len(next(iter(taken.values()))) < 7 or time.perf_counter() - began < seconds):
         for name, call in contenders.items():
             taken[name].append(seconds_of(call))
-    return {name: _summary(times) for name, times in taken.items()}
+    return {name: summary(times) for name, times in taken.items()}
 
 
-def _summary(times: list[float]) -> Timing:
+def summary(times: list[float]) -> Timing:
+    """Median and percentiles of at least two calls' seconds."""
     fifths = statistics.quantiles(times, n=5)
     return Timing(statistics.median(times), fifths[0], fifths[3])
 

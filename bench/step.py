@@ -1,0 +1,351 @@
+"""A whole training step against the published one, and where the laptop preset's step spends its time.
+
+    python -m bench.step
+
+    dexcore         dexcore.train.loop.Pretraining.step: forward, losses, backward, clipping, fused AdamW, GEMA
+    published       bench.published.PublishedTraining, with the same weights, images, masks and router noise
+    published, attention in parts
+                    the same with dexcore's choice of attention kernel for bf16 on a CPU: what that alone brings
+
+A masked autoencoder of 256 pixels with MAE's decoder, in float32 and, on a CPU with bf16 instructions, under bf16
+autocast. The router noise makes every image of every block choose its experts far from a tie, so that no rounding
+changes a route. Of ViT-B a quarter of the blocks, encoder and decoder: two whole ones with their gradients and
+AdamW's moments are 18 GB. On a GPU it is whole.
+
+Before anything is timed, losses, clipped gradients, the directors' movement, and the losses after an update are held
+to the published step in float64, from which dexcore may err twice as much as the published step in the same precision.
+For that the first step has a learning rate of 0: the published directors follow the experts of before the update,
+dexcore's those of after.
+
+FLOPs are those of all GEMMs; bytes are what parameters, gradients and moments must move at least, activations not.
+"""
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from itertools import pairwise
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+import dexcore.ops.flops  # noqa: F401  # teaches FlopCounterMode the DEX ops
+from bench.command import Ceilings, Goal, Line, Options, Refused, dtype_name, run, table_row
+from bench.contenders import WrongResultError, director, gradients, relative_error
+from bench.published import PublishedTraining
+from bench.routings import routing
+from bench.timing import interleaved, machine, summary
+from dexcore.data.store import write_store
+from dexcore.data.synthetic import SyntheticMVU
+from dexcore.extras import MissingExtraError
+from dexcore.nn.mlp import DEXMlp
+from dexcore.train.config import PRESETS, DataConfig, ModelConfig, PretrainConfig, RunConfig
+from dexcore.train.device import attention_kernel, fast_bf16, uses_bf16
+from dexcore.train.loop import Pretraining
+from dexcore.train.schedules import StepValues
+
+GOALS = {torch.float32: 1.15, torch.bfloat16: 2.0}  # times the published step's speed, on a CPU
+PARTS = ("data", "forward", "backward", "clip and optimizer", "GEMA")
+_PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+# Over the root mean square, allowed beyond twice the published step's own error.
+_LUCK = {torch.float32: 1e-5, torch.bfloat16: 2e-3}
+_VALUES = StepValues(lr=1e-4, momentum=0.99, noise_std=1.0, lambda_balance=0.001)
+_ROUTER_STD, _UNUSED = 0.01, -4.0  # so that the noise alone decides
+
+Batch = dict[str, Tensor]
+Training = Pretraining | PublishedTraining
+
+
+class Case(NamedTuple):
+    """Images a step, and the autoencoder's encoder and decoder."""
+
+    name: str
+    images: int
+    width: int
+    heads: int
+    layers: int
+    decoder_layers: int
+    image_size: int = 256
+
+    @property
+    def tokens(self) -> int:
+        """That the encoder sees of an image: the class token and a quarter of the patches."""
+        return 1 + (self.image_size // 16) ** 2 // 4
+
+    def __str__(self) -> str:
+        blocks = f"{self.layers} + {self.decoder_layers} blocks"
+        return f"{self.name}, {blocks}, {self.images} x {self.tokens} x {self.width}"
+
+
+SMALL = Case("ViT-S", 16, 384, 6, 12, 8)
+BASE, BASE_ON_GPU = Case("ViT-B, a quarter", 8, 768, 12, 3, 2), Case("ViT-B", 64, 768, 12, 12, 8)
+QUICK = Case("tiny", 4, 32, 2, 2, 1, image_size=64)
+
+
+def cases(options: Options) -> tuple[Case, ...]:
+    if options.quick:
+        return (QUICK,)
+    return (BASE_ON_GPU,) if options.on_gpu else (SMALL, BASE)
+
+
+def dtypes(options: Options) -> list[torch.dtype]:
+    """What is measured: bf16 only where there are instructions for it."""
+    return [dtype for dtype in options.dtypes if dtype == torch.float32 or fast_bf16(options.device)]
+
+
+def make_config(case: Case, dtype: torch.dtype, device: torch.device, store: str) -> PretrainConfig:
+    model = ModelConfig(
+        image_size=case.image_size,
+        dim=case.width,
+        heads=case.heads,
+        depth=case.layers,
+        decoder_depth=case.decoder_layers,
+    )
+    run = RunConfig(device=str(device), precision=_PRECISIONS.get(dtype, "fp32"))  # type: ignore[arg-type]
+    return PretrainConfig(model=model, data=DataConfig(store=store, batch_size=case.images, workers=0), run=run)
+
+
+def make_training(contender: str, case: Case, dtype: torch.dtype, device: torch.device) -> tuple[Training, Batch]:
+    """A contender, "dexcore" or "published", with the weights that both share, and the batch of a step.
+
+    ``dtype``: bfloat16 is autocast, with parameters in float32.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        images = SyntheticMVU(size=case.image_size)
+        write_store(map(images.record, range(case.images)), Path(folder) / "store", name="bench")
+        training = Pretraining(make_config(case, dtype, device, f"{folder}/store"), Path(folder))
+        batch = next(iter(training.batches(workers=0)))
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for layer in training.layers:
+            layer.router.weight.copy_(_ROUTER_STD * torch.randn(layer.router.weight.shape, generator=generator))
+            for experts, _ in layer.expert_director_pairs():
+                experts += 0.02 * torch.randn(experts.shape, generator=generator).to(experts)
+    batch["router_noise"] = torch.cat(
+        [_steering(layer, case.images, turn) for turn, layer in enumerate(training.layers)], dim=1
+    )
+    training.model.train()
+    if contender == "published":
+        stored = torch.promote_types(dtype, torch.float32)
+        return PublishedTraining(training.model, training.config, stored), batch
+    return training, batch
+
+
+def _steering(layer: DEXMlp, images: int, turn: int) -> Tensor:
+    """Noise [B, R] that makes a router choose uniformly, with gates far from 0; other images in other blocks."""
+    gates, indices = routing("uniform", images, layer.num_experts, layer.top_k)
+    unused = torch.full((images, layer.num_experts), _UNUSED)
+    return unused.scatter(1, indices, layer.tau * gates.log()).roll(turn, dims=0)
+
+
+def take_step(training: Training, batch: Batch, values: StepValues, in_parts: bool = False) -> dict[str, Any]:
+    """One step as its loop takes it; ``in_parts``: the published one with dexcore's choice of attention kernel."""
+    if in_parts or isinstance(training, Pretraining):
+        with attention_kernel(training.device, training.config.run.precision):
+            return training.step(batch, values)
+    return training.step(batch, values)
+
+
+def results(training: Training, batch: Batch) -> dict[str, Tensor]:
+    """All that three steps compute: the first without an update, then what the second's update does to the losses."""
+    starts = [{name: tensor.clone() for name, tensor in director(layer).items()} for layer in training.layers]
+    line = take_step(training, batch, replace(_VALUES, lr=0.0))
+    names = ("loss", "loss_self", "loss_align", "loss_balance", "grad_norm")
+    found = {name: torch.tensor(line[name], dtype=torch.float64) for name in names}
+    for name, parameter in training.model.named_parameters():
+        if parameter.requires_grad and not (name.startswith("encoder.blocks.") and ".mlp." in name):
+            found[f"gradient of {name}"] = parameter.grad.clone()
+    for i, (layer, start) in enumerate(zip(training.layers, starts, strict=True)):
+        # Clones, since the next backward or update may write into the same memory.
+        found |= {f"block {i}: {name}": tensor.clone() for name, tensor in gradients(layer).items()}
+        found |= {f"block {i}: {name}'s move": tensor - start[name] for name, tensor in director(layer).items()}
+    take_step(training, batch, _VALUES)
+    line = take_step(training, batch, _VALUES)
+    return found | {f"{name} after an update": torch.tensor(line[name], dtype=torch.float64) for name in names}
+
+
+def check_case(case: Case, dtype: torch.dtype, device: torch.device) -> float:
+    """Hold dexcore's step to the published one in float64; returns its largest error, as a share of what is allowed.
+
+    Raises:
+        WrongResultError: something is further off than allowed.
+    """
+    truth, published, ours = (
+        results(*make_training(contender, case, precision, device))
+        for contender, precision in (("published", torch.float64), ("published", dtype), ("dexcore", dtype))
+    )
+    if ours.keys() != truth.keys():
+        raise WrongResultError(f"{case}: dexcore and published differ in {sorted(ours.keys() ^ truth.keys())}")
+    worst = 0.0
+    for name, true in truth.items():
+        allowed = 2 * relative_error(published[name], true) + _LUCK[dtype]
+        error = relative_error(ours[name], true)
+        if not error <= allowed:
+            raise WrongResultError(f"{case} {dtype_name(dtype)}: {name} is {error:.2g} off, allowed {allowed:.2g}")
+        worst = max(worst, error / allowed)
+    return worst
+
+
+def check(options: Options) -> Refused:
+    """Hold dexcore's step to the published one, at the sizes that are timed."""
+    for dtype in dtypes(options):
+        for case in cases(options):
+            worst = check_case(case, dtype, options.device)
+            print(f"{case} {dtype_name(dtype)}: errors reach {worst:.2f} of what is allowed", flush=True)
+    return {}
+
+
+def measure(options: Options, ceilings: Ceilings, refused: Refused) -> list[Line]:
+    """A table a size and precision; on a CPU the goals, and the laptop preset's table."""
+    lines = []
+    for case in cases(options):
+        for dtype in dtypes(options):
+            lines += measure_case(case, dtype, options, ceilings[dtype])
+    if options.on_gpu:
+        return lines  # a host's clock tells little of the parts there
+    if not fast_bf16(options.device):
+        print("bf16 is not timed: this CPU has no instructions for it, and trains in float32")
+    try:
+        lines += measure_preset(options)
+    except MissingExtraError as error:
+        print(f"skipped: the laptop preset, since {error}")
+    return lines
+
+
+def measure_case(case: Case, dtype: torch.dtype, options: Options, ceiling: dict[str, float]) -> list[Line]:
+    """The contenders' steps in turn."""
+    steps: dict[str, Callable[[], object]] = {}
+    for contender in ("dexcore", "published"):
+        training, batch = make_training(contender, case, dtype, options.device)
+        steps[contender] = partial(take_step, training, batch, _VALUES)
+        if isinstance(training, Pretraining):
+            moved, flops = least_bytes(training), step_flops(training, batch)
+        elif dtype == torch.bfloat16 and not options.on_gpu:
+            steps["published, attention in parts"] = partial(take_step, training, batch, _VALUES, in_parts=True)
+    times = interleaved(steps, options.seconds, options.device)
+
+    print(f"{case} {dtype_name(dtype)}: {flops / 1e9:.3g} GFLOP, at least {moved / 1e6:.4g} MB of parameters")
+    print(table_row("", "step ms", "p20", "p80", "of GEMM", "of copy", "x publ.", width=31))
+    lines = []
+    for name, taken in times.items():
+        shares = {
+            "gemm_share": flops / taken.median / 1e9 / ceiling["gemm_gflops"],
+            "copy_share": moved / taken.median / 1e9 / ceiling["copy_gbs"],
+            "speedup": times["published"].median / taken.median,
+        }
+        cells = [f"{seconds * 1e3:.1f}" for seconds in vars(taken).values()]
+        print(table_row(name, *cells, *(f"{share:.2f}" for share in shares.values()), width=31), flush=True)
+        line: Line = {"bench": "step", **machine(options.device), "kind": case.name, "contender": name}
+        line |= {"images": case.images, "tokens": case.tokens, "width": case.width, "layers": case.layers}
+        line |= {"decoder_layers": case.decoder_layers, "dtype": dtype_name(dtype), **vars(taken)}
+        line |= {"flops": flops, "bytes": moved, **shares, **ceiling}
+        if name == "dexcore" and not (options.on_gpu or options.quick):
+            goal = Goal("times the published step's speed", shares["speedup"], GOALS[dtype])
+            line["goals"] = [goal._asdict() | {"met": goal.met}]
+        lines.append(line)
+        for goal_line in line.get("goals", []):
+            print(f"  {Goal(*list(goal_line.values())[:3])}")
+    return lines
+
+
+def step_flops(training: Pretraining, batch: Batch) -> int:
+    """Of all GEMMs of a step, which this takes."""
+    with FlopCounterMode(display=False) as counter:
+        take_step(training, batch, _VALUES)
+    return counter.get_total_flops()
+
+
+def least_bytes(training: Pretraining) -> int:
+    """What parameters must move at least, in float32 numbers.
+
+    A trained one 11: read by forward and backward, its gradient written, read for the norm and again by the optimizer,
+    which reads and writes parameter and two moments. An expert's one more for GEMA, and a director's 3: read by the
+    forward, read and written by GEMA.
+    """
+    trained = sum(parameter.numel() for parameter in training.parameters)
+    pairs = [pair for layer in training.layers for pair in layer.expert_director_pairs()]
+    return 4 * (11 * trained + sum(experts.numel() + 3 * director.numel() for experts, director in pairs))
+
+
+class PartsOfStep:
+    """Notes when a training's step comes from one part to the next, by hooks on model, gradients and optimizer."""
+
+    def __init__(self, training: Pretraining) -> None:
+        self.training = training
+        self._at: dict[str, float] = {}
+        training.model.register_forward_hook(lambda *arguments: self._note("forward"))
+        for parameter in training.parameters:  # the last of them is the backward's end
+            parameter.register_post_accumulate_grad_hook(lambda parameter: self._note("backward"))
+        training.optimizer.register_step_post_hook(lambda *arguments: self._note("clip and optimizer"))
+
+    def _note(self, part: str) -> None:
+        self._at[part] = time.perf_counter()
+
+    def take(self, batches: Iterable[Batch]) -> list[dict[str, float]]:
+        """A step for each of the batches; each one's seconds by part (`PARTS`)."""
+        taken = []
+        began = time.perf_counter()
+        for batch in batches:
+            self._note("data")
+            values = self.training.schedule.at(self.training.step_done)
+            take_step(self.training, batch, values)
+            self._note("GEMA")
+            ends = [began, *(self._at[part] for part in PARTS)]
+            taken.append({part: end - start for part, (start, end) in zip(PARTS, pairwise(ends), strict=True)})
+            began = time.perf_counter()
+        return taken
+
+
+def measure_preset(options: Options) -> list[Line]:
+    """Where the laptop preset's steps, on its own images, spend their time."""
+    preset = PRESETS["laptop"]
+    config = replace(preset, run=replace(preset.run, device=str(options.device)))
+    with tempfile.TemporaryDirectory() as folder:
+        return measure_parts(Pretraining(config, Path(folder)), options)
+
+
+def measure_parts(training: Pretraining, options: Options) -> list[Line]:
+    """A line a part, and one of the whole step.
+
+    The sum of the losses counts to the backward, and what ranks agree on (the transfer to the host) to the optimizer.
+    """
+    config, kind = training.config, "laptop preset"
+    training.model.train()
+    batches = _for_seconds(training.batches(workers=0), options.seconds)
+    taken = PartsOfStep(training).take(batches)[2:]
+    columns = {part: [step[part] for step in taken] for part in PARTS}
+    columns["whole step"] = [sum(step.values()) for step in taken]
+    times = {part: summary(seconds) for part, seconds in columns.items()}
+    whole, steps = times["whole step"].median, training.schedule.total_steps
+    dtype = "bfloat16" if uses_bf16(training.device, config.run.precision) else "float32"
+
+    print(f"{kind}, {config.data.batch_size} images a step, {dtype}; a run has {steps} steps")
+    print(table_row("", "ms", "p20", "p80", "share", "s a run"))
+    lines = []
+    for part, time_of in times.items():
+        share = time_of.median / whole
+        cells = [f"{seconds * 1e3:.1f}" for seconds in vars(time_of).values()]
+        print(table_row(part, *cells, f"{share:.0%}", f"{time_of.median * steps:.0f}"), flush=True)
+        line: Line = {"bench": "step", **machine(training.device), "kind": kind, "contender": part, "dtype": dtype}
+        line |= {"images": config.data.batch_size, "tokens": training.model.num_visible + 1}
+        line |= {"width": config.model.dim, "layers": config.model.depth, "decoder_layers": config.model.decoder_depth}
+        lines.append(line | {**vars(time_of), "share": share, "steps": steps})
+    return lines
+
+
+def _for_seconds(batches: Iterable[Batch], seconds: float) -> Iterator[Batch]:
+    """As many as about so many seconds take, at least 9."""
+    began = time.perf_counter()
+    for number, batch in enumerate(batches, start=1):
+        yield batch
+        if number >= 9 and time.perf_counter() - began > seconds:
+            return
+
+
+if __name__ == "__main__":
+    run(__doc__, {"step": sys.modules[__name__]})
