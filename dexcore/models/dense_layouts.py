@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dexcore.models.pretrained import ModelFileError, read_safetensors
+from dexcore.models.pretrained import ModelFileError, is_plain, read_safetensors
 
 PATCHES = "patch_embed.proj.weight"
 _PREFERRED = ("teacher", "ema")
@@ -85,7 +85,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     waiting = [("", content)]
     while waiting:
         name, value = waiting.pop()
-        if isinstance(value, Tensor) and value.layout is torch.strided and not value.is_quantized:
+        if isinstance(value, Tensor) and is_plain(value):
             tensors[name] = value
         elif isinstance(value, dict) and id(value) not in seen:
             seen.add(id(value))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import reprlib
 from pathlib import Path
 from typing import Any, Self
 
@@ -84,6 +85,7 @@ class PretrainedMixin:
         if description["class"] != cls.__name__:
             within = f" around a {encoder['class']}" if encoder else ""
             raise ModelFileError(f"{config_path} describes a {description['class']}{within}, not a {cls.__name__}")
+        _check_depth(description, len(tensors), config_path)
         try:
             with torch.device("meta"):
                 model = cls.from_description(description)
@@ -130,18 +132,38 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     """All tensors of a file, on the CPU.
 
     Raises:
-        ModelFileError: no safetensors file, or a truncated one.
+        ModelFileError: no safetensors file, a truncated one, or one with tensors that are not `is_plain`.
     """
     try:
-        return load_file(path)
+        tensors = load_file(path)
     except Exception as error:
         raise ModelFileError(f"{path} is no whole safetensors file: {type(error).__name__}: {error}") from error
+    check_plain(tensors, str(path))
+    return tensors
+
+
+def check_plain(tensors: dict[str, torch.Tensor], source: str) -> None:
+    """Raises ModelFileError for tensors that are not `is_plain`."""
+    if odd := [name for name, tensor in tensors.items() if not is_plain(tensor)]:
+        raise ModelFileError(
+            f"{source}: expected dense tensors that hold each of their numbers, one by one; these do not: {_shorten(odd)}"
+        )
+
+
+def is_plain(tensor: torch.Tensor) -> bool:
+    """Whether it can be copied into a parameter; not if sparse, quantized, without data, expanded, or two to a byte."""
+    return (
+        tensor.layout is torch.strided
+        and not (tensor.is_quantized or tensor.is_nested or tensor.is_meta)
+        and tensor.dtype is not torch.float4_e2m1fn_x2
+        and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+    )
 
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelFileError(f"{path} is no config.json of dexcore: {error}") from error
     version = config.get("format_version") if isinstance(config, dict) else None
     if not isinstance(version, int):
@@ -152,12 +174,26 @@ def _read_config(path: Path) -> dict[str, Any]:
         )
     for described in (config, config.get("encoder", config)):
         if not isinstance(described, dict) or not isinstance(described.get("class"), str):
+            found = reprlib.repr(described)
             raise ModelFileError(
-                f'{path} is no config.json of dexcore: expected an object with a name "class", got {described!r}'
+                f'{path} is no config.json of dexcore: expected an object with a name "class", got {found}'
             )
     return config
 
 
+def _check_depth(description: dict[str, Any], tensors: int, path: Path) -> None:
+    """Blocks are modules, which cost time and memory even without weights: no more of them than the file can fill."""
+    for described in (description, description.get("encoder")):
+        arguments = described.get("arguments") if isinstance(described, dict) else None
+        for name in ("depth", "decoder_depth"):
+            depth = arguments.get(name) if isinstance(arguments, dict) else None
+            if isinstance(depth, int | float) and depth > tensors:
+                raise ModelFileError(
+                    f"{path}: {name} {reprlib.repr(depth)} is more than the {tensors} tensors beside it"
+                )
+
+
 def _shorten(names: list[str]) -> str:
     more = len(names) - _NAMES_IN_A_MESSAGE
-    return ", ".join(names[:_NAMES_IN_A_MESSAGE]) + (f" and {more} more" if more > 0 else "")
+    told = [name if len(name) < 250 else f"{name[:120]}...{name[-120:]}" for name in names[:_NAMES_IN_A_MESSAGE]]
+    return ", ".join(told) + (f" and {more} more" if more > 0 else "")

@@ -22,9 +22,9 @@ from torch import nn
 
 from dexcore.files import write_whole
 from dexcore.models.mae import MaskedAutoencoder
-from dexcore.models.pretrained import ModelFileError, load_exactly, read_safetensors
+from dexcore.models.pretrained import ModelFileError, check_plain, load_exactly, read_safetensors
 
-_EXPERT = re.compile(r"(blocks\.\d+)\.DEX\.experts\.(\d+)\.(fc[12]\.(?:weight|bias))")
+_EXPERT = re.compile(r"(blocks\.\d+)\.DEX\.experts\.(0|[1-9]\d{0,4})\.(fc[12]\.(?:weight|bias))")
 _RENAMED = {
     "router.linear.weight": "router.weight",
     "expert_activation_count": "router.activation_frequency",
@@ -119,6 +119,7 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
         or not all(isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in tensors.items())
     ):
         raise ModelFileError(f'{path} must hold a dict of tensors by their names, at the top or under "model"')
+    check_plain(tensors, str(path))
     return tensors
 
 
@@ -134,10 +135,13 @@ def _from_authors(tensors: dict[str, torch.Tensor], source: str) -> dict[str, to
             block, _, rest = name.partition(".DEX.")
             ours[f"{block}.mlp.{_RENAMED[rest]}" if rest in _RENAMED else name] = tensor
     for name, pool in experts.items():
-        if sorted(pool) != list(range(len(pool))) or len({tensor.shape for tensor in pool.values()}) > 1:
-            found = {index: list(tensor.shape) for index, tensor in sorted(pool.items())}
+        if (
+            sorted(pool) != list(range(len(pool)))
+            or len({(expert.shape, expert.dtype) for expert in pool.values()}) > 1
+        ):
+            found = ", ".join(f"{j}: {list(expert.shape)} {expert.dtype}" for j, expert in sorted(pool.items()))
             raise ModelFileError(
-                f"{source}: {name} must be numbered from 0 without gaps and have one shape, got {found}"
+                f"{source}: {name} must be numbered from 0 without gaps, of one dtype and one shape, got {found}"
             )
         ours[name] = torch.stack([pool[index] for index in range(len(pool))])
     return ours

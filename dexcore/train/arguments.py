@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from dexcore.extras import require
 from dexcore.report.files import CONFIG_FILE
-from dexcore.train.config import PRESETS, ConfigError, PretrainConfig, flat
+from dexcore.train.config import PRESETS, ConfigError, PretrainConfig, flat, shown
 
 
 def parse(argv: Sequence[str] | None = None) -> PretrainConfig | None:
@@ -69,7 +69,7 @@ def _base(argv: Sequence[str]) -> PretrainConfig:
     base = PRESETS[known.preset or "laptop"]
     changes = {} if known.config is None else _load_yaml(known.config)
     out = known.out or (changes.get("out") if isinstance(changes, dict) else None) or base.out
-    stored = Path(str(out)) / CONFIG_FILE
+    stored = Path(out if isinstance(out, str) else base.out) / CONFIG_FILE
     if known.resume and known.preset is None and stored.is_file():
         base = read_yaml(stored, base)
     return base if known.config is None else _apply(base, changes, known.config)
@@ -99,6 +99,8 @@ def _load_yaml(path: str | Path) -> object:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot be read as a YAML file: {error}") from error
+    except Exception as error:  # what PyYAML does not foresee: !!bool maybe, a date's month 13, a thousand brackets
+        raise ConfigError(f"{path}: cannot be read as a YAML file: {type(error).__name__}: {error}") from error
     return {} if values is None else values
 
 
@@ -113,13 +115,14 @@ def _apply(base: PretrainConfig, values: object, path: str | Path) -> PretrainCo
 def _updated(base: Any, values: object, prefix: str) -> Any:
     """The dataclass ``base`` with ``values`` put in, checked by the types of its fields."""
     if not isinstance(values, dict):
-        raise ConfigError(f"{prefix.rstrip('.') or 'the file'}: expected a mapping of fields, got {values!r}")
+        raise ConfigError(f"{prefix.rstrip('.') or 'the file'}: expected a mapping of fields, got {shown(values)}")
     hints = get_type_hints(type(base))
     new = {item.name: getattr(base, item.name) for item in fields(base)}
     for key, value in values.items():
-        name = f"{prefix}{key}"
         if key not in new:
-            raise ConfigError(f"{name}: no such field; {_nearest(str(key), list(new), prefix)}")
+            called = shown(key)[1:-1] if isinstance(key, str) else shown(key)
+            raise ConfigError(f"{prefix}{called}: no such field; {_nearest(called, list(new), prefix)}")
+        name = f"{prefix}{key}"
         if is_dataclass(new[key]):
             new[key] = _updated(new[key], value, f"{name}.")
         else:
@@ -143,9 +146,9 @@ def _converted(value: Any, hint: Any, name: str) -> Any:
         expected = " or ".join(repr(choice) for choice in get_args(hint))
     elif hint is float:
         # YAML 1.1 takes 1e-4 for a string: it wants a dot and a sign, 1.0e-4.
-        number = value if isinstance(value, int | float) and not isinstance(value, bool) else _as_float(value)
+        number = _as_float(value)
         if number is not None:
-            return float(number)
+            return number
         expected = "a number"
     elif hint in (int, bool, str):
         if type(value) is hint:
@@ -157,11 +160,13 @@ def _converted(value: Any, hint: Any, name: str) -> Any:
         if isinstance(value, list) and value and all(type(item) is int for item in value):
             return tuple(value)
         expected = "a whole number, or a list of them"
-    raise ConfigError(f"{name}: expected {expected}, got {value!r}")
+    raise ConfigError(f"{name}: expected {expected}, got {shown(value)}")
 
 
 def _as_float(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
     try:
-        return float(value) if isinstance(value, str) else None
-    except ValueError:
+        return float(value)
+    except (ValueError, OverflowError):
         return None

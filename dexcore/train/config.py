@@ -6,6 +6,8 @@ command line or a YAML file is `dexcore.train.arguments`.
 """
 
 import math
+import os
+import reprlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal
@@ -15,9 +17,35 @@ class ConfigError(ValueError):
     """A field of the configuration is out of range, contradicts another, or does not exist."""
 
 
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxtuple, _SHORT.maxstring, _SHORT.maxother = 3, 12, 12, 120, 120
+
+
+def shown(value: object) -> str:
+    """``repr(value)``, cut short: a file may hold a list of a million or a number of ten thousand digits."""
+    try:
+        return _SHORT.repr(value)
+    except ValueError:  # more digits than Python turns into text
+        return "a number of thousands of digits"
+
+
 def _require(condition: bool, name: str, expected: str, value: object) -> None:
     if not condition:
-        raise ConfigError(f"{name}: expected {expected}, got {value!r}")
+        raise ConfigError(f"{name}: expected {expected}, got {shown(value)}")
+
+
+def _require_machine_numbers(section: Any, prefix: str) -> None:
+    """Whole numbers of 64 bits: what is computed with larger ones overflows somewhere."""
+    for name, value in flat(section, prefix):
+        for number in value if isinstance(value, tuple) else (value,):
+            _require(not isinstance(number, int) or abs(number) < 2**63, name, "a number of 64 bits", value)
+
+
+def _can_be_a_path(text: str) -> bool:
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:  # half a character
+        return False
 
 
 def flat(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -72,6 +100,7 @@ class ModelConfig:
     """Whether the target is every patch normalized by its own mean and deviation."""
 
     def __post_init__(self) -> None:
+        _require_machine_numbers(self, "model.")
         for name in (
             "image_size",
             "patch_size",
@@ -103,19 +132,14 @@ class ModelConfig:
             _require(1 <= k <= experts, "model.top_k", f"1 to {experts}, the experts of block {block}", self.top_k)
 
     def _a_block(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """``num_experts`` and ``top_k``, an entry a block."""
-        spread = []
-        for name in ("num_experts", "top_k"):
-            value = getattr(self, name)
-            values = (value,) * self.depth if isinstance(value, int) else value
-            _require(
-                len(values) == self.depth,
-                f"model.{name}",
-                f"one number, or model.depth = {self.depth}",
-                value,
-            )
-            spread.append(values)
-        return spread[0], spread[1]
+        """``num_experts`` and ``top_k``, an entry a block; a single one where all blocks are alike."""
+        given = {name: getattr(self, name) for name in ("num_experts", "top_k")}
+        for name, value in given.items():
+            one_a_block = isinstance(value, int) or len(value) == self.depth
+            _require(one_a_block, f"model.{name}", f"one number, or model.depth = {self.depth}", value)
+        blocks = 1 if all(isinstance(value, int) for value in given.values()) else self.depth
+        experts, top_k = ((value,) * blocks if isinstance(value, int) else value for value in given.values())
+        return experts, top_k
 
 
 @dataclass(frozen=True)
@@ -143,6 +167,7 @@ class DataConfig:
     """Share of unreadable images above which the run fails."""
 
     def __post_init__(self) -> None:
+        _require_machine_numbers(self, "data.")
         _require(0 <= self.balance <= 1, "data.balance", "a number from 0 to 1", self.balance)
         _require(self.epoch_size >= 0, "data.epoch_size", "at least 0", self.epoch_size)
         _require(0 < self.min_area <= 1, "data.min_area", "a number above 0, at most 1", self.min_area)
@@ -233,6 +258,7 @@ class RunConfig:
     """Images a modality, of the training and of the held-out ones each, that are evaluated at the end."""
 
     def __post_init__(self) -> None:
+        _require_machine_numbers(self, "run.")
         _require(self.epochs > 0, "run.epochs", "a number above 0", self.epochs)
         _require(0 <= self.seed < 2**32, "run.seed", "0 to 2^32 - 1", self.seed)
         for name in ("checkpoint_every", "keep_checkpoints", "max_skipped", "evaluate_images"):
@@ -258,6 +284,7 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         for name, value in flat(self):
             _require(not isinstance(value, float) or math.isfinite(value), name, "a finite number", value)
+            _require(not isinstance(value, str) or _can_be_a_path(value), name, "a text that can name a file", value)
         _require(self.out != "", "out", "the path of a folder", self.out)
         _require(
             self.optimizer.warmup_epochs < self.run.epochs,
