@@ -1,13 +1,21 @@
-"""The package as it is installed: from a wheel, and from the repository's root without an installation."""
+"""The package as it is installed: from a wheel, with nothing but what it requires; and from the repository's root."""
 
 import subprocess
 import sys
 import zipfile
+from importlib.metadata import Distribution, PathDistribution, distribution
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / "tests" / "report"))
+
+from made_runs import make_evaluation, write_run  # noqa: E402
+
+PACKAGES_OF_EXTRAS = ("tyro", "pyarrow", "cv2", "matplotlib", "pydicom", "nibabel", "nilearn", "skimage")
+MOST_SECONDS_BEYOND_TIMM = 0.2
 SAY_WHERE = "import dexcore, dexcore.kernels, dexcore.nn; print(dexcore.__file__); print(dexcore.kernels.__file__)"
 
 
@@ -18,13 +26,57 @@ def python(*arguments, cwd):
 
 
 @pytest.fixture(scope="module")
-def unpacked_wheel(tmp_path_factory):
+def built_wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
     python("-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT), cwd=folder)
     (wheel,) = folder.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(folder / "site")
-        return folder / "site", archive.namelist()
+    return wheel
+
+
+@pytest.fixture(scope="module")
+def unpacked_wheel(built_wheel):
+    site = built_wheel.parent / "site"
+    with zipfile.ZipFile(built_wheel) as archive:
+        archive.extractall(site)
+        return site, archive.namelist()
+
+
+@pytest.fixture(scope="module")
+def bare_environment(built_wheel, tmp_path_factory):
+    """The folder of a new environment's commands: what ``pip install dexcore`` makes, without fetching PyTorch again.
+
+    dexcore is installed from its wheel; what it requires, and what that requires in turn, is linked from here.
+    """
+    folder = tmp_path_factory.mktemp("environment")
+    python("-m", "venv", "--without-pip", str(folder), cwd=folder)
+    commands = folder / "bin"
+    install = ("install", "--quiet", "--no-index", "--no-deps", "--disable-pip-version-check", str(built_wheel))
+    python("-m", "pip", "--python", str(commands / "python"), *install, cwd=folder)
+    (site,) = folder.glob("lib/python*/site-packages")
+    (described,) = site.glob("dexcore-*.dist-info")
+    for required in requirements(PathDistribution(described)):
+        for top in {file.parts[0] for file in required.files} - {"..", "__pycache__"}:
+            if not (site / top).exists():  # several packages of nvidia share a folder
+                (site / top).symlink_to(Path(required.locate_file(top)))
+    return commands
+
+
+def requirements(package: Distribution) -> list[Distribution]:
+    """What a package requires without extras, and so on."""
+    found: dict[str, Distribution] = {}
+    waiting = [(package, "")]
+    while waiting:
+        needing, extra = waiting.pop()
+        for line in needing.requires or []:
+            requirement = Requirement(line)
+            if requirement.marker is not None and not requirement.marker.evaluate({"extra": extra}):
+                continue
+            for wanted in ("", *requirement.extras):
+                key = f"{requirement.name}[{wanted}]"
+                if key not in found:
+                    found[key] = distribution(requirement.name)
+                    waiting.append((found[key], wanted))
+    return list(found.values())
 
 
 def test_a_wheel_holds_every_module_and_the_tables(unpacked_wheel):
@@ -34,6 +86,9 @@ def test_a_wheel_holds_every_module_and_the_tables(unpacked_wheel):
     assert kernels
     assert (modules | kernels) <= set(names)
     assert {"dexcore/py.typed", "dexcore/data/mvu_sources.csv", "dexcore/data/downstream_tasks.csv"} <= set(names)
+    tables = {f"dexcore/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "kernels").glob("*.json")}
+    assert "dexcore/kernels/configs.json" in tables
+    assert tables <= set(names)
     top = {name.split("/")[0] for name in names if not name.split("/")[0].endswith(".dist-info")}
     assert top == {"dexcore"}
 
@@ -52,3 +107,69 @@ def test_the_repositorys_root_needs_no_installation():
     package, kernels = python("-S", "-c", code, cwd=ROOT)
     assert Path(package) == ROOT / "dexcore" / "__init__.py"
     assert Path(kernels) == ROOT / "kernels" / "__init__.py"
+
+
+_USE_THE_LAYERS = """
+import sys, importlib.util
+import dexcore.nn, timm, torch
+from dexcore.nn import aux_losses, collapse, set_mode, update_directors, upcycle
+
+TINY = dict(img_size=32, patch_size=8, embed_dim=16, depth=2, num_heads=2, num_classes=3)
+stock = timm.create_model("vit_tiny_patch16_224", **TINY).eval()
+images = torch.randn(4, 3, 32, 32)
+expected = stock(images)
+model = upcycle(stock, num_experts=4, top_k=2).eval()
+assert (model(images) - expected).abs().max() < 1e-5
+model.train()
+(model(images).sum() + aux_losses(model).align).backward()
+assert model.blocks[0].mlp.experts.fc1.weight.grad.abs().sum() > 0
+update_directors(model, 0.9)
+set_mode(model, "director")
+alone = model.eval()(images)
+assert torch.equal(collapse(model, to="director")(images), alone)
+timm.create_model("dex_vit_tiny_patch16_224", **TINY).save_pretrained("saved")
+dexcore.models.DEXVisionTransformer.from_pretrained("saved")(images)
+
+print(dexcore.__file__)
+print([name for name in sys.argv[1:] if importlib.util.find_spec(name)])
+print([m for m in sys.modules if m.startswith(("dexcore.kernels", "dexcore.data", "dexcore.train", "dexcore.report"))])
+"""
+
+
+def test_a_wheel_without_extras_has_the_layers_and_loads_nothing_else(bare_environment, tmp_path):
+    code = [str(bare_environment / "python"), "-c", _USE_THE_LAYERS, *PACKAGES_OF_EXTRAS]
+    done = subprocess.run(code, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    package, extras, rooms = done.stdout.splitlines()
+    assert Path(package).is_relative_to(bare_environment.parent / "lib")
+    assert (extras, rooms) == ("[]", "[]")
+
+
+def test_importing_dexcore_takes_little_longer_than_importing_timm(bare_environment, tmp_path):
+    code = "import timm, time; start = time.perf_counter(); import dexcore; print(time.perf_counter() - start)"
+    command = [str(bare_environment / "python"), "-c", code]
+
+    def seconds():
+        return float(subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout)
+
+    # The best of up to five: another process may have had the machine.
+    assert any(0 < seconds() < MOST_SECONDS_BEYOND_TIMM for _ in range(5))
+
+
+def test_the_installed_command_says_which_extra_it_needs(bare_environment, tmp_path):
+    command = str(bare_environment / "dexcore")
+    run = write_run(tmp_path / "run", make_evaluation())
+    told = subprocess.run([command, "report", str(run)], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (told.returncode, told.stdout) == (2, "")
+    assert told.stderr.startswith("error: ")
+    assert "pip install 'dexcore[train]'" in told.stderr
+    assert told.stderr.count("\n") == 1
+
+
+def test_pretraining_without_its_extra_says_so(bare_environment, tmp_path):
+    code = "from dexcore.train.command import main; raise SystemExit(main([]))"
+    command = [str(bare_environment / "python"), "-c", code]
+    told = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert told.returncode == 2
+    assert told.stderr == "error: tyro is not installed; it comes with an extra: pip install 'dexcore[train]'\n"
+    assert list(tmp_path.iterdir()) == []
