@@ -146,7 +146,7 @@ def check_plain(tensors: dict[str, torch.Tensor], source: str) -> None:
     """Raises ModelFileError for tensors that are not `is_plain`."""
     if odd := [name for name, tensor in tensors.items() if not is_plain(tensor)]:
         raise ModelFileError(
-            f"{source}: expected dense tensors that hold each of their numbers, one by one; these do not: {_shorten(odd)}"
+            f"{source}: expected dense tensors that hold each of their numbers; these do not: {_shorten(odd)}"
         )
 
 

@@ -198,7 +198,7 @@ def header(rng, content):
     """Another word in a safetensors header, or in a pickle."""
     old, new = rng.choice(
         [
-            (b'"F32"', b'"F64"'), (b'"F32"', b'"F99"'), (b'offsets":[0,', b'offsets":[4,'), (b'"shape":[', b'"shape":[-'),
+            (b'"F32"', b'"F64"'), (b'"F32"', b'"F99"'), (b'offsets":[0,', b'offsets":[4,'), (b'shape":[', b'shape":[-'),
             (b"FloatStorage", b"QInt8Storage"), (b"FloatStorage", b"NoStorage"), (b"torch._utils", b"os"),
             (b"_rebuild_tensor_v2", b"_rebuild_nothing"), (b"collections", b"subprocess"), (b"cpu", b"gpu"),
         ]
@@ -245,7 +245,7 @@ def config_value(rng, text):
     inner, key = rng.choice(places)
     values = [
         None, True, -1, 0, 1, 3, 2**31, 10**12, 10**30, 10**400, 0.5, -1.5, 1e308, float("nan"), float("inf"), "", "x",
-        "eval('1')", "os.system", "VisionTransformer", [], [1], [10**9] * 2, [1] * 1000, ["x"], {}, {"a": {}}, {"class": "X"},
+        "eval('1')", "VisionTransformer", [], [1], [10**9] * 2, [1] * 1000, ["x"], {}, {"a": {}}, {"class": "X"},
     ]  # fmt: skip
     change = rng.random()
     if change < 0.1:
