@@ -227,7 +227,7 @@ def _bias2_kernel(
     tl.store(grad_ptr + expert.to(tl.int64) * D + columns, grad, mask=columns < D)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _gate_kernel(
     gate_parts_ptr,  # [P, rows]
     token_sums_ptr,  # [B, D]

@@ -186,7 +186,7 @@ def _epilogue(
         return tl.sum(a * u, 1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tiles", "num_rows"])
 def _expert_dact_kernel(
     dy_ptr,  # [B, N, D]
     w2_ptr,  # [R, D, H]

@@ -248,7 +248,7 @@ def _mse(student, teacher, D: tl.constexpr):
     return tl.sum(difference * difference, 1) / D, difference * (2 / D)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _align_kernel(
     student_ptr,
     places_ptr,
@@ -302,7 +302,7 @@ def _align_kernel(
         tl.store(gradient_ptr + offsets, rounded(gradient, gradient_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _sum_slots_kernel(
     o_ptr,
     places_ptr,

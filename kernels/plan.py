@@ -124,8 +124,8 @@ def _plan_kernel(
 ):
     """A counting sort. Grid (1,): one program writes all.
 
-    Bytes: indices S itemsize, read twice; slots, images, places 12 S; the tables 4 (3 R + 3 + T). It walks the slots twice, in
-    blocks of S_BLOCK, and the tiles once, so that no batch size asks for another compilation.
+    Bytes: indices S itemsize, read twice; slots, images, places 12 S; the tables 4 (3 R + 3 + T). It walks the slots
+    twice, in blocks of S_BLOCK, and the tiles once, so that no batch size asks for another compilation.
     """
     experts = tl.arange(0, R_BLOCK)
     block = tl.arange(0, S_BLOCK)
@@ -134,9 +134,9 @@ def _plan_kernel(
     wrong = tl.zeros((S_BLOCK,), tl.int32)
     for first in range(0, num_slots, S_BLOCK):
         flat = first + block
-        index = tl.load(indices_ptr + flat, mask=flat < num_slots, other=0).to(tl.int32)
-        wrong = wrong | ((index < 0) | (index >= R)).to(tl.int32)
-        index = tl.minimum(tl.maximum(index, 0), R - 1)
+        index = tl.load(indices_ptr + flat, mask=flat < num_slots, other=0)
+        wrong = wrong | ((index < 0) | (index >= R)).to(tl.int32)  # before it loses bits
+        index = tl.minimum(tl.maximum(index, 0), R - 1).to(tl.int32)
         chosen = (index[:, None] == experts[None, :]) & (flat < num_slots)[:, None]
         counts += tl.sum(chosen.to(tl.int32), 0)
     tl.store(valid_ptr, 1 - tl.max(wrong, 0))
@@ -159,8 +159,8 @@ def _plan_kernel(
     filled = starts
     for first in range(0, num_slots, S_BLOCK):
         flat = first + block
-        index = tl.load(indices_ptr + flat, mask=flat < num_slots, other=0).to(tl.int32)
-        index = tl.minimum(tl.maximum(index, 0), R - 1)
+        index = tl.load(indices_ptr + flat, mask=flat < num_slots, other=0)
+        index = tl.minimum(tl.maximum(index, 0), R - 1).to(tl.int32)
         chosen = ((index[:, None] == experts[None, :]) & (flat < num_slots)[:, None]).to(tl.int32)
         earlier = tl.cumsum(chosen, 0) - chosen
         place = tl.sum((filled[None, :] + earlier) * chosen, 1)

@@ -321,7 +321,7 @@ def _route_grad_x_kernel(
         tl.store(grad_x_ptr + n[:, None] * width + d[None, :], grad, mask=(n < tokens)[:, None] & (d < width)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch"])
 def _route_grad_weight_kernel(
     grad_logits_ptr,
     feature_ptr,
@@ -361,7 +361,7 @@ def _route_grad_weight_kernel(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_slots"])
 def _expert_load_kernel(gates_ptr, indices_ptr, load_ptr, num_slots, BLOCK_S: tl.constexpr):
     """load[e] = sum of the gates whose index is e.
 

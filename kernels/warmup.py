@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dexcore.kernels.group_ema import group_ema
 from dexcore.kernels.launch import compiling
+from dexcore.kernels.route import expert_load
 
 _log = logging.getLogger("dexcore")
 
@@ -25,7 +26,7 @@ def warm_up(model: nn.Module, batch_shape: Sequence[int], dtype: torch.dtype = t
     the model itself and not on a wrapper for distributed training. Compiled kernels stay in Triton's cache on disk.
 
     Args:
-        model: on a GPU; its DEX layers' backend "auto" or "triton".
+        model: on a GPU; its DEX layers' backend "auto" or "triton". One without DEX layers needs nothing compiled.
         batch_shape: of the model's input, such as (B, 3, 256, 256).
         dtype: of the model's input.
 
@@ -35,6 +36,7 @@ def warm_up(model: nn.Module, batch_shape: Sequence[int], dtype: torch.dtype = t
     began = time.perf_counter()
     device = next(model.parameters()).device
     attributes = [(module, dict(vars(module))) for module in model.modules()]
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     kernels: list[Any] = []
     devices = [device] if device.type == "cuda" else []
     try:
@@ -49,6 +51,8 @@ def warm_up(model: nn.Module, batch_shape: Sequence[int], dtype: torch.dtype = t
         for module, before in attributes:
             vars(module).clear()
             vars(module).update(before)
+        for buffer, before in buffers:
+            buffer.copy_(before)
     seconds = time.perf_counter() - began
     _log.info("%d kernels ready after %.1f s", len({id(kernel) for kernel in kernels}), seconds)
     return seconds
@@ -59,17 +63,22 @@ def _step(model: nn.Module, images: Tensor) -> None:
         with torch.no_grad():
             model(images)
         return
-    total = sum(tensor.float().sum() for tensor in _differentiable(model(images)))
-    pairs = []
+    total = images.new_zeros(())
+    for tensor in _differentiable(model(images)):
+        total = total + tensor.sum()
+    pairs: list[tuple[Tensor, Tensor]] = []
     for module in model.modules():
-        if hasattr(module, "expert_director_pairs"):
-            total = total + sum(tensor.sum() for tensor in _differentiable(module.routing))
+        if getattr(module, "routing", None) is not None:  # a DEX layer that ran its experts
+            for tensor in _differentiable(module.routing):
+                total = total + tensor.sum()
+            gates, indices, *_ = module.routing
+            expert_load(gates.detach().float(), indices, module.num_experts)
             pairs += module.expert_director_pairs()
     wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    torch.autograd.grad(total, wanted, allow_unused=True)
-    experts, directors = zip(*pairs, strict=True)
-    weights = [expert.new_zeros(len(expert), dtype=torch.float32) for expert in experts]
-    group_ema([director.detach() for director in directors], [expert.detach() for expert in experts], weights, 1.0)
+    if total.requires_grad:
+        torch.autograd.grad(total, wanted, allow_unused=True)
+    experts, directors = [expert.detach() for expert, _ in pairs], [director.detach() for _, director in pairs]
+    group_ema(directors, experts, [expert.new_zeros(len(expert), dtype=torch.float32) for expert in experts], 1.0)
 
 
 def _differentiable(output: Any) -> Iterator[Tensor]:

@@ -39,6 +39,7 @@ class DEXVisionTransformer(PretrainedMixin, VisionTransformer):
         align: the loss between experts and director, "kd", "cosine" or "mse".
         mode: "experts", or "director" for a plain ViT's cost.
         keep: what the backward finds stored, "both", "z" or "none".
+        precision: of float32 dot products on a GPU, "ieee", "tf32" or "tf32x3".
         backend: "auto", "triton" or "eager".
 
     Raises:
@@ -57,6 +58,7 @@ class DEXVisionTransformer(PretrainedMixin, VisionTransformer):
         align: str = "kd",
         mode: str = "experts",
         keep: str = "both",
+        precision: str = "ieee",
         backend: str = "auto",
         **kwargs: Any,
     ) -> None:
@@ -83,6 +85,7 @@ class DEXVisionTransformer(PretrainedMixin, VisionTransformer):
                 align=align,
                 mode=mode,
                 keep=keep,
+                precision=precision,
                 backend=backend,
             )
 

@@ -54,6 +54,7 @@ class DEXBlock(Block):
         align: str = "kd",
         mode: str = "experts",
         keep: str = "both",
+        precision: str = "ieee",
         backend: str = "auto",
     ) -> None:
         dex_mlp: Callable[..., nn.Module] = partial(
@@ -65,6 +66,7 @@ class DEXBlock(Block):
             align=align,
             mode=mode,
             keep=keep,
+            precision=precision,
             backend=backend,
         )
         if mlp_layer not in (None, Mlp):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dexcore import ops
 from dexcore.ops.checks import check_choice
-from dexcore.ops.expert_mlp import KEEPS
+from dexcore.ops.expert_mlp import KEEPS, PRECISIONS
 from dexcore.ops.mix_align import ALIGNS
 from dexcore.ops.routing import POOLS
 
@@ -103,6 +103,7 @@ class DEXMlp(nn.Module):
         align: the alignment loss between experts and director: "kd", "cosine" or "mse".
         mode: "experts", or "director": the director alone, at the cost of a plain MLP.
         keep: what the backward finds stored: "both", "z" or "none" (`dexcore.ops.expert_mlp`).
+        precision: of float32 dot products on a GPU: "ieee", "tf32" or "tf32x3".
         backend: "auto", "triton" or "eager".
 
     Attributes:
@@ -142,6 +143,7 @@ class DEXMlp(nn.Module):
         align: str = "kd",
         mode: str = "experts",
         keep: str = "both",
+        precision: str = "ieee",
         backend: str = "auto",
     ) -> None:
         super().__init__()
@@ -154,9 +156,11 @@ class DEXMlp(nn.Module):
         check_choice("pool", pool, POOLS)
         check_choice("align", align, ALIGNS)
         check_choice("keep", keep, KEEPS)
+        check_choice("precision", precision, PRECISIONS)
         check_choice("backend", backend, ops.backend.BACKENDS)
         self.num_experts, self.top_k, self.tau = num_experts, top_k, tau
-        self.pool, self.align, self.keep, self.backend = pool, align, keep, backend
+        self.pool, self.align, self.keep = pool, align, keep
+        self.precision, self.backend = precision, backend
         self.activation = activation_name(act_layer)
         dd = {"device": device, "dtype": dtype}
         self.experts = Experts(num_experts, in_features, hidden_features, bias, **dd)
@@ -232,10 +236,12 @@ class DEXMlp(nn.Module):
         fc1, fc2 = self.experts.fc1, self.experts.fc2
         arguments = (x, fc1.weight, fc1.bias, fc2.weight, fc2.bias)
         if torch.compiler.is_exporting():  # a program has no place for the record
-            return ops.expert_mlp(*arguments, gates, indices, self.activation, self.keep, backend=self.backend)
+            return ops.expert_mlp(
+                *arguments, gates, indices, self.activation, self.keep, self.precision, backend=self.backend
+            )
         d1, d2 = self.director.fc1, self.director.fc2
         director = (d1.weight, d1.bias, d2.weight, d2.bias)
-        settings = (self.activation, self.align, self.keep)
+        settings = (self.activation, self.align, self.keep, self.precision)
         y, align_loss = ops.dex_mlp(*arguments, *director, gates, indices, *settings, backend=self.backend)
         self._record(Routing(gates, indices, probs, align_loss, balance_loss(probs)))
         return y

@@ -44,6 +44,7 @@ def upcycle(
     align: str = "kd",
     mode: str = "experts",
     keep: str = "both",
+    precision: str = "ieee",
     backend: str = "auto",
 ) -> nn.Module:
     """Replace every block's MLP by a `DEXMlp` whose director and experts are copies of it, in place.
@@ -55,7 +56,7 @@ def upcycle(
         model: a timm model whose blocks hold a plain timm `Mlp` as ``.mlp`` and give it tokens [B, N, D].
         num_experts: experts in each pool; a sequence has one number a block.
         top_k: experts that process an image; a sequence has one number a block.
-        tau, pool, align, mode, keep, backend: as for `DEXMlp`.
+        tau, pool, align, mode, keep, precision, backend: as for `DEXMlp`.
 
     Returns:
         ``model`` itself.
@@ -86,6 +87,7 @@ def upcycle(
             align=align,
             mode=mode,
             keep=keep,
+            precision=precision,
             backend=backend,
         )
         for i, (_, block) in enumerate(places)

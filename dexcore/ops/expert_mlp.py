@@ -114,6 +114,8 @@ def check_expert_arguments(
     if b2 is not None:
         check_shape("b2", b2, (experts, width))
     check_shape("gates", gates, (batch, "k"))
+    if gates.shape[1] < 1:
+        raise ValueError("gates must give every image at least one expert, got k = 0")
     check_shape("indices", indices, (batch, gates.shape[1]))
     check_same_device(x=x, w1=w1, b1=b1, w2=w2, b2=b2, gates=gates, indices=indices)
     check_choice("activation", activation, ACTIVATIONS)

@@ -59,6 +59,8 @@ def group_ema_(
     dtype = functools.reduce(torch.promote_types, (t.dtype for t in (*directors, *experts)))
     chosen = resolve(backend, directors[0].device, dtype)
     _group_ema_(list(directors), list(experts), list(weights), float(momentum), chosen)
+    if chosen == "triton":  # a kernel's write is none that autograd sees
+        torch.autograd.graph.increment_version(list(directors))
 
 
 @torch.no_grad()

@@ -63,6 +63,8 @@ def route(
         check_shape("noise", noise, (x.shape[0], experts))
     check_same_device(x=x, weight=weight, noise=noise)
     refuse_transforms("route", x, weight, noise)
+    if pool == "cls":
+        x = x[:, :1].contiguous()  # a copy: what the backward keeps is not all of x
     chosen = resolve(backend, x.device, x.dtype)
     arguments = (x, weight, noise, top_k, float(tau), pool, chosen)
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):

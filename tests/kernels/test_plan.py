@@ -62,7 +62,7 @@ def test_all_on_one_expert():
     check(torch.full((300, 1), 5), 7, 17, 32)
 
 
-@pytest.mark.parametrize("wrong", [-1, 4, 2**31 - 1])
+@pytest.mark.parametrize("wrong", [-1, 4, 2**31 - 1, 2**32, 2**32 + 1, -(2**32)])
 def test_an_index_out_of_range_clears_valid_and_reaches_no_memory(wrong):
     plan = make_plan(torch.tensor([[0, 1], [wrong, 2]]), 4, 3, 4)
     assert plan.valid.item() == 0

@@ -342,6 +342,7 @@ def test_activations_of_timm_models(act_layer, name):
         ({"align": "l1"}, ValueError, "align must be one of"),
         ({"mode": "both"}, ValueError, "mode must be one of"),
         ({"keep": "all"}, ValueError, "keep must be one of"),
+        ({"precision": "tf16"}, ValueError, "precision must be one of"),
         ({"backend": "cuda"}, ValueError, "backend must be one of"),
     ],
 )

@@ -63,6 +63,12 @@ class Mutant(NamedTuple):
 
 
 MUTANTS = [
+    Mutant(
+        "a tile of the expert before",
+        "plan",
+        "(tile_ends[None, :] <= tile[:, None])",
+        "(tile_ends[None, :] < tile[:, None])",
+    ),
     Mutant("gates swapped", "expert_up", "gates_ptr + slot, mask", "gates_ptr + (slot ^ 1), mask"),
     Mutant("every expert gets the first one's bias", "expert_up", "b1_ptr + expert * hidden + n", "b1_ptr + n"),
     Mutant("z kept with its gate", "expert_up", "rounded(z, z_ptr", "rounded(z * gate[:, None], z_ptr"),

@@ -287,3 +287,16 @@ def test_gradcheck_in_float32_along_drawn_directions():
             moved = [[t + s * 2e-3 * direction if t is leaf else t for t in leaves] for s in (1, -1)]
             slope = (loss(*moved[0]) - loss(*moved[1])) / 4e-3
             assert_close((grad * direction).sum(), slope, bound=2e-2)
+
+
+def test_what_gema_wrote_is_seen_by_autograd():
+    director = torch.ones(2, 3)
+    x = torch.ones(4, 2, requires_grad=True)
+    y = (x @ director).sum()
+    ops.group_ema_([director], [torch.zeros(2, 2, 3)], [torch.tensor([0.5, 0.5])], 0.0, backend="triton")
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.backward()
+
+
+def test_experts_cut_into_parts_agree_with_float64():
+    check_dex_mlp(plain.make_case(batch=40, tokens=9, width=8, hidden=16))
