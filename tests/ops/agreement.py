@@ -57,13 +57,11 @@ def check_route(x, weight, top_k, noise=None, pool="cls", backend="triton"):
     generator = torch.Generator().manual_seed(2)
     results = []
     for function, dtype, keywords in ((ops.route, x.dtype, {"backend": backend}), (reference.route, torch.float64, {})):
-        leaves = [t.detach().to(dtype).requires_grad_() for t in (x, weight)]
+        leaves = [t.detach().to(dtype, copy=True).requires_grad_() for t in (x, weight)]
         gates, indices, probs = function(*leaves, top_k, 0.5, noise, pool, **keywords)
         generator.manual_seed(2)
-        coefficients = [torch.randn(t.shape, generator=generator) for t in (gates, probs)]
-        grads = torch.autograd.grad(
-            [gates, probs], leaves, [c.to(t.dtype) for c, t in zip(coefficients, (gates, probs), strict=True)]
-        )
+        coefficients = [torch.randn(t.shape, generator=generator).to(t.device, t.dtype) for t in (gates, probs)]
+        grads = torch.autograd.grad([gates, probs], leaves, coefficients)
         results.append((indices, gates, probs, *grads))
     (indices, *mine), (indices64, *theirs) = results
     assert torch.equal(indices, indices64)
@@ -71,15 +69,16 @@ def check_route(x, weight, top_k, noise=None, pool="cls", backend="triton"):
         assert_close(a, b, name=name, bound={torch.float32: 2e-5}.get(a.dtype))
 
 
-def check_group_ema(shapes, weights, momentum=0.9, dtype=torch.float32, backend="triton"):
+def check_group_ema(shapes, weights, momentum=0.9, dtype=torch.float32, backend="triton", device="cpu"):
     """Every director after one step, and the experts untouched."""
     generator = torch.Generator().manual_seed(3)
-    directors = [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+    directors = [torch.randn(shape, generator=generator).to(device, dtype) for shape in shapes]
     experts = [
-        torch.randn(len(w), *shape, generator=generator).to(dtype) for shape, w in zip(shapes, weights, strict=True)
+        torch.randn(len(w), *shape, generator=generator).to(device, dtype)
+        for shape, w in zip(shapes, weights, strict=True)
     ]
     before = [t.clone() for t in experts]
-    weights = [torch.tensor(w) for w in weights]
+    weights = [torch.tensor(w, device=device) for w in weights]
     expected = [
         momentum * d.double() + (1 - momentum) * torch.tensordot(w.double(), e.double(), 1) if w.any() else d.double()
         for d, e, w in zip(directors, experts, weights, strict=True)
