@@ -23,7 +23,9 @@ def warm_up(model: nn.Module, batch_shape: Sequence[int], dtype: torch.dtype = t
 
     The model runs once on zeros without launching a Triton kernel; its weights, gradients and records, and the
     generators of random numbers, are left as they were. Call it under the same `torch.autocast` as the training, on
-    the model itself and not on a wrapper for distributed training. Compiled kernels stay in Triton's cache on disk.
+    the model itself and not on a wrapper for distributed training. What it compiles does for other batch sizes too, but
+    for the weight gradients, which are cut into parts where rows are many for the layer's width: so give the training's
+    batch. Compiled kernels stay in Triton's cache on disk.
 
     Args:
         model: on a GPU; its DEX layers' backend "auto" or "triton". One without DEX layers needs nothing compiled.
