@@ -35,8 +35,9 @@ def group_ema_(
         momentum: m, in [0, 1].
         backend: "auto", "triton" or "eager".
 
-    A captured CUDA graph keeps the momentum of its capture. Arithmetic is float32 for half-precision tensors. Note that a half-precision director with a momentum near 1
-    stops moving, because (1 - m) times the distance is less than half its rounding.
+    A captured CUDA graph keeps the momentum of its capture. Arithmetic is float32 for half-precision tensors. Note that
+    a half-precision director with a momentum near 1 stops moving, because (1 - m) times the distance is less than half
+    its rounding.
 
     Raises:
         TypeError, ValueError: an argument of the wrong kind, shape or device; the message names it.
