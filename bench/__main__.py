@@ -1,16 +1,17 @@
 """All benches that fit this machine, in one run: ``python -m bench``.
 
 Results are checked first, then the ceilings are measured, then everything is timed against them. Single benches:
-``python -m bench.layer``, ``bench.kernels``, ``bench.ema``, ``bench.align``, ``bench.augment``.
+``python -m bench.layer``, ``bench.kernels``, ``bench.ema``, ``bench.align``, ``bench.augment``,
+``bench.step``.
 """
 
 from importlib.util import find_spec
 
-from bench import align, augment, ema, layer
+from bench import align, augment, ema, layer, step
 from bench.command import run
 
 if __name__ == "__main__":
-    benches = {"layer": layer, "ema": ema, "align": align, "augment": augment}
+    benches = {"layer": layer, "ema": ema, "align": align, "augment": augment, "step": step}
     if find_spec("triton") is None:
         print("skipped: kernels, since Triton is not installed")
     else:

@@ -116,7 +116,9 @@ def run(doc: str | None, benches: dict[str, ModuleType], arguments: list[str] | 
         torch.set_num_threads(1 if options.quick else 2)
         kept = keep_freed_memory()
         print(f"{machine()}; freed memory is {'kept' if kept else 'given back'}")
-        print("skipped, since they need a GPU: the kernels' times, CUDA graphs, and all goals but the CPU layer's")
+        print(
+            "skipped, since they need a GPU: the kernels' times, CUDA graphs, and all goals but those of layer and step"
+        )
     else:
         print(machine(options.device))
     if options.quick:

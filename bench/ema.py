@@ -27,8 +27,7 @@ from dexcore.ops import group_ema_, reference
 
 COPY_SHARE = 0.90  # the goal on an H100
 _IMAGES = 224
-# Of how far the directors move.
-_BOUND = 1e-3
+MOVE_BOUND = 1e-3  # of how far the directors move: float32's roundings of the directors themselves
 
 
 class Size(NamedTuple):
@@ -109,8 +108,8 @@ def check(options: Options) -> Refused:
             contenders(model)[name]()
             for before, after, expected in zip(start.directors, model.directors, truth, strict=True):
                 error = relative_error(after.double() - before.double(), expected - before.double())
-                if not error <= _BOUND:
-                    raise WrongResultError(f"ema, {name}, {routing_name}: {error:.2g} off, allowed {_BOUND:.2g}")
+                if not error <= MOVE_BOUND:
+                    raise WrongResultError(f"ema, {name}, {routing_name}: {error:.2g} off, allowed {MOVE_BOUND:.2g}")
     return {}
 
 

@@ -38,6 +38,7 @@ def draw(results: Path = RESULTS) -> list[Path]:
         ("ema", _ema),
         ("align", _align),
         ("augment", _augment),
+        ("step", _step),
         ("kernels", _kernels),
     ):
         lines = newest(results / f"{name}.jsonl")
@@ -186,6 +187,18 @@ def _augment(lines: list[Line]) -> Any:
         _bars(axis, group, [line["contender"] for line in group], 1e-3, notes)
         axis.set_title(kind, fontsize=9)
         axis.set_xlabel("ms (p20, p80), images a second", fontsize=8)
+    return figure
+
+
+def _step(lines: list[Line]) -> Any:
+    groups = _groups(lines, lambda line: f"{line['kind']}, {_shape(line)} {line['dtype']}")
+    figure, axes = _panels(len(groups), f"A whole training step\n{_machine(lines[-1])}", 1.9)
+    for axis, (case, group) in zip(axes, groups.items(), strict=True):
+        notes = [f"{line['speedup']:.2f}x" if "speedup" in line else f"{line['share']:.0%}" for line in group]
+        _bars(axis, group, [line["contender"].replace(", ", ",\n") for line in group], 1e-3, notes)
+        axis.set_title(case, fontsize=9)
+        compared = "speedup" in group[0]
+        axis.set_xlabel(f"ms (p20, p80), {'times publ. speed' if compared else 'share of the step'}", fontsize=8)
     return figure
 
 

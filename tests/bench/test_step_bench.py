@@ -1,0 +1,179 @@
+"""bench.step: the published step is the method's, wrong steps are not timed, the parts of a step add up."""
+
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+from bench import plot, step
+from bench.command import Options
+from bench.contenders import WrongResultError, director
+from bench.published import PublishedTraining
+from bench.step import (
+    PARTS,
+    QUICK,
+    PartsOfStep,
+    check_case,
+    make_training,
+    measure_case,
+    measure_parts,
+    results,
+    take_step,
+)
+from bench.timing import CPU
+from dexcore.nn import directors
+from dexcore.train import loop
+from dexcore.train.loop import Pretraining
+
+CEILING = {"gemm_gflops": 1.0, "copy_gbs": 1.0}
+OPTIONS = Options(CPU, quick=True, seconds=0)
+
+
+@pytest.fixture(scope="module")
+def truth():
+    return results(*make_training("published", QUICK, torch.float64, CPU))
+
+
+@pytest.fixture
+def known_truth(monkeypatch, truth):
+    """Check against results that are there already."""
+    right = step.make_training
+
+    def make(contender, case, dtype, device):
+        return (None, None) if dtype == torch.float64 else right(contender, case, dtype, device)
+
+    monkeypatch.setattr(step, "make_training", make)
+    monkeypatch.setattr(step, "results", lambda *made: truth if made == (None, None) else results(*made))
+
+
+@pytest.mark.usefixtures("known_truth")
+def test_dexcores_step_is_the_published_one_in_both_precisions():
+    worst = check_case(QUICK, [torch.float32, torch.bfloat16], CPU)
+    assert worst.keys() == {torch.float32, torch.bfloat16}
+    assert all(0 < share <= 1 for share in worst.values())
+
+
+def test_every_block_has_many_experts_in_use_and_far_from_a_tie():
+    training, batch = make_training("dexcore", QUICK, torch.float32, CPU)
+    take_step(training, batch, step._VALUES)
+    for layer in training.layers:
+        ranked = layer.routing.probs.sort(-1, descending=True).values
+        assert (ranked[:, 1] > 5 * ranked[:, 2]).all()
+        assert len(layer.routing.indices.unique()) > 4
+    first, second = (layer.routing.indices for layer in training.layers)
+    assert not torch.equal(first, second)
+
+
+def _without_losses(right):
+    return lambda model, group=None: right(model, group)._replace(align=torch.zeros(()))
+
+
+def _to_the_experts_mean(right):
+    return lambda model, momentum: right(model, 1 - 2 * (1 - momentum))
+
+
+@pytest.mark.usefixtures("known_truth")
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("name", "wrong", "seen"),
+    [
+        ("aux_losses", _without_losses, "loss"),
+        ("update_directors", _to_the_experts_mean, "director.*'s move"),
+        ("update_directors", lambda right: lambda model, momentum: directors.discard_load(model), "director.*'s move"),
+    ],
+)
+def test_a_wrong_step_stops_the_bench(monkeypatch, name, wrong, seen, precision):
+    monkeypatch.setattr(loop, name, wrong(getattr(loop, name)))
+    with pytest.raises(WrongResultError, match=seen):
+        check_case(QUICK, [precision], CPU)
+
+
+@pytest.mark.usefixtures("known_truth")
+def test_an_optimizer_that_does_not_move_stops_the_bench(monkeypatch):
+    right = Pretraining.step
+    monkeypatch.setattr(Pretraining, "step", lambda self, batch, values: right(self, batch, replace(values, lr=0.0)))
+    with pytest.raises(WrongResultError, match="loss's change"):
+        check_case(QUICK, [torch.float32], CPU)
+
+
+@pytest.mark.parametrize("value", [0.0, float("nan")])
+def test_the_published_step_skips_a_gradient_that_is_not_finite(value):
+    training, batch = make_training("published", QUICK, torch.float32, CPU)
+    assert isinstance(training, PublishedTraining)
+    before = [parameter.detach().clone() for parameter in training.parameters]
+    batch["image"][0, 0, 0, 0] = value
+    skipped = training.step(batch, step._VALUES)["skipped"]
+    assert skipped == (value != 0)
+    assert skipped == all(torch.equal(old, new) for old, new in zip(before, training.parameters, strict=True))
+
+
+def test_the_published_directors_follow_in_the_forward():
+    training, batch = make_training("published", QUICK, torch.float32, CPU)
+    before = [director(layer)["director.fc1.weight"].clone() for layer in training.layers]
+    for layer, noise in zip(training.layers, batch["router_noise"].split(8, dim=1), strict=True):
+        layer.noise, layer.noise_std = noise, 1.0
+    training.model(batch["image"], noise=batch["mask_noise"])
+    assert not any(
+        torch.equal(old, director(layer)["director.fc1.weight"])
+        for old, layer in zip(before, training.layers, strict=True)
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_table_runs_and_its_lines_say_what_they_measured(dtype, capsys):
+    lines = measure_case(QUICK, dtype, OPTIONS, CEILING)
+    extra = ["published, attention in parts"] if dtype == torch.bfloat16 else []
+    assert [line["contender"] for line in lines] == ["dexcore", "published", *extra]
+    for line in lines:
+        assert line["p20"] <= line["median"] <= line["p80"]
+        assert line["flops"] > 10**7
+        assert line["bytes"] > 11 * 4 * 10**5
+        assert "goals" not in line  # a quick step's speed proves nothing
+    assert lines[1]["speedup"] == 1
+
+
+def test_goals_stand_beside_what_is_not_quick(capsys):
+    options = replace(OPTIONS, quick=False)
+    (goal,) = measure_case(QUICK, torch.float32, options, CEILING)[0]["goals"]
+    assert (goal["target"], goal["met"]) == (1.15, goal["value"] >= 1.15)
+    assert "goal 1.15" in capsys.readouterr().out
+
+
+def test_the_parts_of_a_step_add_up_and_time_goes_to_the_right_one(monkeypatch):
+    training, batch = make_training("dexcore", QUICK, torch.float32, CPU)
+    right = loop.update_directors
+
+    def slow(*arguments):
+        time.sleep(0.3)
+        right(*arguments)
+
+    monkeypatch.setattr(loop, "update_directors", slow)
+    began = time.perf_counter()
+    taken = PartsOfStep(training).take([batch] * 4)
+    whole = time.perf_counter() - began
+    assert sum(sum(parts.values()) for parts in taken) == pytest.approx(whole, rel=0.05)
+    least = {part: min(parts[part] for parts in taken) for part in PARTS}
+    assert least["GEMA"] >= 0.3 > max(least["forward"], least["backward"], least["clip and optimizer"])
+    assert min(least.values()) > 0
+
+
+def test_the_parts_table_has_a_line_a_part(capsys):
+    training, _ = make_training("dexcore", QUICK, torch.float32, CPU)
+    lines = measure_parts(training, OPTIONS)
+    assert [line["contender"] for line in lines] == [*PARTS, "whole step"]
+    assert lines[-1]["share"] == 1
+    assert all(0 < line["share"] for line in lines)
+    assert "a run has 200 steps" in capsys.readouterr().out
+
+
+def test_both_tables_are_drawn():
+    shape = {"images": 4, "tokens": 5, "width": 16, "dtype": "float32", "cpu": "it", "threads": 2, "torch": "2"}
+    time_of = {"median": 2e-3, "p20": 1e-3, "p80": 3e-3}
+    lines = [
+        {**shape, **time_of, "kind": "ViT-S", "contender": "dexcore", "speedup": 2.0},
+        {**shape, **time_of, "kind": "laptop preset", "contender": "forward", "share": 0.25},
+    ]
+    first, second = plot._step(lines).axes
+    assert "2.00x" in [text.get_text() for text in first.texts]
+    assert "25%" in [text.get_text() for text in second.texts]
