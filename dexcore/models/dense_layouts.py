@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dexcore.models.pretrained import ModelFileError, is_plain, read_safetensors
+from dexcore.models.pretrained import ModelFileError, is_plain, read_safetensors, shorten
 
 PATCHES = "patch_embed.proj.weight"
 _PREFERRED = ("teacher", "ema")
@@ -104,7 +104,7 @@ def _choose_prefix(tensors: dict[str, Tensor], path: str) -> str:
         return prefixes[0]
     if prefixes:
         raise ModelFileError(f"{path} holds several vision transformers: {', '.join(prefixes)}; save one of them alone")
-    names = ", ".join(list(tensors)[:4]) or "no tensor at all"
+    names = shorten(list(tensors)) or "no tensor at all"
     raise ModelFileError(f"{path} holds no vision transformer of timm, MAE, DINO or DINOv2: no {PATCHES}, but {names}")
 
 

@@ -90,7 +90,9 @@ class PretrainedMixin:
             with torch.device("meta"):
                 model = cls.from_description(description)
         except Exception as error:  # timm asserts, torch raises RuntimeError
-            raise ModelFileError(f"{config_path} does not describe a {cls.__name__}: {error!r}") from error
+            raise ModelFileError(
+                f"{config_path} does not describe a {cls.__name__}: {shorten([repr(error)])}"
+            ) from error
         assert isinstance(model, nn.Module)
         load_exactly(model, tensors, str(weights_path), assign=True)
         materialize(model)
@@ -123,7 +125,7 @@ def load_exactly(model: nn.Module, tensors: dict[str, torch.Tensor], source: str
         ],
     }
     if any(faults.values()):
-        told = "; ".join(f"{what}: {_shorten(names)}" for what, names in faults.items() if names)
+        told = "; ".join(f"{what}: {shorten(names)}" for what, names in faults.items() if names)
         raise ModelFileError(f"{source} does not fit the {type(model).__name__}: {told}")
     model.load_state_dict(tensors, assign=assign)
 
@@ -146,7 +148,7 @@ def check_plain(tensors: dict[str, torch.Tensor], source: str) -> None:
     """Raises ModelFileError for tensors that are not `is_plain`."""
     if odd := [name for name, tensor in tensors.items() if not is_plain(tensor)]:
         raise ModelFileError(
-            f"{source}: expected dense tensors that hold each of their numbers; these do not: {_shorten(odd)}"
+            f"{source}: expected dense tensors that hold each of their numbers; these do not: {shorten(odd)}"
         )
 
 
@@ -193,7 +195,8 @@ def _check_depth(description: dict[str, Any], tensors: int, path: Path) -> None:
                 )
 
 
-def _shorten(names: list[str]) -> str:
+def shorten(names: list[str]) -> str:
+    """The first of them, none too long: a file may name anything."""
     more = len(names) - _NAMES_IN_A_MESSAGE
     told = [name if len(name) < 250 else f"{name[:120]}...{name[-120:]}" for name in names[:_NAMES_IN_A_MESSAGE]]
     return ", ".join(told) + (f" and {more} more" if more > 0 else "")
