@@ -6,6 +6,9 @@
     # The paper's recipe on a store of your own:
     python examples/pretrain_mvu.py --preset paper --data.store path/to/store
 
+    # On two GPUs, or in two processes:
+    torchrun --nproc-per-node 2 examples/pretrain_mvu.py
+
     # Go on after a kill:
     python examples/pretrain_mvu.py --resume
 
