@@ -156,38 +156,45 @@ def _layer(lines: list[Line]) -> Any:
     return figure
 
 
-def _ema(lines: list[Line]) -> Any:
-    groups = _groups(lines, lambda line: f"{line['layers']} x width {line['width']}, {_ROUTING_NAMES[line['routing']]}")
-    figure, axes = _panels(len(groups), f"GEMA, the directors' update\n{_machine(lines[-1])}", 1.6)
-    for axis, (case, group) in zip(axes, groups.items(), strict=True):
-        notes = [f"{line['copy_share']:.0%} of copy" for line in group]
-        _bars(axis, group, [line["contender"] for line in group], 1e-3, notes)
-        axis.set_title(case, fontsize=9)
-        axis.set_xlabel("ms (p20, p80), share of the largest copy's rate", fontsize=8)
+def _timings(lines: list[Line], case: Callable[[Line], str], title: str, note: Callable[[Line], str], said: str) -> Any:
+    """A panel of bars for every case; ``said`` is what the notes at the bars mean."""
+    groups = _groups(lines, case)
+    figure, axes = _panels(len(groups), f"{title}\n{_machine(lines[-1])}", 1.6)
+    for axis, (name, group) in zip(axes, groups.items(), strict=True):
+        _bars(axis, group, [line["contender"] for line in group], 1e-3, [note(line) for line in group])
+        axis.set_title(name, fontsize=9)
+        axis.set_xlabel(f"ms (p20, p80), {said}", fontsize=8)
     return figure
+
+
+def _ema(lines: list[Line]) -> Any:
+    return _timings(
+        lines,
+        lambda line: f"{line['layers']} x width {line['width']}, {_ROUTING_NAMES[line['routing']]}",
+        "GEMA, the directors' update",
+        lambda line: f"{line['copy_share']:.0%} of copy",
+        "share of the largest copy's rate",
+    )
 
 
 def _align(lines: list[Line]) -> Any:
-    groups = _groups(lines, lambda line: f"{line['kind']}, {_shape(line)} {line['dtype']}")
-    figure, axes = _panels(len(groups), f"Alignment loss, forward and backward\n{_machine(lines[-1])}", 1.6)
-    for axis, (case, group) in zip(axes, groups.items(), strict=True):
-        notes = [f"{line['speedup']:.2f}x" for line in group]
-        _bars(axis, group, [line["contender"] for line in group], 1e-3, notes)
-        axis.set_title(case, fontsize=9)
-        axis.set_xlabel("ms (p20, p80), times eager's speed", fontsize=8)
-    return figure
+    return _timings(
+        lines,
+        lambda line: f"{line['kind']}, {_shape(line)} {line['dtype']}",
+        "Alignment loss, forward and backward",
+        lambda line: f"{line['speedup']:.2f}x",
+        "times eager's speed",
+    )
 
 
 def _augment(lines: list[Line]) -> Any:
-    groups = _groups(lines, lambda line: line["kind"])
-    title = f"Augmentation of one image, one thread\n{_machine(lines[-1])}"
-    figure, axes = _panels(len(groups), title, 1.6)
-    for axis, (kind, group) in zip(axes, groups.items(), strict=True):
-        notes = [f"{line['images_per_second']:.0f} images/s" for line in group]
-        _bars(axis, group, [line["contender"] for line in group], 1e-3, notes)
-        axis.set_title(kind, fontsize=9)
-        axis.set_xlabel("ms (p20, p80), images a second", fontsize=8)
-    return figure
+    return _timings(
+        lines,
+        lambda line: line["kind"],
+        "Augmentation of one image, one thread",
+        lambda line: f"{line['images_per_second']:.0f} images/s",
+        "images a second",
+    )
 
 
 def _step(lines: list[Line]) -> Any:

@@ -10,7 +10,6 @@ All may lie in dicts and behind prefixes (``teacher``, ``state_dict``, ``module.
 where a ``patch_embed.proj.weight`` is.
 """
 
-import argparse
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dexcore.models.pretrained import ModelFileError, is_plain, read_safetensors, shorten
+from dexcore.models.pretrained import ModelFileError, is_plain, read_pickle, read_safetensors, shorten
 
 PATCHES = "patch_embed.proj.weight"
 _PREFERRED = ("teacher", "ema")
@@ -72,14 +71,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise FileNotFoundError(f"{path}: no such file; expected a dense vision transformer's checkpoint")
     if path.suffix == ".safetensors":
         return read_safetensors(path)
-    try:
-        # MAE's and DINO's own files hold the command line beside the tensors.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged bytes make the unpickler raise anything
-        raise ModelFileError(
-            f"{path} cannot be read with weights_only=True: {type(error).__name__}: {error}"
-        ) from error
+    content = read_pickle(path)
     tensors: dict[str, Tensor] = {}
     seen: set[int] = set()  # a pickle may hold a dict that holds itself
     waiting = [("", content)]

@@ -1,5 +1,6 @@
 """Saving and loading models: a folder with ``model.safetensors`` and ``config.json``."""
 
+import argparse
 import json
 import os
 import reprlib
@@ -142,6 +143,22 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
         raise ModelFileError(f"{path} is no whole safetensors file: {type(error).__name__}: {error}") from error
     check_plain(tensors, str(path))
     return tensors
+
+
+def read_pickle(path: Path) -> Any:
+    """What a checkpoint of `torch.save` holds, on the CPU; no code of the file's is run.
+
+    Raises:
+        ModelFileError: it cannot be read with weights_only=True.
+    """
+    try:
+        # MAE's and DINO's own files hold the command line beside the tensors.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged bytes make the unpickler raise anything
+        raise ModelFileError(
+            f"{path} cannot be read with weights_only=True: {type(error).__name__}: {error}"
+        ) from error
 
 
 def check_plain(tensors: dict[str, torch.Tensor], source: str) -> None:

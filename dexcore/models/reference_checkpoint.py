@@ -10,7 +10,6 @@ The rest is named as in MAE: encoder and decoder side by side, where a `MaskedAu
 names behind ``encoder.``.
 """
 
-import argparse
 import io
 import os
 import re
@@ -22,7 +21,7 @@ from torch import nn
 
 from dexcore.files import write_whole
 from dexcore.models.mae import MaskedAutoencoder
-from dexcore.models.pretrained import ModelFileError, check_plain, load_exactly, read_safetensors
+from dexcore.models.pretrained import ModelFileError, check_plain, load_exactly, read_pickle, read_safetensors
 
 _EXPERT = re.compile(r"(blocks\.\d+)\.DEX\.experts\.(0|[1-9]\d{0,4})\.(fc[12]\.(?:weight|bias))")
 _RENAMED = {
@@ -104,14 +103,7 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
         raise FileNotFoundError(f"{path}: no such file; expected a checkpoint in the authors' layout")
     if path.suffix == ".safetensors":
         return read_safetensors(path)
-    try:
-        # MAE's own files hold the command line beside the tensors.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged bytes make the unpickler raise anything
-        raise ModelFileError(
-            f"{path} cannot be read with weights_only=True: {type(error).__name__}: {error}"
-        ) from error
+    content = read_pickle(path)
     tensors = content.get("model", content) if isinstance(content, dict) else None
     if (
         not isinstance(tensors, dict)

@@ -112,7 +112,7 @@ def _prepare(given: Experts, precision: str) -> tuple[Experts, LayerConfig, Plan
     config = layer_config(architecture, width, hidden, given.x.dtype)
     plan = make_plan(given.indices, experts, given.x.shape[1], config.up.block_m)
     _check_indices(plan)
-    # AMD's compiler knows no tf32x3; its float32 dots are exact at the rate that would have.
+    # AMD's compiler knows no tf32x3.
     if precision == "tf32x3" and architecture.startswith("gfx"):
         precision = "ieee"
     return given, config, plan, precision
