@@ -4,7 +4,7 @@ Each takes ``backend="auto" | "triton" | "eager"``. `dexcore.ops.reference` hold
 tests alone.
 """
 
-from dexcore.ops import flops, onnx  # noqa: F401  what FlopCounterMode and ONNX export know of the ops
+from dexcore.ops import flops  # noqa: F401  what FlopCounterMode knows of the ops
 from dexcore.ops.backend import BackendUnavailableError
 from dexcore.ops.dex_mlp import dex_mlp
 from dexcore.ops.expert_mlp import expert_mlp

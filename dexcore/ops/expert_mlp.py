@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dexcore.ops import experts_eager
+from dexcore.ops import experts_eager, onnx
 from dexcore.ops.activation import ACTIVATIONS
 from dexcore.ops.backend import resolve
 from dexcore.ops.checks import (
@@ -79,6 +79,8 @@ def expert_mlp(
     keep = allowed_keep(keep, compute, chosen, backend)
     given = Experts(x, w1, b1, w2, b2, gates, indices)
     refuse_transforms("expert_mlp", *given)
+    if torch.onnx.is_in_onnx_export():
+        return onnx.expert_mlp(cast(given, compute), activation)
     trained = torch.is_grad_enabled() and not torch.compiler.is_exporting()  # no program keeps what no backward reads
     if trained and any(t is not None and t.requires_grad for t in given):
         return _ExpertMlp.apply(*given, keep, activation, precision, chosen, compute)

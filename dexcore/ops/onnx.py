@@ -1,7 +1,6 @@
-"""The DEX ops in ATen's own, for exporters that know no others: ``torch.onnx.export(model, ..., dynamo=True)``.
+"""The DEX ops in ATen's own, for ``torch.onnx.export(model, ..., dynamo=True)``; nothing else uses them.
 
-Importing this module registers the decompositions where PyTorch's ONNX exporter looks for them; nothing else uses
-them. Axes as in `dexcore.ops.expert_mlp`.
+The ops call these themselves while PyTorch exports to ONNX. Axes as in `dexcore.ops.expert_mlp`.
 """
 
 from typing import Any
@@ -9,19 +8,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._decomp import register_decomposition
 
-import dexcore.ops.dex_mlp
-import dexcore.ops.routing  # noqa: F401
-from dexcore.ops.expert_types import empty_kept
-
-_ops = torch.ops.dexcore
+from dexcore.ops.expert_types import Experts
 
 
-@register_decomposition(_ops.route.default)
-def _route(
-    x: Tensor, weight: Tensor, noise: Tensor | None, top_k: int, tau: float, pool: str, backend: str
+def route(
+    x: Tensor, weight: Tensor, noise: Tensor | None, top_k: int, tau: float, pool: str
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Gates, indices and probs, as `dexcore.ops.route` returns them."""
     precision = torch.promote_types(x.dtype, torch.float32)
     feature_bd = x[:, 0].to(precision) if pool == "cls" else x.to(precision).mean(1)
     logits_br = feature_bd @ weight.to(precision).T
@@ -32,21 +26,9 @@ def _route(
     return chosen_bk / chosen_bk.sum(-1, keepdim=True), indices_bk, probs_br
 
 
-@register_decomposition(_ops.expert_mlp.default)
-def _expert_mlp(
-    x: Tensor,
-    w1: Tensor,
-    b1: Tensor | None,
-    w2: Tensor,
-    b2: Tensor | None,
-    gates: Tensor,
-    indices: Tensor,
-    keep: str,
-    activation: str,
-    precision: str,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def expert_mlp(given: Experts, activation: str) -> Tensor:
     """One choice after the other: each image's expert is gathered, so B times its weights are in memory at once."""
+    x, w1, b1, w2, b2, gates, indices = given
     y_bnd: Any = 0
     for j in range(gates.shape[1]):
         expert_b = indices[:, j]
@@ -56,7 +38,7 @@ def _expert_mlp(
         else:
             a_bnh = F.gelu(a_bnh, approximate="tanh" if activation == "gelu_tanh" else "none")
         y_bnd = y_bnd + gates[:, j, None, None] * _linear(a_bnh, w2, b2, expert_b)
-    return y_bnd.to(x.dtype), *empty_kept(x, w1, indices, keep, backend)
+    return y_bnd.to(x.dtype)
 
 
 def _linear(x_bni: Tensor, weight_roi: Tensor, bias_ro: Tensor | None, expert_b: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dexcore.ops import onnx
 from dexcore.ops.backend import resolve
 from dexcore.ops.checks import check_choice, check_floating, check_same_device, check_shape, refuse_transforms
 from dexcore.ops.library import define_op
@@ -65,6 +66,8 @@ def route(
     refuse_transforms("route", x, weight, noise)
     if pool == "cls":
         x = x[:, :1].contiguous()  # a copy: what the backward keeps is not all of x
+    if torch.onnx.is_in_onnx_export():
+        return onnx.route(x, weight, noise, top_k, float(tau), pool)
     chosen = resolve(backend, x.device, x.dtype)
     arguments = (x, weight, noise, top_k, float(tau), pool, chosen)
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
