@@ -87,8 +87,8 @@ def read_yaml(path: str | Path, base: PretrainConfig) -> PretrainConfig:
     """``base`` with the fields that a YAML file names.
 
     Raises:
-        ConfigError: the file cannot be read, is no mapping, names a field that does not exist, or holds a
-            value of another type or out of range; the message names the file and the field.
+        ConfigError: the file cannot be read, is no mapping, names a field that does not exist, names one twice,
+            or holds a value of another type or out of range; the message names the file and the field.
     """
     return _apply(base, _load_yaml(path), path)
 
@@ -96,12 +96,38 @@ def read_yaml(path: str | Path, base: PretrainConfig) -> PretrainConfig:
 def _load_yaml(path: str | Path) -> object:
     yaml = require("yaml", "train")
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        loader = yaml.SafeLoader(Path(path).read_text(encoding="utf-8"))
+        root = loader.get_single_node()
+        _refuse_repetition(root, path)
+        values = None if root is None else loader.construct_document(root)
+    except ConfigError:
+        raise
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot be read as a YAML file: {error}") from error
     except Exception as error:  # what PyYAML does not foresee: !!bool maybe, a date's month 13, a thousand brackets
         raise ConfigError(f"{path}: cannot be read as a YAML file: {type(error).__name__}: {error}") from error
     return {} if values is None else values
+
+
+def _refuse_repetition(root: Any, path: str | Path) -> None:
+    """Raise ConfigError where a mapping holds a key twice: PyYAML would take the last in silence."""
+    pending, met = [("", root)], set()
+    while pending:
+        prefix, node = pending.pop()
+        if getattr(node, "id", None) != "mapping" or id(node) in met:  # an alias may lead back to its own mapping
+            continue
+        met.add(id(node))
+        lines: dict[tuple[str, str], int] = {}
+        for key, value in node.value:
+            if key.id != "scalar":
+                continue  # no field, as is told later
+            line = key.start_mark.line + 1
+            if (key.tag, key.value) in lines:
+                first, name = lines[key.tag, key.value], prefix + shown(key.value)[1:-1]
+                where = f"in lines {first} and {line}" if first != line else f"in line {line}"
+                raise ConfigError(f"{path}: {name}: given twice, {where}")
+            lines[key.tag, key.value] = line
+            pending.append((f"{prefix}{key.value}.", value))
 
 
 def _apply(base: PretrainConfig, values: object, path: str | Path) -> PretrainConfig:

@@ -99,6 +99,10 @@ def test_yaml_goes_there_and_back(config, tmp_path):
         ("model: {top_k: 9}", r"run.yaml: model.top_k: expected 1 to 8"),
         ("a: [", r"run.yaml: cannot be read as a YAML file"),
         ("!!python/object/apply:os.getcwd []", r"run.yaml: cannot be read as a YAML file"),
+        ("out: a\nresume: true\nout: b\n", r"run.yaml: out: given twice, in lines 1 and 3$"),
+        ("model:\n  dim: 64\n  'dim': 64\n", r"run.yaml: model.dim: given twice, in lines 2 and 3$"),
+        ("model: {dim: 64, dim: 32}", r"run.yaml: model.dim: given twice, in line 1$"),
+        ("model: &m {dim: 64}\nrun: {epochs: 9}\nmodel: *m\n", r"run.yaml: model: given twice, in lines 1 and 3$"),
     ],
 )
 def test_a_wrong_file_is_refused_by_file_and_field(tmp_path, text, message):
@@ -106,6 +110,13 @@ def test_a_wrong_file_is_refused_by_file_and_field(tmp_path, text, message):
     file.write_text(text)
     with pytest.raises(ConfigError, match=message):
         parse(["--config", str(file)])
+
+
+def test_a_field_may_stand_in_two_sections_and_beside_the_mapping_it_is_merged_from(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("model: {<<: {tau: 0.7, align: mse}, tau: 0.6}\ndex: {lambda_align: 0.5}\n")
+    model = read_yaml(file, PRESETS["laptop"]).model
+    assert (model.tau, model.align) == (0.6, "mse")
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -139,7 +139,7 @@ MUTATIONS = [
     other_value, other_value, other_value, code, drop_lines, rename_key, repeat_line, truncate, flip_bits, noise, nest,
     anchors, of_a_newer_version, numbers,
 ]  # fmt: skip
-ALWAYS_REFUSED = {code, noise, of_a_newer_version}
+ALWAYS_REFUSED = {code, noise, of_a_newer_version, repeat_line}
 
 
 @pytest.fixture(autouse=True)
