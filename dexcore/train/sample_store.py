@@ -59,7 +59,7 @@ def sample_store() -> Path:
     """Folder of the sample store in the user's cache; where it is missing it is built (some seconds).
 
     Raises:
-        StoreError: the cache cannot be written.
+        StoreError: there is no cache, or it cannot be written.
         MissingExtraError: the sample images' packages are not installed.
         UnreadableFileError: one of their images cannot be read.
     """
@@ -85,14 +85,25 @@ def sample_store() -> Path:
 
 
 def cache_folder() -> Path:
-    """The user's folder for caches: XDG_CACHE_HOME where it is set, else what the platform has."""
+    """The user's folder for caches: XDG_CACHE_HOME where it is set, else what the platform has.
+
+    Raises:
+        StoreError: the user has no home, as in a container under a bare number.
+    """
     if os.environ.get("XDG_CACHE_HOME"):
         return Path(os.environ["XDG_CACHE_HOME"])
+    try:
+        home = Path.home()
+    except RuntimeError as error:
+        raise StoreError(
+            "the sample images' store has no place, as this user has no home; set XDG_CACHE_HOME to a folder that can "
+            "be written, or data.store to a store of yours"
+        ) from error
     if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches"
+        return home / "Library" / "Caches"
     if os.name == "nt":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
-    return Path.home() / ".cache"
+        return Path(os.environ.get("LOCALAPPDATA", home / "AppData" / "Local"))
+    return home / ".cache"
 
 
 def _key() -> str:

@@ -1,5 +1,6 @@
 """Where the default images come from."""
 
+import pwd
 import sys
 
 import pytest
@@ -27,7 +28,19 @@ def test_the_cache_is_where_the_user_says(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_folder() == tmp_path
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert cache_folder().is_absolute()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder().is_relative_to(tmp_path)
+
+
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch):
+    def no_entry(uid: int) -> None:
+        raise KeyError(uid)
+
+    for name in ("XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", no_entry)
+    with pytest.raises(StoreError, match=r"no home; set XDG_CACHE_HOME .*, or data\.store to a store"):
+        sample_store()
 
 
 def test_a_store_that_is_not_there_is_named(tmp_path):
