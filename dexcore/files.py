@@ -1,5 +1,6 @@
 """Files that are written whole or not at all."""
 
+import errno
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -22,8 +23,11 @@ def write_sealed(contents: Mapping[Path, bytes | memoryview]) -> None:
     the seal comes back last: a kill or a power cut leaves no seal beside a mix of old and new files.
 
     Raises:
-        OSError: a file, which the error names, cannot be written.
+        OSError: a file, which the error names, cannot be written, or is a device or a pipe, which a rename would end.
     """
+    for path in contents:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise OSError(errno.EINVAL, "is no regular file", str(path))
     staged = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in contents}
     *others, seal = contents
     try:

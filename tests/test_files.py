@@ -1,5 +1,7 @@
 """Writes that are whole or not at all."""
 
+import os
+
 import pytest
 
 from dexcore.files import sync_folder, write_sealed, write_whole
@@ -30,6 +32,15 @@ def test_an_error_of_the_system_keeps_its_kind_and_names_the_file(tmp_path):
             write_whole(tmp_path / place, b"new")
         assert raised.value.filename == str(tmp_path / place)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_a_pipe_or_a_device_is_not_replaced_by_a_file(tmp_path):
+    (tmp_path / "seal").write_bytes(b"old")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match=r"is no regular file: '.*pipe'$"):
+        write_sealed({tmp_path / "pipe": b"new", tmp_path / "seal": b"new"})
+    assert (tmp_path / "pipe").is_fifo()
+    assert contents(tmp_path) == {"seal": b"old"}
 
 
 def test_files_that_cannot_all_be_exchanged_are_left_without_their_seal(tmp_path):
