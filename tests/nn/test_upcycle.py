@@ -99,10 +99,12 @@ STOCK = [
 @pytest.mark.parametrize(("name", "arguments"), STOCK, ids=[name for name, _ in STOCK])
 @torch.no_grad()
 def test_an_upcycled_model_still_computes_what_it_did(name, arguments):
-    """Through its directors to the bit; through two experts up to the rounding of gates that sum to 1."""
+    """To the bit, through two experts and through the director. Of several images an expert's GEMM has other rows than
+    the dense one, by which some BLAS round differently.
+    """
     model = shake(timm.create_model(name, **arguments), 0.05).eval()
     images = torch.randn(2, 3, *model.patch_embed.img_size)
-    expected = model(images)
+    expected, expected_of_one = model(images), model(images[:1])
     mlps = {name: [p.clone() for p in m.parameters()] for name, m in model.named_modules() if type(m) is Mlp}
     pool = "cls" if getattr(model, "cls_token", None) is not None else "mean"
     assert upcycle(model, num_experts=3, pool=pool) is model
@@ -112,6 +114,8 @@ def test_an_upcycled_model_still_computes_what_it_did(name, arguments):
         for copies, original in zip(layer.expert_director_pairs(), mlps[place], strict=True):
             assert all(torch.equal(copied, original.expand_as(copied)) for copied in copies)
     assert_close(model(images), expected.double())
+    if name != "vit_base_patch16_rpn_224":  # whose dense MLP computes on a transposed view, and rounds as GEMMs do there
+        assert torch.equal(model(images[:1]), expected_of_one)
     set_mode(model, "director")
     assert torch.equal(model(images), expected)
 
