@@ -114,7 +114,7 @@ def test_an_upcycled_model_still_computes_what_it_did(name, arguments):
         for copies, original in zip(layer.expert_director_pairs(), mlps[place], strict=True):
             assert all(torch.equal(copied, original.expand_as(copied)) for copied in copies)
     assert_close(model(images), expected.double())
-    if name != "vit_base_patch16_rpn_224":  # whose dense MLP computes on a transposed view, and rounds as GEMMs do there
+    if name != "vit_base_patch16_rpn_224":  # whose dense MLP is given a transposed view, and rounds otherwise
         assert torch.equal(model(images[:1]), expected_of_one)
     set_mode(model, "director")
     assert torch.equal(model(images), expected)
