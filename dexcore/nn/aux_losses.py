@@ -6,6 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from dexcore.checks import check_kind
 from dexcore.nn.mlp import balance_loss, dex_layers
 
 
@@ -26,6 +27,7 @@ def aux_losses(model: nn.Module, group: dist.ProcessGroup | None = None) -> AuxL
     vector), so that the processes' average of ``balance`` has the global batch's value and gradient.
 
     Raises:
+        TypeError: ``group`` is no process group.
         ValueError: the model has no DEX layer.
         RuntimeError: no forward, all layers in director mode, or a training forward whose gradient is lost.
     """
@@ -46,6 +48,7 @@ def aux_losses(model: nn.Module, group: dist.ProcessGroup | None = None) -> AuxL
     align = torch.stack([r.align_loss / (depth - i) for i, r in enumerate(routings)]).mean()
     if group is None:
         return AuxLosses(align, torch.stack([r.balance_loss for r in routings]).mean())
+    check_kind("group", group, dist.ProcessGroup, "a process group of torch.distributed or None")
     means = torch.cat([r.probs.detach().mean(0) for r in routings])
     dist.all_reduce(means, group=group)
     shares = (means / dist.get_world_size(group)).split([r.probs.shape[1] for r in routings])

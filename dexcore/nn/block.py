@@ -1,5 +1,6 @@
 """`DEXBlock`: timm's ViT block with a DEX layer for its MLP."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -8,6 +9,7 @@ from timm.layers import Attention, LayerNorm, Mlp
 from timm.models.vision_transformer import Block
 from torch import nn
 
+from dexcore.checks import check_number, check_whole
 from dexcore.nn.mlp import DEXMlp
 
 
@@ -21,8 +23,8 @@ class DEXBlock(Block):
     keywords given here. It may also be `DEXMlp` or a ``partial`` of it, whose keywords then go before.
 
     Raises:
-        TypeError: ``mlp_layer`` is another MLP.
-        ValueError: something that `DEXMlp` cannot honor; the message names it.
+        TypeError: ``mlp_layer`` is another MLP, or a size no number.
+        ValueError: something that `DEXMlp` cannot honor, or a size out of range; the message names it.
     """
 
     def __init__(
@@ -57,6 +59,11 @@ class DEXBlock(Block):
         precision: str = "ieee",
         backend: str = "auto",
     ) -> None:
+        check_whole("dim", dim, 1)
+        check_whole("num_heads", num_heads, 1)
+        # timm's Mlp takes a hidden width of 0 for none given.
+        check_number("mlp_ratio", mlp_ratio, f"finite and at least 1 / {dim} (dim)", lambda x: 1 <= dim * x < math.inf)
+        check_number("drop_path", drop_path, "a number from 0 to 1", lambda x: 0 <= x <= 1)
         dex_mlp: Callable[..., nn.Module] = partial(
             DEXMlp,
             num_experts=num_experts,

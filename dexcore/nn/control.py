@@ -1,15 +1,22 @@
 """Switches over all DEX layers of a model: exploration noise and mode."""
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from dexcore.checks import check_kind, check_number
 from dexcore.nn.mlp import dex_layers
 from dexcore.ops.checks import check_floating, check_shape
 
 
 def set_noise_std(model: nn.Module, sigma: float) -> None:
-    """Set sigma of the routers' exploration noise (training only; 0 switches it off)."""
+    """Set sigma of the routers' exploration noise (training only; 0 switches it off).
+
+    Raises:
+        TypeError, ValueError: ``sigma`` is no number, or not finite and at least 0. No layer is changed.
+    """
+    check_number("sigma", sigma, "finite and at least 0", lambda x: 0 <= x < math.inf)
     for layer in dex_layers(model):
         layer.noise_std = sigma
 
@@ -22,10 +29,12 @@ def set_router_noise(model: nn.Module, noise: Sequence[Tensor] | None) -> None:
         noise: L tensors [B, R_l] in order of depth, or None.
 
     Raises:
+        TypeError: no sequence of floating tensors.
         ValueError: not one tensor a layer, or a wrong number of experts.
     """
     layers = dex_layers(model)
     if noise is not None:
+        check_kind("noise", noise, Sequence | Tensor, "one tensor [B, R] for each DEX layer")
         if len(noise) != len(layers):
             raise ValueError(f"noise must hold one tensor for each of the {len(layers)} DEX layers, got {len(noise)}")
         for i, (layer, normal) in enumerate(zip(layers, noise, strict=True)):

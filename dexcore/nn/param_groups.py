@@ -1,10 +1,12 @@
 """Optimizer groups as timm makes them, with the experts' biases among what is not decayed."""
 
+import math
 from typing import Any
 
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
 
+from dexcore.checks import check_kind, check_number
 from dexcore.nn.mlp import DEXMlp
 
 
@@ -16,14 +18,17 @@ def param_groups(model: nn.Module, weight_decay: float, layer_decay: float | Non
 
     Args:
         model: any module; with ``layer_decay`` its ``group_matcher`` tells the layers.
-        weight_decay: for all other parameters, >= 0.
+        weight_decay: for all other parameters, finite and >= 0.
         layer_decay: factor on the learning rate from one layer to the one before (``lr_scale`` in each group), in
             (0, 1]; None: no such factor.
+
+    Raises:
+        TypeError, ValueError: an argument is of another type or out of its range; the message names it.
     """
-    if not weight_decay >= 0:
-        raise ValueError(f"weight_decay must be >= 0, got {weight_decay}")
-    if layer_decay is not None and not 0 < layer_decay <= 1:
-        raise ValueError(f"layer_decay must lie in (0, 1], got {layer_decay}")
+    check_kind("model", model, nn.Module, "a torch.nn.Module")
+    check_number("weight_decay", weight_decay, "finite and >= 0", lambda x: 0 <= x < math.inf)
+    if layer_decay is not None:
+        check_number("layer_decay", layer_decay, "in (0, 1]", lambda x: 0 < x <= 1)
     excluded = set()
     for prefix, module in model.named_modules():
         dot = prefix + "." if prefix else ""

@@ -12,6 +12,7 @@ from timm.models import is_model
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from dexcore.checks import check_kind
 from dexcore.nn.mlp import DEXMlp, activation_name
 
 COLLAPSE_TO = ("director", "average")
@@ -62,11 +63,13 @@ def upcycle(
         ``model`` itself.
 
     Raises:
+        TypeError: no model, or one of the settings is of another type.
         ValueError: the model cannot be upcycled; the message names the module and the reason: no plain `Mlp`
             (GLU, MlpMixer), a norm, dropout or convolution in the MLP, an activation the ops do not have, a
             bias on one of its layers only, tokens that are not [B, N, D] (ConvNeXt), or ``pool="cls"`` where
             the blocks see no class token. The model is left as it was.
     """
+    check_kind("model", model, nn.Module, "a torch.nn.Module")
     places = [(name, block) for name, block in model.named_modules() if _holds_mlp(block)]
     if not places:
         kinds = sorted({type(block).__name__ for block in getattr(model, "blocks", ())})
@@ -114,10 +117,11 @@ def collapse(model: nn.Module, to: str = "director", weights: ExpertWeights | No
         A copy that shares no tensor with ``model``; all parameters of its MLPs require gradients.
 
     Raises:
-        TypeError: ``weights`` hold something other than numbers.
+        TypeError: no model, or ``weights`` hold something other than numbers.
         ValueError: ``to`` is another word, ``model`` has no DEX layer, or the weights do not fit its layers; among
             them an experts' use that was never counted.
     """
+    check_kind("model", model, nn.Module, "a torch.nn.Module")
     if to not in COLLAPSE_TO:
         raise ValueError(f"to must be one of {', '.join(COLLAPSE_TO)}, got {to!r}")
     if weights is not None and to != "average":
@@ -147,8 +151,12 @@ def _expert_weights(layers: list[DEXMlp], weights: ExpertWeights | None) -> list
         if unused:
             raise ValueError(f"no use of experts was counted yet in DEX layers {unused}: give weights, one row a layer")
         weights = frequencies
-    if not isinstance(weights, Sequence | Tensor):
-        raise TypeError(f"weights must hold one row for each DEX layer, got {weights!r}")
+    check_kind("weights", weights, Sequence | Tensor, "one row for each DEX layer")
+    if isinstance(weights, Tensor) and (weights.ndim == 0 or weights.is_meta or weights.layout is not torch.strided):
+        raise ValueError(
+            f"weights must be a dense tensor [L, R] with data, got {list(weights.shape)}, {weights.layout} on "
+            f"{weights.device}"
+        )
     if len(weights) != len(layers):
         raise ValueError(f"weights must have one row for each of the {len(layers)} DEX layers, got {len(weights)}")
     rows = []
@@ -157,7 +165,7 @@ def _expert_weights(layers: list[DEXMlp], weights: ExpertWeights | None) -> list
         precision = torch.promote_types(parameter.dtype, torch.float32)
         try:
             row = torch.as_tensor(given).to(parameter.device, precision)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RuntimeError) as error:
             raise TypeError(f"weights[{i}] must hold numbers, got {given!r}") from error
         if row.shape != (layer.num_experts,):
             raise ValueError(f"weights[{i}] must be [{layer.num_experts}], one an expert, got {list(row.shape)}")

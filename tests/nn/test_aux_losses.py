@@ -43,6 +43,13 @@ def test_balance_is_one_at_uniform_use_and_r_at_collapse():
     assert_close(layer.routing.balance_loss, torch.tensor(4.0))
 
 
+def test_another_group_than_a_process_group_is_refused_by_name():
+    model = stack()
+    model(torch.randn(2, 3, 8))
+    with pytest.raises(TypeError, match="group must be a process group"):
+        aux_losses(model, "gloo")
+
+
 def test_without_a_forward_it_says_so():
     with pytest.raises(RuntimeError, match="needs a forward"):
         aux_losses(stack())

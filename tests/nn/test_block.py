@@ -96,11 +96,23 @@ def test_another_mlp_is_an_error(mlp_layer):
         ({"scale_mlp_norm": True}, "scale_mlp_norm"),
         ({"proj_drop_rate": 0.1}, "proj_drop_rate"),
         ({"act_layer": nn.Tanh}, "act_layer"),
+        ({"num_heads": -1}, "num_heads must be at least 1, got -1"),
+        ({"mlp_ratio": 0.01}, r"mlp_ratio must be finite and at least 1 / 24 \(dim\), got 0.01"),
+        ({"mlp_ratio": float("nan")}, "mlp_ratio must be finite"),
+        ({"drop_path_rate": -0.5}, "drop_path must be a number from 0 to 1"),
+        ({"drop_path_rate": float("nan")}, "drop_path must be a number from 0 to 1"),
     ],
 )
 def test_what_cannot_be_honored_is_refused_by_timms_name(kwargs, message):
     with pytest.raises(ValueError, match=message):
-        VisionTransformer(**SIZES, block_fn=DEXBlock, **kwargs)
+        VisionTransformer(**{**SIZES, **kwargs}, block_fn=DEXBlock)
+
+
+@pytest.mark.parametrize("argument", ["dim", "num_heads", "mlp_ratio", "drop_path"])
+@pytest.mark.parametrize("value", [None, "3", [3]])
+def test_a_size_that_is_no_number_is_refused_by_name(argument, value):
+    with pytest.raises(TypeError, match=f"{argument} must be a (whole )?number"):
+        DEXBlock(**{"dim": 24, "num_heads": 2, argument: value})
 
 
 def test_fix_init_is_refused():

@@ -41,8 +41,11 @@ def test_given_noise_reaches_its_own_layer():
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda net: set_noise_std(net, -1.0), ValueError, "noise_std must be finite and >= 0"),
-        (lambda net: set_noise_std(net, float("inf")), ValueError, "noise_std"),
+        (lambda net: set_noise_std(net, -1.0), ValueError, "sigma must be finite and at least 0, got -1.0"),
+        (lambda net: set_noise_std(net, float("inf")), ValueError, "sigma must be finite"),
+        (lambda net: set_noise_std(net, float("nan")), ValueError, "sigma must be finite"),
+        (lambda net: set_noise_std(net, None), TypeError, "sigma must be a number, got None"),
+        (lambda net: set_router_noise(net, 0.5), TypeError, "noise must be one tensor"),
         (lambda net: set_mode(net, "dense"), ValueError, "mode must be one of"),
         (lambda net: set_router_noise(net, [torch.zeros(2, 4)]), ValueError, "each of the 2 DEX layers, got 1"),
         (

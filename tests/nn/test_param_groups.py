@@ -50,8 +50,21 @@ def test_an_optimizer_takes_them(model):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"), [((-1.0,), "weight_decay"), ((0.1, 0.0), "layer_decay"), ((0.1, 1.5), "layer_decay")]
+    ("arguments", "error", "message"),
+    [
+        ((-1.0,), ValueError, "weight_decay must be finite and >= 0"),
+        ((float("inf"),), ValueError, "weight_decay must be finite"),
+        (("0.1",), TypeError, "weight_decay must be a number, got '0.1'"),
+        ((0.1, 0.0), ValueError, "layer_decay must be in"),
+        ((0.1, 1.5), ValueError, "layer_decay must be in"),
+        ((0.1, "0.5"), TypeError, "layer_decay must be a number"),
+    ],
 )
-def test_bad_arguments_are_named(model, arguments, message):
-    with pytest.raises(ValueError, match=message):
+def test_bad_arguments_are_named(model, arguments, error, message):
+    with pytest.raises(error, match=message):
         param_groups(model, *arguments)
+
+
+def test_parameters_instead_of_a_model_are_refused_by_name(model):
+    with pytest.raises(TypeError, match="model must be a torch.nn.Module"):
+        param_groups(list(model.parameters()), 0.1)

@@ -340,13 +340,23 @@ def test_the_average_of_copies_is_the_dense_model():
         ("average", [[1, 1, 1], [2, -1, 0]], r"weights\[1\] must be finite, at least 0"),
         ("average", [[float("nan"), 1, 1], [1, 1, 1]], r"weights\[0\] must be finite"),
         ("average", ["abc", "abc"], r"weights\[0\] must hold numbers"),
-        ("average", 3, "weights must hold one row"),
+        ("average", [None, None], r"weights\[0\] must hold numbers"),
+        ("average", 3, "weights must be one row for each DEX layer"),
+        ("average", torch.ones(()), r"weights must be a dense tensor \[L, R\] with data"),
+        ("average", torch.ones(2, 3, device="meta"), "weights must be a dense tensor"),
+        ("average", torch.ones(2, 3).to_sparse(), "weights must be a dense tensor"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused_by_name(to, weights, words):
     model = DEXVisionTransformer(**TINY, num_experts=3)
     with pytest.raises((ValueError, TypeError), match=words):
         collapse(model, to, weights)
+
+
+@pytest.mark.parametrize("function", [upcycle, collapse])
+def test_what_is_no_model_is_refused_by_name(function):
+    with pytest.raises(TypeError, match=r"model must be a torch.nn.Module, got 'vit' \(str\)"):
+        function("vit")
 
 
 def test_upcycling_and_collapsing_gives_the_model_back():
