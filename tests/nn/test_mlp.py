@@ -286,7 +286,8 @@ def test_exports_with_a_dynamic_batch():
     batch = torch.export.Dim("batch", min=2)
     program = torch.export.export(layer, (torch.randn(3, 4, 12),), dynamic_shapes=({0: batch},))
     x = torch.randn(7, 4, 12)
-    assert torch.equal(program.module()(x), layer(x))
+    with torch.no_grad():  # what is exported is inference, which sums the experts in another order than training
+        assert torch.equal(program.module()(x), layer(x))
 
 
 def test_autocast_routes_as_float32_does():
