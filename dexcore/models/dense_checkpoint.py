@@ -22,9 +22,10 @@ from timm.layers import PatchEmbed, resample_abs_pos_embed, resample_patch_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from dexcore.checks import check_kind, check_whole
 from dexcore.models.dense_layouts import PATCHES, Found, of_decoder, read_dense_layout
 from dexcore.models.mae import MaskedAutoencoder
-from dexcore.models.pretrained import ModelFileError, load_exactly
+from dexcore.models.pretrained import ModelFileError, check_has_data, load_exactly
 
 _log = logging.getLogger(__name__)
 
@@ -98,16 +99,21 @@ def load_dense_checkpoint(model: nn.Module, path: str | os.PathLike[str], *, gri
         What was used, resampled, not used and kept. It is also logged at level INFO.
 
     Raises:
-        TypeError: ``model`` is neither of the two, or has another patch embedding than timm's `PatchEmbed`.
-        ValueError: ``model`` is on the meta device, or ``grid`` is not two numbers from 1.
+        TypeError: ``model`` is neither of the two, or has another patch embedding than timm's `PatchEmbed`; or ``grid``
+            is no pair of whole numbers.
+        ValueError: ``model`` is on the meta device, or ``grid`` is not two numbers from 1 on.
         FileNotFoundError: there is no such file.
         ModelFileError: the file cannot be read, holds no vision transformer or several, has gated MLPs (SwiGLU, as
             DINOv2's giant) or experts, or its tensors are not the model's: names those that are missing, unexpected
             or of another shape, with both shapes. The model is untouched.
     """
     vit = _vision_transformer(model)
-    if grid is not None and (len(grid) != 2 or min(grid) < 1):
-        raise ValueError(f"grid must be the rows and columns of the file's patches, each at least 1, got {grid}")
+    if grid is not None:
+        check_kind("grid", grid, tuple | list, "the rows and columns of the file's patches")
+        if len(grid) != 2:
+            raise ValueError(f"grid must be the rows and columns of the file's patches, got {grid}")
+        for side in grid:
+            check_whole("grid", side, 1)
     prefix, found, unused = read_dense_layout(Path(path))
     load = DenseLoad(str(path), prefix, unused=unused)
     encoder = {name: part for name, part in found.items() if not of_decoder(name, found)}
@@ -134,8 +140,7 @@ def _vision_transformer(model: nn.Module) -> VisionTransformer:
         raise TypeError(f"model must be a MaskedAutoencoder or a VisionTransformer, got {type(model).__name__}")
     if not isinstance(vit.patch_embed, PatchEmbed):
         raise TypeError(f"model must embed patches with timm's PatchEmbed, got {type(vit.patch_embed).__name__}")
-    if any(parameter.is_meta for parameter in model.parameters()):
-        raise ValueError("model must have memory: on the meta device nothing can be loaded (call to_empty before)")
+    check_has_data(model)
     return vit
 
 

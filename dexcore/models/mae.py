@@ -11,6 +11,7 @@ from timm.models import checkpoint_seq, named_apply
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
+from dexcore.checks import check_kind, check_number, check_whole
 from dexcore.models.pretrained import PretrainedMixin
 from dexcore.models.vit import build_encoder, describe_encoder
 from dexcore.nn import DEXMlp
@@ -76,7 +77,7 @@ class MaskedAutoencoder(PretrainedMixin, nn.Module):
         num_visible: patches that the encoder sees.
 
     Raises:
-        TypeError: ``encoder`` is no timm `VisionTransformer` with a `PatchEmbed`.
+        TypeError: ``encoder`` is no timm `VisionTransformer` with a `PatchEmbed`, or a size is no number.
         ValueError: the encoder or the sizes cannot be honoured; the message names the argument.
     """
 
@@ -95,8 +96,8 @@ class MaskedAutoencoder(PretrainedMixin, nn.Module):
         _check_encoder(encoder)
         sizes = {"decoder_dim": decoder_dim, "decoder_depth": decoder_depth, "decoder_heads": decoder_heads}
         for argument, size in sizes.items():
-            if size < 1:
-                raise ValueError(f"{argument} must be at least 1, got {size}")
+            check_whole(argument, size, 1)
+        check_number("mask_ratio", mask_ratio, "a number between 0 and 1", lambda x: 0 < x < 1)
         if decoder_dim % 4 != 0 or decoder_dim % decoder_heads != 0:
             raise ValueError(
                 f"decoder_dim must be a multiple of 4 and of decoder_heads={decoder_heads}, got {decoder_dim}"
@@ -106,7 +107,7 @@ class MaskedAutoencoder(PretrainedMixin, nn.Module):
         self.mask_ratio = mask_ratio
         self.norm_pix_loss = norm_pix_loss
         self.num_patches: int = encoder.patch_embed.num_patches
-        self.num_visible = int(self.num_patches * (1 - mask_ratio)) if 0 < mask_ratio < 1 else 0
+        self.num_visible = int(self.num_patches * (1 - mask_ratio))
         if not 0 < self.num_visible < self.num_patches:
             raise ValueError(
                 f"mask_ratio must leave at least one of {self.num_patches} patches visible and one hidden, "
@@ -195,7 +196,7 @@ class MaskedAutoencoder(PretrainedMixin, nn.Module):
                 the lower index. None draws it uniformly with torch's generator.
 
         Raises:
-            TypeError: ``images`` is not floating point.
+            TypeError: ``images`` is no floating-point tensor, or ``noise`` no tensor of numbers that have an order.
             ValueError: a shape or device does not fit.
         """
         self._check_inputs(images, noise)
@@ -214,8 +215,10 @@ class MaskedAutoencoder(PretrainedMixin, nn.Module):
         """Images [B, C, H, W] as patches [B, L, K]; a patch's values are ordered (row, column, channel).
 
         Raises:
+            TypeError: the images are no tensor.
             ValueError: the images do not have the encoder's height and width.
         """
+        check_kind("images", images, torch.Tensor, "a tensor")
         embed = self.encoder.patch_embed
         (rows, columns), (height, width) = embed.grid_size, embed.patch_size
         if images.ndim != 4 or tuple(images.shape[2:]) != (rows * height, columns * width):
@@ -228,11 +231,14 @@ class MaskedAutoencoder(PretrainedMixin, nn.Module):
         """The inverse of `patchify`: patches [B, L, K] as images [B, C, H, W].
 
         Raises:
+            TypeError: the patches are no tensor.
             ValueError: there are not L patches, or K is no multiple of a patch's pixels.
         """
+        check_kind("patches", patches, torch.Tensor, "a tensor")
         embed = self.encoder.patch_embed
         (rows, columns), (height, width) = embed.grid_size, embed.patch_size
-        if patches.ndim != 3 or patches.shape[1] != rows * columns or patches.shape[2] % (height * width):
+        values = patches.shape[-1] if patches.ndim == 3 else 0
+        if not values or patches.shape[1] != rows * columns or values % (height * width):
             raise ValueError(f"patches must be [B, {rows * columns}, {height * width}*C], got {list(patches.shape)}")
         channels = patches.shape[-1] // (height * width)
         images = patches.reshape(-1, rows, columns, height, width, channels).permute(0, 5, 1, 3, 2, 4)
@@ -261,6 +267,7 @@ class MaskedAutoencoder(PretrainedMixin, nn.Module):
         With ``norm_pix_loss`` the model predicts no absolute brightness or contrast: they are taken from
         ``images``, the hidden patches included.
         """
+        check_kind("pred", pred, torch.Tensor, "a tensor")
         pred = _at_least_float32(pred)
         if self.norm_pix_loss:
             mean, deviation = self.patch_statistics(images)
@@ -307,6 +314,8 @@ class MaskedAutoencoder(PretrainedMixin, nn.Module):
         return self.decoder_pred(self.decoder_norm(x))[:, self.encoder.num_prefix_tokens :]
 
     def _check_inputs(self, images: torch.Tensor, noise: torch.Tensor | None) -> None:
+        check_kind("images", images, torch.Tensor, "a tensor")
+        check_kind("noise", noise, torch.Tensor | None, "a tensor or None")
         expected = (self.encoder.in_chans, *self.encoder.patch_embed.img_size)
         if images.ndim != 4 or tuple(images.shape[1:]) != expected:
             raise ValueError(
@@ -317,6 +326,8 @@ class MaskedAutoencoder(PretrainedMixin, nn.Module):
             raise TypeError(f"images must be floating point, got {images.dtype}")
         if images.device != self.mask_token.device:
             raise ValueError(f"images are on {images.device}, the model is on {self.mask_token.device}")
+        if noise is not None and noise.is_complex():
+            raise TypeError(f"noise must be real numbers, got {noise.dtype}")
         if noise is not None and (
             tuple(noise.shape) != (images.shape[0], self.num_patches) or noise.device != images.device
         ):

@@ -49,9 +49,11 @@ class PretrainedMixin:
 
         Raises:
             NotDescribableError: the model has a part that ``config.json`` cannot say. Nothing is written.
+            ValueError: the model is on the meta device.
             OSError: the folder or a file in it, which the error names, cannot be written.
         """
         assert isinstance(self, nn.Module)
+        check_has_data(self)
         versions = {"format_version": FORMAT_VERSION, "dexcore_version": dexcore.__version__}
         config = json.dumps(versions | self.describe(), indent=2) + "\n"
         tensors = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
@@ -98,6 +100,12 @@ class PretrainedMixin:
         load_exactly(model, tensors, str(weights_path), assign=True)
         materialize(model)
         return model.eval()
+
+
+def check_has_data(model: nn.Module) -> None:
+    """Raises ValueError for a model on the meta device, into which and from which nothing can be copied."""
+    if any(tensor.is_meta for tensor in model.state_dict().values()):
+        raise ValueError("model must have memory: on the meta device it has no data (call to_empty before)")
 
 
 def load_exactly(model: nn.Module, tensors: dict[str, torch.Tensor], source: str, assign: bool = False) -> None:
@@ -182,7 +190,7 @@ def is_plain(tensor: torch.Tensor) -> bool:
 def _read_config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelFileError(f"{path} is no config.json of dexcore: {error}") from error
     version = config.get("format_version") if isinstance(config, dict) else None
     if not isinstance(version, int):

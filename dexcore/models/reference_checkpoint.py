@@ -21,7 +21,14 @@ from torch import nn
 
 from dexcore.files import write_whole
 from dexcore.models.mae import MaskedAutoencoder
-from dexcore.models.pretrained import ModelFileError, check_plain, load_exactly, read_pickle, read_safetensors
+from dexcore.models.pretrained import (
+    ModelFileError,
+    check_has_data,
+    check_plain,
+    load_exactly,
+    read_pickle,
+    read_safetensors,
+)
 
 _EXPERT = re.compile(r"(blocks\.\d+)\.DEX\.experts\.(0|[1-9]\d{0,4})\.(fc[12]\.(?:weight|bias))")
 _RENAMED = {
@@ -50,11 +57,13 @@ def load_reference_checkpoint(model: nn.Module, path: str | os.PathLike[str]) ->
 
     Raises:
         TypeError: ``model`` is neither.
+        ValueError: ``model`` is on the meta device.
         FileNotFoundError: there is no such file.
         ModelFileError: the file cannot be read, or its tensors are not the model's; names what is missing,
             unexpected or of another shape. The model is untouched.
     """
     prefix = _encoder_prefix(model)
+    check_has_data(model)
     source = str(path)
     tensors = _from_authors(_read(Path(path)), source)
     decoder = [name for name in tensors if name == "mask_token" or name.startswith("decoder_")]
@@ -76,10 +85,11 @@ def save_reference_checkpoint(model: nn.Module, path: str | os.PathLike[str]) ->
 
     Raises:
         TypeError: ``model`` is neither a `MaskedAutoencoder` nor a `VisionTransformer`.
-        ValueError: ``path`` ends in .safetensors, which this file would not be.
+        ValueError: ``path`` ends in .safetensors, which this file would not be, or ``model`` is on the meta device.
         OSError: the file, which the error names, cannot be written.
     """
     prefix = _encoder_prefix(model)
+    check_has_data(model)
     if Path(path).suffix == ".safetensors":
         raise ValueError(f"path must not end in .safetensors, which torch.save does not write; got {path}")
     tensors: dict[str, torch.Tensor] = {}

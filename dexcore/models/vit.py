@@ -11,6 +11,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_filter_fn
 from torch import nn
 
+from dexcore.checks import check_number, check_whole
 from dexcore.models.description import (
     NotDescribableError,
     check_same_anatomy,
@@ -43,9 +44,11 @@ class DEXVisionTransformer(PretrainedMixin, VisionTransformer):
         backend: "auto", "triton" or "eager".
 
     Raises:
-        TypeError: ``block_fn`` is neither timm's `Block` nor `DEXBlock`, or ``mlp_layer`` is no `DEXMlp`.
-        ValueError: a sequence's length is not ``depth``; ``pool="cls"`` without a class token; ``fix_init``,
-            MLP dropout (``proj_drop_rate``), ``scale_mlp_norm`` or an activation that the ops do not have.
+        TypeError: ``block_fn`` is neither timm's `Block` nor `DEXBlock`, ``mlp_layer`` is no `DEXMlp`, or a size is
+            no number.
+        ValueError: a size is out of its range; a sequence's length is not ``depth``; ``pool="cls"`` without a class
+            token; ``fix_init``, MLP dropout (``proj_drop_rate``), ``scale_mlp_norm`` or an activation that the ops do
+            not have.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class DEXVisionTransformer(PretrainedMixin, VisionTransformer):
         bound = inspect.signature(VisionTransformer).bind(*args, **kwargs)
         bound.apply_defaults()
         vit = bound.arguments
+        _check_sizes(vit)
         if vit["block_fn"] not in (Block, DEXBlock):
             raise TypeError(f"block_fn must be timm's Block or DEXBlock, got {vit['block_fn']!r}")
         if vit["fix_init"]:
@@ -97,6 +101,16 @@ class DEXVisionTransformer(PretrainedMixin, VisionTransformer):
     @classmethod
     def from_description(cls, description: dict[str, Any]) -> Self:
         return cls(**vit_arguments(description["arguments"]))
+
+
+def _check_sizes(vit: dict[str, Any]) -> None:
+    """Check timm's arguments that timm does not, or only where it stumbles over them; `DEXBlock` checks its own."""
+    for name in ("img_size", "patch_size"):
+        for side in vit[name] if isinstance(vit[name], tuple | list) and len(vit[name]) == 2 else (vit[name],):
+            check_whole(name, side, 1)
+    for name, least in {"in_chans": 1, "num_classes": 0, "embed_dim": 1, "depth": 1, "reg_tokens": 0}.items():
+        check_whole(name, vit[name], least)
+    check_number("drop_path_rate", vit["drop_path_rate"], "a number from 0 to 1", lambda x: 0 <= x <= 1)
 
 
 def _signature() -> inspect.Signature:

@@ -477,8 +477,12 @@ def test_wrong_arguments_are_refused_by_name(tmp_path, write):
         load_dense_checkpoint(dex(), tmp_path / "none.pth")
     with pytest.raises(TypeError, match="model must be a MaskedAutoencoder or a VisionTransformer, got Linear"):
         load_dense_checkpoint(nn.Linear(2, 2), tmp_path / "none.pth")
-    with pytest.raises(ValueError, match=r"grid must be the rows and columns.*got \(0, 4\)"):
+    with pytest.raises(ValueError, match="grid must be at least 1, got 0"):
         load_dense_checkpoint(dex(), tmp_path / "none.pth", grid=(0, 4))
+    with pytest.raises(TypeError, match=r"grid must be a whole number, got 4\.0"):
+        load_dense_checkpoint(dex(), tmp_path / "none.pth", grid=(4.0, 4.0))
+    with pytest.raises(TypeError, match=r"grid must be the rows and columns.*got 4"):
+        load_dense_checkpoint(dex(), tmp_path / "none.pth", grid=4)
     hybrid = timm.create_model("vit_tiny_r_s16_p8_224", depth=1)
     with pytest.raises(TypeError, match="timm's PatchEmbed, got HybridEmbed"):
         load_dense_checkpoint(hybrid, tmp_path / "none.pth")

@@ -4,6 +4,7 @@ import copy
 import math
 from functools import partial
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -291,11 +292,25 @@ def test_the_loss_is_float32_under_autocast_and_near_the_full_precision_one():
         ),
         (torch.zeros(2, 3, 32, 32), torch.zeros(2, 15), ValueError, r"noise must be \[2, 16\].*\[2, 15\]"),
         (torch.zeros(2, 3, 32, 32), torch.zeros(1, 16), ValueError, r"noise must be \[2, 16\].*\[1, 16\]"),
+        (np.zeros((2, 3, 32, 32), np.float32), None, TypeError, r"images must be a tensor, got .*\(ndarray\)"),
+        (torch.zeros(2, 3, 32, 32), [0.5] * 16, TypeError, "noise must be a tensor or None"),
+        (torch.zeros(2, 3, 32, 32), torch.zeros(2, 16) * 1j, TypeError, "noise must be real numbers"),
     ],
 )
 def test_wrong_inputs_are_refused_by_name(images, noise, error, words):
     with pytest.raises(error, match=words):
         tiny()(images, noise)
+
+
+def test_patches_of_another_kind_or_without_values_are_refused_by_name():
+    model = tiny()
+    for call in (model.patchify, model.unpatchify, model.target):
+        with pytest.raises(TypeError, match=r"(images|patches) must be a tensor, got None"):
+            call(None)
+    with pytest.raises(TypeError, match="pred must be a tensor, got None"):
+        model.reconstruct(torch.zeros(2, 3, 32, 32), None)
+    with pytest.raises(ValueError, match=r"patches must be \[B, 16, 64\*C\], got \[2, 16, 0\]"):
+        model.unpatchify(torch.zeros(2, 16, 0))
 
 
 @pytest.mark.parametrize(
@@ -314,10 +329,12 @@ def test_wrong_inputs_are_refused_by_name(images, noise, error, words):
         (VisionTransformer(**{**TINY, "embed_dim": 18}), {}, ValueError, "multiple of 4, got 18"),
         (None, {"decoder_dim": 26}, ValueError, "decoder_dim must be a multiple of 4"),
         (None, {"decoder_heads": 5}, ValueError, "decoder_dim must be.*decoder_heads=5"),
-        (None, {"mask_ratio": 0.0}, ValueError, "mask_ratio must leave"),
+        (None, {"mask_ratio": 0.0}, ValueError, "mask_ratio must be a number between 0 and 1, got 0.0"),
         (None, {"mask_ratio": 0.99}, ValueError, "mask_ratio must leave"),
-        (None, {"mask_ratio": math.nan}, ValueError, "mask_ratio must leave"),
-        (None, {"mask_ratio": -math.inf}, ValueError, "mask_ratio must leave"),
+        (None, {"mask_ratio": math.nan}, ValueError, "mask_ratio must be a number between 0 and 1, got nan"),
+        (None, {"mask_ratio": -math.inf}, ValueError, "mask_ratio must be a number between"),
+        (None, {"mask_ratio": "0.75"}, TypeError, "mask_ratio must be a number, got '0.75'"),
+        (None, {"decoder_depth": 1.5}, TypeError, "decoder_depth must be a whole number, got 1.5"),
         (None, {"decoder_dim": 0}, ValueError, "decoder_dim must be at least 1"),
         (None, {"decoder_heads": 0}, ValueError, "decoder_heads must be at least 1"),
         (None, {"decoder_depth": 0}, ValueError, "decoder_depth must be at least 1"),

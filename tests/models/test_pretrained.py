@@ -272,6 +272,22 @@ def test_a_damaged_folder_is_refused_with_the_file_and_what_is_wrong(saved, dama
         MaskedAutoencoder.from_pretrained(saved)
 
 
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
+def test_a_folder_in_a_file_s_place_is_refused_by_its_name(saved, file):
+    (saved / file).unlink()
+    (saved / file).mkdir()
+    with pytest.raises(ModelFileError, match=file):
+        MaskedAutoencoder.from_pretrained(saved)
+
+
+def test_a_model_without_data_is_not_saved(tmp_path):
+    with torch.device("meta"):
+        model = DEXVisionTransformer(**TINY)
+    with pytest.raises(ValueError, match="model must have memory: on the meta device"):
+        model.save_pretrained(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
 def test_a_folder_that_is_not_there_is_an_error_that_names_it(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):
         MaskedAutoencoder.from_pretrained(tmp_path / "nowhere")

@@ -270,3 +270,14 @@ def test_wrong_arguments_are_refused_by_name(tmp_path):
         save_reference_checkpoint(nn.Linear(2, 2), tmp_path / "none.pth")
     with pytest.raises(ValueError, match=r"path must not end in \.safetensors"):
         save_reference_checkpoint(encoder(), tmp_path / "none.safetensors")
+
+
+def test_a_model_on_the_meta_device_can_be_neither_filled_nor_written(tmp_path):
+    save_reference_checkpoint(encoder(), tmp_path / "good.pth")
+    with torch.device("meta"):
+        model = encoder()
+    with pytest.raises(ValueError, match="model must have memory"):
+        load_reference_checkpoint(model, tmp_path / "good.pth")
+    with pytest.raises(ValueError, match="model must have memory"):
+        save_reference_checkpoint(model, tmp_path / "none.pth")
+    assert not (tmp_path / "none.pth").exists()

@@ -230,6 +230,14 @@ def test_layer_decay_scales_experts_with_their_block_and_decays_no_bias():
         ({"mlp_layer": SwiGLU}, TypeError, "mlp_layer must be None, timm's Mlp or DEXMlp"),
         ({"pool": "max"}, ValueError, "pool must be one of"),
         ({"experts": 4}, TypeError, "experts"),
+        ({"img_size": (32, -8)}, ValueError, "img_size must be at least 1, got -8"),
+        ({"patch_size": "8"}, TypeError, "patch_size must be a whole number, got '8'"),
+        ({"depth": 0}, ValueError, "depth must be at least 1, got 0"),
+        ({"in_chans": 0}, ValueError, "in_chans must be at least 1, got 0"),
+        ({"num_classes": float("nan")}, TypeError, "num_classes must be a whole number, got nan"),
+        ({"reg_tokens": None}, TypeError, "reg_tokens must be a whole number, got None"),
+        ({"drop_path_rate": float("nan")}, ValueError, "drop_path_rate must be a number from 0 to 1, got nan"),
+        ({"num_heads": -1}, ValueError, "num_heads must be at least 1, got -1"),
     ],
 )
 def test_what_cannot_be_honored_is_refused_by_name(arguments, error, words):
