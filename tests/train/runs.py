@@ -30,6 +30,7 @@ from dexcore.train.config import (
 _MODALITIES = (Modality.PET, Modality.OCT, Modality.ENDOSCOPY, Modality.PHOTO)
 EXAMPLE = Path(__file__).parents[2] / "examples" / "pretrain_mvu.py"
 STEPS = 40
+SECONDS_UNTIL_STUCK = 600  # on a machine that is not idle two starts alone take a minute
 
 
 def write_images(folder: Path, seed: int = 0, images: int = 24, one_heldout_in: int = 6) -> Path:
@@ -120,7 +121,7 @@ def _process(arguments: list[str], environment: dict[str, str]) -> subprocess.Po
 def ends(processes: list[subprocess.Popen[str]]) -> tuple[list[int], list[str], list[str]]:
     """Exit codes, outputs and errors of processes, waited for; none is left behind."""
     try:
-        told = [process.communicate(timeout=120) for process in processes]
+        told = [process.communicate(timeout=SECONDS_UNTIL_STUCK) for process in processes]
     finally:
         for process in processes:
             process.kill()
