@@ -4,7 +4,7 @@ from dexcore.nn.attention import XFormersAttention
 from dexcore.nn.aux_losses import AuxLosses, aux_losses
 from dexcore.nn.block import DEXBlock
 from dexcore.nn.control import set_mode, set_noise_std, set_router_noise
-from dexcore.nn.directors import discard_load, record_load, update_directors
+from dexcore.nn.directors import discard_load, record_load, share_load, update_directors
 from dexcore.nn.mlp import DEXMlp, Routing
 from dexcore.nn.param_groups import param_groups
 from dexcore.nn.upcycle import collapse, upcycle
@@ -23,6 +23,7 @@ __all__ = [
     "set_mode",
     "set_noise_std",
     "set_router_noise",
+    "share_load",
     "upcycle",
     "update_directors",
 ]

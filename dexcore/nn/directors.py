@@ -36,6 +36,39 @@ def discard_load(model: nn.Module) -> None:
 
 
 @torch.no_grad()
+def share_load(model: nn.Module, beside: Tensor, group: dist.ProcessGroup | None = None) -> tuple[Tensor, list[Tensor]]:
+    """Add up over processes what `record_load` counted, and numbers of the caller's with it, by one all-reduce.
+
+    The recorded loads become the sums, bit-identical on all: `update_directors` needs no ``group`` after it, and
+    `discard_load` still forgets them.
+
+    Args:
+        model: holds L DEX layers.
+        beside: float32 [n].
+        group: the processes that share the batch; None: this process alone.
+
+    Returns:
+        The sums of ``beside`` [n], and the gates that each expert received, [R_l] a layer in experts mode.
+
+    Raises:
+        ValueError: the model has no DEX layer.
+        RuntimeError: no recorded load.
+    """
+    layers = _layers_with_forward(model)
+    loads = [layer._recorded_load for layer in layers if layer._recorded_load is not None]
+    if len(loads) < len(layers):
+        raise RuntimeError("share_load needs a call of record_load before it, in every process")
+    sizes = [len(load) for load in loads]
+    joined = torch.cat([beside, *loads])
+    if group is not None:
+        dist.all_reduce(joined, group=group)
+    summed, *loads = joined.split([len(beside), *sizes])
+    for layer, load in zip(layers, loads, strict=True):
+        layer._recorded_load = load
+    return summed, loads
+
+
+@torch.no_grad()
 def update_directors(model: nn.Module, momentum: float, group: dist.ProcessGroup | None = None) -> None:
     """Move the directors towards their experts, and the activation frequencies towards their use, in place.
 

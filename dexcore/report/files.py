@@ -3,6 +3,7 @@
 from pathlib import Path
 
 METRICS_FILE = "metrics.jsonl"
+SIMILARITY_FILE = "similarity.jsonl"
 CONFIG_FILE = "config.yaml"
 EVALUATION_FILE = "evaluation.npz"
 ANALYSIS_FILE = "analysis.npz"

@@ -100,11 +100,13 @@ def linear_cka(maps_rnd: np.ndarray) -> np.ndarray:
     grows with d / n. 1 where one is a rotation and scaling of the other.
 
     Args:
-        maps_rnd: [r, n, d], n of at least 4.
+        maps_rnd: [r, n, d].
 
     Returns:
-        float64 [r, r], symmetric; nan where a map is constant or not finite.
+        float64 [r, r], symmetric; nan where a map is constant or not finite, and of fewer than 4 inputs.
     """
+    if np.shape(maps_rnd)[1] < 4:
+        return np.full((len(maps_rnd), len(maps_rnd)), np.nan)
     maps = [one - one.mean(axis=0) for one in np.asarray(maps_rnd, dtype=np.float64)]
     hsic = np.array([[_unbiased_hsic(a, b) for b in maps[: i + 1]] + [0.0] * (len(maps) - i - 1)
                      for i, a in enumerate(maps)])  # fmt: skip

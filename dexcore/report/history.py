@@ -1,4 +1,4 @@
-"""The course of a run: metrics.jsonl, one JSON object a step, read into columns."""
+"""The course of a run: files of one JSON object a line, read into columns."""
 
 import json
 from dataclasses import dataclass
@@ -54,8 +54,39 @@ class History:
         return cls(
             step=np.array([record["step"] for record in records], dtype=np.int64),
             scalars={name: _column(path, records, name) for name in SCALARS},
-            load=_load(path, records),
+            load=_blocks(path, records, "load", axes=1),
         )
+
+
+@dataclass(frozen=True, eq=False)
+class SimilarityCourse:
+    """How alike the experts of each block were at some moments of a run.
+
+    Attributes:
+        step: int64 [moments], rising: steps done.
+        blocks: an entry a DEX block, float64 [moments, R_block + 1, R_block + 1]: linear CKA as in
+            `dexcore.report.analysis.Analysis.expert_similarity`; nan where it was not measurable.
+    """
+
+    step: np.ndarray
+    blocks: tuple[np.ndarray, ...]
+
+    @classmethod
+    def read(cls, path: str | Path) -> "SimilarityCourse":
+        """Read a similarity.jsonl; no moment at all where there is no such file, as in folders of older versions.
+
+        A last line that a kill cut short is left out.
+
+        Raises:
+            ValueError: a damaged line before the last, steps that do not rise, or blocks that change between moments;
+                the message names the file.
+        """
+        path = Path(path)
+        records = _records(path) if path.is_file() else []
+        blocks = _blocks(path, records, "blocks", axes=2)
+        if any(block.shape[1] != block.shape[2] or block.shape[1] < 2 for block in blocks):
+            raise ValueError(f"{path}: blocks holds something else than matrices of [experts + 1] twice")
+        return cls(np.array([record["step"] for record in records], dtype=np.int64), blocks)
 
 
 def _records(path: Path) -> list[dict[str, Any]]:
@@ -85,12 +116,13 @@ def _column(path: Path, records: list[dict[str, Any]], name: str) -> np.ndarray:
         raise ValueError(f"{path}: {name} is not a number in every step ({error})") from error
 
 
-def _load(path: Path, records: list[dict[str, Any]]) -> tuple[np.ndarray, ...]:
-    loads = [record.get("load") or [] for record in records]
+def _blocks(path: Path, records: list[dict[str, Any]], name: str, axes: int) -> tuple[np.ndarray, ...]:
+    """The lists under ``name``, an entry a block, each [records, ...] with ``axes`` more axes."""
+    entries = [record.get(name) or [] for record in records]
     try:
-        blocks = [np.array(block, dtype=np.float64) for block in zip(*loads, strict=True)]
+        blocks = [np.array(block, dtype=np.float64) for block in zip(*entries, strict=True)]  # None becomes nan
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: load is not the same list of blocks in every step ({error})") from error
-    if any(block.ndim != 2 for block in blocks):
-        raise ValueError(f"{path}: load is not a list of expert shares an entry a block")
+        raise ValueError(f"{path}: {name} is not the same list of blocks in every step ({error})") from error
+    if any(block.ndim != 1 + axes for block in blocks):
+        raise ValueError(f"{path}: {name} is not a list of numbers in {axes} axes an entry a block")
     return tuple(blocks)

@@ -32,6 +32,8 @@ def load_picture(history: History) -> Picture | None:
             axis.locator_params(axis="x", nbins=4, integer=True, min_n_ticks=1)
         for axis in axes[len(blocks) :]:
             axis.set_visible(False)
+        for axis in axes[max(0, len(blocks) - 2) : len(blocks)]:  # the lowest of either column
+            axis.tick_params(labelbottom=True)
         figure.supxlabel("step", fontsize=10.5)
         png = to_png(figure)
     return Picture(

@@ -1,5 +1,6 @@
 """What the numbers of an analysis say: what features tell apart, whether gradients conflict, how experts differ."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -106,10 +107,10 @@ class Likeness:
     director: float
 
 
-def likeness(analysis: Analysis) -> tuple[Likeness, ...]:
-    """Measure every block."""
+def likeness(blocks: Sequence[np.ndarray]) -> tuple[Likeness, ...]:
+    """Measure every block of similarities [R + 1, R + 1], the director last."""
     found = []
-    for block in analysis.expert_similarity:
+    for block in blocks:
         pairs = block[:-1, :-1][np.triu_indices(len(block) - 1, 1)]
         pairs = pairs[np.isfinite(pairs)]
         director = block[-1, :-1][np.isfinite(block[-1, :-1])]

@@ -8,8 +8,8 @@ from typing import Any
 from dexcore.extras import require
 from dexcore.report.analysis import Analysis
 from dexcore.report.evaluation import Evaluation
-from dexcore.report.files import ANALYSIS_FILE, CONFIG_FILE, EVALUATION_FILE, METRICS_FILE
-from dexcore.report.history import History
+from dexcore.report.files import ANALYSIS_FILE, CONFIG_FILE, EVALUATION_FILE, METRICS_FILE, SIMILARITY_FILE
+from dexcore.report.history import History, SimilarityCourse
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,19 +21,21 @@ class RunNumbers:
         history: its steps.
         evaluation: what was measured an image.
         analysis: what was measured on the model, on the same images.
+        similarity: of the experts, over time.
     """
 
     config: Mapping[str, Any]
     history: History
     evaluation: Evaluation
     analysis: Analysis
+    similarity: SimilarityCourse
 
     @classmethod
     def read(cls, folder: str | Path) -> "RunNumbers":
-        """Read metrics.jsonl, config.yaml, evaluation.npz and analysis.npz.
+        """Read metrics.jsonl, config.yaml, evaluation.npz, analysis.npz and, where it is there, similarity.jsonl.
 
         Raises:
-            FileNotFoundError: the folder or one of the four is missing.
+            FileNotFoundError: the folder or one of the first four is missing.
             ValueError: one of them is empty or damaged, or analysis and evaluation are of different images; the
                 message names it.
             MissingExtraError: PyYAML is not installed.
@@ -46,6 +48,7 @@ class RunNumbers:
             history=History.read(folder / METRICS_FILE),
             evaluation=Evaluation.load(folder / EVALUATION_FILE),
             analysis=Analysis.load(folder / ANALYSIS_FILE),
+            similarity=SimilarityCourse.read(folder / SIMILARITY_FILE),
         )
         evaluation, analysis = numbers.evaluation, numbers.analysis
         found = len(analysis), analysis.patches.shape[1]

@@ -17,6 +17,7 @@ from dexcore.report.files import (
     METRICS_FILE,
     PICTURES_FOLDER,
     REPORT_FILE,
+    SIMILARITY_FILE,
     SUMMARY_FILE,
     run_files,
 )
@@ -30,6 +31,7 @@ from dexcore.report.measures import Variance
 from dexcore.report.numbers import RunNumbers
 from dexcore.report.pictures import Picture
 from dexcore.report.routes import flow
+from dexcore.report.similarity_course import similarity_course_picture
 from dexcore.report.summary import Summary, summarize
 
 
@@ -49,14 +51,15 @@ def build_report(run_folder: str | Path) -> Summary:
     Everything is read before anything is written. No model and no image is needed.
 
     Args:
-        run_folder: holds metrics.jsonl, config.yaml, evaluation.npz and analysis.npz.
+        run_folder: holds metrics.jsonl, config.yaml, evaluation.npz, analysis.npz, and similarity.jsonl unless the
+            run was made by an older version.
 
     Returns:
         What summary.json holds; ``files["report"]`` is the page.
 
     Raises:
-        FileNotFoundError: one of the four is missing.
-        ValueError: one of the four is empty or damaged; the message names it.
+        FileNotFoundError: one of the first four is missing.
+        ValueError: one of them is empty or damaged; the message names it.
         MissingExtraError: matplotlib or PyYAML is not installed.
         OSError: the folder cannot be written.
     """
@@ -93,6 +96,7 @@ def _sections(numbers: RunNumbers, summary: Summary) -> list[_Section]:
                 depth_picture(summary.blocks),
                 flow_picture(flow(evaluation), evaluation.modality_names),
                 similarity_picture(analysis, summary.likeness),
+                similarity_course_picture(numbers.similarity),
                 load_picture(history),
                 hunger_picture(history, summary.hunger),
             ),
@@ -132,16 +136,18 @@ def _page(folder: Path, numbers: RunNumbers, summary: Summary, sections: list[_S
         body += map(figure, section.pictures)
         if section.folded:
             body.append(folded("Block by block: modality and expert", map(figure, section.folded)))
+    read = [name for name in _READ if (folder / name).is_file()]
     body += [
         f'<h2 id="{_USE[0]}">{_USE[1]}</h2>',
         f"<pre>{escape(_usage(folder))}</pre>",
         folded("Configuration", (mapping(name, value) for name, value in numbers.config.items())),
-        f'<p class="quiet">Made from {METRICS_FILE}, {CONFIG_FILE}, {EVALUATION_FILE} and {ANALYSIS_FILE} beside this '
+        f'<p class="quiet">Made from {", ".join(read)} beside this '
         f"file; <code>dexcore report {escape(folder.as_posix())}</code> makes it again.</p>",
     ]
     return document(title, body)
 
 
+_READ = (METRICS_FILE, CONFIG_FILE, EVALUATION_FILE, ANALYSIS_FILE, SIMILARITY_FILE)
 _NEGLIGIBLE = 0.01  # mutual information of a collapsed router may be beyond chance and still nothing
 _USE = ("use", "Use the model")
 

@@ -218,7 +218,7 @@ def summarize(numbers: RunNumbers, files: Mapping[str, str | Path] | None = None
         heldout=variance_explained(numbers.evaluation, heldout=True),
         blocks=specialization(numbers.evaluation),
         hunger=hunger(numbers.history),
-        likeness=likeness(numbers.analysis),
+        likeness=likeness(numbers.analysis.expert_similarity),
         separation=separation(numbers.evaluation, numbers.analysis),
         conflicts=conflicts(numbers.analysis),
         files={name: str(path) for name, path in (files or {}).items()},

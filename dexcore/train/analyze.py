@@ -6,22 +6,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dexcore import ops
 from dexcore.data.dataset import MVUDataset
 from dexcore.data.modality import Modality
 from dexcore.data.synthetic import SyntheticMVU
 from dexcore.models import MaskedAutoencoder
 from dexcore.nn import set_mode
-from dexcore.nn.mlp import DEXMlp, dex_layers
 from dexcore.report.analysis import MODES, Analysis
 from dexcore.report.evaluation import Evaluation
-from dexcore.report.geometry import linear_cka, principal_components
+from dexcore.report.geometry import principal_components
 from dexcore.train.config import PretrainConfig
 from dexcore.train.device import autocast
-from dexcore.train.evaluate import BATCH, batches, example_rows
+from dexcore.train.evaluate import batches, example_rows
 from dexcore.train.gradients import gradient_cosines
+from dexcore.train.similarity import expert_similarity
 
-_TOKENS = 1024  # that the experts are compared on
 _SYNTHETIC = re.compile(r"SyntheticMVU/seed=(\d+)/([^/]+)/(\d+)")  # a generated image's group in a store
 _SMALLEST = 32  # pixels a side, to draw an image for its label
 
@@ -47,7 +45,7 @@ def analyze(
         gradient_modalities=modalities,
         gradient_images=counts,
         gradient_cosines=cosines,
-        expert_similarity=_expert_similarity(model, images, rows, config, device),
+        expert_similarity=expert_similarity(model, images, config, device),
     )
 
 
@@ -97,40 +95,3 @@ def _tokens(model: MaskedAutoencoder, images: Tensor, config: PretrainConfig, de
     finally:
         set_mode(model, "experts")
     return found
-
-
-@torch.no_grad()
-def _expert_similarity(
-    model: MaskedAutoencoder, images: MVUDataset, rows: np.ndarray, config: PretrainConfig, device: torch.device
-) -> list[np.ndarray]:
-    """Linear CKA between the outputs of every two FFNs of a block, [R + 1, R + 1], the director last.
-
-    All of them are given the same tokens: those that reach the block in up to 64 whole images evenly spaced in the
-    evaluation, whoever they were routed to.
-    """
-    spread = rows[np.unique(np.linspace(0, len(rows) - 1, BATCH).round().astype(int))]
-    (batch,) = batches(images, spread, model, config)
-    layers = dex_layers(model)
-    inputs: list[Tensor] = []
-    hooks = [layer.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0])) for layer in layers]
-    try:
-        with autocast(device, config.run.precision):
-            model.encoder.forward_features(batch.images.to(device))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return [linear_cka(_outputs(layer, x.flatten(0, 1))) for layer, x in zip(layers, inputs, strict=True)]
-
-
-def _outputs(layer: DEXMlp, tokens_nd: Tensor) -> np.ndarray:
-    """What each expert, and last the director, makes of some of the tokens: [R + 1, n, D]."""
-    step = max(1, len(tokens_nd) // _TOKENS)
-    tokens = tokens_nd[::step][:_TOKENS].to(layer.router.weight.dtype)
-    fc1, fc2 = layer.experts.fc1, layer.experts.fc2
-    found = []
-    for expert in range(layer.num_experts):
-        gates, indices = tokens.new_ones(1, 1), torch.full((1, 1), expert, device=tokens.device)
-        weights = (fc1.weight, fc1.bias, fc2.weight, fc2.bias)
-        found.append(ops.expert_mlp(tokens[None], *weights, gates, indices, layer.activation, backend=layer.backend)[0])
-    found.append(layer.director(tokens))
-    return torch.stack(found).float().cpu().numpy()

@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from dexcore.ops.backend import BackendUnavailableError, resolve
 from dexcore.train.config import ConfigError
 
 
@@ -39,6 +40,18 @@ def choose_device(name: str, local_rank: int | None = None) -> torch.device:
             f"run.device: expected auto or a device that is here, got {name!r}{of_rank} ({reason})"
         ) from error
     return device
+
+
+def check_backend(backend: str, device: torch.device) -> None:
+    """Refuse a ``model.backend`` that cannot run on ``device``.
+
+    Raises:
+        ConfigError: it cannot, or there is no such backend.
+    """
+    try:
+        resolve(backend, device, torch.float32)
+    except (BackendUnavailableError, ValueError) as error:
+        raise ConfigError(f"model.backend: {error}") from error
 
 
 def fast_bf16(device: torch.device) -> bool:

@@ -19,7 +19,7 @@ from dexcore.train.config import PretrainConfig
 from dexcore.train.device import autocast
 
 _log = logging.getLogger(__name__)
-BATCH = 64
+_BATCH = 64
 _HIDDEN_GRAY = np.float32(0.5)
 _NO_EPOCH = np.uint64(2**64 - 1)  # it and what lies below key masks that no epoch of training draws
 
@@ -94,9 +94,9 @@ def batches(
         draw: at least 0; one number, or one a row: an image that comes twice needs two masks.
     """
     epochs = _NO_EPOCH - np.broadcast_to(np.asarray(draw, dtype=np.uint64), len(rows))
-    for start in range(0, len(rows), BATCH):
+    for start in range(0, len(rows), _BATCH):
         sample_id, tensors, noise = [], [], []
-        part = slice(start, start + BATCH)
+        part = slice(start, start + _BATCH)
         for row, epoch in zip(rows[part].tolist(), epochs[part].tolist(), strict=True):
             try:
                 pixels = images.read(row)

@@ -1,12 +1,14 @@
 """What a run tells while it goes on: a line a step in files, and the display. The main rank's alone."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from dexcore.report.files import METRICS_FILE
+import numpy as np
+
+from dexcore.report.files import METRICS_FILE, SIMILARITY_FILE
 from dexcore.train.progress import ProgressDisplay
 from dexcore.train.ranks import Ranks
 from dexcore.train.run_folder import SKIPPED_FILE, LineFile
@@ -17,7 +19,8 @@ class Journal:
 
     Args:
         folder: of the run.
-        first_step: steps done; lines of later ones, of a run that was killed, are cut off.
+        first_step: steps done; lines of later ones, of a run that was killed, are cut off, and so is what was measured
+            after this step or later ones.
         total_steps: of the run.
         ranks: who train.
     """
@@ -29,6 +32,7 @@ class Journal:
             return
         with ExitStack() as opened:
             self._metrics = opened.enter_context(closing(LineFile(folder / METRICS_FILE, first_step)))
+            self._similarity = opened.enter_context(closing(LineFile(folder / SIMILARITY_FILE, first_step)))
             self._skipped = opened.enter_context(closing(LineFile(self.skipped_path, first_step)))
             self._display = opened.enter_context(closing(ProgressDisplay(first_step, total_steps)))
             self._opened = opened.pop_all()
@@ -48,11 +52,16 @@ class Journal:
             self._display.say(f"step {line['step']} skipped: loss or gradient is not finite ({self.skipped_path})")
         self._display.update(line["step"] + 1, line["loss"], line["images_per_second"])
 
+    def write_similarity(self, steps_done: int, blocks: Sequence[np.ndarray]) -> None:
+        """Write how alike the experts of each block are, as `expert_similarity` gives it, after so many steps."""
+        if self._writes:
+            self._similarity.write({"step": steps_done, "blocks": [np.round(block, 6).tolist() for block in blocks]})
+
     def sync(self) -> None:
         """Have what was written survive a power cut."""
         if self._writes:
-            self._metrics.sync()
-            self._skipped.sync()
+            for file in (self._metrics, self._similarity, self._skipped):
+                file.sync()
 
     def __enter__(self) -> "Journal":
         return self

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
@@ -28,25 +27,24 @@ from dexcore.nn import (
     record_load,
     set_noise_std,
     set_router_noise,
+    share_load,
     update_directors,
 )
 from dexcore.nn.mlp import dex_layers
-from dexcore.ops.backend import BackendUnavailableError, resolve
-from dexcore.report import build_report
-from dexcore.report.files import ANALYSIS_FILE, EVALUATION_FILE, MODEL_FOLDER
-from dexcore.train.analyze import analyze
+from dexcore.ops.backend import resolve
 from dexcore.train.build import build_model
 from dexcore.train.checkpoint import Progress, load_checkpoint, save_checkpoint
 from dexcore.train.config import ConfigError, PretrainConfig
-from dexcore.train.device import attention_kernel, autocast, choose_device
+from dexcore.train.device import attention_kernel, autocast, check_backend, choose_device
 from dexcore.train.dry_run import rehearse
-from dexcore.train.evaluate import evaluate
+from dexcore.train.finish import finish
 from dexcore.train.journal import Journal
-from dexcore.train.provenance import describe_images, image_differences, record_start
+from dexcore.train.provenance import check_images, describe_images, record_start
 from dexcore.train.ranks import ALONE, Ranks, join_ranks
-from dexcore.train.run_folder import CHECKPOINTS_FOLDER, RunFolderError, open_run_folder
+from dexcore.train.run_folder import CHECKPOINTS_FOLDER, open_run_folder
 from dexcore.train.sample_store import open_images, sample_store
 from dexcore.train.schedules import Schedule, StepValues
+from dexcore.train.similarity import expert_similarity, moments
 from dexcore.train.stop import EXIT_STOPPED, StopRequest, leave_signals_to_parent
 
 
@@ -111,7 +109,7 @@ def pretrain(config: PretrainConfig) -> RunResult:
                 reason = stop.signal_name or "a signal to another rank"
                 ranks.say(f"{reason}: stopped after step {run.step_done}; go on with --resume --out {folder}")
         if ranks.main and not run.stopping:
-            run.finish()  # a signal now ends the process at once: nothing is lost, --resume comes back here
+            finish(run)  # a signal now ends the process at once: nothing is lost, --resume comes back here
         return RunResult(folder, run.step_done, finished=not run.stopping)
 
 
@@ -132,7 +130,7 @@ class Pretraining:
         self.config, self.folder, self.ranks = config, folder, ranks
         require("matplotlib", "train")  # the report's, missed now rather than after hours of training
         self.device = choose_device(config.run.device, ranks.local_rank)
-        _check_backend(config.model.backend, self.device)
+        check_backend(config.model.backend, self.device)
         self.part_size = _part_size(config, ranks)
         if not config.data.store:
             ranks.on_main(sample_store)  # built once, not by every rank
@@ -180,8 +178,10 @@ class Pretraining:
             attention_kernel(self.device, self.config.run.precision),
         ):
             self.warm_up()
+            batches = iter(self.batches(self.config.data.workers))  # its workers begin while the experts are measured
+            self._measure_experts(journal)
             started = time.perf_counter()
-            for batch in self.batches(self.config.data.workers):
+            for batch in batches:
                 limit.update(batch["replaced"])
                 line = self.step(batch, self.schedule.at(self.step_done), bool(stop))
                 now = time.perf_counter()
@@ -190,6 +190,7 @@ class Pretraining:
                 skipped_ids = self.ranks.gather(batch["sample_id"]).tolist() if line["skipped"] else None
                 journal.write(line, skipped_ids)
                 self._check_skipped(journal.skipped_path)
+                self._measure_experts(journal)
                 if self.stopping or self.step_done == total or self.step_done % every == 0:
                     journal.sync()
                     self.save()
@@ -286,17 +287,12 @@ class Pretraining:
             got, an entry a DEX block; whether a rank was asked to stop. The layers' recorded loads become the sum
             over all ranks.
         """
-        # What `record_load` left; private to the layers, but for the sake of one all-reduce less a step.
-        loads = [load for layer in self.layers if (load := layer._recorded_load) is not None]
-        sizes = [len(load) for load in loads]
-        shared = torch.cat([losses, losses.new_tensor([stop]), *loads])
-        self.ranks.add_up(shared)
-        for load, total in zip(loads, shared[5:].split(sizes), strict=True):
-            load.copy_(total)
+        summed, loads = share_load(self.model, torch.cat([losses, losses.new_tensor([stop])]), self.ranks.group)
         shares = [load / load.sum() for load in loads]
-        told = torch.cat([shared[:4] / self.ranks.count, grad_norm[None], shared[4:5], *shares]).cpu()
-        load_by_block = [[round(share, 6) for share in block.tolist()] for block in told[6:].split(sizes)]
-        return told[:5].tolist(), load_by_block, bool(told[5] > 0)
+        told = torch.cat([summed[:4] / self.ranks.count, grad_norm[None], summed[4:], *shares]).cpu()
+        by_block = told[6:].split([len(share) for share in shares])
+        load = [[round(share, 6) for share in block.tolist()] for block in by_block]
+        return told[:5].tolist(), load, bool(told[5] > 0)
 
     def save(self) -> None:
         """Have the main rank write a checkpoint; the others wait for it."""
@@ -323,38 +319,9 @@ class Pretraining:
         if progress is None:
             self.ranks.say(f"{self.folder} holds no checkpoint yet: beginning at the first step")
             return
-        if progress.order["fingerprint"] != self.images.fingerprint:
-            now = describe_images(self.images, self.rows)
-            differences = image_differences(self.folder, now) or [
-                f"fingerprint: {progress.order['fingerprint']} -> {self.images.fingerprint}"
-            ]
-            raise RunFolderError(
-                f"data.store: the images are not those that {self.folder} was begun with; resume with the same store. "
-                "What differs (then -> now):\n  " + "\n  ".join(differences)
-            )
+        check_images(self.folder, progress.order["fingerprint"], describe_images(self.images, self.rows))
         self.step_done, self.skipped_in_a_row = progress.step, progress.skipped_in_a_row
         self.ranks.say(f"resuming {self.folder} after step {self.step_done} of {self.schedule.total_steps}")
-
-    def finish(self) -> None:
-        """Save the model, evaluate it, write the report and print the summary.
-
-        Raises:
-            RunFolderError: the folder cannot be written (a full disk, for example); nothing trained is lost.
-        """
-        try:
-            self.model.save_pretrained(self.folder / MODEL_FOLDER)
-            self.ranks.say("evaluating")
-            evaluation = evaluate(self.model, self.images, self.config, self.device)
-            evaluation.save(self.folder / EVALUATION_FILE)
-            analysis = analyze(self.model, self.images, evaluation, self.config, self.device)
-            analysis.save(self.folder / ANALYSIS_FILE)
-            summary = build_report(self.folder)
-        except (OSError, SafetensorError) as error:
-            raise RunFolderError(
-                f"{self.folder}: the training is done, its model and report cannot be written: {error}; "
-                "go on with --resume when they can"
-            ) from error
-        print("\n".join(summary.lines()), flush=True)
 
     def _sampler(self) -> GlobalBatchSampler:
         return GlobalBatchSampler(
@@ -386,19 +353,18 @@ class Pretraining:
             worker_init_fn=leave_signals_to_parent,
         )
 
+    def _measure_experts(self, journal: Journal) -> None:
+        """At the moments for it, have the main rank write down how alike the experts are; the others go on."""
+        if self.ranks.main and self.step_done in moments(self.schedule.total_steps):
+            found = expert_similarity(self.model, self.images, self.config, self.device)
+            journal.write_similarity(self.step_done, found)
+
     def _check_skipped(self, path: Path) -> None:
         if self.skipped_in_a_row >= self.config.run.max_skipped:
             raise TrainingError(
                 f"the loss or its gradient was not finite in {self.skipped_in_a_row} steps on end; the ids "
                 f"of their images are in {path}, the last good state is in the newest checkpoint"
             )
-
-
-def _check_backend(backend: str, device: torch.device) -> None:
-    try:
-        resolve(backend, device, torch.float32)
-    except (BackendUnavailableError, ValueError) as error:
-        raise ConfigError(f"model.backend: {error}") from error
 
 
 def _part_size(config: PretrainConfig, ranks: Ranks) -> int:

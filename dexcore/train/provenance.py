@@ -22,7 +22,7 @@ import torch
 import dexcore
 from dexcore.data.dataset import MODALITIES, MVUDataset
 from dexcore.train.ranks import environment_rank
-from dexcore.train.run_folder import STARTS_FILE, LineFile
+from dexcore.train.run_folder import STARTS_FILE, LineFile, RunFolderError
 
 _PACKAGES = ("torch", "timm", "triton", "numpy", "safetensors", "pyarrow", "opencv-python-headless", "Pillow")
 _SECONDS_FOR_GIT = 10
@@ -67,7 +67,27 @@ def record_start(folder: Path, step: int, device: torch.device, images: Mapping[
         starts.sync()
 
 
-def image_differences(folder: Path, now: Mapping[str, Any]) -> list[str]:
+def check_images(folder: Path, fingerprint: str, now: Mapping[str, Any]) -> None:
+    """Refuse to resume a run with other images.
+
+    Args:
+        folder: of the run.
+        fingerprint: of the store that its checkpoint was trained on.
+        now: the images at hand, from `describe_images`.
+
+    Raises:
+        RunFolderError: they are others; the message says what differs.
+    """
+    if now["fingerprint"] == fingerprint:
+        return
+    differences = _image_differences(folder, now) or [f"fingerprint: {fingerprint} -> {now['fingerprint']}"]
+    raise RunFolderError(
+        f"data.store: the images are not those that {folder} was begun with; resume with the same store. "
+        "What differs (then -> now):\n  " + "\n  ".join(differences)
+    )
+
+
+def _image_differences(folder: Path, now: Mapping[str, Any]) -> list[str]:
     """Lines ``training.CT: 12 -> 13``: how the images differ from those that the run in ``folder`` began with."""
     try:
         then = json.loads((folder / STARTS_FILE).read_text(encoding="utf-8").splitlines()[0])["images"]

@@ -1,7 +1,7 @@
 """The processes that train together, as torchrun starts them, and what they tell each other.
 
 A step has at most two small all-reduces beside the gradients': the routers' mean probabilities (`aux_losses`) and
-one vector with all else that the ranks must agree on (`Pretraining.step`). Rank 0, the main one, writes the run's
+one vector with all else that the ranks must agree on (`share_load`). Rank 0, the main one, writes the run's
 folder and speaks to whoever watches; the others compute.
 """
 
@@ -54,11 +54,6 @@ class Ranks:
         """Tell whoever watches the run, once."""
         if self.main:
             print(message, file=sys.stderr, flush=True)
-
-    def add_up(self, vector: Tensor) -> None:
-        """Put the sum over all ranks in the place of ``vector``; bit-identical on all."""
-        if self.group is not None:
-            dist.all_reduce(vector, group=self.group)
 
     def gather(self, values: Tensor) -> Tensor:
         """Every rank's ``values`` [n], end to end in the order of ranks: [count * n], on the CPU."""

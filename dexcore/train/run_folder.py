@@ -3,6 +3,7 @@
 config.yaml         the configuration
 starts.jsonl        a line a beginning or resumption: command, versions, git state, machine, images
 metrics.jsonl       a line a step
+similarity.jsonl    a line a moment at which the experts were compared, "step" being the steps done
 skipped.jsonl       a line a step that was skipped, with its sample ids
 checkpoints/        see `dexcore.train.checkpoint`
 model/              the trained autoencoder, for `MaskedAutoencoder.from_pretrained`

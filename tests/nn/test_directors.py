@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from assertions import assert_close
-from dexcore.nn import DEXMlp, discard_load, record_load, set_mode, set_noise_std, update_directors
+from dexcore.nn import DEXMlp, discard_load, record_load, set_mode, set_noise_std, share_load, update_directors
 from dexcore.ops import reference
 
 
@@ -68,6 +68,31 @@ def test_recorded_micro_batches_equal_the_whole_batch():
     update_directors(parts, 0.9)
     for name, tensor in whole.state_dict().items():
         assert_close(parts.state_dict()[name], tensor, name=name)
+
+
+def test_shared_loads_are_what_was_recorded_and_what_the_directors_follow():
+    model = nn.Sequential(make(experts=5), make(experts=2))
+    shares = []
+    for batch in torch.randn(7, 3, 8).split([4, 3]):
+        model(batch)
+        record_load(model)
+        shares.append([omega(m.routing.gates.detach(), m.routing.indices, m.num_experts) * len(batch) for m in model])
+    summed, loads = share_load(model, torch.tensor([2.0, 3.0]))
+    assert summed.tolist() == [2, 3]
+    for load, first, second in zip(loads, *shares, strict=True):
+        assert_close(load, first + second)
+    update_directors(model, 0.9)
+    for layer, load in zip(model, loads, strict=True):
+        assert_close(layer.router.activation_frequency, 0.01 * load / 7)
+    with pytest.raises(RuntimeError, match="no training forward"):
+        share_load(model, torch.zeros(1))
+
+
+def test_loads_that_were_not_recorded_are_not_shared():
+    layer = make()
+    layer(torch.randn(2, 3, 8))
+    with pytest.raises(RuntimeError, match="needs a call of record_load before it"):
+        share_load(layer, torch.zeros(1))
 
 
 def test_a_forward_is_counted_once_however_often_it_ran():

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from dexcore.report import Analysis, Evaluation, Examples, RunNumbers
-from dexcore.report.history import History
+from dexcore.report.history import History, SimilarityCourse
 
 NAMES = ("CT", "MR", "Photo")
 
@@ -70,7 +70,12 @@ def make_numbers(evaluation: Evaluation, **changes: object) -> RunNumbers:
     """A run's numbers around an evaluation; ``changes`` are its other parts."""
     experts = [gates.shape[1] for gates in evaluation.gates]
     history = History(np.arange(4), {}, tuple(np.full((4, count), 1 / count) for count in experts))
-    parts = {"config": {}, "history": history, "analysis": make_analysis(evaluation, experts)}
+    parts = {
+        "config": {},
+        "history": history,
+        "analysis": make_analysis(evaluation, experts),
+        "similarity": SimilarityCourse(np.zeros(0, np.int64), ()),
+    }
     return RunNumbers(evaluation=evaluation, **(parts | changes))
 
 
@@ -86,8 +91,9 @@ def write_run(
     load: Sequence[int] = (),
     nan_steps: Sequence[int] = (),
     analysis: Analysis | None = None,
+    moments: Sequence[int] = (),
 ) -> Path:
-    """A run folder as a trainer leaves it."""
+    """A run folder as a trainer leaves it; its experts were compared at ``moments``, if at any."""
     folder.mkdir(parents=True, exist_ok=True)
     evaluation.save(folder / "evaluation.npz")
     analysis = analysis or make_analysis(evaluation, [gates.shape[1] for gates in evaluation.gates])
@@ -95,7 +101,22 @@ def write_run(
     (folder / "config.yaml").write_text("out: runs/x\nmodel:\n  dim: 192\n  note: <b>&\n", encoding="utf-8")
     lines = [json.dumps(step_record(step, load, lost=step in nan_steps)) for step in range(steps)]
     (folder / "metrics.jsonl").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    if moments:
+        experts = [gates.shape[1] for gates in evaluation.gates]
+        lines = [json.dumps(similarity_record(step, experts)) for step in moments]
+        (folder / "similarity.jsonl").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
     return folder
+
+
+def similarity_record(step: int, experts: Sequence[int]) -> dict[str, object]:
+    """One line of similarity.jsonl: experts that part from 1 on, half as far from the director as from one another."""
+    blocks = []
+    for count in experts:
+        block = np.full((count + 1, count + 1), 1 / (1 + step))
+        block[-1] = block[:, -1] = (1 + block[0, 0]) / 2
+        np.fill_diagonal(block, 1)
+        blocks.append(block.tolist())
+    return {"step": step, "blocks": blocks}
 
 
 def step_record(step: int, load: Sequence[int] = (), lost: bool = False) -> dict[str, object]:

@@ -17,7 +17,9 @@ def report(tmp_path_factory):
     rng = np.random.default_rng(0)
     gates = [rng.dirichlet(np.ones(count), 8) for count in (8, 8, 3)]
     name = "a-long-name-of-a-run-without-any-place-to-break-it-and-so-on-and-on"  # must not widen the page
-    folder = write_run(tmp_path_factory.mktemp("runs") / name, make_evaluation(gates=gates), load=(8, 8, 3))
+    folder = write_run(
+        tmp_path_factory.mktemp("runs") / name, make_evaluation(gates=gates), load=(8, 8, 3), moments=(0, 3, 6)
+    )
     build_report(folder)
     return folder / "report.html"
 

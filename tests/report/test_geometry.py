@@ -114,6 +114,11 @@ def test_cka_is_that_of_the_definition_with_matrices_of_all_pairs():
     assert linear_cka(maps)[0, 1] == pytest.approx(expected)
 
 
+def test_too_few_inputs_tell_no_likeness():
+    assert np.isnan(linear_cka(RANDOM.normal(size=(2, 3, 5)))).all()
+    assert np.isfinite(linear_cka(RANDOM.normal(size=(2, 4, 5)))).any()
+
+
 def test_a_map_without_variance_has_no_likeness():
     cka = linear_cka(np.stack([np.ones((10, 3)), RANDOM.normal(size=(10, 3)), np.full((10, 3), np.nan)]))
     assert np.isnan(cka[0]).all()

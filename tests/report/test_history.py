@@ -3,9 +3,9 @@ import math
 
 import numpy as np
 import pytest
-from made_runs import step_record
+from made_runs import similarity_record, step_record
 
-from dexcore.report.history import History
+from dexcore.report.history import History, SimilarityCourse
 
 
 def write(path, records):
@@ -55,10 +55,42 @@ def test_a_missing_file_is_named(tmp_path):
         ('{"step": 0, "lr": "high"}\n', "lr is not a number in every step"),
         ('{"step": 0, "load": [[1]]}\n{"step": 1, "load": [[1], [1]]}\n', "not the same list of blocks"),
         ('{"step": 0, "load": [[1]]}\n{"step": 1, "load": [[0.5, 0.5]]}\n', "not the same list of blocks"),
-        ('{"step": 0, "load": [1]}\n', "not a list of expert shares"),
+        ('{"step": 0, "load": [1]}\n', "not a list of numbers in 1 axes an entry a block"),
     ],
 )
 def test_what_is_damaged_is_named(tmp_path, content, message):
     (tmp_path / "metrics.jsonl").write_text(content)
     with pytest.raises(ValueError, match=rf"metrics\.jsonl.*{message}"):
         History.read(tmp_path / "metrics.jsonl")
+
+
+def test_the_experts_course_comes_out_as_it_was_written(tmp_path):
+    path = write(tmp_path / "similarity.jsonl", [similarity_record(step, (4, 1)) for step in (0, 3)])
+    path.write_bytes(path.read_bytes().replace(b"0.625", b"null", 1) + b'{"step": 6, "bl')  # cut by a kill
+    course = SimilarityCourse.read(path)
+    assert course.step.tolist() == [0, 3]
+    assert [block.shape for block in course.blocks] == [(2, 5, 5), (2, 2, 2)]
+    assert course.blocks[0][1, 0, 1] == 0.25
+    assert np.isnan(course.blocks[0]).sum() == 1
+
+
+def test_a_folder_without_the_experts_course_has_no_moment(tmp_path):
+    course = SimilarityCourse.read(tmp_path / "similarity.jsonl")
+    assert (len(course.step), course.blocks) == (0, ())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"step"\n{"step": 1}\n', "line 1: expected a JSON object"),
+        ('{"step": 4, "blocks": []}\n{"step": 4, "blocks": []}\n', "line 2: step 4 after 4"),
+        ('{"step": 0, "blocks": [[[1, 0], [0, "a"]]]}\n', "not the same list of blocks"),
+        ('{"step": 0, "blocks": [[1, 0]]}\n', "not a list of numbers in 2 axes"),
+        ('{"step": 0, "blocks": [[[1, 0, 1], [0, 1, 1]]]}\n', "something else than matrices"),
+        ('{"step": 0, "blocks": [[[1]]]}\n', "something else than matrices"),
+    ],
+)
+def test_what_is_damaged_in_the_experts_course_is_named(tmp_path, content, message):
+    (tmp_path / "similarity.jsonl").write_text(content)
+    with pytest.raises(ValueError, match=rf"similarity\.jsonl.*{message}"):
+        SimilarityCourse.read(tmp_path / "similarity.jsonl")

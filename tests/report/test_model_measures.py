@@ -62,7 +62,7 @@ def test_gradients_without_direction_are_left_out():
 
 def test_likeness_is_over_pairs_of_experts_and_the_director_is_last():
     block = np.array([[1, 0.2, 0.4, 0.9], [0.2, 1, 0.6, 0.8], [0.4, 0.6, 1, 0.7], [0.9, 0.8, 0.7, 1]])
-    found, single = likeness(make_analysis(make_evaluation(), expert_similarity=[block, [[1, 0.5], [0.5, 1]]]))
+    found, single = likeness([block, np.array([[1, 0.5], [0.5, 1]])])
     assert (found.mean, found.lowest, found.director) == pytest.approx((0.4, 0.2, 0.8))
     assert math.isnan(single.mean)
     assert single.director == 0.5

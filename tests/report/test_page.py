@@ -54,7 +54,8 @@ def gates(*experts, n=8):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    folder = write_run(tmp_path_factory.mktemp("runs") / "first", make_evaluation(gates=gates(4, 3)), load=(4, 3))
+    folder = tmp_path_factory.mktemp("runs") / "first"
+    write_run(folder, make_evaluation(gates=gates(4, 3)), load=(4, 3), moments=(0, 2, 6))
     assert build_report(folder).files["report"] == str(folder / "report.html")
     return folder
 
@@ -70,6 +71,7 @@ def test_the_page_carries_every_picture_and_nothing_from_elsewhere(run):
         "starving.png",
         "routing.png",
         "similarity.png",
+        "similarity_course.png",
         "features.png",
         "gradients.png",
         "patches.png",
@@ -103,7 +105,7 @@ def test_the_page_is_made_for_phones_light_and_dark(run):
 def test_every_picture_says_how_to_read_it_and_what_is_bad(run):
     html = (run / "report.html").read_text(encoding="utf-8")
     captions = re.findall(r"<figcaption>(.*?)</figcaption>", html, flags=re.S)
-    assert len(captions) == 13
+    assert len(captions) == 14
     for caption in captions:
         reading = re.sub(r'<p class="found">.*?</p>\n|\n<details.*</details>', "", caption, flags=re.S)
         assert re.fullmatch(r"\w[^.]{20,}\. <b>Bad:</b> \w.{20,}\.", reading.replace("0.1", ""), flags=re.S), reading
@@ -118,6 +120,23 @@ def test_the_page_holds_measures_configuration_and_the_way_to_the_model(run):
     assert f"dexcore report {run.as_posix()} makes it again" in page.text
     assert "patch's mean and deviation are taken from the target" in page.text
     assert (run / "summary.json").is_file()
+
+
+def test_the_page_tells_how_far_experts_came_between_the_first_and_the_last_moment(run):
+    text = read(run).text
+    assert (
+        "Two experts: 1.00 at the first moment, 0.14 at the last; expert and director: 1.00 at the first moment" in text
+    )
+    assert "analysis.npz, similarity.jsonl beside this file" in text
+
+
+def test_a_run_of_an_older_version_gets_its_report_without_the_experts_course(tmp_path, monkeypatch):
+    monkeypatch.setattr("dexcore.report.pictures._DPI", 30)
+    build_report(write_run(tmp_path, make_evaluation(gates=gates(4)), load=(4,)))
+    text = read(tmp_path).text
+    assert "How far experts have grown apart" in text
+    assert "How experts grew apart" not in text
+    assert "similarity.jsonl" not in text
 
 
 def test_the_report_can_be_made_again_and_is_the_same(run):
@@ -161,6 +180,8 @@ def test_reconstructions_show_a_held_out_image_where_there_is_one(tmp_path):
         (make_evaluation([], examples=make_examples([], [], [])), {}, "No image was evaluated"),
         (make_evaluation(gates=gates(*[2] * 9)), {"load": (2,) * 9}, "Routing over depth"),
         (make_evaluation(gates=gates(20)), {"load": (20,)}, "How far experts have grown apart"),
+        (make_evaluation(gates=gates(1, 20)), {"moments": (0, 3)}, "How experts grew apart"),
+        (make_evaluation(gates=gates(*[2] * 12)), {"moments": (0, 3)}, "How experts grew apart"),
     ],
 )
 def test_unusual_runs_get_a_sensible_page(tmp_path, monkeypatch, evaluation, written, expected):
@@ -183,6 +204,7 @@ def test_a_missing_file_is_named_before_anything_is_written(tmp_path, name):
     ("name", "content"),
     [
         ("metrics.jsonl", b""),
+        ("similarity.jsonl", b'{"step": 0, "blocks": [[[1]]]}\n'),
         ("config.yaml", b"{a: ["),
         ("config.yaml", b"- 1"),
         ("config.yaml", b"\xff\xfe\x00"),

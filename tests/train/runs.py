@@ -89,6 +89,11 @@ def metrics(out: str | Path) -> list[dict[str, Any]]:
     return lines
 
 
+def similarities(out: str | Path) -> list[dict[str, Any]]:
+    """The moments of a run at which its experts were compared."""
+    return [json.loads(line) for line in (Path(out) / "similarity.jsonl").read_text().splitlines()]
+
+
 def start(config: PretrainConfig, folder: Path) -> subprocess.Popen[str]:
     """The example in a process of its own, with ``config`` in a file in ``folder``."""
     return _process([str(EXAMPLE), *flags(config, folder)], {})

@@ -17,6 +17,7 @@ from dexcore.extras import MissingExtraError
 from dexcore.models import DEXVisionTransformer, MaskedAutoencoder
 from dexcore.report import Evaluation
 from dexcore.train.config import ConfigError
+from dexcore.train.finish import finish
 from dexcore.train.loop import Pretraining, TrainingError, pretrain
 from dexcore.train.run_folder import RunFolderError
 
@@ -152,7 +153,7 @@ def test_a_missing_package_of_the_report_is_named_before_the_first_step(store, t
 def test_an_end_that_cannot_be_written_is_a_clear_error(run, name):
     (run.folder / name).mkdir(parents=True)  # in the way
     with pytest.raises(RunFolderError, match=rf"the training is done, .*cannot be written: .*{name}.*--resume"):
-        run.finish()
+        finish(run)
 
 
 def test_metrics_hold_a_line_a_step_with_the_scheduled_values(whole_run):

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from runs import STEPS, metrics, start, tiny, wait_for_steps, write_images
+from runs import STEPS, metrics, similarities, start, tiny, wait_for_steps, write_images
 
 from dexcore.train import pretrain
 from dexcore.train.loop import Pretraining
@@ -26,6 +26,12 @@ def _train_on(config) -> None:
         run.train(stop)
 
 
+def _assert_same_run(one: str, other: str) -> None:
+    """Bit for bit, in every step and at every moment."""
+    assert metrics(one) == metrics(other)
+    assert similarities(one) == similarities(other)
+
+
 def _killed_after(config, folder: Path, steps: int) -> None:
     process = start(config, folder)
     wait_for_steps(process, Path(config.out), steps)
@@ -40,7 +46,7 @@ def test_a_run_killed_again_and_again_ends_as_if_nothing_had_been(store, whole_r
     _killed_after(_resumed(config), tmp_path, 12)
     result = pretrain(_resumed(config))
     assert (result.finished, result.step, result.exit_code) == (True, STEPS, 0)
-    assert metrics(config.out) == metrics(whole_run.out)
+    _assert_same_run(config.out, whole_run.out)
 
 
 def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(store, whole_run, tmp_path):
@@ -57,7 +63,7 @@ def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(store, whole_run
         assert (Path(config.out) / "checkpoints" / f"step-{done:08d}").is_dir()
         config = _resumed(config)
     _train_on(config)
-    assert metrics(config.out) == metrics(whole_run.out)
+    _assert_same_run(config.out, whole_run.out)
 
 
 def test_a_damaged_newest_checkpoint_costs_the_steps_since_the_one_before(store, whole_run, tmp_path, capsys):
@@ -71,19 +77,19 @@ def test_a_damaged_newest_checkpoint_costs_the_steps_since_the_one_before(store,
     assert f"{newest} is damaged" in said
     before = int(newest.name.removeprefix("step-")) - 5
     assert f"resuming {config.out} after step {before} of {STEPS}" in said
-    assert metrics(config.out) == metrics(whole_run.out)
+    _assert_same_run(config.out, whole_run.out)
 
 
 def test_data_workers_change_nothing(store, whole_run, tmp_path):
     config = tiny(store, tmp_path / "workers")
     _train_on(replace(config, data=replace(config.data, workers=2)))
-    assert metrics(config.out) == metrics(whole_run.out)
+    _assert_same_run(config.out, whole_run.out)
 
 
 def test_a_finished_run_can_be_resumed_and_only_reports_again(whole_run, capsys):
-    before = metrics(whole_run.out)
+    before = metrics(whole_run.out), similarities(whole_run.out)
     assert pretrain(_resumed(whole_run)).finished
-    assert metrics(whole_run.out) == before
+    assert (metrics(whole_run.out), similarities(whole_run.out)) == before
     assert "Share of masked-patch variance explained" in capsys.readouterr().out
 
 

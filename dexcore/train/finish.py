@@ -1,0 +1,36 @@
+"""What comes after the last step: the model's file, its evaluation and the report."""
+
+from typing import TYPE_CHECKING
+
+from safetensors import SafetensorError
+
+from dexcore.report import build_report
+from dexcore.report.files import ANALYSIS_FILE, EVALUATION_FILE, MODEL_FOLDER
+from dexcore.train.analyze import analyze
+from dexcore.train.evaluate import evaluate
+from dexcore.train.run_folder import RunFolderError
+
+if TYPE_CHECKING:
+    from dexcore.train.loop import Pretraining
+
+
+def finish(run: "Pretraining") -> None:
+    """Save the model, evaluate it, write the report and print the summary; the main rank's alone.
+
+    Raises:
+        RunFolderError: the folder cannot be written (a full disk, for example); nothing trained is lost.
+    """
+    try:
+        run.model.save_pretrained(run.folder / MODEL_FOLDER)
+        run.ranks.say("evaluating")
+        evaluation = evaluate(run.model, run.images, run.config, run.device)
+        evaluation.save(run.folder / EVALUATION_FILE)
+        analysis = analyze(run.model, run.images, evaluation, run.config, run.device)
+        analysis.save(run.folder / ANALYSIS_FILE)
+        summary = build_report(run.folder)
+    except (OSError, SafetensorError) as error:
+        raise RunFolderError(
+            f"{run.folder}: the training is done, its model and report cannot be written: {error}; "
+            "go on with --resume when they can"
+        ) from error
+    print("\n".join(summary.lines()), flush=True)

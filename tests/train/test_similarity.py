@@ -1,0 +1,116 @@
+"""How alike the experts are, over time: when it is measured, on what, and that it changes nothing."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from runs import STEPS, metrics, similarities, state, tiny
+
+from dexcore.data.dataset import MVUDataset, open_mvu
+from dexcore.data.manifest import ImageDecodeError, StoreError
+from dexcore.nn import record_load, share_load, update_directors
+from dexcore.report import Analysis
+from dexcore.train.build import build_model
+from dexcore.train.loop import Pretraining
+from dexcore.train.run_folder import open_run_folder
+from dexcore.train.similarity import expert_similarity, moments
+from dexcore.train.stop import StopRequest
+
+_CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("steps", [10, 11, 40, 1664, 2**31 + 1])
+def test_a_run_is_measured_at_eleven_evenly_spread_moments(steps):
+    found = sorted(moments(steps))
+    assert (len(found), found[0], found[-1]) == (11, 0, steps)
+    assert np.ptp(np.diff(found)) <= 1
+
+
+def test_a_short_run_is_measured_at_every_step():
+    assert moments(1) == {0, 1}
+    assert moments(4) == {0, 1, 2, 3, 4}
+
+
+def test_the_experts_part_and_the_last_moment_is_that_of_the_analysis(whole_run):
+    lines = similarities(whole_run.out)
+    assert [line["step"] for line in lines] == sorted(moments(STEPS))
+    for block in lines[0]["blocks"]:
+        np.testing.assert_allclose(block, 1, atol=1e-5)
+    means = [np.mean(line["blocks"][0]) for line in lines]
+    assert means[-1] < means[0] - 0.01
+    analysis = Analysis.load(Path(whole_run.out) / "analysis.npz")
+    assert [len(block) for block in lines[-1]["blocks"]] == [5, 4]
+    for block, at_the_end in zip(lines[-1]["blocks"], analysis.expert_similarity, strict=True):
+        np.testing.assert_allclose(block, at_the_end, atol=1e-4)  # in training attention runs by another kernel
+
+
+def test_a_run_that_is_not_measured_is_the_same(store, whole_run, tmp_path, monkeypatch):
+    monkeypatch.setattr("dexcore.train.loop.moments", lambda _: frozenset())
+    config = tiny(store, tmp_path / "run")
+    with open_run_folder(config) as folder, StopRequest() as stop:
+        Pretraining(config, folder).train(stop)
+    assert similarities(config.out) == []
+    assert metrics(config.out) == metrics(whole_run.out)
+
+
+def _random_states():
+    return torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
+
+
+def test_measuring_leaves_model_load_and_random_states_alone(store, tmp_path):
+    config = tiny(store, tmp_path)
+    model, images = build_model(config.model).train(), open_mvu(store)
+    model(torch.randn(3, 3, 32, 32))
+    record_load(model)
+    _, before = share_load(model, torch.zeros(0))
+    before = [load.clone() for load in before]
+    weights, drawn = state(model), _random_states()
+    modes = [module.training for module in model.modules()]
+    first = expert_similarity(model, images, config, _CPU)
+    assert _random_states() == drawn
+    assert all(np.array_equal(value, weights[name]) for name, value in state(model).items())
+    assert [module.training for module in model.modules()] == modes
+    assert all(parameter.grad is None for parameter in model.parameters())
+    for load, expected in zip(share_load(model, torch.zeros(0))[1], before, strict=True):
+        assert torch.equal(load, expected)
+    update_directors(model, 1.0)
+    for one, other in zip(first, expert_similarity(model.eval(), images, config, _CPU), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert not model.training
+
+
+class _Watched(MVUDataset):
+    """A store that remembers what was read."""
+
+    def __init__(self, path):
+        super().__init__(path)
+        self.rows = []
+
+    def read(self, index):
+        self.rows.append(index)
+        return super().read(index)
+
+
+def test_all_modalities_take_part_alike_and_always_with_the_same_images(store, tmp_path):
+    images = _Watched(store)
+    for seed in (0, 1):
+        config = tiny(store, tmp_path, seed=seed)
+        expert_similarity(build_model(config.model), images, config, _CPU)
+    first, second = np.array_split(images.rows, 2)
+    assert first.tolist() == second.tolist()
+    _, counts = np.unique(images.modality[first], return_counts=True)
+    assert len(counts) == 4
+    assert np.ptp(counts) == 0
+
+
+class _Spoilt(MVUDataset):
+    def read(self, index):
+        raise ImageDecodeError(f"row {index}")
+
+
+def test_a_store_that_cannot_be_read_is_a_clear_error(store, tmp_path):
+    config = tiny(store, tmp_path)
+    with pytest.raises(StoreError, match=r"data\.store: none of \d+ images from all over test can be decoded"):
+        expert_similarity(build_model(config.model), _Spoilt(store), config, _CPU)
