@@ -10,7 +10,13 @@ import os
 import reprlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+# Ours, far above what is used: beyond them a run would not fail but seem to hang, or take a machine's memory.
+_MOST_NUMBERS = 10**12
+_MOST_BLOCKS = 1024
+_MOST_PIXELS = 1 << 14
+_DATA_RANGES = {"epoch_size": (0, 10**9), "batch_size": (1, 2**20), "accumulate": (1, 2**20), "workers": (0, 1024)}
 
 
 class ConfigError(ValueError):
@@ -34,11 +40,28 @@ def _require(condition: bool, name: str, expected: str, value: object) -> None:
         raise ConfigError(f"{name}: expected {expected}, got {shown(value)}")
 
 
-def _require_machine_numbers(section: Any, prefix: str) -> None:
-    """Whole numbers of 64 bits: what is computed with larger ones overflows somewhere."""
-    for name, value in flat(section, prefix):
+def _require_kinds(section: Any, prefix: str = "") -> None:
+    """Every value is of its field's kind, and whole numbers fit 64 bits: with larger ones something overflows."""
+    for name, hint in get_type_hints(type(section)).items():
+        value = getattr(section, name)
+        fits, expected = _kind(value, hint)
+        _require(fits, prefix + name, expected, value)
         for number in value if isinstance(value, tuple) else (value,):
-            _require(not isinstance(number, int) or abs(number) < 2**63, name, "a number of 64 bits", value)
+            _require(not isinstance(number, int) or abs(number) < 2**63, prefix + name, "a number of 64 bits", value)
+
+
+def _kind(value: Any, hint: Any) -> tuple[bool, str]:
+    """Whether ``value`` is of a field's kind, and the kind in words."""
+    if get_origin(hint) is Literal:
+        return value in get_args(hint), " or ".join(repr(choice) for choice in get_args(hint))
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool), "a number"
+    if hint in (int, bool, str):
+        return type(value) is hint, {int: "a whole number", bool: "true or false", str: "a text"}[hint]
+    if is_dataclass(hint):
+        return isinstance(value, hint), f"a {hint.__name__}"  # type: ignore[arg-type, union-attr]
+    numbers = value if isinstance(value, tuple) else (value,)  # int | tuple[int, ...]
+    return bool(numbers) and all(type(number) is int for number in numbers), "a whole number, or a list of them"
 
 
 def _can_be_a_path(text: str) -> bool:
@@ -100,7 +123,7 @@ class ModelConfig:
     """Whether the target is every patch normalized by its own mean and deviation."""
 
     def __post_init__(self) -> None:
-        _require_machine_numbers(self, "model.")
+        _require_kinds(self, "model.")
         for name in (
             "image_size",
             "patch_size",
@@ -112,6 +135,10 @@ class ModelConfig:
             "decoder_heads",
         ):
             _require(getattr(self, name) >= 1, f"model.{name}", "at least 1", getattr(self, name))
+        _require(self.image_size <= _MOST_PIXELS, "model.image_size", f"at most {_MOST_PIXELS}", self.image_size)
+        for name in ("depth", "decoder_depth"):
+            most = f"at most {_MOST_BLOCKS}"
+            _require(getattr(self, name) <= _MOST_BLOCKS, f"model.{name}", most, getattr(self, name))
         _require(
             self.image_size % self.patch_size == 0,
             "model.image_size",
@@ -122,7 +149,8 @@ class ModelConfig:
             value, count = getattr(self, width), getattr(self, heads)
             multiple = f"a multiple of 4 and of model.{heads} = {count}"
             _require(value % 4 == 0 and value % count == 0, f"model.{width}", multiple, value)
-        _require(self.mlp_ratio > 0, "model.mlp_ratio", "a number above 0", self.mlp_ratio)
+        hidden = f"a number that makes of model.dim = {self.dim} at least 1 and below 2^31 hidden units"
+        _require(1 <= self.dim * self.mlp_ratio < 2**31, "model.mlp_ratio", hidden, self.mlp_ratio)
         _require(self.tau > 0, "model.tau", "a number above 0", self.tau)
         _require(0 < self.mask_ratio < 1, "model.mask_ratio", "a number between 0 and 1", self.mask_ratio)
         visible = int((self.image_size // self.patch_size) ** 2 * (1 - self.mask_ratio))
@@ -130,6 +158,16 @@ class ModelConfig:
         for block, (experts, k) in enumerate(zip(*self._a_block(), strict=True)):
             _require(experts >= 1, "model.num_experts", "at least 1 in every block", self.num_experts)
             _require(1 <= k <= experts, "model.top_k", f"1 to {experts}, the experts of block {block}", self.top_k)
+        _require(self._numbers() <= _MOST_NUMBERS, "model", f"at most {_MOST_NUMBERS:.0e} parameters", self._numbers())
+
+    def _numbers(self) -> int:
+        """About how many numbers the model holds."""
+        experts, _ = self._a_block()
+        pools = sum(experts) * (self.depth // len(experts)) + self.depth  # each block has a director too
+        patches = (self.image_size // self.patch_size) ** 2
+        ends = patches + 3 * self.patch_size**2  # positions, and what embeds or predicts a patch
+        encoder = 4 * self.depth * self.dim**2 + 2 * pools * self.dim * int(self.dim * self.mlp_ratio)
+        return encoder + 12 * self.decoder_depth * self.decoder_dim**2 + ends * (self.dim + self.decoder_dim)
 
     def _a_block(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """``num_experts`` and ``top_k``, an entry a block; a single one where all blocks are alike."""
@@ -167,19 +205,19 @@ class DataConfig:
     """Share of unreadable images above which the run fails."""
 
     def __post_init__(self) -> None:
-        _require_machine_numbers(self, "data.")
+        _require_kinds(self, "data.")
         _require(0 <= self.balance <= 1, "data.balance", "a number from 0 to 1", self.balance)
-        _require(self.epoch_size >= 0, "data.epoch_size", "at least 0", self.epoch_size)
+        for name, (least, most) in _DATA_RANGES.items():
+            value = getattr(self, name)
+            _require(value >= least, f"data.{name}", f"at least {least}", value)
+            _require(value <= most, f"data.{name}", f"at most {most}", value)
         _require(0 < self.min_area <= 1, "data.min_area", "a number above 0, at most 1", self.min_area)
-        _require(self.batch_size >= 1, "data.batch_size", "at least 1", self.batch_size)
-        _require(self.accumulate >= 1, "data.accumulate", "at least 1", self.accumulate)
         _require(
             self.batch_size % self.accumulate == 0,
             "data.batch_size",
             f"a multiple of data.accumulate = {self.accumulate}",
             self.batch_size,
         )
-        _require(self.workers >= 0, "data.workers", "at least 0", self.workers)
         _require(0 <= self.max_replaced <= 1, "data.max_replaced", "a number from 0 to 1", self.max_replaced)
 
 
@@ -203,6 +241,7 @@ class OptimizerConfig:
     """Largest norm of the whole gradient."""
 
     def __post_init__(self) -> None:
+        _require_kinds(self, "optimizer.")
         _require(self.base_lr > 0, "optimizer.base_lr", "a number above 0", self.base_lr)
         _require(self.min_lr >= 0, "optimizer.min_lr", "at least 0", self.min_lr)
         _require(self.warmup_epochs >= 0, "optimizer.warmup_epochs", "at least 0", self.warmup_epochs)
@@ -230,6 +269,7 @@ class DexConfig:
     """Deviation of the router's exploration noise at the start; it falls to 0 on a half cosine."""
 
     def __post_init__(self) -> None:
+        _require_kinds(self, "dex.")
         for name in ("lambda_align", "lambda_balance", "noise_start"):
             _require(getattr(self, name) >= 0, f"dex.{name}", "at least 0", getattr(self, name))
         for name in ("momentum_start", "momentum_end"):
@@ -258,7 +298,7 @@ class RunConfig:
     """Images a modality, of the training and of the held-out ones each, that are evaluated at the end."""
 
     def __post_init__(self) -> None:
-        _require_machine_numbers(self, "run.")
+        _require_kinds(self, "run.")
         _require(self.epochs > 0, "run.epochs", "a number above 0", self.epochs)
         _require(0 <= self.seed < 2**32, "run.seed", "0 to 2^32 - 1", self.seed)
         for name in ("checkpoint_every", "keep_checkpoints", "max_skipped", "evaluate_images"):
@@ -282,6 +322,7 @@ class PretrainConfig:
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
+        _require_kinds(self)
         for name, value in flat(self):
             _require(not isinstance(value, float) or math.isfinite(value), name, "a finite number", value)
             _require(not isinstance(value, str) or _can_be_a_path(value), name, "a text that can name a file", value)
