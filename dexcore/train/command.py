@@ -5,6 +5,8 @@ import sys
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 
+import torch
+
 from dexcore.data.manifest import StoreError
 from dexcore.data.readers import UnreadableFileError
 from dexcore.extras import MissingExtraError
@@ -50,8 +52,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         UnreadableFileError,
         OSError,
     ) as error:
-        print(f"error: {error}" if rank == 0 else f"error on rank {rank}: {error}", file=sys.stderr, flush=True)
-        return EXIT_ERROR
+        return _error(rank, str(error))
+    except (MemoryError, RuntimeError) as error:
+        if not _is_lack_of_memory(error):
+            raise
+        return _error(
+            rank,
+            f"not enough memory ({str(error).strip().partition(chr(10))[0]}); have fewer images computed at once "
+            "(--data.accumulate), their activations recomputed (--model.grad-checkpointing), or a smaller model",
+        )
+
+
+def _error(rank: int, reason: str) -> int:
+    print(f"error: {reason}" if rank == 0 else f"error on rank {rank}: {reason}", file=sys.stderr, flush=True)
+    return EXIT_ERROR
+
+
+def _is_lack_of_memory(error: Exception) -> bool:
+    """PyTorch has a type of its own for accelerators alone."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _parse_in_silence(argv: Sequence[str] | None) -> PretrainConfig | None:

@@ -1,5 +1,8 @@
 """The command's border: every error a user can make or meet is a line on stderr."""
 
+import resource
+from pathlib import Path
+
 import pytest
 from runs import tiny
 
@@ -34,6 +37,23 @@ def _error(capsys: pytest.CaptureFixture[str]) -> str:
 def test_a_wrong_value_is_told_in_a_line(flags, wrong, message, capsys):
     assert main([*flags, *wrong]) == EXIT_ERROR
     assert _error(capsys).startswith(message)
+
+
+def test_a_model_that_does_not_fit_into_memory_is_told_in_a_line(flags, capsys, little_memory):
+    assert main([*flags, "--model.dim", "65536"]) == EXIT_ERROR
+    message = _error(capsys)
+    assert message.startswith("error: not enough memory (")
+    assert "--data.accumulate" in message
+
+
+@pytest.fixture
+def little_memory():
+    """Two GiB beyond what this process has taken: more is refused, as on a machine without it."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (taken + (2 << 30), before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def test_a_value_out_of_a_section_s_range_is_told_by_name(flags, capsys):
