@@ -15,19 +15,17 @@ _BLOCKS = 8  # drawn
 
 def similarity_course_picture(course: SimilarityCourse) -> Picture | None:
     """Likeness of experts and director over time, a panel a block; None where it was not measured at two moments."""
-    if len(course.step) < 2 or not course.blocks:
-        return None
-    measured = [likeness(list(block)) for block in course.blocks]  # of each block, at each moment
-    if not np.isfinite([one.director for moments in measured for one in moments]).any():
-        return None
     count = len(course.blocks)
     shown = [int(n) for n in np.unique(np.linspace(0, count - 1, min(_BLOCKS, count)).round())]
+    if len(course.step) < 2 or not any(np.isfinite(course.blocks[number][:, -1, :-1]).any() for number in shown):
+        return None
+    measured = [likeness(list(block)) for block in course.blocks]  # of each block, at each moment
     rows = (len(shown) + 1) // 2
     with styled():
         figure = new_figure(0.7 + 1.55 * rows)
         axes = list(figure.subplots(rows, 2, sharex=True, sharey=True, squeeze=False).flat)
-        lowest = min(float(np.nanmin(course.blocks[number])) for number in shown)
-        bottom = min(0.75, math.floor(4 * lowest) / 4)
+        drawn = [[*course.blocks[number][:, -1].flat, *(one.mean for one in measured[number])] for number in shown]
+        bottom = min(0.75, math.floor(4 * np.nanmin(np.concatenate(drawn))) / 4)
         axes[0].set_ylim(bottom, 1.02)
         axes[0].set_yticks(np.arange(bottom, 1.01, 0.25 if bottom >= 0 else 0.5))
         for axis, number in zip(axes, shown, strict=False):
@@ -43,7 +41,7 @@ def similarity_course_picture(course: SimilarityCourse) -> Picture | None:
         png = to_png(figure)
     return Picture(
         name="similarity_course.png",
-        title="How experts grew apart",
+        title="Likeness of the experts over time",
         reading=(
             "Blue is how alike two experts of a block are, on average, thin red each expert with the director: both "
             "begin at 1, where all are copies, and the lower blue ends, the more the experts differ."
@@ -53,12 +51,13 @@ def similarity_course_picture(course: SimilarityCourse) -> Picture | None:
             "none of them), or curves that still fall steeply at the end (the run was too short to tell)."
         ),
         png=png,
-        found=_found(measured),
+        found=_found(course.step, measured),
         detail=(
             "Linear CKA (unbiased) of the outputs for the same tokens, of the same few images of all modalities at "
-            "every moment: 1 is the same up to rotation and scale, 0 unrelated. An expert whose red line parts from "
-            "the others' is one that the director hardly follows: the router gives it little. Of deep models every "
-            "nth block is drawn; the last moment is what the picture before shows expert by expert."
+            "every moment: 1 is the same up to rotation and scale, 0 unrelated. Early in a run the expert that is "
+            "used most parts first, and the director follows it slowly; one whose line stays at 1 has hardly been "
+            "trained. Of deep models every nth block is drawn; the last moment is what the picture before shows expert "
+            "by expert."
         ),
     )
 
@@ -74,12 +73,12 @@ def _panel(axis: Any, step: np.ndarray, similarity: np.ndarray, measured: Sequen
     axis.locator_params(axis="x", nbins=4, integer=True, min_n_ticks=1)
 
 
-def _found(measured: Sequence[Sequence[Likeness]]) -> str:
+def _found(step: np.ndarray, measured: Sequence[Sequence[Likeness]]) -> str:
     """The first and the last moment, in words."""
     told = []
-    for name, field in (("Two experts", "mean"), ("expert and director", "director")):
+    for name, field in (("two experts", "mean"), ("an expert and the director", "director")):
         values = np.array([[getattr(one, field) for one in moments] for moments in measured])
         first, last = (at[np.isfinite(at)] for at in (values[:, 0], values[:, -1]))
         if len(first) and len(last):
-            told.append(f"{name}: {first.mean():.2f} at the first moment, {last.mean():.2f} at the last")
-    return f"Mean over blocks: {'; '.join(told)}." if told else ""
+            told.append(f"{name} {first.mean():.2f} and {last.mean():.2f}")
+    return f"After {step[0]} and after {step[-1]} steps, mean over blocks: {', '.join(told)}." if told else ""

@@ -1,5 +1,6 @@
 import base64
 import io
+import json
 import re
 from html.parser import HTMLParser
 
@@ -124,9 +125,7 @@ def test_the_page_holds_measures_configuration_and_the_way_to_the_model(run):
 
 def test_the_page_tells_how_far_experts_came_between_the_first_and_the_last_moment(run):
     text = read(run).text
-    assert (
-        "Two experts: 1.00 at the first moment, 0.14 at the last; expert and director: 1.00 at the first moment" in text
-    )
+    assert "After 0 and after 6 steps, mean over blocks: two experts 1.00 and 0.14, an expert and the director" in text
     assert "analysis.npz, similarity.jsonl beside this file" in text
 
 
@@ -135,7 +134,7 @@ def test_a_run_of_an_older_version_gets_its_report_without_the_experts_course(tm
     build_report(write_run(tmp_path, make_evaluation(gates=gates(4)), load=(4,)))
     text = read(tmp_path).text
     assert "How far experts have grown apart" in text
-    assert "How experts grew apart" not in text
+    assert "Likeness of the experts over time" not in text
     assert "similarity.jsonl" not in text
 
 
@@ -180,8 +179,8 @@ def test_reconstructions_show_a_held_out_image_where_there_is_one(tmp_path):
         (make_evaluation([], examples=make_examples([], [], [])), {}, "No image was evaluated"),
         (make_evaluation(gates=gates(*[2] * 9)), {"load": (2,) * 9}, "Routing over depth"),
         (make_evaluation(gates=gates(20)), {"load": (20,)}, "How far experts have grown apart"),
-        (make_evaluation(gates=gates(1, 20)), {"moments": (0, 3)}, "How experts grew apart"),
-        (make_evaluation(gates=gates(*[2] * 12)), {"moments": (0, 3)}, "How experts grew apart"),
+        (make_evaluation(gates=gates(1, 20)), {"moments": (0, 3)}, "Likeness of the experts over time"),
+        (make_evaluation(gates=gates(*[2] * 12)), {"moments": (0, 3)}, "Likeness of the experts over time"),
     ],
 )
 def test_unusual_runs_get_a_sensible_page(tmp_path, monkeypatch, evaluation, written, expected):
@@ -250,3 +249,17 @@ def test_numbers_of_other_images_are_refused(tmp_path):
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):
         build_report(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("lost", ["one number", "a block", "a moment"])
+def test_similarities_that_are_no_numbers_are_left_out_of_the_experts_course(tmp_path, monkeypatch, lost):
+    monkeypatch.setattr("dexcore.report.pictures._DPI", 30)
+    folder = write_run(tmp_path, make_evaluation(gates=gates(3, 2)), load=(3, 2), moments=(0, 2, 6))
+    lines = [json.loads(line) for line in (folder / "similarity.jsonl").read_text().splitlines()]
+    if lost == "one number":
+        lines[1]["blocks"][0][3][1] = lines[1]["blocks"][0][1][3] = None
+    for moment in [lines[2]] if lost == "a moment" else lines if lost == "a block" else []:
+        moment["blocks"][0] = [[None] * 4] * 4
+    (folder / "similarity.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    build_report(folder)
+    assert "two experts 1.00 and 0.14, an expert and the director 1.00 and 0.57" in read(tmp_path).text
