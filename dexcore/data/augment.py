@@ -2,6 +2,11 @@
 
 The recipe is the paper's (see `augment`), as one warp: every output pixel is read once, bilinearly, from the crop.
 Where that shrinks, the crop's pixels are first averaged over an output pixel's area, so that nothing aliases.
+
+The paper resizes by area interpolation (OpenCV's INTER_AREA). A shrink by ``s`` here, if nothing is rotated, is that up
+to a share of d / (2 s) of an output pixel's weight, along each axis, which lies on neighbouring pixels; d is how far
+``s`` is from the nearest odd number. So it is the same at 3 and 5, and furthest, a quarter, at 2. INTER_AREA itself
+takes about twice as long, and has no rotation.
 """
 
 import math

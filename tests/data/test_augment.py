@@ -1,6 +1,7 @@
 import math
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -154,6 +155,48 @@ def test_shrinking_by_odd_factors_averages_areas(down, across):
     image = np.random.default_rng(0).random((20 * down, 20 * across, 3), dtype=np.float32)
     averages = image.reshape(20, down, 20, across, 3).mean(axis=(1, 3))
     assert np.abs(warp(image, Box(0, 0, 20 * down, 20 * across), 20) - averages).max() < 1e-6
+
+
+def misplaced(shrink: float) -> float:
+    """The share of an output pixel's weight that may lie on other pixels than in area interpolation, along an axis."""
+    odd = max(1, 2 * round((shrink - 1) / 2) + 1)
+    return abs(shrink - odd) / (2 * shrink) if shrink > 1 else 0.0
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("width", [65, 80, 101, 127, 128, 129, 140, 185, 192, 200, 256, 275, 320, 380])
+def test_an_axis_shrinks_as_by_area_interpolation_but_for_the_stated_share_of_weight(width, flip):
+    """A row has one bright pixel: over the rows, an output column shows its weights. The stated share is reached."""
+    size = 64
+    ours, area = [], []
+    for bright in np.array_split(np.eye(width, dtype=np.float32), math.ceil(width / size)):
+        rows = np.zeros((size, width), np.float32)
+        rows[: len(bright)] = bright
+        ours.append(warp(rows, Box(0, 0, size, width), size, flip))
+        area.append(cv2.resize(rows, (size, size), interpolation=cv2.INTER_AREA)[:, :: -1 if flip else 1])
+    share = np.abs(np.concatenate(ours) - np.concatenate(area)).sum(axis=0).max() / 2
+    assert 0.85 * misplaced(width / size) - 1e-5 < share < misplaced(width / size) + 1e-5
+
+
+@given(st.integers(64, 300), st.integers(64, 300), st.sampled_from([None, 3]), st.booleans(), st.integers(0, 1000))
+def test_shrinking_noise_is_area_interpolation_within_the_stated_bound(height, width, channels, flip, key):
+    shape = (height, width) if channels is None else (height, width, channels)
+    image = np.random.default_rng(key).integers(0, 2, shape).astype(np.float32)
+    expected = cv2.resize(image, (64, 64), interpolation=cv2.INTER_AREA)[:, :: -1 if flip else 1]
+    bound = misplaced(height / 64) + misplaced(width / 64)
+    assert np.abs(warp(image, Box(0, 0, height, width), 64, flip) - expected).max() < bound + 1e-5
+
+
+@pytest.mark.parametrize("channels", [3, None])
+@pytest.mark.parametrize("case", [case for case in CASES if case.startswith("shrinks")])
+def test_what_is_smooth_shrinks_as_by_area_interpolation(channels, case):
+    box, size, _, _ = CASES[case]
+    image = textured(400, 500, channels)
+    crop = image[box.top : box.top + box.height, box.left : box.left + box.width]
+    expected = cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA)
+    difference = warp(image, box, size) - expected
+    assert np.abs(difference).max() < 0.015
+    assert rms(difference) < 0.06 * rms(np.roll(expected, 1, axis=1) - expected)
 
 
 def test_halving_noise_is_torchvisions_antialiased_resize():
