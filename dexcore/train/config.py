@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 # Ours, far above what is used: beyond them a run would not fail but seem to hang, or take a machine's memory.
+_LARGEST_FLOAT32 = (2 - 2**-23) * 2.0**127
 _MOST_NUMBERS = 10**12
 _MOST_BLOCKS = 1024
 _MOST_PIXELS = 1 << 14
@@ -324,7 +325,9 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         _require_kinds(self)
         for name, value in flat(self):
-            _require(not isinstance(value, float) or math.isfinite(value), name, "a finite number", value)
+            number = value if isinstance(value, float) else 0.0
+            _require(math.isfinite(number), name, "a finite number", value)
+            _require(abs(number) <= _LARGEST_FLOAT32, name, f"at most {_LARGEST_FLOAT32:.2g}, float32's largest", value)
             _require(not isinstance(value, str) or _can_be_a_path(value), name, "a text that can name a file", value)
         _require(self.out != "", "out", "the path of a folder", self.out)
         _require(

@@ -92,6 +92,7 @@ def test_the_paper_preset_is_the_recipe_of_the_paper():
             {"optimizer": OptimizerConfig(base_lr=float("inf"))},
             r"optimizer.base_lr: expected a finite number, got inf",
         ),
+        (PretrainConfig, {"dex": DexConfig(noise_start=1e300)}, r"dex.noise_start: expected at most 3.4e\+38"),
         (PretrainConfig, {"out": ""}, r"out: expected the path of a folder"),
         (ModelConfig, {"dim": "768"}, r"model.dim: expected a whole number, got '768'"),
         (ModelConfig, {"dim": 768.0}, r"model.dim: expected a whole number, got 768.0"),
