@@ -1,22 +1,24 @@
 """Switches over all DEX layers of a model: exploration noise and mode."""
 
-import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from dexcore.checks import check_kind, check_number
 from dexcore.nn.mlp import dex_layers
 from dexcore.ops.checks import check_floating, check_shape
 
+_LARGEST = torch.finfo(torch.float32).max
+
 
 def set_noise_std(model: nn.Module, sigma: float) -> None:
     """Set sigma of the routers' exploration noise (training only; 0 switches it off).
 
     Raises:
-        TypeError, ValueError: ``sigma`` is no number, or not finite and at least 0. No layer is changed.
+        TypeError, ValueError: ``sigma`` is no number, or not finite in float32 and at least 0. No layer is changed.
     """
-    check_number("sigma", sigma, "finite and at least 0", lambda x: 0 <= x < math.inf)
+    check_number("sigma", sigma, "finite in float32 and at least 0", lambda x: 0 <= x <= _LARGEST)
     for layer in dex_layers(model):
         layer.noise_std = sigma
 

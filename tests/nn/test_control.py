@@ -41,7 +41,8 @@ def test_given_noise_reaches_its_own_layer():
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda net: set_noise_std(net, -1.0), ValueError, "sigma must be finite and at least 0, got -1.0"),
+        (lambda net: set_noise_std(net, -1.0), ValueError, "sigma must be finite in float32 and at least 0, got -1.0"),
+        (lambda net: set_noise_std(net, 1e300), ValueError, "sigma must be finite in float32"),
         (lambda net: set_noise_std(net, float("inf")), ValueError, "sigma must be finite"),
         (lambda net: set_noise_std(net, float("nan")), ValueError, "sigma must be finite"),
         (lambda net: set_noise_std(net, None), TypeError, "sigma must be a number, got None"),

@@ -1,17 +1,20 @@
-"""Spoilt YAML files through the command line: a configuration, or an error in words; nothing that a file says runs."""
+"""Spoilt YAML files through the command line: a configuration or a dry run, or an error in words; nothing that a file
+says runs."""
 
 import contextlib
 import io
 import os
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
+from runs import tiny
 
 from dexcore.train.arguments import read_yaml, to_yaml
 from dexcore.train.command import main
-from dexcore.train.config import PRESETS
+from dexcore.train.config import PRESETS, ConfigError
 
 GOOD = to_yaml(PRESETS["laptop"])
 FILES = 500
@@ -41,68 +44,68 @@ CODE = [
 ]
 
 
-def other_value(rng):
-    return replace_value(rng, rng.choice(VALUES))
+def other_value(rng, good):
+    return replace_value(rng, good, rng.choice(VALUES))
 
 
-def code(rng):
-    return replace_value(rng, rng.choice(CODE))
+def code(rng, good):
+    return replace_value(rng, good, rng.choice(CODE))
 
 
-def replace_value(rng, value):
-    """GOOD with one field's value as ``value``; at times a whole section's, the file's, or a key's."""
+def replace_value(rng, good, value):
+    """``good`` with one field's value as ``value``; at times a whole section's, the file's, or a key's."""
     place = rng.random()
     if place < 0.05:
         return value
     if place < 0.1:
-        return f"? {value}\n: 3\n{GOOD}"
+        return f"? {value}\n: 3\n{good}"
     if place < 0.2:
         return f"{rng.choice(['model', 'data', 'run'])}: {value}\n"
-    lines = GOOD.splitlines()
+    lines = good.splitlines()
     at = rng.choice([i for i, line in enumerate(lines) if not line.endswith(":")])
     lines[at] = f"{lines[at].partition(':')[0]}: {value}"
     return "\n".join(lines) + "\n"
 
 
-def drop_lines(rng):
-    return "".join(line for line in GOOD.splitlines(keepends=True) if rng.random() < 0.9)
+def drop_lines(rng, good):
+    return "".join(line for line in good.splitlines(keepends=True) if rng.random() < 0.9)
 
 
-def rename_key(rng):
-    lines = GOOD.splitlines()
+def rename_key(rng, good):
+    lines = good.splitlines()
     at = rng.randrange(len(lines))
     key, colon, rest = lines[at].partition(":")
     lines[at] = rng.choice([key + "s", key[:-1], key + " ", key.upper(), key + "." + "x" * 9999]) + colon + rest
     return "\n".join(lines)
 
 
-def repeat_line(rng):
-    lines = GOOD.splitlines()
+def repeat_line(rng, good):
+    lines = good.splitlines()
     lines.insert(rng.randrange(len(lines)), rng.choice(lines))
     return "\n".join(lines)
 
 
-def truncate(rng):
-    return GOOD[: rng.randrange(len(GOOD))]
+def truncate(rng, good):
+    return good[: rng.randrange(len(good))]
 
 
-def flip_bits(rng):
-    content = bytearray(GOOD.encode())
+def flip_bits(rng, good):
+    content = bytearray(good.encode())
     for _ in range(rng.randint(1, 4)):
         content[rng.randrange(len(content))] ^= 1 << rng.choice([0, 0, 0, 1, 2, 3, 4, 5, 6, 7])
     return bytes(content)
 
 
-def noise(rng):
+def noise(rng, good):
     return rng.randbytes(rng.randint(1, 3000))
 
 
-def nest(rng):
+def nest(rng, good):
     depth = rng.choice([5, 50, 400, 3000])
     return rng.choice(["model: " + "{dim: " * depth + "3" + "}" * depth, "- " * depth + "3", "[" * depth])
 
 
-def anchors(rng):
+def anchors(rng, good):
     return rng.choice(
         [
             f"l0: &l0 [lol, lol]\n{_LAUGHS}",
@@ -116,16 +119,16 @@ def anchors(rng):
     )
 
 
-def of_a_newer_version(rng):
+def of_a_newer_version(rng, good):
     return rng.choice(
-        ["version: 2\n" + GOOD, GOOD.replace("model:\n", "model:\n  rope: true\n"), "---\n".join([GOOD] * 2)]
+        ["version: 2\n" + good, good.replace("model:\n", "model:\n  rope: true\n"), "---\n".join([good] * 2)]
     )
 
 
-def numbers(rng):
+def numbers(rng, good):
     """Every whole number of a section multiplied, a few decimals swapped for what is no number."""
     scale = rng.choice([0, -1, 3, 10**6, 10**12, 2**31, 2**63, 10**200])
-    values = yaml.safe_load(GOOD)
+    values = yaml.safe_load(good)
     section = values[rng.choice(["model", "data", "optimizer", "dex", "run"])]
     for key, value in section.items():
         if type(value) is int and rng.random() < 0.6:
@@ -135,9 +138,20 @@ def numbers(rng):
     return yaml.safe_dump(values)
 
 
+def extremes(rng, good):
+    """A few fields at the ends of what their kind can be, most of which their checks let through."""
+    values = yaml.safe_load(good)
+    for _ in range(rng.randint(1, 3)):
+        section = values[rng.choice(["model", "data", "optimizer", "dex", "run"])]
+        key = rng.choice([key for key, value in section.items() if type(value) in (int, float)])
+        floats = [0.0, 5e-324, 1e-30, 0.3, 1 - 2**-53, 1.0, 30.0, 1e30, 1e308]
+        section[key] = rng.choice(floats if type(section[key]) is float else [0, 1, 2, 3, 7, 2**32 - 1, 2**63 - 1])
+    return yaml.safe_dump(values)
+
+
 MUTATIONS = [
     other_value, other_value, other_value, code, drop_lines, rename_key, repeat_line, truncate, flip_bits, noise, nest,
-    anchors, of_a_newer_version, numbers,
+    anchors, of_a_newer_version, numbers, extremes,
 ]  # fmt: skip
 ALWAYS_REFUSED = {code, noise, of_a_newer_version, repeat_line}
 
@@ -150,7 +164,7 @@ def _in_a_folder_of_its_own(tmp_path, monkeypatch):
 def run(argv):
     told, shown = io.StringIO(), io.StringIO()
     with contextlib.redirect_stderr(told), contextlib.redirect_stdout(shown):
-        exit_code = main([*argv, "--print-config"])
+        exit_code = main(argv)
     return exit_code, shown.getvalue(), told.getvalue()
 
 
@@ -162,11 +176,12 @@ def feed(count, seed, folder):
     fed, refused = dict.fromkeys(MUTATIONS, 0), dict.fromkeys(MUTATIONS, 0)
     for number in range(count):
         mutation = MUTATIONS[number % len(MUTATIONS)]
-        content = mutation(rng)
+        content = mutation(rng, GOOD)
         resumed = rng.random() < 0.3  # then it is the run folder's own file
         path = out / "config.yaml" if resumed else config
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
-        exit_code, shown, told = run(["--resume", "--out", str(out)] if resumed else ["--config", str(config)])
+        source = ["--resume", "--out", str(out)] if resumed else ["--config", str(config)]
+        exit_code, shown, told = run([*source, "--print-config"])
         assert not Path(CANARY).exists(), content
         fed[mutation] += 1
         if exit_code == 0:
@@ -203,6 +218,67 @@ def test_a_spoilt_file_is_a_configuration_or_an_error_that_names_it(tmp_path):
 @pytest.mark.parametrize("seed", range(1, 11))
 def test_so_are_many_more(seed, tmp_path):
     feed(2000, seed, tmp_path)
+
+
+# Those that change a value: of the others nothing is accepted, or what is left is a preset's.
+FURTHER = [other_value, drop_lines, flip_bits, numbers, extremes, extremes, extremes]
+
+
+def feed_dry_runs(count, seed, store, folder):
+    """Feed ``count`` accepted files to a dry run; how many ran, and what the others were refused for."""
+    rng = random.Random(seed)
+    file = folder / "spoilt.yaml"
+    whole = tiny(store, folder / "run", precision="fp32")
+    good = to_yaml(replace(whole, model=replace(whole.model, num_experts=4, top_k=2)))
+    ran, refusals = 0, []
+    while ran + len(refusals) < count:
+        mutation = rng.choice(FURTHER)
+        content = mutation(rng, good)
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
+        try:
+            config = read_yaml(file, whole)
+        except ConfigError:
+            continue
+        if not is_small(config):
+            continue
+        images = config.data.store or str(store)  # not the packages' images, which take a while to build
+        exit_code, shown, told = run(["--config", str(file), "--data.store", images, "--dry-run"])
+        assert not (folder / "run").exists(), content
+        if exit_code == 0:
+            assert shown.startswith("dry run: no run folder was written"), content
+            ran += 1
+        else:
+            assert (exit_code, shown) == (2, ""), content
+            assert told.startswith("error: "), (content, told)
+            assert told.count("\n") == 1, (content, told)
+            refusals.append(told)
+    return ran, refusals
+
+
+def is_small(config):
+    """Whether a step takes less than a second: what is larger needs another machine, no other path in the code."""
+    model, data = config.model, config.data
+    pools = model.num_experts if isinstance(model.num_experts, int) else max(model.num_experts)
+    widths = model.depth * model.dim**2 * (4 + 2 * model.mlp_ratio * (pools + 1))
+    widths += 12 * model.decoder_depth * model.decoder_dim**2
+    tokens = data.batch_size * (model.image_size // model.patch_size) ** 2
+    return (
+        tokens * widths < 1e9
+        and data.batch_size * model.image_size**2 < 1e6
+        and data.batch_size <= 256
+        and data.epoch_size <= 10_000
+    )
+
+
+def test_what_is_accepted_also_runs_or_is_refused_in_a_line(store, tmp_path):
+    ran, refusals = feed_dry_runs(60, 0, store, tmp_path)
+    assert ran > 30, refusals
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1, 6))
+def test_so_is_much_more_of_it(seed, store, tmp_path):
+    feed_dry_runs(400, seed, store, tmp_path)
 
 
 @pytest.mark.parametrize("text", CODE[:3])
