@@ -1,6 +1,7 @@
 """A store as torch datasets: for people (`MVUDataset`) and for pre-training (`PretrainView`)."""
 
 import logging
+import operator
 import os
 from functools import cached_property
 from typing import Any, get_args
@@ -9,7 +10,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
-from dexcore.data.augment import MIN_AREA, augment, to_tensor
+from dexcore.checks import check_kind, check_number, check_whole
+from dexcore.data.augment import CHANNEL_STATISTICS, MIN_AREA, augment, to_tensor
 from dexcore.data.keyed import Stream, generator
 from dexcore.data.manifest import ImageDecodeError, StoreError
 from dexcore.data.modality import Modality
@@ -56,7 +58,7 @@ class MVUDataset(Dataset[dict[str, Any]]):
         return len(self._store)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        index = int(index)
+        index = operator.index(index)  # a tensor's or NumPy's too
         pixels = self.read(index)
         image = pixels.astype(np.float32) / np.float32(np.iinfo(pixels.dtype).max)
         return {"image": image, "index": index, **self._store.row(index)}
@@ -145,6 +147,9 @@ class PretrainView(Dataset[dict[str, Any]]):
         router_shape: number of experts of each DEX layer.
         min_area: the smallest crop's share of an image's area.
         statistics: how channels are normalized, a name in `CHANNEL_STATISTICS`.
+
+    Raises:
+        TypeError, ValueError: an argument is of another type or out of its range; the message names it.
     """
 
     def __init__(
@@ -158,8 +163,24 @@ class PretrainView(Dataset[dict[str, Any]]):
         min_area: float = MIN_AREA,
         statistics: str = "imagenet",
     ) -> None:
+        check_kind("dataset", dataset, MVUDataset, "an MVUDataset")
+        rows = np.asarray(indices)
+        if rows.ndim != 1 or rows.size == 0 or rows.dtype.kind not in "iu":
+            raise ValueError(
+                f"indices must be at least one row [n], whole numbers, got {list(rows.shape)} {rows.dtype}"
+            )
+        if rows.min() < 0 or rows.max() >= len(dataset):
+            raise ValueError(f"indices must be rows of the {len(dataset)} images, got {rows.min()} to {rows.max()}")
+        check_whole("size", size, 1)
+        check_whole("seed", seed, 0, 2**64 - 1)
+        check_whole("num_patches", num_patches, 1)
+        for experts in router_shape:
+            check_whole("router_shape", experts, 1)
+        check_number("min_area", min_area, "above 0 and at most 1", lambda x: 0 < x <= 1)
+        if statistics not in CHANNEL_STATISTICS:
+            raise ValueError(f"statistics must be one of {', '.join(CHANNEL_STATISTICS)}, got {statistics!r}")
         self.dataset = dataset
-        self.indices = np.asarray(indices)
+        self.indices = rows
         self.size = size
         self.seed = seed
         self.num_patches = num_patches
@@ -208,9 +229,14 @@ class ReplacementLimit:
     Args:
         rate: the largest share of replaced samples.
         at_least: samples the rate refers to while fewer were seen.
+
+    Raises:
+        TypeError, ValueError: ``rate`` is no share, or ``at_least`` no whole number.
     """
 
     def __init__(self, rate: float = 0.01, at_least: int = 1000) -> None:
+        check_number("rate", rate, "a share from 0 to 1", lambda x: 0 <= x <= 1)
+        check_whole("at_least", at_least, 0)
         self.rate = rate
         self.at_least = at_least
         self.seen = 0

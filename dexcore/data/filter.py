@@ -28,7 +28,11 @@ def reject_reason(image: np.ndarray, modality: Modality) -> str | None:
     Args:
         image: [height, width] or [height, width, 3], in [0, 1].
         modality: PET is darker than the others and has its own limit.
+
+    Raises:
+        ValueError: there is no such modality.
     """
+    modality = Modality(modality)  # its name alone, as stores hold it, would miss PET's limit
     side = min(image.shape[:2])
     if side < MIN_SIDE:
         return f"shorter side of {side} px, expected at least {MIN_SIDE}"

@@ -18,6 +18,8 @@ from enum import IntEnum
 
 import numpy as np
 
+from dexcore.checks import check_whole
+
 
 class Stream(IntEnum):
     """What a draw is for. A number, once given, keeps its meaning: stored runs depend on it."""
@@ -40,11 +42,11 @@ def generator(seed: int, epoch: int, sample: int, stream: Stream) -> np.random.G
         stream: what the draws are for.
 
     Raises:
+        TypeError: an argument is no whole number: numpy would round it in silence.
         ValueError: an argument is outside its range.
     """
     for name, value in (("seed", seed), ("epoch", epoch), ("sample", sample)):
-        if not 0 <= value < 1 << 64:
-            raise ValueError(f"{name} is {value}, expected an integer from 0 to 2**64 - 1")
+        check_whole(name, value, 0, 2**64 - 1)
     key = np.array([seed, stream], dtype=np.uint64)
     counter = np.array([0, 0, sample, epoch], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=counter))

@@ -6,6 +6,7 @@ is the one that was there before, or none. The format is in `dexcore.data.manife
 
 import hashlib
 import json
+import operator
 import os
 import shutil
 import tempfile
@@ -17,6 +18,7 @@ from typing import Any, get_args
 
 import numpy as np
 
+from dexcore.checks import check_kind, check_whole
 from dexcore.data.manifest import (
     COLUMNS,
     MANIFEST,
@@ -29,6 +31,7 @@ from dexcore.data.manifest import (
     schema,
 )
 from dexcore.data.modality import Modality
+from dexcore.data.normalize import NORMALIZATIONS
 from dexcore.data.png import decode_png, encode_png, quantize
 from dexcore.data.record import ImageRecord, Split
 from dexcore.extras import require
@@ -66,12 +69,13 @@ def write_store(
         The manifest that was written.
 
     Raises:
+        TypeError: ``name`` is no text, or a number no whole number.
         ValueError: a record is not as `ImageRecord` says, or there is none, or a number is out of its range.
         StoreError: the folder holds other files, or cannot be written.
     """
-    for number, value in (("shard_bytes", shard_bytes), ("max_side", max_side)):
-        if value < 1:
-            raise ValueError(f"{number} is {value}, expected at least 1")
+    check_kind("name", name, str, "a text")
+    check_whole("shard_bytes", shard_bytes, 1)
+    check_whole("max_side", max_side, 1)
     folder = Path(folder)
     with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -140,20 +144,28 @@ def _row(record: ImageRecord, max_side: int) -> Row:
     """Check and encode one record.
 
     Raises:
+        TypeError: it is no `ImageRecord`.
         ValueError: the record is not as `ImageRecord` says; the message names its path.
     """
+    check_kind("records", record, ImageRecord, "images with what is known about them (ImageRecord)")
     image = record.image
-    problem = None
-    if image.dtype != np.float32 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)):
+    problem = _text_problem(record)
+    if problem is not None:
+        pass
+    elif not isinstance(image, np.ndarray):
+        problem = f"image is a {type(image).__name__}, expected a numpy array"
+    elif image.dtype != np.float32 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)):
         problem = f"image is {image.dtype} {list(image.shape)}, expected float32 [H, W] or [H, W, 3]"
     elif image.size == 0 or not (image.min() >= 0.0 and image.max() <= 1.0):  # NaN fails both
         problem = "image is empty, not finite or outside [0, 1]"
     elif record.modality not in list(Modality):
         problem = f"modality is {record.modality!r}, expected one of {', '.join(Modality)}"
+    elif not isinstance(record.synthetic, bool):
+        problem = f"synthetic is {record.synthetic!r}, expected True or False"
     elif record.split not in get_args(Split):
         problem = f"split is {record.split!r}, expected one of {', '.join(get_args(Split))}"
     if problem is not None:
-        raise ValueError(f"record {record.path}: {problem}")
+        raise ValueError(f"record {record.path!r}: {problem}")
     bit_depth = 8 if record.normalization == "div255" or image.ndim == 3 else 16
     pixels = quantize(image, bit_depth, max_side)
     png = encode_png(pixels)
@@ -171,6 +183,21 @@ def _row(record: ImageRecord, max_side: int) -> Row:
         "bit_depth": bit_depth,
         "sha256": hashlib.sha256(png).digest(),
     }
+
+
+def _text_problem(record: ImageRecord) -> str | None:
+    """What is wrong with a record's texts: a file's name that is not UTF-8, for example."""
+    for name in ("path", "source", "anatomy", "normalization", "group"):
+        text = getattr(record, name)
+        if not isinstance(text, str):
+            return f"{name} is {text!r}, expected a text"
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            return f"{name} is {text!r}, which UTF-8 cannot hold"
+    if record.normalization not in NORMALIZATIONS:
+        return f"normalization is {record.normalization!r}, expected one of {', '.join(NORMALIZATIONS)}"
+    return None
 
 
 class _ShardWriter:
@@ -288,6 +315,7 @@ class Store:
         return f"{self.folder / name}, row {index - first} (image {index})"
 
     def _locate(self, index: int) -> tuple[Any, int]:
+        index = operator.index(index)  # 1.5 is no row, though it lies between two
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} of a store of {len(self)}")
         number = int(np.searchsorted(self._starts, index, side="right")) - 1

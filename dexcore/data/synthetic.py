@@ -4,11 +4,13 @@ A class label that is shared across modalities (the kind and number of lesions) 
 learned of modality from what it learned of meaning.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from dexcore.checks import check_whole
 from dexcore.data.modality import Modality
 from dexcore.data.normalize import normalize
 from dexcore.data.phantoms.ct import draw_ct
@@ -24,7 +26,9 @@ from dexcore.data.phantoms.ultrasound import draw_ultrasound
 from dexcore.data.phantoms.xray import draw_xray
 from dexcore.data.record import ImageRecord, Split
 
-_MIN_SIZE = 32
+_MIN_SIZE, _MAX_SIZE = 32, 1 << 14
+_SOURCE = "SyntheticMVU"
+_NAME = re.compile(rf"{_SOURCE}/seed=(\d+)/[^/]+/(\d+)")  # what `record` calls an image
 
 Draw = Callable[[np.random.Generator, list[Lesion], int], tuple[np.ndarray, np.ndarray]]
 
@@ -82,6 +86,7 @@ class SyntheticMVU:
         seed: 0 to 2**64 - 1.
 
     Raises:
+        TypeError: size or seed is no whole number.
         ValueError: a modality that cannot be drawn, none at all, or a size or seed out of range.
     """
 
@@ -93,10 +98,8 @@ class SyntheticMVU:
         if unknown or not self.modalities:
             expected = ", ".join(_SCENES)
             raise ValueError(f"modalities is {list(map(str, self.modalities))}, expected at least one of {expected}")
-        if size < _MIN_SIZE:
-            raise ValueError(f"size is {size}, expected at least {_MIN_SIZE}")
-        if not 0 <= seed < 1 << 64:
-            raise ValueError(f"seed is {seed}, expected 0 to 2**64 - 1")
+        check_whole("size", size, _MIN_SIZE, _MAX_SIZE)
+        check_whole("seed", seed, 0, 2**64 - 1)
         self.size = size
         self.seed = seed
 
@@ -104,14 +107,13 @@ class SyntheticMVU:
         """Image number ``index``.
 
         Raises:
-            ValueError: ``index`` is negative.
+            TypeError: ``index`` is no whole number.
+            ValueError: ``index`` is outside 0 to 2**64 - 1.
         """
-        if index < 0:
-            raise ValueError(f"index is {index}, expected at least 0")
+        check_whole("index", index, 0, 2**64 - 1)
         modality = Modality(self.modalities[index % len(self.modalities)])
         scene = _SCENES[modality]
-        rng = np.random.Generator(np.random.Philox(key=np.array([self.seed, index], np.uint64)))
-        label = int(rng.integers(len(LABELS)))
+        rng, label = _begin(self.seed, index)
         raw, mask = scene.draw(rng, draw_lesions(rng, label), self.size)
         return SyntheticSample(normalize(raw, scene.normalization), modality, label, mask)
 
@@ -119,11 +121,11 @@ class SyntheticMVU:
         """Image number ``index`` for a store, marked as synthetic; each is a group of its own."""
         sample = self.sample(index)
         scene = _SCENES[sample.modality]
-        name = f"SyntheticMVU/seed={self.seed}/{sample.modality}/{index}"
+        name = f"{_SOURCE}/seed={self.seed}/{sample.modality}/{index}"
         return ImageRecord(
             image=sample.image,
             modality=sample.modality,
-            source="SyntheticMVU",
+            source=_SOURCE,
             anatomy=scene.anatomy,
             normalization=scene.normalization,
             group=name,
@@ -131,3 +133,21 @@ class SyntheticMVU:
             synthetic=True,
             split=split,
         )
+
+
+def stored_label(source: str, group: str) -> int | None:
+    """The label of an image that `SyntheticMVU.record` gave to a store, from its ``source`` and ``group`` there.
+
+    A store has no column for labels, which real sources do not have. None for an image of any other origin.
+    """
+    match = _NAME.fullmatch(group)
+    if source != _SOURCE or match is None:
+        return None
+    seed, index = map(int, match.groups())
+    return _begin(seed, index)[1] if max(seed, index) < 1 << 64 else None
+
+
+def _begin(seed: int, index: int) -> tuple[np.random.Generator, int]:
+    """The draws of an image, and its label, which is the first of them."""
+    rng = np.random.Generator(np.random.Philox(key=np.array([seed, index], np.uint64)))
+    return rng, int(rng.integers(len(LABELS)))

@@ -134,6 +134,39 @@ def test_draws_do_not_depend_on_which_other_samples_take_part(view):
     assert_same(few[(2, 1)], view[(2, 8)])
 
 
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"dataset": "store"}, TypeError, "dataset must be an MVUDataset"),
+        ({"indices": np.array([0.5])}, ValueError, "indices must be at least one row"),
+        ({"indices": []}, ValueError, "indices must be at least one row"),
+        ({"indices": [10**6]}, ValueError, r"indices must be rows of the \d+ images, got 1000000"),
+        ({"size": 0}, ValueError, "size must be at least 1, got 0"),
+        ({"seed": 0.5}, TypeError, "seed must be a whole number"),
+        ({"num_patches": None}, TypeError, "num_patches must be a whole number"),
+        ({"router_shape": [-1]}, ValueError, "router_shape must be at least 1, got -1"),
+        ({"min_area": float("nan")}, ValueError, "min_area must be above 0 and at most 1"),
+        ({"statistics": "none"}, ValueError, "statistics must be one of"),
+    ],
+)
+def test_a_view_refuses_bad_arguments_by_name_before_the_first_sample(view, change, error, message):
+    good = {"dataset": view.dataset, "indices": view.indices, "size": 32, "seed": 0, "num_patches": 16}
+    with pytest.raises(error, match=message):
+        PretrainView(**{**good, "router_shape": [4, 8], **change})
+
+
+@pytest.mark.parametrize("index", [1.5, "1", None])
+def test_what_is_no_whole_number_names_no_image(view, index):
+    for call in (view.dataset.__getitem__, view.dataset.read):
+        with pytest.raises(TypeError, match="cannot be interpreted as an integer"):
+            call(index)
+
+
+def test_a_limit_that_could_never_be_exceeded_is_refused():
+    with pytest.raises(ValueError, match="rate must be a share from 0 to 1, got nan"):
+        ReplacementLimit(rate=float("nan"))
+
+
 @pytest.mark.parametrize(("context", "workers"), [("fork", 2), ("spawn", 1)])
 def test_workers_give_what_one_process_gives(view, context, workers):
     order = GlobalOrder(view.dataset.modality[view.indices], seed=0, balance=1.0)

@@ -54,3 +54,12 @@ def test_small_constant_and_broken_images_are_dropped(image, words):
 @pytest.mark.parametrize("shape", [(64, 64), (64, 90, 3)])
 def test_good_images_are_kept(shape):
     assert reject_reason(np.random.default_rng(0).random(shape), Modality.MR) is None
+
+
+def test_a_modality_s_name_has_its_limit_too():
+    image = np.zeros((100, 100), np.float32)
+    image[:2] = 1.0  # 2 %: enough for PET alone
+    assert reject_reason(image, "PET") is None
+    assert reject_reason(image, "CT") is not None
+    with pytest.raises(ValueError, match="'Pet' is not a valid Modality"):
+        reject_reason(image, "Pet")

@@ -49,8 +49,16 @@ def test_the_error_travels_between_processes(tmp_path):
 
 
 def test_every_must_be_positive(tmp_path):
-    with pytest.raises(ValueError, match="every is 0"):
+    with pytest.raises(ValueError, match="every must be at least 1, got 0"):
         read_file(tmp_path / "a.png", every=0)
+
+
+def test_an_open_file_s_number_is_no_path(tmp_path):
+    with open(tmp_path / "a", "w+b") as file:
+        with pytest.raises(TypeError, match="path must be a path"):
+            read_file(file.fileno())
+        file.write(b"still open")
+        file.flush()
 
 
 def test_an_image_of_one_pixel_is_read(tmp_path):

@@ -330,11 +330,16 @@ def test_a_full_disk_is_named_and_leaves_nothing(tmp_path):
         ({"image": np.zeros((0, 4), np.float32)}, "empty"),
         ({"modality": "X-Ray"}, "modality is 'X-Ray', expected one of CT, PET"),
         ({"split": "test"}, "split is 'test', expected one of"),
+        ({"image": [[0.5]]}, "image is a list, expected a numpy array"),
+        ({"group": None}, "group is None, expected a text"),
+        ({"source": "caf\udce9"}, "source is .*, which UTF-8 cannot hold"),
+        ({"normalization": "div256"}, "normalization is 'div256', expected one of hu_window"),
+        ({"synthetic": None}, "synthetic is None, expected True or False"),
     ],
 )
 def test_a_record_that_is_not_as_promised_is_named(tmp_path, change, problem):
     [record] = made_records(1)
-    with pytest.raises(ValueError, match=f"somewhere/0.dcm: .*{problem}"):
+    with pytest.raises(ValueError, match=f"somewhere/0.dcm': .*{problem}"):
         write_store([dataclasses.replace(record, **change)], tmp_path, name="x")
     assert list(tmp_path.iterdir()) == []
 
@@ -343,8 +348,15 @@ def test_no_records_and_impossible_numbers_are_refused(tmp_path):
     with pytest.raises(ValueError, match="records is empty"):
         write_store([], tmp_path, name="x")
     for option in ("shard_bytes", "max_side"):
-        with pytest.raises(ValueError, match=f"{option} is 0"):
+        with pytest.raises(ValueError, match=f"{option} must be at least 1, got 0"):
             write_store(made_records(1), tmp_path, name="x", **{option: 0})
+        with pytest.raises(TypeError, match=f"{option} must be a whole number, got nan"):
+            write_store(made_records(1), tmp_path, name="x", **{option: float("nan")})
+    with pytest.raises(TypeError, match="name must be a text, got None"):
+        write_store(made_records(1), tmp_path, name=None)
+    with pytest.raises(TypeError, match="records must be images with what is known about them"):
+        write_store("images", tmp_path, name="x")
+    assert list(tmp_path.iterdir()) == []
 
 
 # Stores that are not sound

@@ -189,8 +189,9 @@ def test_the_contact_sheet_shows_every_modality_and_label():
     [
         ({"modalities": ["Dermoscopy"]}, r"modalities is \['Dermoscopy'\], expected at least one of CT, PET, MR"),
         ({"modalities": []}, "modalities is"),
-        ({"size": 16}, "size is 16, expected at least 32"),
-        ({"seed": -1}, "seed is -1"),
+        ({"size": 16}, "size must be from 32 to 16384, got 16"),
+        ({"size": 10**9}, "size must be from 32 to 16384"),
+        ({"seed": -1}, "seed must be from 0 to"),
     ],
 )
 def test_bad_arguments_are_refused_by_name(arguments, words):
@@ -199,5 +200,14 @@ def test_bad_arguments_are_refused_by_name(arguments, words):
 
 
 def test_a_negative_index_is_refused():
-    with pytest.raises(ValueError, match="index is -1"):
+    with pytest.raises(ValueError, match=r"index must be from 0 to .*, got -1"):
         SyntheticMVU().sample(-1)
+
+
+@pytest.mark.parametrize("value", [None, "32", float("nan"), 64.0])
+def test_what_is_no_whole_number_is_refused_by_name(value):
+    for name in ("size", "seed"):
+        with pytest.raises(TypeError, match=f"{name} must be a whole number"):
+            SyntheticMVU(**{name: value})
+    with pytest.raises(TypeError, match="index must be a whole number"):
+        SyntheticMVU().sample(value)

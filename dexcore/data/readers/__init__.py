@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
+from dexcore.checks import check_kind, check_whole
 from dexcore.data.readers.dicom import read_dicom
 from dexcore.data.readers.image import read_image, read_numpy
 from dexcore.data.readers.nifti import read_nifti
@@ -34,10 +35,11 @@ def read_file(path: str | os.PathLike[str], every: int = 1) -> Scan:
     Raises:
         UnreadableFileError: the file is missing, of no known kind, broken, or over a limit of `readers.scan`.
         MissingExtraError: the package that reads this kind is not installed.
+        TypeError: ``path`` is no path (an open file's number is none), or ``every`` no whole number.
         ValueError: ``every`` is less than 1.
     """
-    if every < 1:
-        raise ValueError(f"every is {every}, expected at least 1")
+    check_kind("path", path, str | bytes | os.PathLike, "a path")
+    check_whole("every", every, 1)
     try:
         with _quiet():
             kind = _kind(path)
