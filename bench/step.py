@@ -20,11 +20,13 @@ published directors follow the experts of before the update, dexcore's those of 
 FLOPs are those of all GEMMs; bytes are what parameters, gradients and moments must move at least, activations not.
 """
 
+import io
 import re
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import redirect_stdout
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -48,8 +50,11 @@ from dexcore.extras import MissingExtraError
 from dexcore.nn.mlp import DEXMlp
 from dexcore.train.config import PRESETS, DataConfig, ModelConfig, PretrainConfig, RunConfig
 from dexcore.train.device import attention_kernel, fast_bf16, uses_bf16
+from dexcore.train.finish import finish
 from dexcore.train.loop import Pretraining
+from dexcore.train.run_folder import open_run_folder
 from dexcore.train.schedules import StepValues
+from dexcore.train.stop import StopRequest
 
 GOALS = {torch.float32: 1.15, torch.bfloat16: 2.0}  # times the published step's speed, on a CPU
 PARTS = ("data", "forward", "backward", "clip and optimizer", "GEMA")
@@ -320,11 +325,33 @@ class PartsOfStep:
 
 
 def measure_preset(options: Options) -> list[Line]:
-    """Where the laptop preset's steps, on its own images, spend their time."""
+    """Where the laptop preset's run, on its own images, spends its time: the steps by part, and what follows them."""
     preset = PRESETS["laptop"]
     config = replace(preset, run=replace(preset.run, device=str(options.device)))
     with tempfile.TemporaryDirectory() as folder:
-        return measure_parts(Pretraining(config, Path(folder)), options)
+        lines = measure_parts(Pretraining(config, Path(folder)), options)
+        after = seconds_after_steps(replace(config, out=f"{folder}/run"))
+    whole = lines[-1]
+    steps = whole["median"] * whole["steps"]
+    print(f"evaluation and report {after:.0f} s, after {steps:.0f} s of steps: {steps + after:.0f} s a run", flush=True)
+    whole["seconds_after_steps"] = after
+    return lines
+
+
+def seconds_after_steps(config: PretrainConfig) -> float:
+    """What a run takes after its last step, which its length hardly changes: it has two steps here.
+
+    ``config.data.epoch_size`` must be set.
+    """
+    two = 2 * config.data.batch_size / config.data.epoch_size
+    optimizer = replace(config.optimizer, warmup_epochs=0.0)
+    config = replace(config, run=replace(config.run, epochs=two), optimizer=optimizer)
+    with open_run_folder(config) as folder, StopRequest() as stop, redirect_stdout(io.StringIO()):
+        training = Pretraining(config, folder)
+        training.train(stop)
+        began = time.perf_counter()
+        finish(training)
+        return time.perf_counter() - began
 
 
 def measure_parts(training: Pretraining, options: Options) -> list[Line]:
