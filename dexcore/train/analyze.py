@@ -1,14 +1,11 @@
 """What a trained model alone can tell the report: its features, its gradients, what its experts compute."""
 
-import re
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from dexcore.data.dataset import MVUDataset
-from dexcore.data.modality import Modality
-from dexcore.data.synthetic import SyntheticMVU
+from dexcore.data.synthetic import SyntheticMVU, stored_label
 from dexcore.models import MaskedAutoencoder
 from dexcore.nn import set_mode
 from dexcore.report.analysis import MODES, Analysis
@@ -19,9 +16,6 @@ from dexcore.train.device import autocast
 from dexcore.train.evaluate import batches, example_rows
 from dexcore.train.gradients import gradient_cosines
 from dexcore.train.similarity import expert_similarity
-
-_SYNTHETIC = re.compile(r"SyntheticMVU/seed=(\d+)/([^/]+)/(\d+)")  # a generated image's group in a store
-_SMALLEST = 32  # pixels a side, to draw an image for its label
 
 
 def analyze(
@@ -50,13 +44,9 @@ def analyze(
 
 
 def _labels(images: MVUDataset, rows: np.ndarray) -> np.ndarray:
-    """The class of generated images [n], which a store does not hold: it follows from their group's name."""
-    labels = np.full(len(rows), -1)
-    for place, (source, group) in enumerate(zip(images.source[rows], images.group[rows], strict=True)):
-        if source == "SyntheticMVU" and (match := _SYNTHETIC.fullmatch(group)):
-            seed, modality, index = match.groups()
-            labels[place] = SyntheticMVU([Modality(modality)], _SMALLEST, int(seed)).sample(int(index)).label
-    return labels
+    """The class of generated images [n]; -1 for others."""
+    found = [stored_label(source, group) for source, group in zip(images.source[rows], images.group[rows], strict=True)]
+    return np.array([-1 if label is None else label for label in found], dtype=np.int64)
 
 
 @torch.no_grad()

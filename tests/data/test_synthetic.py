@@ -9,6 +9,7 @@ import pytest
 from dexcore.data import Modality, SyntheticMVU
 from dexcore.data.contact_sheet import contact_sheet
 from dexcore.data.filter import foreground_ratio, reject_reason
+from dexcore.data.synthetic import stored_label
 
 _COLOR = {Modality.FUNDUS, Modality.PATHOLOGY, Modality.ENDOSCOPY, Modality.PHOTO}
 _EIGHT_BIT = set(Modality) - {Modality.CT, Modality.PET, Modality.MR}
@@ -211,3 +212,23 @@ def test_what_is_no_whole_number_is_refused_by_name(value):
             SyntheticMVU(**{name: value})
     with pytest.raises(TypeError, match="index must be a whole number"):
         SyntheticMVU().sample(value)
+
+
+def test_a_stored_image_tells_its_label_by_its_name():
+    source = SyntheticMVU([Modality.OCT, Modality.PHOTO], size=32, seed=2**63 + 1)
+    for index in range(8):
+        record = source.record(index)
+        assert stored_label(record.source, record.group) == source.sample(index).label
+
+
+@pytest.mark.parametrize(
+    ("source", "group"),
+    [
+        ("a clinic", "SyntheticMVU/seed=0/PET/0"),
+        ("SyntheticMVU", "another name"),
+        ("SyntheticMVU", "SyntheticMVU/seed=0/PET/-1"),
+        ("SyntheticMVU", f"SyntheticMVU/seed={2**64}/PET/0"),
+    ],
+)
+def test_an_image_of_another_origin_has_no_known_label(source, group):
+    assert stored_label(source, group) is None
