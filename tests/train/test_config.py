@@ -59,6 +59,7 @@ def test_the_paper_preset_is_the_recipe_of_the_paper():
         (ModelConfig, {"num_experts": 0}, r"model.num_experts: expected at least 1"),
         (ModelConfig, {"mask_ratio": 1.0}, r"model.mask_ratio: expected a number between 0 and 1, got 1.0"),
         (ModelConfig, {"mask_ratio": 0.999}, r"model.mask_ratio: expected at least one patch left visible"),
+        (ModelConfig, {"mask_ratio": 1e-30}, r"model.mask_ratio: expected at least one patch hidden, got 1e-30"),
         (ModelConfig, {"tau": 0.0}, r"model.tau"),
         (DataConfig, {"batch_size": 0}, r"data.batch_size: expected at least 1, got 0"),
         (DataConfig, {"balance": 1.5}, r"data.balance: expected a number from 0 to 1, got 1.5"),
