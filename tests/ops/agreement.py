@@ -52,21 +52,32 @@ def check_dex_mlp(case, dtype=torch.float32, activation="gelu", align="kd", keep
         assert_close(grad, grad64, plain=grad_plain, name=f"gradient of {name}")
 
 
+def plain_route(x, weight, indices, noise, pool):
+    """Gates and probabilities in float32, of experts that are chosen already."""
+    feature = x[:, 0].float() if pool == "cls" else x.float().mean(1)
+    logits = F.linear(feature, weight.float())
+    probs = ((logits if noise is None else logits + noise) / 0.5).softmax(-1)
+    chosen = probs.gather(-1, indices)
+    return chosen / chosen.sum(-1, keepdim=True), indices, probs
+
+
 def check_route(x, weight, top_k, noise=None, pool="cls", backend="triton"):
     """Indices, gates, probabilities and the gradients of both inputs."""
-    generator = torch.Generator().manual_seed(2)
-    results = []
-    for function, dtype, keywords in ((ops.route, x.dtype, {"backend": backend}), (reference.route, torch.float64, {})):
+
+    def run(function, dtype, *arguments, **keywords):
         leaves = [t.detach().to(dtype, copy=True).requires_grad_() for t in (x, weight)]
-        gates, indices, probs = function(*leaves, top_k, 0.5, noise, pool, **keywords)
-        generator.manual_seed(2)
+        gates, indices, probs = function(*leaves, *arguments, noise, pool, **keywords)
+        generator = torch.Generator().manual_seed(2)
         coefficients = [torch.randn(t.shape, generator=generator).to(t.device, t.dtype) for t in (gates, probs)]
-        grads = torch.autograd.grad([gates, probs], leaves, coefficients)
-        results.append((indices, gates, probs, *grads))
-    (indices, *mine), (indices64, *theirs) = results
+        return indices, [gates, probs, *torch.autograd.grad([gates, probs], leaves, coefficients)]
+
+    indices, found = run(ops.route, x.dtype, top_k, 0.5, backend=backend)
+    indices64, truth = run(reference.route, torch.float64, top_k, 0.5)
+    _, by_plain = run(plain_route, x.dtype, indices64)
     assert torch.equal(indices, indices64)
-    for name, a, b in zip(("gates", "probs", "gradient of x", "gradient of weight"), mine, theirs, strict=True):
-        assert_close(a, b, name=name, bound={torch.float32: 2e-5}.get(a.dtype))
+    names = ("gates", "probs", "gradient of x", "gradient of weight")
+    for name, mine, exact, theirs in zip(names, found, truth, by_plain, strict=True):
+        assert_close(mine, exact, plain=theirs, name=name)
 
 
 def check_group_ema(shapes, weights, momentum=0.9, dtype=torch.float32, backend="triton", device="cpu"):

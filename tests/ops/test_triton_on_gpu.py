@@ -84,7 +84,8 @@ def test_pools_of_every_size_and_every_activation(experts, top_k, activation):
 @pytest.mark.parametrize("pool", ["cls", "mean"])
 def test_routing_agrees_with_float64(pool):
     x, weight, noise = (torch.randn(s, device="cuda") for s in ((224, 65, 768), (8, 768), (224, 8)))
-    check_route(x, weight, 2, noise, pool)
+    # Scaled, else the softmax saturates: float32's probabilities underflow, and what ties there does not in float64.
+    check_route(x, weight * 768**-0.5, 2, noise, pool)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
