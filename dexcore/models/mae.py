@@ -6,6 +6,7 @@ Axes: B images, L patches, P prefix tokens (class and register tokens), K = patc
 from typing import Any, NamedTuple, Self
 
 import torch
+from einops import rearrange
 from timm.layers import PatchEmbed
 from timm.models import checkpoint_seq, named_apply
 from timm.models.vision_transformer import Block, VisionTransformer
@@ -223,9 +224,7 @@ class MaskedAutoencoder(PretrainedMixin, nn.Module):
         (rows, columns), (height, width) = embed.grid_size, embed.patch_size
         if images.ndim != 4 or tuple(images.shape[2:]) != (rows * height, columns * width):
             raise ValueError(f"images must be [B, C, {rows * height}, {columns * width}], got {list(images.shape)}")
-        batch, channels = images.shape[:2]
-        patches = images.reshape(batch, channels, rows, height, columns, width)
-        return patches.permute(0, 2, 4, 3, 5, 1).reshape(batch, rows * columns, height * width * channels)
+        return rearrange(images, "b c (rows h) (columns w) -> b (rows columns) (h w c)", h=height, w=width)
 
     def unpatchify(self, patches: torch.Tensor) -> torch.Tensor:
         """The inverse of `patchify`: patches [B, L, K] as images [B, C, H, W].
@@ -240,9 +239,8 @@ class MaskedAutoencoder(PretrainedMixin, nn.Module):
         values = patches.shape[-1] if patches.ndim == 3 else 0
         if not values or patches.shape[1] != rows * columns or values % (height * width):
             raise ValueError(f"patches must be [B, {rows * columns}, {height * width}*C], got {list(patches.shape)}")
-        channels = patches.shape[-1] // (height * width)
-        images = patches.reshape(-1, rows, columns, height, width, channels).permute(0, 5, 1, 3, 2, 4)
-        return images.reshape(-1, channels, rows * height, columns * width)
+        pattern = "b (rows columns) (h w c) -> b c (rows h) (columns w)"
+        return rearrange(patches, pattern, rows=rows, columns=columns, h=height, w=width)
 
     def patch_statistics(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and standard deviation of every patch, both [B, L, 1], in float32 or wider.

@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from dexcore.checks import check_kind
-from dexcore.nn.mlp import balance_loss, dex_layers
+from dexcore.nn.mlp import balance_loss, check_class_token, dex_layers, mean_probs
 
 
 class AuxLosses(NamedTuple):
@@ -28,8 +28,9 @@ def aux_losses(model: nn.Module, group: dist.ProcessGroup | None = None) -> AuxL
 
     Raises:
         TypeError: ``group`` is no process group.
-        ValueError: the model has no DEX layer.
-        RuntimeError: no forward, all layers in director mode, or a training forward whose gradient is lost.
+        ValueError: the model has no DEX layer, or layers with ``pool="cls"`` and no class token.
+        RuntimeError: no forward, all layers in director mode, or a model in training whose last forward recorded no
+            gradient.
     """
     layers = [layer for layer in dex_layers(model) if layer.mode == "experts"]
     if not layers:
@@ -37,19 +38,22 @@ def aux_losses(model: nn.Module, group: dist.ProcessGroup | None = None) -> AuxL
     routings = [layer.routing for layer in layers if layer.routing is not None]
     if len(routings) < len(layers):
         raise RuntimeError("aux_losses needs a forward of every DEX layer before it")
+    check_class_token(model)
     if torch.is_grad_enabled() and any(
-        layer.training and layer._recorded_without_grad and layer.router.weight.requires_grad for layer in layers
+        layer.training and layer.router.weight.requires_grad and not routing.probs.requires_grad
+        for layer, routing in zip(layers, routings, strict=True)
     ):
         raise RuntimeError(
-            "the last training forward recorded no gradient for the auxiliary losses: it ran under no_grad, or under "
-            "activation checkpointing with use_reentrant=True (pass use_reentrant=False)"
+            "the last forward recorded no gradient for the auxiliary losses: it ran in eval mode (call aux_losses "
+            "before you evaluate), under no_grad, or under activation checkpointing with use_reentrant=True (pass "
+            "use_reentrant=False)"
         )
     depth = len(routings)
     align = torch.stack([r.align_loss / (depth - i) for i, r in enumerate(routings)]).mean()
     if group is None:
         return AuxLosses(align, torch.stack([r.balance_loss for r in routings]).mean())
     check_kind("group", group, dist.ProcessGroup, "a process group of torch.distributed or None")
-    means = torch.cat([r.probs.detach().mean(0) for r in routings])
+    means = torch.cat([mean_probs(r.probs.detach()) for r in routings])
     dist.all_reduce(means, group=group)
     shares = (means / dist.get_world_size(group)).split([r.probs.shape[1] for r in routings])
     balance = [balance_loss(r.probs, share) for r, share in zip(routings, shares, strict=True)]

@@ -302,9 +302,14 @@ def balance_loss(probs: Tensor, global_importance: Tensor | None = None) -> Tens
 
     ``global_importance`` [R] takes the place of the second factor where the batch spans several processes.
     """
-    importance = probs.mean(0)
+    importance = mean_probs(probs)
     other = importance.detach() if global_importance is None else global_importance
     return probs.shape[1] * (importance * other).sum()
+
+
+def mean_probs(probs: Tensor) -> Tensor:
+    """I [R], the batch's mean of ``probs`` [B, R]; zeros without an image."""
+    return probs.sum(0) / max(probs.shape[0], 1)
 
 
 def activation_name(act_layer: Callable[..., nn.Module]) -> str:
@@ -346,6 +351,19 @@ def _check_routing_arguments(num_experts: int, top_k: int, tau: float) -> None:
         raise ValueError(f"top_k must lie in 1..{num_experts} (num_experts), got {top_k}")
     if not tau > 0:
         raise ValueError(f"tau must be > 0, got {tau}")
+
+
+def check_class_token(model: nn.Module) -> None:
+    """Raise ValueError where DEX layers would route on a first patch: in a timm model without a class token."""
+    for name, module in model.named_modules():
+        if not hasattr(module, "patch_embed") or getattr(module, "cls_token", module) is not None:
+            continue  # no transformer, one whose tokens are not timm's, or one with a class token
+        for inner, layer in module.named_modules():
+            if isinstance(layer, DEXMlp) and layer.pool == "cls":
+                where = f"{name}.{inner}" if name else inner
+                raise ValueError(
+                    f'{where} has pool="cls", but {type(module).__name__} has no class token: build it with pool="mean"'
+                )
 
 
 def dex_layers(model: nn.Module) -> list[DEXMlp]:

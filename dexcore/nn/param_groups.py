@@ -7,7 +7,7 @@ from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
 
 from dexcore.checks import check_kind, check_number
-from dexcore.nn.mlp import DEXMlp
+from dexcore.nn.mlp import DEXMlp, check_class_token
 
 
 def param_groups(model: nn.Module, weight_decay: float, layer_decay: float | None = None) -> list[dict[str, Any]]:
@@ -23,12 +23,14 @@ def param_groups(model: nn.Module, weight_decay: float, layer_decay: float | Non
             (0, 1]; None: no such factor.
 
     Raises:
-        TypeError, ValueError: an argument is of another type or out of its range; the message names it.
+        TypeError, ValueError: an argument is of another type or out of its range; the message names it. ValueError,
+            too, for DEX layers with ``pool="cls"`` in a model without a class token.
     """
     check_kind("model", model, nn.Module, "a torch.nn.Module")
     check_number("weight_decay", weight_decay, "finite and >= 0", lambda x: 0 <= x < math.inf)
     if layer_decay is not None:
         check_number("layer_decay", layer_decay, "in (0, 1]", lambda x: 0 < x <= 1)
+    check_class_token(model)
     excluded = set()
     for prefix, module in model.named_modules():
         dot = prefix + "." if prefix else ""

@@ -48,14 +48,19 @@ def check_same_device(**tensors: Tensor | None) -> None:
 
 
 def refuse_transforms(op: str, *tensors: Tensor | None) -> None:
-    """Raise where a derivative would be lost in silence: forward mode, and torch.func's transforms but for vmap."""
+    """Raise where a derivative would be lost in silence: forward mode, and torch.func's transforms but for vmap
+    without gradients.
+    """
     if torch.compiler.is_compiling():
         return
     functorch = torch._C._functorch
-    for tensor in tensors:
-        if tensor is None:
-            continue
-        wrapped = functorch.is_functorch_wrapped_tensor(tensor) and not functorch.is_batchedtensor(tensor)
+    given = [tensor for tensor in tensors if tensor is not None]
+    batched = [functorch.is_batchedtensor(tensor) for tensor in given]
+    if any(batched) and torch.is_grad_enabled():
+        plain = [functorch.get_unwrapped(t) if wrapped else t for t, wrapped in zip(given, batched, strict=True)]
+        batched = [wrapped and not any(t.requires_grad for t in plain) for wrapped in batched]
+    for tensor, allowed in zip(given, batched, strict=True):
+        wrapped = functorch.is_functorch_wrapped_tensor(tensor) and not allowed
         if wrapped or forward_ad.unpack_dual(tensor).tangent is not None:
             raise NotImplementedError(
                 f"dexcore.ops.{op} supports neither forward-mode differentiation nor torch.func transforms; "

@@ -1,13 +1,16 @@
 """aux_losses over depth, and over processes."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from assertions import assert_close
-from dexcore.nn import DEXMlp, aux_losses, set_mode, update_directors
+from dexcore.nn import DEXMlp, aux_losses, param_groups, set_mode, update_directors
 
 
 def stack(depth=3, experts=(4, 3, 2)):
@@ -60,6 +63,37 @@ def test_without_a_forward_it_says_so():
     model(torch.randn(2, 3, 8))
     with pytest.raises(RuntimeError, match="director mode"):
         aux_losses(model)
+
+
+def test_an_evaluation_in_between_does_not_lose_the_gradient_in_silence():
+    model, images = stack(), torch.randn(2, 3, 8)
+    model(images)
+    model.eval()(images)
+    assert not aux_losses(model).align.requires_grad  # in eval mode there is none to lose
+    model.train()
+    with pytest.raises(RuntimeError, match="it ran in eval mode"):
+        aux_losses(model)
+    with torch.no_grad():
+        aux_losses(model)
+
+
+def test_no_image_has_losses_of_zero():
+    model = stack()
+    model(torch.randn(0, 3, 8))
+    assert aux_losses(model) == (0, 0)
+
+
+@pytest.mark.parametrize("use", [aux_losses, partial(param_groups, weight_decay=0.1)])
+def test_the_class_tokens_pool_in_a_timm_model_without_one_is_refused(use):
+    size = {"img_size": 16, "patch_size": 8, "embed_dim": 8, "depth": 2, "num_heads": 2, "class_token": False}
+    wrong = nn.Sequential(VisionTransformer(**size, global_pool="avg", mlp_layer=partial(DEXMlp, num_experts=2)))
+    wrong(torch.randn(2, 3, 16, 16))
+    with pytest.raises(ValueError, match=r'0\.blocks\.0\.mlp has pool="cls", but VisionTransformer has no class token'):
+        use(wrong)
+    layer = partial(DEXMlp, num_experts=2, pool="mean")
+    right = VisionTransformer(**size, global_pool="avg", mlp_layer=layer)
+    right(torch.randn(2, 3, 16, 16))
+    use(right)
 
 
 def _rank(rank, folder, images):

@@ -33,4 +33,6 @@ def test_forward_mode_and_transforms_raise(name, requires_grad):
 def test_vmap_without_gradient_maps(name):
     stacked = torch.stack([CASE.x, 2 * CASE.x])
     mapped = torch.func.vmap(OPS[name])(stacked)
+    with pytest.raises(NotImplementedError, match=f"dexcore.ops.{name} supports neither"):
+        torch.func.vmap(OPS[name])(stacked.requires_grad_())
     assert torch.allclose(mapped, torch.stack([OPS[name](x) for x in stacked]))
