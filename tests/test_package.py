@@ -25,6 +25,14 @@ def python(*arguments, cwd):
     ).stdout.splitlines()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _nothing_from_pythonpath():
+    """Else pip takes a dexcore found there for an installed one, and what a new environment holds proves nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("PYTHONPATH", raising=False)
+        yield
+
+
 @pytest.fixture(scope="module")
 def built_wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
