@@ -3,14 +3,14 @@
     director <- m director + (1 - m) sum_r weights_r experts_r
 
 The kernel finds the tensors in a table on the device. The table is a function of addresses, shapes, strides and
-dtypes alone: it is kept for as long as they are those it was built for, and holds no tensor.
+dtypes alone and holds no tensor. The tables used last are kept, and those that a CUDA graph reads for good: nobody
+says when a graph goes.
 
 Example: two directors of 2,500 and 100 elements, blocks of 1,024. `blocks` is [0, 0, 0, 1]: program 2 owns the last
 452 elements of tensor 0; row 1 of `tensors` says that its first block is 3.
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -26,6 +26,8 @@ _WARPS = 4
 _MOST_EXPERTS_AT_ONCE = 8  # loads in flight
 _FIELDS = tl.constexpr(7)  # of a tensor's row in the table
 _ALIGNMENT = tl.constexpr(16)  # bytes of addresses, elements of strides and lengths
+
+_MOST_RECENT = 8
 
 _TL_DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 
@@ -63,6 +65,10 @@ class _Table(NamedTuple):
     most_experts: int
 
 
+_recent: dict[tuple[_Pair, ...], tuple[_Table, ...]] = {}  # by what they were built for, the last used last
+_captured: dict[tuple[_Pair, ...], tuple[_Table, ...]] = {}
+
+
 def group_ema(
     directors: Sequence[Tensor], experts: Sequence[Tensor], weights: Sequence[Tensor], momentum: float
 ) -> None:
@@ -77,6 +83,8 @@ def group_ema(
 
     Raises:
         ValueError: a director overlaps another director or an expert.
+        RuntimeError: a CUDA graph is being captured, and there was no call with the same tensors before: the table
+            cannot be copied to the device within.
     """
     for table in _tables(_pairs(directors, experts)):
         weight = torch.cat([weights[i].to(torch.float32) for i in table.members])
@@ -126,8 +134,29 @@ def _pairs(directors: Sequence[Tensor], experts: Sequence[Tensor]) -> tuple[_Pai
     )
 
 
-@lru_cache(maxsize=8)
 def _tables(pairs: tuple[_Pair, ...]) -> tuple[_Table, ...]:
+    """Those kept for ``pairs``, or new ones."""
+    found = _recent.pop(pairs, _captured.get(pairs))
+    if pairs and _is_capturing(pairs[0].device):
+        if found is None:
+            raise RuntimeError(
+                "group EMA builds its table of addresses at the first call with new tensors, which a CUDA graph cannot "
+                "capture: call it (update_directors, group_ema_) once with the same contiguous tensors before the "
+                "capture"
+            )
+        _captured[pairs] = found
+    found = _build(pairs) if found is None else found
+    _recent[pairs] = found
+    if len(_recent) > _MOST_RECENT:
+        _recent.pop(next(iter(_recent)))
+    return found
+
+
+def _is_capturing(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def _build(pairs: tuple[_Pair, ...]) -> tuple[_Table, ...]:
     _check_overlaps(pairs)
     groups: dict[tuple, list[int]] = {}
     for i, pair in enumerate(pairs):

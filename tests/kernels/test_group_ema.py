@@ -1,5 +1,7 @@
 """The directors' moving average, of many tensors in one launch, against float64."""
 
+import weakref
+
 import pytest
 import torch
 from hypothesis import given
@@ -113,12 +115,20 @@ def test_nothing_to_do():
     assert_close(directors[0], want)
 
 
-def test_the_table_is_kept_until_an_address_a_shape_or_a_dtype_changes():
-    module._tables.cache_clear()
+@pytest.fixture
+def builds(monkeypatch):
+    """What tables are built for, in order; none is there at first."""
+    seen, build = [], module._build
+    for kept in ("_recent", "_captured"):
+        monkeypatch.setattr(module, kept, {})
+    monkeypatch.setattr(module, "_build", lambda pairs: seen.append(pairs) or build(pairs))
+    return seen
 
+
+def test_the_table_is_kept_until_an_address_a_shape_or_a_dtype_changes(builds):
     def built(directors, pools, weights):
         group_ema(directors, pools, weights, 0.5)
-        return module._tables.cache_info().misses
+        return len(builds)
 
     directors, pools, weights = make_tensors([(6, 4), (5,)], [2, 2], torch.float32)
     assert built(directors, pools, weights) == 1
@@ -128,6 +138,32 @@ def test_the_table_is_kept_until_an_address_a_shape_or_a_dtype_changes():
     assert built([directors[0], directors[1][:4]], [pools[0], pools[1][:, :4]], weights) == 3
     half = directors[0].zero_().view(torch.float16).view(-1)[:24].view(6, 4)
     assert built([half, directors[1]], pools, weights) == 4
+
+
+def test_of_many_models_the_tables_used_last_are_kept(builds):
+    models = [make_tensors([(5,)], [2], torch.float32) for _ in range(module._MOST_RECENT + 1)]
+    for model in (*models[:-1], models[0], models[-1], models[0]):
+        group_ema(*model, 0.5)
+    assert len(builds) == len(models)
+    group_ema(*models[1], 0.5)
+    assert len(builds) == len(models) + 1
+    assert len(module._recent) == module._MOST_RECENT
+
+
+def test_the_table_of_a_captured_graph_outlives_any_number_of_others(builds, monkeypatch):
+    first, *others = (make_tensors([(5,)], [2], torch.float32) for _ in range(module._MOST_RECENT + 3))
+    group_ema(*first, 0.5)
+    with monkeypatch.context() as capture:
+        capture.setattr(module, "_is_capturing", lambda device: True)
+        group_ema(*first, 0.5)
+        table = weakref.ref(module._tables(builds[0])[0].tensors)
+        with pytest.raises(RuntimeError, match="once with the same contiguous tensors before the capture"):
+            group_ema(*others[0], 0.5)
+    for other in others:
+        group_ema(*other, 0.5)
+    assert table() is not None
+    group_ema(*first, 0.5)
+    assert len(builds) == len(others) + 1
 
 
 def test_a_new_address_is_followed():

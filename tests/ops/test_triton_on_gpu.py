@@ -94,6 +94,23 @@ def test_gema_agrees_with_float64(dtype):
     check_group_ema([(3072, 768), (3072,), (17, 33)], [weights] * 3, dtype=dtype, device="cuda")
 
 
+def test_a_captured_gema_needs_a_call_before_and_outlives_those_of_other_models():
+    def tensors():
+        return [torch.zeros(40, device="cuda")], [torch.ones(2, 40, device="cuda")], [torch.full((2,), 0.5).cuda()]
+
+    first, second, graph = tensors(), tensors(), torch.cuda.CUDAGraph()
+    ops.group_ema_(*first, 0.5)
+    with torch.cuda.graph(graph):
+        ops.group_ema_(*first, 0.5)
+    others = [tensors() for _ in range(12)]
+    for other in others:
+        ops.group_ema_(*other, 0.5)
+    graph.replay()
+    torch.testing.assert_close(first[0][0], torch.full((40,), 0.75, device="cuda"))
+    with pytest.raises(RuntimeError, match="before the capture"), torch.cuda.graph(torch.cuda.CUDAGraph()):
+        ops.group_ema_(*second, 0.5)
+
+
 def test_no_images_give_gradients_of_zero():
     given = case(batch=0)
     leaves = given.leaves(torch.bfloat16)
