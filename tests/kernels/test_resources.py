@@ -98,6 +98,23 @@ def test_a_sample_compiles_to_what_is_committed(tmp_path):
 
 
 @pytest.mark.slow
+def test_an_entry_whose_sources_are_not_known_is_compiled_again(tmp_path):
+    entry = "expert_load gfx942 bf16 768x3072"
+    arguments = ("-m", "bench.resources", "--build", str(tmp_path), "--only", entry)
+    first = run(*arguments, cache=tmp_path, timeout=1200)
+    assert first.returncode == 0, first.stderr
+    (listed,) = tmp_path.glob("*.json.d")
+    out = listed.with_suffix("")
+    written = out.stat().st_mtime_ns
+    for known in (True, False):
+        if not known:
+            listed.unlink()
+        again = run(*arguments, cache=tmp_path, timeout=1200)
+        assert again.returncode == 0, again.stderr
+        assert (out.stat().st_mtime_ns == written) == known
+
+
+@pytest.mark.slow
 def test_everything_compiles_to_what_is_committed_by_the_rules(tmp_path):
     done = run("-m", "bench.resources", "--check", "--build", str(tmp_path), cache=tmp_path, timeout=7200)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
