@@ -51,10 +51,17 @@ def upcycle(
     """Replace every block's MLP by a `DEXMlp` whose director and experts are copies of it, in place.
 
     The gates of an image sum to 1, so the model still computes what it computed before, up to rounding (in
-    ``mode="director"`` to the bit). Device, dtype and training mode stay.
+    ``mode="director"`` to the bit). Device, dtype and training mode stay, and what was frozen stays frozen: a layer
+    whose MLP required no gradient has experts and a router that require none, until `set_mode` says otherwise.
+
+    What timm saves of an upcycled model (``timm.models.save_for_hf(model, folder)``) it opens when told of the layers
+    and their settings, which the folder does not hold:
+    ``timm.create_model(f"local-dir:{folder}", pretrained=True, mlp_layer=partial(DEXMlp, num_experts=8))``. A model
+    without ``mlp_layer``, or with numbers that vary by block, is created dense, upcycled, and given the state dict.
 
     Args:
-        model: a timm model whose blocks hold a plain timm `Mlp` as ``.mlp`` and give it tokens [B, N, D].
+        model: a timm model whose blocks hold a plain timm `Mlp` as ``.mlp`` and give it tokens [B, N, D]; or a module
+            around one or several of them (``features_only=True``, a backbone with a head of your own).
         num_experts: experts in each pool; a sequence has one number a block.
         top_k: experts that process an image; a sequence has one number a block.
         tau, pool, align, mode, keep, precision, backend: as for `DEXMlp`.
@@ -66,8 +73,9 @@ def upcycle(
         TypeError: no model, or one of the settings is of another type.
         ValueError: the model cannot be upcycled; the message names the module and the reason: no plain `Mlp`
             (GLU, MlpMixer), a norm, dropout or convolution in the MLP, an activation the ops do not have, a
-            bias on one of its layers only, tokens that are not [B, N, D] (ConvNeXt), or ``pool="cls"`` where
-            the blocks see no class token. The model is left as it was.
+            bias on one of its layers only, tokens that are not [B, N, D] (ConvNeXt), ``pool="cls"`` where
+            the blocks see no class token; or the tokens cannot be looked at, for which the nearest module around a
+            block that embeds patches is run on zeros (shapes alone). The model is left as it was.
     """
     check_kind("model", model, nn.Module, "a torch.nn.Module")
     places = [(name, block) for name, block in model.named_modules() if _holds_mlp(block)]
@@ -103,8 +111,9 @@ def upcycle(
 def collapse(model: nn.Module, to: str = "director", weights: ExpertWeights | None = None) -> nn.Module:
     """The plain timm model in which every DEX layer is one MLP; ``model`` stays as it is.
 
-    Its classes are timm's: its state dict loads into, and its pickle opens with, timm alone; so does what
-    ``timm.models.save_for_hf`` writes of it.
+    A timm model's classes are timm's again: its state dict loads into, and its pickle opens with, timm alone; so does
+    what ``timm.models.save_for_hf`` writes of it. A class around it that is not timm's stays: a `MaskedAutoencoder`
+    becomes a dense one, still of dexcore, with a plain timm model as its ``encoder``.
 
     Args:
         model: any model with `DEXMlp` layers.
@@ -233,45 +242,78 @@ def _check_mlp(name: str, mlp: Any) -> None:
 
 
 def _check_tokens(model: nn.Module, blocks: dict[str, Any], pool: str) -> None:
-    """Run the dense model on fake tensors (shapes alone) and look at what each block gives its MLP.
+    """Look at what each block gives its MLP, in a forward of the backbone it belongs to.
 
     Raises:
-        ValueError: something other than [B, N, D]; or no class token among it although ``pool`` is "cls".
+        ValueError: something other than [B, N, D]; no class token among it although ``pool`` is "cls"; or a backbone
+            that cannot be run.
     """
-    patch_embed = getattr(model, "patch_embed", None)
-    channels, *size = getattr(model, "pretrained_cfg", {}).get("input_size", (3, 224, 224))
-    size = getattr(patch_embed, "img_size", None) or size
-    weight = next(model.parameters())
+    backbones: dict[nn.Module, dict[str, Any]] = {}
+    for name, block in blocks.items():
+        backbones.setdefault(_backbone_of(model, name), {})[name] = block
+    for backbone, own_blocks in backbones.items():
+        seen = _mlp_input_shapes(backbone, own_blocks)
+        has_class_token = getattr(backbone, "cls_token", None) is not None
+        prefix = getattr(backbone, "num_prefix_tokens", int(has_class_token))
+        patches = getattr(getattr(backbone, "patch_embed", None), "num_patches", None)
+        for name, block in own_blocks.items():
+            place = f"{type(model).__name__}.{name}"
+            if name not in seen:
+                raise ValueError(f"{place} is not run in a forward of its {type(backbone).__name__}")
+            tokens = list(seen[name])
+            if len(tokens) != 3 or tokens[0] != 2 or tokens[2] != block.mlp.fc1.in_features:
+                raise ValueError(
+                    f"{place} gives its MLP a tensor of shape {tokens} for 2 images: "
+                    "a DEX layer needs [images, tokens, width]"
+                )
+            if pool == "cls" and (not has_class_token or tokens[1] != prefix + (patches or 0)):
+                raise ValueError(
+                    f'pool="cls" needs a class token as first token, which {place} does not have; use pool="mean", or '
+                    "upcycle an inner model that has one"
+                )
+
+
+def _backbone_of(model: nn.Module, block: str) -> nn.Module:
+    """The nearest module around the block of that name that embeds patches; without one, ``model``."""
+    place = block
+    while place:
+        place = place.rpartition(".")[0]
+        around = model.get_submodule(place)
+        if hasattr(around, "patch_embed"):
+            return around
+    return model
+
+
+def _mlp_input_shapes(backbone: nn.Module, blocks: dict[str, Any]) -> dict[str, torch.Size]:
+    """What the MLPs of ``blocks`` are given for two images; run on fake tensors, which have shapes alone."""
+    embedder: Any = next((module for module in backbone.modules() if hasattr(module, "patch_embed")), backbone)
+    channels, *size = (getattr(embedder, "pretrained_cfg", None) or {}).get("input_size", (3, 224, 224))
+    size = getattr(getattr(embedder, "patch_embed", None), "img_size", None) or size
+    shape = (2, getattr(embedder, "in_chans", channels), *size)
+    weight = next(backbone.parameters())
     seen: dict[str, torch.Size] = {}
 
     def note(name: str, _: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         seen[name] = inputs[0].shape
 
     hooks = [block.mlp.register_forward_pre_hook(partial(note, name)) for name, block in blocks.items()]
-    training = [module for module in model.modules() if module.training]
+    training = [module for module in backbone.modules() if module.training]
     try:
-        model.eval()
+        backbone.eval()
         with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-            shape = (2, getattr(model, "in_chans", channels), *size)
-            model(torch.zeros(shape, device=weight.device, dtype=weight.dtype))
+            backbone(torch.zeros(shape, device=weight.device, dtype=weight.dtype))
+    except Exception as error:  # timm asserts, a model of the user's raises anything
+        raise ValueError(
+            f"{type(backbone).__name__} cannot be run on images {list(shape)}, to see what its blocks give their MLPs "
+            f"({type(error).__name__}: {error}); upcycle the inner model that takes images, as in "
+            "model.backbone = upcycle(model.backbone)"
+        ) from error
     finally:
         for module in training:
             module.training = True
         for hook in hooks:
             hook.remove()
-    prefix, patches = getattr(model, "num_prefix_tokens", 0), getattr(patch_embed, "num_patches", None)
-    for name, block in blocks.items():
-        tokens = list(seen[name])
-        if len(tokens) != 3 or tokens[0] != 2 or tokens[2] != block.mlp.fc1.in_features:
-            raise ValueError(
-                f"{type(model).__name__}.{name} gives its MLP a tensor of shape {tokens} for 2 images: "
-                "a DEX layer needs [images, tokens, width]"
-            )
-        if pool == "cls" and (getattr(model, "cls_token", None) is None or tokens[1] != prefix + (patches or 0)):
-            raise ValueError(
-                f'pool="cls" needs a class token as first token, which {type(model).__name__}.{name} does '
-                'not have; use pool="mean"'
-            )
+    return seen
 
 
 def _upcycle_mlp(mlp: Any, **settings: Any) -> DEXMlp:
@@ -286,4 +328,10 @@ def _upcycle_mlp(mlp: Any, **settings: Any) -> DEXMlp:
     )
     layer.director.load_state_dict(mlp.state_dict())
     layer.init_weights()
+    for original, copies in zip(mlp.parameters(), layer.expert_director_pairs(), strict=True):
+        if not original.requires_grad:
+            for copied in copies:
+                copied.requires_grad_(False)
+    if not any(original.requires_grad for original in mlp.parameters()):
+        layer.router.requires_grad_(False)
     return layer.train(mlp.training)

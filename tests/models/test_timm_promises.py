@@ -186,15 +186,23 @@ def test_features_only_gives_the_models_features_also_when_layers_were_pruned(na
     model = vary(create(name, way)).eval()
     images = images_for(model)
     maps = model.forward_intermediates(images, intermediates_only=True)
+    weights = model.state_dict()
     getter = FeatureGetterNet(model, out_indices=(0, 1))
     assert getter.feature_info.channels() == [24, 24]
     assert len(dex_layers(getter)) == 2
     assert all(torch.equal(got, want) for got, want in zip(getter(images), maps[:2], strict=True))
-    if way != "upcycle":
+    for other in (64, 32):
         wrapped = timm.create_model(
-            name, features_only=True, out_indices=(0, 2), img_size=64, **SMALL, **arguments(way)
-        )
-        assert [feature.shape for feature in wrapped(images)] == [maps[0].shape, maps[2].shape]
+            name, features_only=True, out_indices=(0, 2), img_size=other, **SMALL, **arguments(way)
+        ).eval()
+        if way == "upcycle":
+            upcycle(wrapped, num_experts=3)
+        assert len(dex_layers(wrapped)) == 3
+        if other == 64:
+            wrapped.model.load_state_dict(weights, strict=False)  # norm and head were left out
+            assert all(torch.equal(got, want) for got, want in zip(wrapped(images), maps[::2], strict=True))
+        else:
+            assert [feature.shape for feature in wrapped(images[..., :32, :32])] == [(2, 24, 2, 2)] * 2
 
 
 @every_way

@@ -148,6 +148,128 @@ def test_dtype_activation_biases_and_training_mode_stay():
     assert layers(biasless)[0].experts.fc1.bias is None
 
 
+def frozen(model):
+    return {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+
+
+@pytest.mark.parametrize("mode", ["experts", "director"])
+def test_what_was_frozen_stays_frozen(mode):
+    """A whole model; one MLP of two; one tensor of an MLP."""
+    model = upcycle(dense().requires_grad_(False), num_experts=3, mode=mode)
+    assert frozen(model) == {name for name, _ in model.named_parameters()}
+    set_mode(model, "experts")
+    assert all(layer.router.weight.requires_grad for layer in layers(model))
+
+    model = dense()
+    model.blocks[0].mlp.requires_grad_(False)
+    model.blocks[1].mlp.fc1.bias.requires_grad_(False)
+    first, second = layers(upcycle(model, num_experts=3, mode=mode))
+    idle = {name for name, _ in second.named_parameters() if ("director" in name) == (mode == "experts")}
+    idle |= {"router.weight"} if mode == "director" else set()
+    assert frozen(first) == {name for name, _ in first.named_parameters()}
+    assert frozen(second) == idle | {"experts.fc1.bias", "director.fc1.bias"}
+
+
+class OfTwo(nn.Module):
+    """A model of a user's: two backbones of other sizes, each under a name of its own, and a head."""
+
+    def __init__(self):
+        super().__init__()
+        self.fine = timm.create_model("vit_tiny_patch16_224", **TINY | {"num_classes": 0})
+        self.gray = VisionTransformer(**TINY | {"img_size": 24, "in_chans": 1, "num_classes": 0, "reg_tokens": 2})
+        self.head = nn.Linear(32, 5)
+
+    def forward(self, images, gray):
+        return self.head(torch.cat([self.fine(images), self.gray(gray)], dim=1))
+
+
+def test_backbones_inside_a_module_are_upcycled_where_they_are():
+    small = timm.create_model("vit_tiny_patch16_224", **TINY | {"num_classes": 0})
+    for model, inputs in (
+        (nn.Sequential(small, nn.Linear(16, 2)), [IMAGES]),
+        (OfTwo(), [IMAGES, torch.randn(3, 1, 24, 24)]),
+    ):
+        shake(model).eval()
+        expected = model(*inputs)
+        count = sum(type(module) is Mlp for module in model.modules())
+        assert upcycle(model, num_experts=3) is model
+        assert len(layers(model)) == count
+        assert_close(model(*inputs), expected.detach().double())
+        collapsed = collapse(model)
+        assert torch.equal(collapsed(*inputs), expected)
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch14_reg4_dinov2"])
+@pytest.mark.parametrize("size", [224, 56])
+def test_a_features_only_model_is_upcycled_at_any_input_size(name, size):
+    small = {"embed_dim": 16, "depth": 3, "num_heads": 2}
+    model = shake(timm.create_model(name, features_only=True, out_indices=(0, 2), img_size=size, **small)).eval()
+    images = torch.randn(1, 3, size, size)
+    expected = model(images)
+    upcycle(model, num_experts=3, top_k=1)
+    assert len(layers(model)) == 3
+    assert all(torch.equal(got, want) for got, want in zip(model(images), expected, strict=True))
+
+
+def test_a_module_whose_backbone_has_no_class_token_is_refused_by_the_blocks_name():
+    inner = VisionTransformer(**TINY, class_token=False, global_pool="avg")
+    with pytest.raises(ValueError, match=r'which Sequential\.0\.blocks\.0 does not have; use pool="mean"'):
+        upcycle(nn.Sequential(inner, nn.Linear(5, 2)))
+
+
+def test_an_autoencoder_around_a_stock_encoder_is_told_to_upcycle_the_encoder():
+    model = MaskedAutoencoder(VisionTransformer(**TINY), 24, 1, 3)
+    with pytest.raises(ValueError, match=r"MaskedAutoencoder\.decoder_blocks\.0 does not.*upcycle an inner model"):
+        upcycle(model)
+    assert not layers(model)
+    model.encoder = upcycle(model.encoder, num_experts=3)
+    assert len(layers(model)) == TINY["depth"]
+    assert model(IMAGES).loss.isfinite()
+    whole = MaskedAutoencoder(VisionTransformer(**TINY, in_chans=1), 24, 1, 3)
+    assert len(layers(upcycle(whole, num_experts=3, pool="mean"))) == TINY["depth"] + 1
+
+
+class Unused(nn.Module):
+    """Blocks that its forward does not run."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = dense().blocks
+
+    def forward(self, images):
+        return images
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: nn.Sequential(*dense().blocks), r"Sequential cannot be run on images \[2, 3, 224, 224\]"),
+        (lambda: nn.ModuleDict({"vit": dense().blocks}), r"upcycle the inner model .* model\.backbone = upcycle\("),
+        (Unused, r"Unused\.blocks\.0 is not run in a forward of its Unused"),
+    ],
+)
+def test_a_module_that_cannot_be_tried_is_refused_with_the_way_out(make, words):
+    model = make()
+    before = str(model)
+    with pytest.raises(ValueError, match=words):
+        upcycle(model)
+    assert str(model) == before
+    assert all(module.training and not module._forward_pre_hooks for module in model.modules())
+
+
+def test_what_timm_saves_of_an_upcycled_model_opens_as_documented(tmp_path):
+    model = upcycle(timm.create_model("vit_tiny_patch16_224", **TINY), num_experts=4)
+    save_for_hf(shake(model).eval(), tmp_path)
+    with pytest.raises(RuntimeError, match=r"blocks\.0\.mlp\.experts"):
+        timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+    mlp_layer = partial(DEXMlp, num_experts=4)
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, mlp_layer=mlp_layer).eval()
+    assert torch.equal(again(IMAGES), model(IMAGES))
+    other = upcycle(timm.create_model("vit_tiny_patch16_224", **TINY), num_experts=4).eval()
+    other.load_state_dict(again.state_dict())
+    assert torch.equal(other(IMAGES), model(IMAGES))
+
+
 def test_a_model_on_the_meta_device_can_be_upcycled():
     with torch.device("meta"):
         model = VisionTransformer(**TINY)
@@ -382,6 +504,8 @@ def test_a_masked_autoencoder_collapses_to_a_dense_one():
     model = MaskedAutoencoder(DEXVisionTransformer(**TINY, num_experts=3), 24, 1, 3)
     shake(model)
     plain = collapse(model)
+    assert type(plain) is MaskedAutoencoder, "dexcore's; what is timm's is inside"
+    assert {type(m).__module__.partition(".")[0] for m in plain.encoder.modules()} <= {"timm", "torch"}
     noise = torch.rand(3, 16)
     set_mode(model, "director")
     assert torch.equal(plain(IMAGES, noise).pred, model(IMAGES, noise).pred)
