@@ -78,12 +78,27 @@ def backward(
     dz, made_a, bias_parts, gate_parts = expert_dact(
         dy, w2, z, gates, plan, activation, precision, config.dact, keep_a=needs.w2 and not a.numel()
     )
-    a = a if a.numel() else made_a
     sums = token_sums(dy) if needs.b2 or (needs.gates and b2 is not None) else None
+    # From here on what is no longer needed goes before more is made: w * a, and dx of all slots, are large.
+    del z
     grads = empty_gradients(given, Needs(*[False] * 6), x_dtype, weight_dtype)
+    if needs.w2:
+        dw2 = expert_wgrad(
+            dy,
+            a if a.numel() else made_a,
+            plan,
+            weight_dtype,
+            precision,
+            config.wgrad2,
+            left_by_image=True,
+            right_by_image=False,
+        )
+        grads = grads._replace(w2=dw2)
+    del a, made_a
     if needs.x:
         dx = expert_dx(dz, w1, plan, precision, config.dx)
         grads = grads._replace(x=sum_slots(dx, plan, x_dtype).view(x.shape))
+        del dx
     if needs.w1:
         dw1 = expert_wgrad(
             dz, x, plan, weight_dtype, precision, config.wgrad1, left_by_image=False, right_by_image=True
@@ -91,11 +106,6 @@ def backward(
         grads = grads._replace(w1=dw1)
     if needs.b1:
         grads = grads._replace(b1=bias1_gradient(bias_parts, plan, weight_dtype))
-    if needs.w2:
-        dw2 = expert_wgrad(
-            dy, a, plan, weight_dtype, precision, config.wgrad2, left_by_image=True, right_by_image=False
-        )
-        grads = grads._replace(w2=dw2)
     if needs.b2:
         grads = grads._replace(b2=bias2_gradient(sums, gates, plan, weight_dtype))
     if needs.gates:

@@ -1,5 +1,7 @@
 """The Triton backend of every op, under the interpreter: agreement with float64, and what PyTorch asks of an op."""
 
+import weakref
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from assertions import assert_close
 from dexcore import ops
-from dexcore.ops import reference
+from dexcore.ops import experts_triton, reference
 from dexcore.ops.activation import ACTIVATIONS
 from dexcore.ops.expert_mlp import KEEPS
 from dexcore.ops.experts_triton import check_sizes
@@ -135,6 +137,39 @@ def test_float16_refuses_to_keep_gate_times_activation():
     case = plain.make_case()
     with pytest.raises(ValueError, match=r"keep='both' stores gate times activation.*use keep='z'"):
         run(case, torch.float16, keep="both")
+
+
+def test_a_backward_gives_memory_back_before_it_takes_more(monkeypatch):
+    alive = {}
+
+    def watch(name, *made):
+        """A launcher that notes which large tensors are alive at its call, and watches those that it makes."""
+        launcher = getattr(experts_triton, name)
+
+        def call(*arguments, **keywords):
+            order.append((name, {tensor for tensor, reference in alive.items() if reference() is not None}))
+            results = launcher(*arguments, **keywords)
+            for tensor, result in zip(made, results if isinstance(results, tuple) else (results,), strict=False):
+                alive[tensor] = weakref.ref(result)
+            return results
+
+        monkeypatch.setattr(experts_triton, name, call)
+
+    case, order = plain.make_case(), []
+    leaves = case.leaves(torch.float32)
+    y = ops.expert_mlp(*leaves, case.indices, keep="none", backend="triton")
+    watch("expert_up", "z")
+    watch("expert_dact", "dz", "w a")
+    watch("expert_dx", "dx")
+    watch("expert_wgrad")
+    torch.autograd.grad(y.sum(), leaves)
+    assert order == [
+        ("expert_up", set()),
+        ("expert_dact", {"z"}),
+        ("expert_wgrad", {"dz", "w a"}),
+        ("expert_dx", {"dz"}),
+        ("expert_wgrad", {"dz"}),
+    ]
 
 
 @pytest.mark.parametrize("wrong", [-1, 4])
