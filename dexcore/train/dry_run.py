@@ -2,6 +2,7 @@
 
 import sys
 import time
+from statistics import median
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,10 +14,11 @@ if TYPE_CHECKING:
     from dexcore.train.loop import Pretraining
 
 _MIB = 2**20
+_WARM_UP, _TIMED = 3, 7  # steps: the first ones take several times as long as those that follow
 
 
 def rehearse(run: "Pretraining") -> list[str]:
-    """Do a step to warm up and one with a clock, on all ranks together, and describe the run in lines.
+    """Do some steps to warm up and some with a clock, on all ranks together, and describe the run in lines.
 
     Changes the model in memory and writes nothing.
     """
@@ -25,13 +27,14 @@ def rehearse(run: "Pretraining") -> list[str]:
     with attention_kernel(run.device, config.run.precision):
         run.warm_up()
         batches = iter(run.batches(workers=0))
-        for _ in range(min(2, schedule.total_steps)):
+        times = []
+        for _ in range(min(_WARM_UP + _TIMED, schedule.total_steps)):
             began = time.perf_counter()
             batch = next(batches)
             loaded = time.perf_counter()
             run.step(batch, schedule.at(run.step_done))  # ends with a transfer from the device
-            stepped = time.perf_counter()
-    prepare, step = loaded - began, stepped - loaded
+            times.append((loaded - began, time.perf_counter() - loaded))
+    prepare, step = map(median, zip(*times[-_TIMED:], strict=True))
     workers = config.data.workers
     seconds = max(prepare / workers, step) if workers else prepare + step
     trained = sum(parameter.numel() for parameter in run.parameters)

@@ -1,8 +1,9 @@
 """The processes that train together, as torchrun starts them, and what they tell each other.
 
-A step has at most two small all-reduces beside the gradients': the routers' mean probabilities (`aux_losses`) and
-one vector with all else that the ranks must agree on (`share_load`). Rank 0, the main one, writes the run's
-folder and speaks to whoever watches; the others compute.
+A step has two small all-reduces beside the gradients': the routers' mean probabilities (`aux_losses`) and one vector
+with all else that the ranks must agree on (`share_load`). With gradient accumulation the first comes once a part,
+whose balance loss is its own. Rank 0, the main one, writes the run's folder and speaks to whoever watches; the others
+compute.
 """
 
 import os
