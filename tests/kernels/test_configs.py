@@ -62,6 +62,28 @@ def test_float32_has_smaller_tiles_than_bf16():
         assert a.block_m * a.block_n * a.block_k < b.block_m * b.block_n * b.block_k
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("architecture", "layer", "broad"),
+    [
+        ("sm_90", (768, 3072), {"down", "dx", "wgrad1", "wgrad2"}),
+        ("sm_90", (1280, 5120), {"down", "dx", "wgrad1", "wgrad2"}),
+        ("sm_90", (896, 3584), {"wgrad2"}),  # 896 columns would fill three and a half tiles
+        ("sm_90", (384, 1536), set()),  # 18 such tiles an expert: many multiprocessors would idle
+        ("sm_90", (192, 768), set()),
+        ("sm_90", (768, 3080), set()),
+        ("sm_80", (768, 3072), set()),
+        ("sm_100", (768, 3072), set()),
+    ],
+)
+def test_tiles_are_broad_on_hopper_where_they_fill_the_chip_and_their_epilogue_is_short(
+    dtype, architecture, layer, broad
+):
+    tiles = layer_config(architecture, *layer, dtype)._asdict()
+    wide = {name for name, tile in tiles.items() if (tile.block_m, tile.block_n) == (128, 256)}
+    assert wide == (set() if dtype == torch.float32 else broad)
+
+
 def test_under_the_interpreter_tiles_are_small():
     assert set(layer_config("interpreter", 768, 3072, torch.float32)) == {Gemm(32, 32, 32, 4, 1)}
 
