@@ -7,7 +7,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 torch.set_num_threads(2)
 
@@ -22,7 +22,9 @@ def pytest_configure(config):
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
-settings.register_profile("dexcore", deadline=None, derandomize=True, max_examples=25)
+# On a slow machine no test is wrong; under CI hypothesis leaves this check out by itself.
+slow = [HealthCheck.too_slow]
+settings.register_profile("dexcore", deadline=None, derandomize=True, max_examples=25, suppress_health_check=slow)
 settings.load_profile("dexcore")
 
 
