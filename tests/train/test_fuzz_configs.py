@@ -236,7 +236,7 @@ def feed_dry_runs(count, seed, store, folder):
         content = mutation(rng, good)
         file.write_bytes(content if isinstance(content, bytes) else content.encode())
         try:
-            config = read_yaml(file, whole)
+            config = read_yaml(file, PRESETS["laptop"])
         except ConfigError:
             continue
         if not is_small(config):
