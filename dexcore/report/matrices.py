@@ -12,6 +12,7 @@ from dexcore.report.model_measures import Conflict, Likeness
 from dexcore.report.pictures import BLUE, NEUTRAL, RED, Picture, new_figure, spread, styled, to_png
 
 _BLOCKS = 8  # drawn as matrices
+_AGREES = 0.1  # below it two halves of one modality do not agree with each other: a grey row
 
 
 def gradient_picture(analysis: Analysis, measured: Sequence[Conflict]) -> Picture | None:
@@ -33,11 +34,15 @@ def gradient_picture(analysis: Analysis, measured: Sequence[Conflict]) -> Pictur
             for place in range(size):
                 frame = {"fill": False, "edgecolor": NEUTRAL, "linewidth": 1.6}
                 axis.add_patch(_rectangle(place - 0.5, place - 0.5, **frame))
+            unsure = ~(np.diagonal(cosines) >= _AGREES)
             for (row, column), cosine in np.ndenumerate(cosines):
-                color = "white" if abs(cosine) > 0.6 else "black"
+                if unsure[row] or unsure[column]:
+                    axis.add_patch(_rectangle(column - 0.5, row - 0.5, facecolor="#c8c8c8", edgecolor="none"))
+                color = "white" if abs(cosine) > 0.6 and not (unsure[row] or unsure[column]) else "black"
                 text = f"{round(100 * cosine)}" if math.isfinite(cosine) else "–"
                 axis.text(column, row, text, ha="center", va="center", color=color, fontsize=8)
         bar = figure.colorbar(image, ax=halves, fraction=0.05, pad=0.03, aspect=40, ticks=[-1, -0.5, 0, 0.5, 1])
+        bar.ax.set_yticklabels(["-100", "-50", "0", "50", "100"])
         bar.outline.set_visible(False)
         png = to_png(figure)
     said = "; ".join(
@@ -49,7 +54,7 @@ def gradient_picture(analysis: Analysis, measured: Sequence[Conflict]) -> Pictur
         title="Do modalities pull the same way?",
         reading=(
             "Modalities that meet in red pull the weights the same way, in blue against each other; the framed "
-            "diagonal, two halves of one modality, is the most that so few images allow."
+            "diagonal, two halves of one modality, is agreement with so few images, and grey where even they disagree."
         ),
         bad=(
             "deep blue among the experts: modalities with opposite wishes share experts, which routing was to prevent. "
@@ -59,9 +64,9 @@ def gradient_picture(analysis: Analysis, measured: Sequence[Conflict]) -> Pictur
         found=f"Mean cosine, {said}. Most opposed in the shared weights: {first} and {second}, {cosine:.2f}.",
         detail=(
             "Cosines, times 100, between gradients of the reconstruction loss on training images, at the end of the "
-            "run: above of the encoder's weights that every image uses, below of its experts. Where the diagonal is "
-            "low its row says little. White has nothing to do with each other; at the end of a long training gradients "
-            "mostly cancel, and white is what is left. Modalities with fewer than two training images are not shown."
+            "run: above of the encoder's weights that every image uses, below of its experts. White has nothing to do "
+            "with each other; at the end of a long training gradients mostly cancel, and white is what is left. "
+            "Modalities with fewer than two training images are not shown."
         ),
     )
 

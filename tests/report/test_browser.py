@@ -1,4 +1,4 @@
-"""The report in a real browser, at a phone's width, light and dark."""
+"""The report in a real browser, at a phone's width, light and dark, and on a desk."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from made_runs import make_evaluation, write_run
 
 from dexcore.report import build_report
 
-PHONE = 390
+PHONE, DESK = 390, 1440
 BROWSER = find_browser()
 pytestmark = pytest.mark.skipif(BROWSER is None, reason=f"no browser here: none of {', '.join(BROWSERS)} is installed")
 
@@ -40,6 +40,13 @@ def test_nothing_goes_wrong_on_a_phone(looks, report, dark):
     assert seen.console == []
     assert seen.requests == []
     assert seen.smallest_text >= 13
+
+
+def test_nothing_goes_wrong_on_a_desk(report, tmp_path):
+    seen = look_at(BROWSER, report, tmp_path / "profile", DESK)
+    assert seen.width == DESK
+    assert seen.scroll_width <= DESK
+    assert seen.missing == seen.console == seen.requests == []
 
 
 def test_the_page_follows_the_readers_choice_of_light_and_dark(looks):
