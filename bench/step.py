@@ -12,7 +12,7 @@ autocast. The router noise makes every image of every block choose its experts f
 changes a route. Of ViT-B a quarter of the blocks, encoder and decoder: two whole ones with their gradients and
 AdamW's moments are 18 GB. On a GPU it is whole.
 
-Before anything is timed, with a few of the images, losses, clipped gradients, the directors' movement, and what an
+Before anything is timed, with a few of the images and blocks, losses, clipped gradients, the directors' movement, and what an
 update does to the loss are held to the published step in float64, from which dexcore may err twice as much as the
 published step in the same precision, at its worst in any block. For that the first step has a learning rate of 0: the
 published directors follow the experts of before the update, dexcore's those of after.
@@ -215,9 +215,10 @@ def _role(name: str) -> str:
 
 
 def check(options: Options) -> Refused:
-    """Hold dexcore's step to the published one, with a few of the images that are timed."""
+    """Hold dexcore's step to the published one, with a few of the images and blocks that are timed."""
     for case in cases(options):
-        fewer = case._replace(images=max(4, case.images // 4))
+        layers, decoder_layers = min(case.layers, 3), min(case.decoder_layers, 2)
+        fewer = case._replace(images=max(4, case.images // 4), layers=layers, decoder_layers=decoder_layers)
         for dtype, worst in check_case(fewer, dtypes(options), options.device).items():
             print(f"{fewer} {dtype_name(dtype)}: errors reach {worst:.2f} of what is allowed", flush=True)
     return {}
