@@ -12,10 +12,10 @@ autocast. The router noise makes every image of every block choose its experts f
 changes a route. Of ViT-B a quarter of the blocks, encoder and decoder: two whole ones with their gradients and
 AdamW's moments are 18 GB. On a GPU it is whole.
 
-Before anything is timed, with a few of the images and blocks, losses, clipped gradients, the directors' movement, and what an
-update does to the loss are held to the published step in float64, from which dexcore may err twice as much as the
-published step in the same precision, at its worst in any block. For that the first step has a learning rate of 0: the
-published directors follow the experts of before the update, dexcore's those of after.
+Before anything is timed, with a few of the images and blocks, losses, clipped gradients, the directors' movement, and
+what an update does to the loss are held to the published step in float64, from which dexcore may err twice as much as
+the published step in the same precision, at its worst in any block. For that the first step has a learning rate of 0:
+the published directors follow the experts of before the update, dexcore's those of after.
 
 FLOPs are those of all GEMMs; bytes are what parameters, gradients and moments must move at least, activations not.
 """
