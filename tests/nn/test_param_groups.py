@@ -66,5 +66,5 @@ def test_bad_arguments_are_named(model, arguments, error, message):
 
 
 def test_parameters_instead_of_a_model_are_refused_by_name(model):
-    with pytest.raises(TypeError, match="model must be a torch.nn.Module"):
+    with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module"):
         param_groups(list(model.parameters()), 0.1)
