@@ -103,7 +103,12 @@ def layer_tiles(entry: str) -> configs.LayerConfig:
 
 
 class Layer:
-    """The tensors of one DEX layer in training: parameters in float32, the rest in the compute dtype."""
+    """The tensors of one DEX layer in training under autocast.
+
+    Parameters, their gradients, gates, and the layer's input and its gradient are float32; all else, the copies of
+    weights and biases that the experts' kernels are given among it, has the compute dtype. With "half-x" the input,
+    too.
+    """
 
     def __init__(self, entry: str) -> None:
         _, _, precision, shape, *options = entry.split()
@@ -125,12 +130,22 @@ class Layer:
         return self.empty(*shape, dtype=torch.float32)
 
     def bias(self, *shape: int) -> Tensor | None:
-        return None if "no-bias" in self.options else self.float(*shape)
+        return None if "no-bias" in self.options else self.empty(*shape)
+
+    @property
+    def input_dtype(self) -> torch.dtype:
+        return self.dtype if "half-x" in self.options else torch.float32
 
     @property
     def images(self) -> Tensor:
-        """x, y and their gradients."""
+        """x as the experts are given it, y and y's gradient."""
         return self.empty(IMAGES, TOKENS, self.width)
+
+    @property
+    def routed(self) -> Tensor:
+        """What of the layer's input the router is given."""
+        tokens = 1 if self.one_of("cls", "mean") == "cls" else TOKENS
+        return self.empty(IMAGES, tokens, self.width, dtype=self.input_dtype)
 
     @property
     def gates(self) -> Tensor:
@@ -181,12 +196,12 @@ def _arguments(launcher: str, layer: Layer) -> tuple[tuple[Any, ...], dict[str, 
         case "expert_load":
             return (layer.gates, layer.indices, EXPERTS), {}
         case "route_forward":
-            weight, noise, pool = layer.float(EXPERTS, width), layer.float(IMAGES, EXPERTS), layer.one_of("cls", "mean")
-            return (layer.images, weight, noise, TOP_K, 0.5, pool), {}
+            weight, noise = layer.float(EXPERTS, width), layer.float(IMAGES, EXPERTS) if "noise" in options else None
+            return (layer.routed, weight, noise, TOP_K, 0.5, layer.one_of("cls", "mean")), {}
         case "route_backward":
             gates, probs, weight = layer.gates, layer.float(IMAGES, EXPERTS), layer.float(EXPERTS, width)
             pool = layer.one_of("cls", "mean")
-            return (gates, probs, layer.images, weight, gates, layer.indices, probs, 0.5, pool), {}
+            return (gates, probs, layer.routed, weight, gates, layer.indices, probs, 0.5, pool), {}
         case "expert_up":
             director = (layer.empty(hidden, width), layer.bias(hidden)) if "director" in options else None
             keep = {"keep_z": "z" in options, "keep_a": "wa" in options}
@@ -220,7 +235,7 @@ def _arguments(launcher: str, layer: Layer) -> tuple[tuple[Any, ...], dict[str, 
             grad_y = layer.image_rows(width) if "grad_y" in options else None
             return (layer.float(), layer.image_rows(width), grad_y, layer.dtype), {}
         case "sum_slots":
-            return (layer.narrow, made, layer.dtype), {}
+            return (layer.narrow, made, layer.input_dtype), {}
         case "token_sums":
             return (layer.images,), {}
         case "bias1_gradient":
@@ -247,7 +262,7 @@ def compile_entry(entry: str) -> list[dict[str, Any]]:
         A record for each kernel: registers, stack bytes, spills (on NVIDIA the instructions that touch the stack, on
         AMD the registers spilled), shared memory bytes, tensor-core instructions, and what its dots multiply.
     """
-    launcher, architecture, *_ = entry.split()
+    architecture = entry.split()[1]
     driver.set_active(_Machine(TARGETS[architecture]))
     records: list[dict[str, Any]] = []
 
@@ -258,12 +273,17 @@ def compile_entry(entry: str) -> list[dict[str, Any]]:
         record = {"kernel": compiled.metadata.name, **usage, "shared": compiled.metadata.shared}
         records.append(record | {"instructions": seen, "dots": _dots(compiled.asm["ttir"])})
 
-    layer = Layer(entry)
-    arguments, settings = _arguments(launcher, layer)
-    home = importlib.import_module(f"dexcore.kernels.{HOMES[launcher]}")
     with compiling(report):
-        getattr(home, launcher.rstrip("12"))(*arguments, **settings)
+        call_launcher(entry)
     return records
+
+
+def call_launcher(entry: str) -> None:
+    """The call that an entry of `bench.matrix` stands for."""
+    launcher = entry.split()[0]
+    arguments, settings = _arguments(launcher, Layer(entry))
+    home = importlib.import_module(f"dexcore.kernels.{HOMES[launcher]}")
+    getattr(home, launcher.rstrip("12"))(*arguments, **settings)
 
 
 def _dots(ttir: str) -> list[str]:

@@ -5,7 +5,7 @@ An entry is one call of one launcher, written as the words that `bench.compile_e
     launcher architecture precision shape options...        expert_up sm_90 bf16 768x3072 gelu z wa director
 
 The layer is the paper's: 224 images of 65 tokens, R 8, k 2, with D 768 and H 3072, or ViT-T's D 192 and H 768, or one
-whose rows are not aligned.
+whose rows are not aligned. A test holds the entries to what a layer's step under autocast launches.
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ NO_STACK = ("sm_80", "sm_90")
 # What a dot product of half-precision operands must become. TF32 may be any of them.
 TENSOR_INSTRUCTION = {"sm_80": "mma.sync", "sm_90": "wgmma", "sm_100": "tcgen05", "gfx942": "v_mfma"}
 
-# What a training step launches, with keep "both".
+# What a training step launches, with keep "both": all of it, and nothing else.
 GEMMS = (
     "expert_up gelu z wa director",
     "expert_down director",
@@ -31,27 +31,27 @@ GEMMS = (
 )
 # Their code depends on D ...
 BY_WIDTH = (
-    "route_forward cls",
-    "route_backward cls",
     "mix_align_forward kd gradient",
     "sum_slots",
 )
 # ... and theirs does not.
 OTHERS = (
-    "align_backward",
+    "align_backward grad_y",
     "token_sums",
     "bias1_gradient",
     "bias2_gradient",
     "gate_gradient",
     "group_ema",
 )
-# They know no dtype.
+# They do not know the compute dtype: the router reads the layer's input.
+ROUTING = ("route_forward cls", "route_backward cls")
 COUNTERS = ("make_plan", "expert_load")
 # On parameters, which are float32 in training.
 ON_PARAMETERS = ("group_ema",)
 
 # The other keep-levels, the parts by themselves, the other kinds, once.
 VARIANTS = (
+    "expert_up gelu wa director",
     "expert_up gelu wa",
     "expert_up gelu z",
     "expert_up gelu z wa",
@@ -59,13 +59,17 @@ VARIANTS = (
     "expert_down",
     "expert_down director no-bias",
     "expert_dact gelu wa",
-    "route_forward mean",
+    "route_forward cls noise",
+    "route_forward cls half-x",
+    "route_backward cls half-x",
+    "route_forward mean noise",
     "route_backward mean",
     "mix_align_forward kd",
     "mix_align_forward cosine gradient",
     "mix_align_forward mse gradient",
     "align_forward kd gradient",
-    "align_backward grad_y",
+    "align_backward",
+    "sum_slots half-x",
     "gate_gradient no-bias",
     "group_ema unaligned",
 )
@@ -81,7 +85,7 @@ def entries() -> list[str]:
         found.append(" ".join([launcher, architecture, precision, shape, *options]))
 
     for architecture in ARCHITECTURES:
-        for call in GEMMS + BY_WIDTH:
+        for call in GEMMS + BY_WIDTH + ROUTING:
             add(call, architecture, "bf16", VIT_B)
             add(call, architecture, "bf16", VIT_T)
         for call in OTHERS + COUNTERS:
