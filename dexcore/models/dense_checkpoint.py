@@ -25,12 +25,13 @@ from torch import Tensor, nn
 from dexcore.checks import check_kind, check_whole
 from dexcore.models.dense_layouts import PATCHES, Found, of_decoder, read_dense_layout
 from dexcore.models.mae import MaskedAutoencoder
-from dexcore.models.pretrained import ModelFileError, check_has_data, load_exactly
+from dexcore.models.pretrained import ModelFileError, check_fit, check_has_data, shorten
 
 _log = logging.getLogger(__name__)
 
 Grid = tuple[int, int]
 
+_DIRECTOR, _EXPERTS = ".mlp.director.", ".mlp.experts."
 _TOKENS = ("cls_token", "dist_token", "reg_token")  # before the patches, in timm's order
 # What decides a transformer's features: without a place in the model it would be another network.
 _TRUNK = ("blocks.", "patch_embed.", "pos_embed", "norm_pre.", "dist_token", "reg_token")
@@ -104,8 +105,9 @@ def load_dense_checkpoint(model: nn.Module, path: str | os.PathLike[str], *, gri
         ValueError: ``model`` is on the meta device, or ``grid`` is not two numbers from 1 on.
         FileNotFoundError: there is no such file.
         ModelFileError: the file cannot be read, holds no vision transformer or several, has gated MLPs (SwiGLU, as
-            DINOv2's giant) or experts, or its tensors are not the model's: names those that are missing, unexpected
-            or of another shape, with both shapes. The model is untouched.
+            DINOv2's giant) or experts, its tensors are not the model's (names those that are missing, unexpected or
+            of another shape, with both shapes), or its numbers are not all finite in the model's dtype (names the
+            tensors). The model is untouched.
     """
     vit = _vision_transformer(model)
     if grid is not None:
@@ -121,15 +123,13 @@ def load_dense_checkpoint(model: nn.Module, path: str | os.PathLike[str], *, gri
     tokens = {name: found[name].tensor.shape[1] for name in _TOKENS if name in found and found[name].tensor.ndim == 3}
     _leave_out_unplaced(vit, encoder, load)
     values = _fit_to_model(vit, encoder, tokens, grid, load)
-    own = model.state_dict()
     if isinstance(model, MaskedAutoencoder):
         values = {f"encoder.{name}": tensor for name, tensor in values.items()}
         if decoder:
             values |= _fit_decoder(model, decoder, tokens, grid, load)
     else:
         load.unused.update({part.origin: "the model has no decoder" for part in decoder.values()})
-    load.kept.extend(name for name in own if name not in values and _may_be_kept(name, found))
-    load_exactly(model, {name: own[name] for name in load.kept} | values, load.path)
+    _load_into(model, values, found, load)
     _log.info("%s", load)
     return load
 
@@ -142,6 +142,24 @@ def _vision_transformer(model: nn.Module) -> VisionTransformer:
         raise TypeError(f"model must embed patches with timm's PatchEmbed, got {type(vit.patch_embed).__name__}")
     check_has_data(model)
     return vit
+
+
+def _load_into(model: nn.Module, values: dict[str, Tensor], found: dict[str, Found], load: DenseLoad) -> None:
+    """Load values that have a dense model's names; an MLP's go into the director and into every expert."""
+    state = model.state_dict()
+    own = {_dense_name(name): tensor for name, tensor in state.items() if _EXPERTS not in name}
+    load.kept.extend(name for name in own if name not in values and _may_be_kept(name, found))
+    values = {name: own[name] for name in load.kept} | values
+    origins = {name: found[name.removeprefix("encoder.")].origin for name in values if name not in load.kept}
+    check_fit(model, own, values, load.path, origins)
+    if odd := [name for name in origins if not values[name].to(own[name].dtype).isfinite().all()]:
+        told = shorten([f"{origins[name]} (as {own[name].dtype})" for name in odd])
+        raise ModelFileError(f"{load.path} holds numbers that are not finite: {told}")
+    model.load_state_dict({name: values[_dense_name(name)].expand_as(tensor) for name, tensor in state.items()})
+
+
+def _dense_name(name: str) -> str:
+    return name.replace(_DIRECTOR, ".mlp.").replace(_EXPERTS, ".mlp.")
 
 
 def _leave_out_unplaced(vit: VisionTransformer, encoder: dict[str, Found], load: DenseLoad) -> None:
@@ -172,8 +190,7 @@ def _may_be_kept(name: str, found: dict[str, Found]) -> bool:
 def _fit_to_model(
     vit: VisionTransformer, encoder: dict[str, Found], tokens: dict[str, int], grid: Grid | None, load: DenseLoad
 ) -> dict[str, Tensor]:
-    """The encoder's values under the model's own names, resampled and copied to director and experts."""
-    own = vit.state_dict()
+    """The encoder's values, resampled."""
     values = {name: part.tensor for name, part in encoder.items()}
     changes: dict[str, str] = {}
     patches, place = values[PATCHES], vit.patch_embed.proj.weight
@@ -186,12 +203,6 @@ def _fit_to_model(
             load.resampled[part.origin] = changes[name]
         else:
             load.used.append(part.origin)
-        before, mlp, after = name.rpartition(".mlp.")
-        director = f"{before}{mlp}director.{after}"
-        if mlp and director in own:
-            experts = f"{before}{mlp}experts.{after}"
-            value = values.pop(name)
-            values |= {director: value, experts: value.expand(own[experts].shape[0], *value.shape)}
     return values
 
 

@@ -3,7 +3,10 @@
 import argparse
 import json
 import os
+import pickle
+import re
 import reprlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,6 +22,7 @@ WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 FORMAT_VERSION = 1
 _NAMES_IN_A_MESSAGE = 8
+_ADVICE = re.compile(r"\s+(?:Please use|In PyTorch 2\.6)")
 
 
 class ModelFileError(ValueError):
@@ -116,19 +120,39 @@ def load_exactly(model: nn.Module, tensors: dict[str, torch.Tensor], source: str
         assign: let the model take over the tensors with their dtype, not copy the numbers into its own.
 
     Raises:
+        ModelFileError: as `check_fit` does.
+    """
+    check_fit(model, model.state_dict(), tensors, source)
+    model.load_state_dict(tensors, assign=assign)
+
+
+def check_fit(
+    model: nn.Module,
+    own: Mapping[str, torch.Tensor],
+    tensors: Mapping[str, torch.Tensor],
+    source: str,
+    origins: Mapping[str, str] | None = None,
+) -> None:
+    """Compare ``tensors`` with ``own``, the model's by name.
+
+    Args:
+        source: what to call them in the message.
+        origins: what the file calls them, where it is something else.
+
+    Raises:
         ModelFileError: names all that is missing, unexpected, of another shape or of another kind of number.
     """
-    own = model.state_dict()
+    called = {name: (origins or {}).get(name, name) for name in [*own, *tensors]}
     faults = {
         "missing": [name for name in own if name not in tensors],
-        "unexpected": [name for name in tensors if name not in own],
+        "unexpected": [called[name] for name in tensors if name not in own],
         "of another shape": [
-            f"{name} {list(tensors[name].shape)}, expected {list(own[name].shape)}"
+            f"{called[name]} {list(tensors[name].shape)}, expected {list(own[name].shape)}"
             for name in own
             if name in tensors and tensors[name].shape != own[name].shape
         ],
         "of another kind of number": [
-            f"{name} {tensors[name].dtype}, expected {own[name].dtype}"
+            f"{called[name]} {tensors[name].dtype}, expected {own[name].dtype}"
             for name in own
             if name in tensors and tensors[name].is_floating_point() != own[name].is_floating_point()
         ],
@@ -136,7 +160,6 @@ def load_exactly(model: nn.Module, tensors: dict[str, torch.Tensor], source: str
     if any(faults.values()):
         told = "; ".join(f"{what}: {shorten(names)}" for what, names in faults.items() if names)
         raise ModelFileError(f"{source} does not fit the {type(model).__name__}: {told}")
-    model.load_state_dict(tensors, assign=assign)
 
 
 def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
@@ -164,9 +187,16 @@ def read_pickle(path: Path) -> Any:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes make the unpickler raise anything
+        # Not from the error: its text tells how to run the file's code.
         raise ModelFileError(
-            f"{path} cannot be read with weights_only=True: {type(error).__name__}: {error}"
-        ) from error
+            f"{path} cannot be read with weights_only=True: {type(error).__name__}: {_finding(error)}"
+        ) from None
+
+
+def _finding(error: Exception) -> str:
+    """What PyTorch found in a file, without its advice to read it with weights_only=False or an allowlist."""
+    wrapped = error.__context__ if isinstance(error, pickle.UnpicklingError) else None
+    return shorten([_ADVICE.split(str(wrapped or error))[0]])
 
 
 def check_plain(tensors: dict[str, torch.Tensor], source: str) -> None:

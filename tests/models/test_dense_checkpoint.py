@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import traceback
 
 import pytest
 import timm
@@ -380,7 +381,7 @@ def changed(**changes):
         (
             lambda: dense(mlp_ratio=3.0),
             None,
-            r"of another shape: .*blocks.0.mlp.director.fc1.weight \[48, 16\], expected \[32, 16\]",
+            r"of another shape: .*blocks.0.mlp.fc1.weight \[48, 16\], expected \[32, 16\]",
         ),
         (lambda: dense(embed_dim=24), None, r"cls_token \[1, 1, 24\], expected \[1, 1, 16\], pos_embed \[1, 17, 24\]"),
         (lambda: dense(in_chans=1), None, r"patch_embed.proj.weight \[16, 1, 8, 8\], expected \[16, 3, 8, 8\]"),
@@ -428,6 +429,53 @@ def test_a_file_that_does_not_fit_is_refused_by_name_and_changes_nothing(write, 
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
+@pytest.mark.parametrize("make", [dex, lambda: autoencoder(dex()), dense])
+@pytest.mark.parametrize("prefix", ["", "backbone."])
+def test_a_wrong_tensor_of_an_mlp_is_told_once_and_as_the_file_calls_it(write, make, prefix):
+    """Although director and experts would both get it."""
+    first, second = f"{prefix}blocks.0.mlp.fc1.weight", "blocks.1.mlp.fc2.bias"
+    state = under(prefix, state_of(dense()))
+    state[first] = torch.zeros(48, WIDTH)
+    del state[prefix + second]
+    model = make()
+    with pytest.raises(ModelFileError) as raised:
+        load_dense_checkpoint(model, write(state))
+    encoder = "encoder." if isinstance(model, MaskedAutoencoder) else ""
+    _, _, told = str(raised.value).partition(" does not fit the ")
+    assert told == (
+        f"{type(model).__name__}: missing: {encoder}{second}; of another shape: {first} [48, 16], expected [32, 16]"
+    )
+
+
+@pytest.mark.parametrize("make", [dex, lambda: autoencoder(dex())])
+@pytest.mark.parametrize(
+    "name", ["blocks.0.mlp.fc1.weight", "blocks.1.attn.qkv.bias", "pos_embed", "cls_token", "decoder_embed.weight"]
+)
+@pytest.mark.parametrize("number", [float("nan"), float("-inf")])
+def test_weights_that_are_not_finite_are_refused_by_name_and_change_nothing(write, make, name, number):
+    content = state_of(autoencoder(dense()))
+    content = without_prefix(content)
+    content[name].view(-1)[-1] = number
+    model, path = make(), write({"model": content})
+    before = state_of(model)
+    if name.startswith("decoder_") and not isinstance(model, MaskedAutoencoder):
+        assert load_dense_checkpoint(model, path).unused[f"model.{name}"] == "the model has no decoder"
+        return
+    with pytest.raises(ModelFileError) as raised:
+        load_dense_checkpoint(model, path)
+    assert str(raised.value) == f"{path} holds numbers that are not finite: model.{name} (as torch.float32)"
+    assert all(torch.equal(tensor, before[at]) for at, tensor in model.state_dict().items())
+
+
+def test_numbers_that_the_models_dtype_cannot_hold_are_refused(write):
+    content = state_of(dense())
+    content["norm.weight"][0] = 1e6
+    path = write(content)
+    load_dense_checkpoint(dex(), path)
+    with pytest.raises(ModelFileError, match=r"not finite: norm\.weight \(as torch\.float16\)$"):
+        load_dense_checkpoint(dex().half(), path)
+
+
 def test_what_the_model_needs_beyond_the_file_is_refused_by_name(write):
     path = write(state_of(dense()))
     with pytest.raises(ModelFileError, match=r"missing: blocks\.0\.ls1\.gamma"):
@@ -464,6 +512,35 @@ def test_a_file_that_cannot_be_read_is_refused_by_name(write, spoil, suffix):
         ModelFileError, match=rf"checkpoint{suffix} (cannot be read with weights_only=True|is no whole)"
     ):
         load_dense_checkpoint(dex(), path)
+
+
+class NotAllowed:
+    """A class that no checkpoint needs."""
+
+
+def save_script(path):
+    torch.jit.script(nn.Linear(2, 2)).save(str(path))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+@pytest.mark.parametrize(
+    ("save", "finding"),
+    [
+        (lambda path: torch.save({"model": NotAllowed()}, path), r"GLOBAL \S+NotAllowed was not an allowed global"),
+        (lambda path: torch.save({"model": Harmful()}, path), r"GLOBAL posix\.abort whose module posix is blocked"),
+        (lambda path: torch.save(nn.Linear(2, 2), path), r"GLOBAL \S+Linear was not an allowed global"),
+        (save_script, "TorchScript archives"),
+        (lambda path: path.write_bytes(b"no checkpoint"), "Unsupported operand"),
+    ],
+)
+def test_the_reason_why_a_pickle_is_not_read_comes_without_advice_to_run_it(tmp_path, save, finding):
+    path = tmp_path / "checkpoint.pth"
+    save(path)
+    with pytest.raises(ModelFileError, match=finding) as raised:
+        load_dense_checkpoint(dex(), path)
+    printed = "".join(traceback.format_exception(raised.value))
+    for advice in ("`False`", "=False", "add_safe_globals", "Please", "In PyTorch 2.6"):
+        assert advice not in printed
 
 
 def test_a_dict_that_holds_itself_is_read_once(write):
