@@ -54,12 +54,11 @@ def calls(problem: Problem, device: torch.device) -> dict[str, Case]:
     scales = (width**-0.5, 1.0, problem.hidden**-0.5, 1.0)
     director = [normal(*shape, scale=scale) for shape, scale in zip(shapes, scales, strict=True)]
     experts = [normal(EXPERTS, *shape, scale=scale) for shape, scale in zip(shapes, scales, strict=True)]
-    # The kernels' weights are copies in the compute dtype, the biases the parameters themselves.
-    w1, b1, w2, b2 = experts[0].to(dtype), experts[1], experts[2].to(dtype), experts[3]
-    dw1, db1, dw2, db2 = director[0].to(dtype), director[1], director[2].to(dtype), director[3]
+    w1, b1, w2, b2 = (tensor.to(dtype) for tensor in experts)
+    dw1, db1, dw2, db2 = (tensor.to(dtype) for tensor in director)
     x, router = torch.randn(problem.shape, generator=generator), torch.empty(EXPERTS, width)
     steer(x, router, problem.routing, TOP_K, _TAU)
-    x, router = x.to(device, dtype), router.to(device)
+    routed, x, router = x[:, :1].contiguous().to(device), x.to(device, dtype), router.to(device)
     loss_y, grad_loss = normal(batch * tokens, width, dtype=dtype), torch.full((), 0.01, device=device)
     grad_gates, grad_probs = normal(batch, TOP_K), normal(batch, EXPERTS)
 
@@ -151,15 +150,15 @@ def calls(problem: Problem, device: torch.device) -> dict[str, Case]:
         return through, plain.sums_by_expert(through), (F.gelu(zd) * u).sum(1)
 
     def plain_route_backward() -> list[Tensor]:
-        leaves = [x.double().requires_grad_(), router.double().requires_grad_()]
+        leaves = [routed.double().requires_grad_(), router.double().requires_grad_()]
         found_gates, _, found_probs = reference.route(*leaves, TOP_K, _TAU)
         torch.autograd.backward([found_gates, found_probs], [grad_gates.double(), grad_probs.double()])
         return [leaf.grad for leaf in leaves]
 
-    routed = route.route_forward(x, router, None, TOP_K, _TAU, "cls")
+    chosen = route.route_forward(routed, router, None, TOP_K, _TAU, "cls")
 
     def route_back() -> tuple[Tensor, ...]:
-        return route.route_backward(grad_gates, grad_probs, x, router, *routed, _TAU, "cls")
+        return route.route_backward(grad_gates, grad_probs, routed, router, *chosen, _TAU, "cls")
 
     def simple(call: Callable[[], object], truth: Callable[[], object]) -> Case:
         """Of a kernel whose results are all compared."""
@@ -168,8 +167,8 @@ def calls(problem: Problem, device: torch.device) -> dict[str, Case]:
     rows_x = plain.rows_of(flat_x)
     return {
         "route_forward": simple(
-            lambda: route.route_forward(x, router, None, TOP_K, _TAU, "cls"),
-            lambda: reference.route(x, router, TOP_K, _TAU),
+            lambda: route.route_forward(routed, router, None, TOP_K, _TAU, "cls"),
+            lambda: reference.route(routed, router, TOP_K, _TAU),
         ),
         "make_plan": simple(lambda: make_plan(indices, EXPERTS, tokens, block_m)[:4], lambda: _plain_plan(indices)),
         "expert_up": simple(
@@ -206,7 +205,7 @@ def calls(problem: Problem, device: torch.device) -> dict[str, Case]:
             lambda: plain.by_flat_slot(gate_parts.double().sum(0) + (dyd * b2.double()[plain.experts]).sum(1)),
         ),
         "expert_dx": simple(down_x, lambda: plain.by_expert(dz.double(), lambda rows, e: rows @ w1[e].double())),
-        "sum_slots": simple(lambda: mix_align.sum_slots(dx, plan, dtype), lambda: plain.slots_sum(dx)),
+        "sum_slots": simple(lambda: mix_align.sum_slots(dx, plan, torch.float32), lambda: plain.slots_sum(dx)),
         "expert_wgrad 1": simple(wgrad1, lambda: plain.products_by_expert(dz.double(), rows_x)),
         "expert_wgrad 2": simple(wgrad2, lambda: plain.products_by_expert(dyd, wa.double())),
         "route_backward": simple(route_back, plain_route_backward),

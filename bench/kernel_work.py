@@ -25,7 +25,11 @@ from dexcore.kernels.plan import Plan
 
 
 class Problem(NamedTuple):
-    """A layer's step: the parameters and their gradients are float32, everything else ``dtype``."""
+    """A layer's step under autocast.
+
+    Parameters, the layer's input, and the gradients of both are float32; everything else is ``dtype``, the copies that
+    the experts' kernels are given among it.
+    """
 
     shape: Shape
     dtype: torch.dtype
@@ -63,13 +67,16 @@ def work(problem: Problem) -> dict[str, Work]:
         return torch.empty(shape, dtype=dtype, device="meta")
 
     plan = _meta_plan(problem)
-    x, o, images = meta(batch, tokens, width), meta(rows, width), meta(batch * tokens, width)
+    routed = meta(batch, 1, width, dtype=torch.float32)
+    o, images = meta(rows, width), meta(batch * tokens, width)
     router = meta(EXPERTS, width, dtype=torch.float32)
     gates, indices = meta(batch, TOP_K, dtype=torch.float32), meta(batch, TOP_K, dtype=torch.int64)
     pairs = [(meta(*s, dtype=torch.float32), meta(EXPERTS, *s, dtype=torch.float32)) for s in ffn_shapes(problem)]
     omega = torch.tensor(count) / slots
     return {
-        "route_forward": Work(route.route_forward_bytes(x, router, None, TOP_K, "cls"), 2 * batch * EXPERTS * width),
+        "route_forward": Work(
+            route.route_forward_bytes(routed, router, None, TOP_K, "cls"), 2 * batch * EXPERTS * width
+        ),
         "make_plan": Work(indices.nbytes + sum(table.nbytes for table in plan[:8])),
         "expert_up": Work(
             expert_up.expert_up_bytes(
@@ -80,10 +87,10 @@ def work(problem: Problem) -> dict[str, Work]:
                 hidden,
                 block_m,
                 size,
-                bias_itemsize=full,
+                bias_itemsize=size,
                 keep_z=True,
                 director=True,
-                director_bias_itemsize=full,
+                director_bias_itemsize=size,
             ),
             expert_up.expert_up_flops(batch, tokens, width, hidden, TOP_K, director=True),
         ),
@@ -96,9 +103,9 @@ def work(problem: Problem) -> dict[str, Work]:
                 hidden,
                 block_m,
                 size,
-                bias_itemsize=full,
+                bias_itemsize=size,
                 director=True,
-                director_bias_itemsize=full,
+                director_bias_itemsize=size,
             ),
             expert_down.expert_down_flops(batch, tokens, width, hidden, TOP_K, director=True),
         ),
@@ -113,14 +120,14 @@ def work(problem: Problem) -> dict[str, Work]:
         "bias2_gradient": Work(bias_gradients.bias2_gradient_bytes(count, batch, width, full)),
         "gate_gradient": Work(
             bias_gradients.gate_gradient_bytes(
-                count, batch, tokens, -(-hidden // config.dact.block_n), width, b2_itemsize=full
+                count, batch, tokens, -(-hidden // config.dact.block_n), width, b2_itemsize=size
             )
         ),
         "expert_dx": Work(
             expert_down.expert_dx_bytes(count, tokens, width, hidden, block_m, size),
             expert_down.expert_dx_flops(batch, tokens, width, hidden, TOP_K),
         ),
-        "sum_slots": Work(mix_align.sum_slots_bytes(o, plan, problem.dtype)),
+        "sum_slots": Work(mix_align.sum_slots_bytes(o, plan, torch.float32)),
         "expert_wgrad 1": Work(
             _wgrad_bytes(problem, hidden, width, config.wgrad1, left=False),
             expert_wgrad.expert_wgrad_flops(rows, hidden, width),
@@ -129,7 +136,7 @@ def work(problem: Problem) -> dict[str, Work]:
             _wgrad_bytes(problem, width, hidden, config.wgrad2, left=True),
             expert_wgrad.expert_wgrad_flops(rows, width, hidden),
         ),
-        "route_backward": Work(route.route_backward_bytes(x, router, TOP_K, "cls"), 4 * batch * EXPERTS * width),
+        "route_backward": Work(route.route_backward_bytes(routed, router, TOP_K, "cls"), 4 * batch * EXPERTS * width),
         "expert_load": Work(route.expert_load_bytes(gates, indices, EXPERTS)),
         "group_ema": Work(group_ema.group_ema_bytes(*zip(*pairs, strict=True), [omega] * len(pairs))),
     }

@@ -85,8 +85,8 @@ def kernels(key: Key, device: torch.device, images: int = IMAGES, tokens: int = 
     plans = {size: make_plan(indices, EXPERTS, tokens, size) for size in (16, 32, 64, 128, 256)}
     x, dy = normal(images, tokens, width), normal(images, tokens, width)
     z, wa = normal(rows, hidden), normal(rows, hidden)
-    w1, b1 = normal(EXPERTS, hidden, width, scale=width**-0.5), normal(EXPERTS, hidden).float()
-    w2, b2 = normal(EXPERTS, width, hidden, scale=hidden**-0.5), normal(EXPERTS, width).float()
+    w1, b1 = normal(EXPERTS, hidden, width, scale=width**-0.5), normal(EXPERTS, hidden)
+    w2, b2 = normal(EXPERTS, width, hidden, scale=hidden**-0.5), normal(EXPERTS, width)
     director_a = normal(images * tokens, hidden)
     up_director, down_director = (w1[0].clone(), b1[0].clone()), (director_a, w2[0].clone(), b2[0].clone())
     flat_x, flat_dy = x.view(-1, width), dy.view(-1, width)
