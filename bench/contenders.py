@@ -224,26 +224,16 @@ def step_of(
         routing: one of `bench.routings`; None leaves the router's random weights.
         update: whether the directors follow (the published loop's always do).
     """
-    stored = torch.promote_types(dtype, torch.float32)
-    layer.to(stored)
-    device = next(layer.parameters()).device
-    generator = torch.Generator().manual_seed(1)
-    x = torch.randn(shape, generator=generator)
-    grad_y = torch.randn(shape, generator=generator).to(device, stored)
-    if routing is not None and not isinstance(layer, Dense):
-        router = layer.router if isinstance(layer, PublishedLayer) else layer.pool.router
-        steer(x, router.weight, routing, TOP_K)
-    x = x.to(device, stored).requires_grad_()
+    forward, x, grad_y = _prepared(layer, shape, dtype, routing)
     # A model hands over the gradient in y's dtype. On the CPU the cast has always been part of the step.
-    upstream = {} if device.type == "cpu" else {d: grad_y.to(d) for d in (stored, dtype)}
+    upstream = {} if x.device.type == "cpu" else {d: grad_y.to(d) for d in (x.dtype, dtype)}
     leaves = [x, *layer.parameters()]
 
     def step() -> list[Tensor]:
         torch.autograd.graph.increment_version(leaves)  # as after an optimizer's step: no cast may be kept
         for leaf in leaves:
             leaf.grad = None
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
-            y, align, balance = layer(x)
+        y, align, balance = forward()
         grad = upstream[y.dtype] if upstream else grad_y.to(y.dtype)
         if align is None:
             y.backward(grad)
@@ -255,6 +245,49 @@ def step_of(
         return [y, align, balance, x.grad]
 
     return step
+
+
+def _prepared(
+    layer: Layer, shape: Shape, dtype: torch.dtype, routing: str | None
+) -> tuple[Callable[[], tuple[Tensor, Tensor, Tensor]], Tensor, Tensor]:
+    """A layer's forward, its input, and the gradient that y is given; the arguments are `step_of`'s."""
+    stored = torch.promote_types(dtype, torch.float32)
+    layer.to(stored)
+    device = next(layer.parameters()).device
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(shape, generator=generator)
+    grad_y = torch.randn(shape, generator=generator).to(device, stored)
+    if routing is not None and not isinstance(layer, Dense):
+        router = layer.router if isinstance(layer, PublishedLayer) else layer.pool.router
+        steer(x, router.weight, routing, TOP_K)
+    x = x.to(device, stored).requires_grad_()
+
+    def forward() -> tuple[Tensor, Tensor, Tensor]:
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            return layer(x)
+
+    return forward, x, grad_y
+
+
+def held_memory(layer: Layer, shape: Shape, dtype: torch.dtype, routing: str | None = None) -> float:
+    """MB that autograd holds from a layer's forward to its backward: what it saved, beside parameters and input.
+
+    The copies of the weights in the compute dtype count: they too are held. On any device the same.
+    """
+    forward, x, _ = _prepared(layer, shape, dtype, routing)
+    held: dict[int, int] = {}
+
+    def note(saved: Tensor) -> Tensor:
+        storage = saved.untyped_storage()
+        held[storage.data_ptr()] = storage.nbytes()
+        return saved.detach()  # itself would be a cycle, where it is an output
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda saved: saved):
+        results = forward()
+    for leaf in (x, *layer.parameters()):
+        held.pop(leaf.untyped_storage().data_ptr(), None)
+    del results  # alive until here, so that no address was used twice
+    return sum(held.values()) / 2**20
 
 
 def results(

