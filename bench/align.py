@@ -5,9 +5,11 @@
     dexcore     dexcore.ops.mix_align: one pass forward, one backward
     eager       separate operations of PyTorch, as the published loop has them
     compiled    the same through torch.compile
+    kernels     on a GPU: dexcore's two kernels alone, without the sum of the rows' losses
 
-dexcore's forward reads student and teacher and writes a gradient, its backward reads and writes one: five tensors of
-the student's size, which its share of the copy's bandwidth counts. The others move more, and have no such share.
+The kernels' forward reads student and teacher and writes a gradient, their backward reads and writes one: five tensors
+of the student's size, which the share of the copy's bandwidth counts. The goal is of the two kernels; a model's layers
+run them within `dex_mlp`. The others move more, and have no such share.
 """
 
 import sys
@@ -22,8 +24,9 @@ from bench.command import Ceilings, Goal, Line, Options, Refused, capture_or_rea
 from bench.contenders import REFERENCE, Shape, WrongResultError, relative_error
 from bench.published import published_align
 from bench.timing import captured, interleaved, machine
+from dexcore.kernels.mix_align import align_backward, align_forward
 from dexcore.ops import mix_align, reference
-from dexcore.ops.mix_align import ALIGNS
+from dexcore.ops.mix_align import ALIGNS, KERNEL_CONSTANTS
 
 COPY_SHARE = 0.85  # the goal on an H100
 _CPU_SHAPE, _QUICK = Shape(32, 65, 768), Shape(4, 5, 64)
@@ -61,23 +64,46 @@ def losses(kind: str) -> dict[str, Loss]:
     }
 
 
+def _tensors(shape: Shape, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+    """Student and teacher."""
+    generator = torch.Generator().manual_seed(5)
+    return [torch.randn(shape, generator=generator).to(dtype).to(device) for _ in range(2)]
+
+
 def make_step(
     loss: Loss, shape: Shape, dtype: torch.dtype, device: torch.device, computed: torch.dtype | None = None
 ) -> Callable[[], list[Tensor]]:
     """Forward and backward, of values rounded to ``dtype``, in ``computed``: the loss and the student's gradient."""
-    generator = torch.Generator().manual_seed(5)
-    student, teacher = (
-        torch.randn(shape, generator=generator).to(dtype).to(device, computed or dtype) for _ in range(2)
-    )
+    computed = computed or dtype
+    student, teacher = (tensor.to(computed) for tensor in _tensors(shape, dtype, device))
     student.requires_grad_()
+    one = torch.ones((), dtype=torch.promote_types(computed, torch.float32), device=device)
 
     def step() -> list[Tensor]:
         student.grad = None
         value = loss(student, teacher)
-        value.backward()
+        value.backward(one)
         return [value.detach(), student.grad]
 
     return step
+
+
+def kernels_step(kind: str, shape: Shape, dtype: torch.dtype, device: torch.device) -> Callable[[], list[Tensor]]:
+    """The two launches of dexcore's op: the rows' losses, and the student's gradient."""
+    student, teacher = (tensor.flatten(0, 1) for tensor in _tensors(shape, dtype, device))
+    one = torch.ones((), device=device)
+
+    def step() -> list[Tensor]:
+        row_losses, gradient = align_forward(student, teacher, kind, with_gradient=True, **KERNEL_CONSTANTS)
+        return [row_losses, align_backward(one, gradient, None, dtype).view(shape)]
+
+    return step
+
+
+def make_steps(kind: str, shape: Shape, dtype: torch.dtype, options: Options) -> dict[str, Callable[[], list[Tensor]]]:
+    """The contenders' steps; "eager" is what the others may err by."""
+    steps = {name: make_step(loss, shape, dtype, options.device) for name, loss in losses(kind).items()}
+    return steps | ({"kernels": kernels_step(kind, shape, dtype, options.device)} if options.on_gpu else {})
 
 
 def case_name(kind: str, dtype: torch.dtype) -> str:
@@ -93,9 +119,11 @@ def check(options: Options) -> Refused:
             plain = partial(reference.mix_align, kind=kind)
             truth = make_step(plain, shape, dtype, options.device, computed=torch.float64)()
             allowed: list[float] = []
-            for name in ("eager", "dexcore", "compiled"):
+            steps = make_steps(kind, shape, dtype, options)
+            for name in ("eager", *(name for name in steps if name != "eager")):
                 try:
-                    found = make_step(losses(kind)[name], shape, dtype, options.device)()
+                    loss, gradient = steps[name]()
+                    found = [loss.mean(), gradient]
                 except Exception as error:  # no compiler, or none that this machine's PyTorch can use
                     if name != "compiled":
                         raise
@@ -115,10 +143,9 @@ def measure(options: Options, ceilings: Ceilings, refused: Refused) -> list[Line
         for kind in ALIGNS:
             case = case_name(kind, dtype)
             steps: dict[str, Callable[[], object]] = {}
-            for name, loss in losses(kind).items():
+            for name, step in make_steps(kind, shape, dtype, options).items():
                 if name in refused.get(case, {}):
                     continue
-                step = make_step(loss, shape, dtype, options.device)
                 if options.on_gpu:
                     replay, reason = capture_or_reason(lambda step=step: captured(step))
                     if replay is None:
@@ -134,12 +161,12 @@ def measure(options: Options, ceilings: Ceilings, refused: Refused) -> list[Line
                 cells = [f"{seconds * 1e3:.3f}" for seconds in (time.median, time.p20, time.p80)] + [f"{speedup:.2f}"]
                 line: Line = {"bench": "align", **machine(options.device), **shape._asdict(), "kind": kind}
                 line |= {"dtype": dtype_name(dtype), "contender": name, **vars(time), "speedup": speedup}
-                if name == "dexcore":
+                if name in ("dexcore", "kernels"):
                     share = moved / time.median / 1e9 / ceilings[dtype]["copy_gbs"]
                     cells.append(f"{share:.2f}")
                     line |= {"bytes": moved, "copy_share": share}
                 print(table_row(name, *cells), flush=True)
-                if name == "dexcore" and options.on_gpu:
+                if name == "kernels":
                     goal = Goal("share of the largest copy's bandwidth", share, COPY_SHARE)
                     print(f"  {goal}")
                     line["goals"] = [goal._asdict() | {"met": goal.met}]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bench import align, ema, kernels, layer
-from bench.contenders import Shape
+from bench.contenders import Shape, WrongResultError
 from bench.timing import CPU
 
 CEILINGS = {torch.bfloat16: {"gemm_gflops": 1e-9, "copy_gbs": 1e9}}  # any GEMM is faster, any copy slower
@@ -64,6 +64,15 @@ def test_the_tables_of_ema_and_alignment_have_a_goal_each(options):
         goals = [goal for line in lines for goal in line.get("goals", [])]
         assert len(goals) == count
         assert not any(goal["met"] for goal in goals)
+
+
+def test_the_alignments_kernels_alone_are_held_to_float64_too(options, monkeypatch):
+    monkeypatch.setattr(align.torch, "compile", lambda loss, **_: loss)
+    assert align.check(options) == {}
+    right = align.align_backward
+    monkeypatch.setattr(align, "align_backward", lambda *arguments: 1.2 * right(*arguments))
+    with pytest.raises(WrongResultError, match="align, kernels, kd"):
+        align.check(options)
 
 
 def test_the_kernels_table_measures_every_kernel(options, monkeypatch):
