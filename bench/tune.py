@@ -6,12 +6,15 @@
 
 Every candidate must compile without spills and agree with the rule's tile before it is timed. The four kernels over
 the experts' rows get one block_m: that with the least time of all four. The paper's batch stands for all: the table
-knows no batch. Hundreds of kernels are compiled, so a layer takes many minutes.
+knows no batch. Hundreds of kernels are compiled first, as many at once as there are cores: a layer takes minutes.
 """
 
 import argparse
+import os
 import sys
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 
@@ -119,6 +122,20 @@ def kernels(key: Key, device: torch.device, images: int = IMAGES, tokens: int = 
     return {"up": up, "down": down, "dact": dact, "dx": dx, "wgrad1": wgrad1, "wgrad2": wgrad2}
 
 
+def compile_ahead(calls: dict[str, Call], rule: LayerConfig, tiles: list[Gemm]) -> float:
+    """Compile in parallel all that `time_all` will run; seconds. What does not compile says so in its turn."""
+    began = time.perf_counter()
+    with (
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+        triton.AsyncCompileMode(pool, ignore_errors=True),
+        compiling(lambda kernel: None),
+    ):
+        for name, call in calls.items():
+            for tile in dict.fromkeys((getattr(rule, name), *tiles)):
+                call(tile)
+    return time.perf_counter() - began
+
+
 def spills(call: Call, tile: Gemm) -> int:
     """Registers that the call's kernels spill, without launching them."""
     compiled: list = []
@@ -183,7 +200,9 @@ def fastest(times: Times) -> LayerConfig:
 def tune(key: Key, device: torch.device, table_file: Path | None) -> LayerConfig:
     """Time a layer's kernels, print what was found, and put it into the table."""
     rule = layer_config(*key)
-    times = time_all(kernels(key, device), rule, candidates(key), _BOUND[key.dtype])
+    calls, tiles = kernels(key, device), candidates(key)
+    print(f"  compiled in {compile_ahead(calls, rule, tiles):.0f} s", flush=True)
+    times = time_all(calls, rule, tiles, _BOUND[key.dtype])
     found = fastest(times)
     line = {"bench": "tune", **machine(device), **key._asdict(), "dtype": str(key.dtype).removeprefix("torch.")}
     for name in LayerConfig._fields:

@@ -74,6 +74,52 @@ def test_every_candidate_could_stand_in_the_table(architecture, dtype):
         check(key, LayerConfig(*[candidate] * 6))
 
 
+COMPILE = """
+import sys
+
+import torch
+import triton
+
+sys.path += sys.argv[1:]
+from fake_gpu import pretend
+
+pretend("sm_90")
+from bench import tune
+from dexcore.kernels.configs import Gemm, Key, LayerConfig
+from dexcore.kernels.launch import compiling
+
+key, rule, sound, unsound = Key("sm_90", 32, 64, torch.bfloat16), *(Gemm(n, 32, 32, 4, 1) for n in (32, 64, 48))
+with compiling(lambda kernel: None):
+    calls = {name: call for name, call in tune.kernels(key, torch.device("cpu"), 2, 5).items() if "wgrad" in name}
+assert tune.compile_ahead(calls, LayerConfig(*[rule] * 6), [sound, unsound]) > 0
+found, compiled_again = [], []
+triton.knobs.runtime.jit_cache_hook = lambda **kernel: compiled_again.append(kernel)
+with compiling(found.append):
+    for call in calls.values():
+        call(rule)
+        call(sound)
+assert len(found) == 4 and all(kernel.asm["cubin"] for kernel in found)
+with compiling(found.append):
+    calls["wgrad1"](unsound)
+assert not compiled_again
+try:
+    found[-1].asm
+except triton.runtime.errors.TritonError as error:
+    print(type(error).__name__)
+"""
+
+
+def test_all_candidates_are_compiled_before_the_first_is_timed_and_an_unsound_one_stops_nothing(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path)
+    folders = [str(ROOT), str(ROOT / "tests" / "kernels")]
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE, *folders], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "CompilationError\n"
+
+
 @pytest.fixture
 def interpreted(monkeypatch):
     """No compiler and no clock: tiles of 16 columns spill, and a tile's time is its area."""
