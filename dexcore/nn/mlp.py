@@ -9,6 +9,7 @@ from timm.layers import GELU, GELUTanh, Mlp, trunc_normal_
 from torch import Tensor, nn
 
 from dexcore import ops
+from dexcore.checks import check_kind, check_number, check_whole
 from dexcore.ops.checks import check_choice
 from dexcore.ops.expert_mlp import KEEPS, PRECISIONS
 from dexcore.ops.mix_align import ALIGNS
@@ -147,10 +148,9 @@ class DEXMlp(nn.Module):
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        hidden_features = hidden_features or in_features
-        for name, value in (("in_features", in_features), ("hidden_features", hidden_features)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        hidden_features = in_features if hidden_features is None else hidden_features
+        check_whole("in_features", in_features, 1)
+        check_whole("hidden_features", hidden_features, 1)
         _refuse_unsupported(in_features, out_features, norm_layer, bias, drop, use_conv)
         _check_routing_arguments(num_experts, top_k, tau)
         check_choice("pool", pool, POOLS)
@@ -207,8 +207,7 @@ class DEXMlp(nn.Module):
 
     @noise_std.setter
     def noise_std(self, sigma: float) -> None:
-        if not 0 <= sigma < math.inf:
-            raise ValueError(f"noise_std must be finite and >= 0, got {sigma}")
+        check_number("noise_std", sigma, "finite and >= 0", lambda sigma: 0 <= sigma < math.inf)
         self._noise_std = float(sigma)
         self._noisy = sigma > 0
         self._sigma.fill_(sigma)
@@ -224,8 +223,9 @@ class DEXMlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, N, D] -> [B, N, D]; leaves a `Routing` in ``routing``."""
         width = self.router.weight.shape[1]
-        if x.ndim != 3 or x.shape[2] != width:
-            raise ValueError(f"x must be tokens [B, N, {width}], got shape {list(x.shape)}")
+        if not isinstance(x, Tensor) or x.ndim != 3 or x.shape[2] != width:
+            got = f"shape {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+            raise ValueError(f"x must be tokens [B, N, {width}], got {got}")
         if self.mode == "director":
             self.routing = None
             return self.director(x)
@@ -349,8 +349,7 @@ def _check_routing_arguments(num_experts: int, top_k: int, tau: float) -> None:
         raise ValueError(f"num_experts must be at least 1, got {num_experts}")
     if not 1 <= top_k <= num_experts:
         raise ValueError(f"top_k must lie in 1..{num_experts} (num_experts), got {top_k}")
-    if not tau > 0:
-        raise ValueError(f"tau must be > 0, got {tau}")
+    check_number("tau", tau, "finite and > 0", lambda tau: 0 < tau < math.inf)
 
 
 def check_class_token(model: nn.Module) -> None:
@@ -367,7 +366,8 @@ def check_class_token(model: nn.Module) -> None:
 
 
 def dex_layers(model: nn.Module) -> list[DEXMlp]:
-    """The model's DEX layers in order of depth; ValueError where it has none."""
+    """The model's DEX layers in order of depth; ValueError where it has none, TypeError where it is no module."""
+    check_kind("model", model, nn.Module, "a torch.nn.Module")
     layers = [module for module in model.modules() if isinstance(module, DEXMlp)]
     if not layers:
         raise ValueError(f"model has no DEX layer: {type(model).__name__} holds no DEXMlp")

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from dexcore.checks import check_number
 from dexcore.ops.backend import resolve
 from dexcore.ops.checks import check_floating, check_same_device, check_shape
 from dexcore.ops.library import define_op
@@ -46,8 +47,7 @@ def group_ema_(
         raise ValueError(
             f"directors, experts and weights must be equally long, got {len(directors)}, {len(experts)}, {len(weights)}"
         )
-    if not 0 <= momentum <= 1:
-        raise ValueError(f"momentum must lie in 0..1, got {momentum}")
+    check_number("momentum", momentum, "in 0..1", lambda momentum: 0 <= momentum <= 1)
     for i, (director, expert, weight) in enumerate(zip(directors, experts, weights, strict=True)):
         names = f"directors[{i}]", f"experts[{i}]", f"weights[{i}]"
         for name, tensor in zip(names, (director, expert, weight), strict=True):

@@ -4,14 +4,23 @@ Axes: b images, n tokens, d width, r experts, k chosen. Always in float32 (float
 autocast too: a tie in half precision must not route differently between backends.
 """
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from dexcore.checks import check_number
 from dexcore.ops import onnx
 from dexcore.ops.backend import resolve
-from dexcore.ops.checks import check_choice, check_floating, check_same_device, check_shape, refuse_transforms
+from dexcore.ops.checks import (
+    check_choice,
+    check_floating,
+    check_integer,
+    check_same_device,
+    check_shape,
+    refuse_transforms,
+)
 from dexcore.ops.library import define_op
 
 POOLS = ("cls", "mean")
@@ -55,8 +64,7 @@ def route(
         raise TypeError(f"top_k must be an int, got {type(top_k).__name__}")
     if not 1 <= top_k <= experts:
         raise ValueError(f"top_k must lie in 1..{experts} (the number of experts), got {top_k}")
-    if not tau > 0:
-        raise ValueError(f"tau must be > 0, got {tau}")
+    check_number("tau", tau, "finite and > 0", lambda tau: 0 < tau < math.inf)
     if x.shape[1] < 1:
         raise ValueError("x must hold at least one token an image, got N = 0")
     if noise is not None:
@@ -85,7 +93,14 @@ def expert_load(gates: Tensor, indices: Tensor, num_experts: int, *, backend: st
         gates, indices: [B, k], as `route` returns them.
         num_experts: R.
         backend: "auto", "triton" or "eager".
+
+    Raises:
+        TypeError, ValueError: gates or indices of the wrong kind or shape; the message names them.
     """
+    check_floating("gates", gates)
+    check_integer("indices", indices)
+    check_shape("gates", gates, ("B", "k"))
+    check_shape("indices", indices, gates.shape)
     if resolve(backend, gates.device, gates.dtype) == "triton":
         from dexcore.kernels.route import expert_load as load
 

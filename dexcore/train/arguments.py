@@ -12,6 +12,7 @@ from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
+import dexcore
 from dexcore.extras import require
 from dexcore.report.files import CONFIG_FILE
 from dexcore.train.config import PRESETS, ConfigError, PretrainConfig, flat, shown
@@ -147,7 +148,10 @@ def _updated(base: Any, values: object, prefix: str) -> Any:
     for key, value in values.items():
         if key not in new:
             called = shown(key)[1:-1] if isinstance(key, str) else shown(key)
-            raise ConfigError(f"{prefix}{called}: no such field; {_nearest(called, list(new), prefix)}")
+            raise ConfigError(
+                f"{prefix}{called}: no such field in dexcore {dexcore.__version__}; "
+                f"{_nearest(called, list(new), prefix)}"
+            )
         if is_dataclass(new[key]):
             new[key] = _updated(new[key], value, f"{prefix}{key}.")
         else:

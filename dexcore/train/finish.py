@@ -27,7 +27,10 @@ def finish(run: "Pretraining") -> None:
         evaluation.save(run.folder / EVALUATION_FILE)
         analysis = analyze(run.model, run.images, evaluation, run.config, run.device)
         analysis.save(run.folder / ANALYSIS_FILE)
-        summary = build_report(run.folder)
+        try:
+            summary = build_report(run.folder)
+        except ValueError as error:
+            raise RunFolderError(f"{run.folder}: the training is done, its report cannot be made: {error}") from error
     except (OSError, SafetensorError) as error:
         raise RunFolderError(
             f"{run.folder}: the training is done, its model and report cannot be written: {error}; "

@@ -176,7 +176,7 @@ def test_bad_calls_are_named():
     layer = make()
     layer(torch.randn(2, 3, 8))
     before = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
-    with pytest.raises(ValueError, match="momentum must lie in"):
+    with pytest.raises(ValueError, match="momentum must be in"):
         update_directors(layer, 2.0)
     assert all(torch.equal(tensor, before[name]) for name, tensor in layer.state_dict().items())
     update_directors(layer, 0.9)  # the refused call consumed nothing

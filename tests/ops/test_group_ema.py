@@ -78,8 +78,9 @@ def test_opcheck():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"momentum": 1.5}, ValueError, r"momentum must lie in 0\.\.1"),
+        ({"momentum": 1.5}, ValueError, r"momentum must be in 0\.\.1"),
         ({"momentum": float("nan")}, ValueError, "momentum"),
+        ({"momentum": None}, TypeError, "momentum must be a number"),
         ({"experts": []}, ValueError, "equally long, got 1, 0, 1"),
         ({"experts": [torch.ones(4, 2)]}, ValueError, r"experts\[0\] must have shape \[R, 3\]"),
         ({"weights": [torch.ones(3)]}, ValueError, r"weights\[0\] must have shape \[4\]"),

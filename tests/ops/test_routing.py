@@ -123,8 +123,10 @@ def test_no_image_is_no_error():
         ({"top_k": 6}, ValueError, r"top_k must lie in 1\.\.5 \(the number of experts\), got 6"),
         ({"top_k": 0}, ValueError, "top_k"),
         ({"top_k": 1.5}, TypeError, "top_k must be an int"),
-        ({"tau": 0.0}, ValueError, "tau must be > 0"),
-        ({"tau": float("nan")}, ValueError, "tau must be > 0"),
+        ({"tau": 0.0}, ValueError, "tau must be finite and > 0"),
+        ({"tau": float("inf")}, ValueError, "tau must be finite"),
+        ({"tau": "0.5"}, TypeError, "tau must be a number"),
+        ({"tau": float("nan")}, ValueError, "tau must be finite and > 0"),
         ({"pool": "max"}, ValueError, "pool must be one of 'cls', 'mean'"),
         ({"noise": torch.zeros(2, 5)}, ValueError, r"noise must have shape \[3, 5\]"),
         ({"noise": torch.zeros(3, 5, dtype=torch.int32)}, TypeError, "noise must be floating point"),
@@ -147,3 +149,22 @@ def test_the_load_is_the_sum_of_each_experts_gates(backend):
     load = ops.expert_load(gates, indices, 5, backend=backend)
     assert_close(load, torch.tensor([float(e) for e in expected], dtype=torch.float64))
     assert load[1] == 0
+
+
+@pytest.mark.parametrize(
+    ("gates", "indices", "error", "message"),
+    [
+        (
+            torch.ones(3, 2, dtype=torch.int64),
+            torch.zeros(3, 2, dtype=torch.int64),
+            TypeError,
+            "gates must be floating",
+        ),
+        (torch.ones(3, 2), torch.zeros(3, 2), TypeError, "indices must be int64 or int32"),
+        (torch.ones(3), torch.zeros(3, dtype=torch.int64), ValueError, r"gates must have shape \[B, k\]"),
+        (torch.ones(3, 2), torch.zeros(3, 1, dtype=torch.int64), ValueError, r"indices must have shape \[3, 2\]"),
+    ],
+)
+def test_bad_arguments_of_the_load_are_named(gates, indices, error, message):
+    with pytest.raises(error, match=message):
+        ops.expert_load(gates, indices, 4)

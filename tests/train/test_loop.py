@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -154,6 +155,14 @@ def test_an_end_that_cannot_be_written_is_a_clear_error(run, name):
     (run.folder / name).mkdir(parents=True)  # in the way
     with pytest.raises(RunFolderError, match=rf"the training is done, .*cannot be written: .*{name}.*--resume"):
         finish(run)
+
+
+def test_metrics_that_are_lost_at_the_end_are_a_clear_error(whole_run, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(whole_run.out, folder)
+    (folder / "metrics.jsonl").write_text("")
+    with pytest.raises(RunFolderError, match=r"its report cannot be made: .*metrics\.jsonl: no step in it"):
+        pretrain(replace(whole_run, out=str(folder), resume=True))
 
 
 def test_metrics_hold_a_line_a_step_with_the_scheduled_values(whole_run):
