@@ -24,8 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "report",
         help="make a run's report again, from the numbers in its folder",
         description="Write report.html, its pictures and summary.json into a run's folder, from the numbers that the "
-        "run left there: metrics.jsonl, config.yaml, evaluation.npz, analysis.npz. Needs no model, no image and no "
-        "network.",
+        "run left there: metrics.jsonl, similarity.jsonl, config.yaml, evaluation.npz, analysis.npz. Needs no model, "
+        "no image and no network.",
     )
     report.add_argument("run", type=Path, metavar="RUN", help="the folder of a finished run (its --out)")
     arguments = parser.parse_args(argv)
