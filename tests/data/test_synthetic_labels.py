@@ -10,7 +10,7 @@ from scipy.stats import chi2_contingency
 from sklearn.ensemble import ExtraTreesClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
-from sklearn.model_selection import cross_val_predict
+from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -71,6 +71,7 @@ def _within(features, targets):
 
 
 def test_the_kind_of_lesion_is_learned_within_each_modality(corpus):
+    """Where nothing is to be learned a score of 200 images deviates from chance by 0.035."""
     labels, features = corpus
     scores = _within(features, _kind(labels))
     assert min(scores) > _CHANCE + 0.1, scores
@@ -78,28 +79,30 @@ def test_the_kind_of_lesion_is_learned_within_each_modality(corpus):
 
 
 def test_the_number_of_lesions_is_learned_too(corpus):
-    """All seven labels, chance 1/7."""
+    """All seven labels, chance 1/7. Where nothing is to be learned a score deviates from it by 0.025."""
     labels, features = corpus
     scores = _within(features, labels)
-    assert min(scores) > 1 / 7, scores
-    assert np.mean(scores) > 2.5 / 7, scores
+    assert min(scores) > 1 / 7 + 0.05, scores
+    assert np.mean(scores) > 0.4, scores
 
 
 def test_one_classifier_that_is_not_told_the_modality_learns_all_of_them(corpus):
+    """Cross-validated, so that CT, the hardest, is judged by all its images: 0.44 to 0.52 for three seeds."""
     labels, features = corpus
     kinds = _kind(labels)
-    model = ExtraTreesClassifier(200, class_weight="balanced", min_samples_leaf=3, random_state=0)
-    model.fit(np.concatenate(features[:, :_TRAIN]), np.concatenate(kinds[:, :_TRAIN]))
-    scores = [_score(model, features[m, _TRAIN:], kinds[m, _TRAIN:]) for m in range(len(Modality))]
-    assert min(scores) > _CHANCE
-    assert np.mean(scores) > 0.6
+    model = ExtraTreesClassifier(60, class_weight="balanced", min_samples_leaf=3, random_state=0)
+    folds = np.tile(np.arange(_IMAGES) % 5, len(Modality))
+    predicted = cross_val_predict(model, np.concatenate(features), kinds.ravel(), groups=folds, cv=GroupKFold(5))
+    scores = [balanced_accuracy_score(*own) for own in zip(kinds, predicted.reshape(kinds.shape), strict=True)]
+    assert min(scores) > _CHANCE + 0.07, scores
+    assert np.mean(scores) > 0.65, scores
 
 
 def test_the_label_carries_over_to_a_modality_that_was_never_seen(corpus):
     """Nine modalities teach the tenth: the label means the same in all. With labels shuffled they teach nothing."""
     labels, features = corpus
     kinds, features = _kind(labels), _standardized(features)
-    shuffled = np.random.default_rng(0).permuted(kinds, axis=1)
+    generator = np.random.default_rng(0)
 
     def transfer(taught):
         scores = []
@@ -110,7 +113,8 @@ def test_the_label_carries_over_to_a_modality_that_was_never_seen(corpus):
         return np.mean(scores)
 
     assert transfer(kinds) > _CHANCE + 0.1
-    assert abs(transfer(shuffled) - _CHANCE) < 0.05
+    by_chance = [transfer(generator.permuted(kinds, axis=1)) for _ in range(5)]  # each deviates by 0.05
+    assert abs(np.mean(by_chance) - _CHANCE) < 0.06, by_chance
 
 
 def test_labels_are_as_frequent_in_every_modality(corpus):

@@ -12,10 +12,10 @@ def run(*arguments):
     return subprocess.run([sys.executable, EXAMPLE, *arguments], capture_output=True, text=True)
 
 
-def test_it_goes_from_timm_to_dex_and_back_and_prints_the_accuracies():
-    done = run("--steps", "5", "--images", "40")
+def test_it_goes_from_timm_to_dex_and_back_and_every_model_has_learned():
+    done = run("--steps", "150", "--images", "500")
     assert done.returncode == 0, done.stderr
-    *table, last = done.stdout.splitlines()
+    *table, same, _, _ = done.stdout.splitlines()
     accuracies = {}
     for line in table:
         name, percent = re.fullmatch(r"(.+?) +([\d.]+)%   .+", line).groups()
@@ -30,8 +30,18 @@ def test_it_goes_from_timm_to_dex_and_back_and_prints_the_accuracies():
         "collapsed, saved, loaded by timm",
     ]
     assert accuracies["collapsed, saved, loaded by timm"] == accuracies["director, tuned"]
-    assert all(0 <= accuracy <= 100 for accuracy in accuracies.values())
-    assert last == "the loaded model and the tuned director agree bit for bit"
+    chance, *learned = accuracies.values()
+    assert 100 / 3 <= chance <= 50
+    # Seen: 61 to 76, with other seeds from 52 on, where chance is 44. A model that tells nothing apart has at most
+    # what chance has, the most frequent class.
+    assert min(learned) > chance + 5, accuracies
+    assert same == "the loaded model and the tuned director agree bit for bit"
+
+
+def test_the_printout_says_what_it_does_not_show():
+    done = run("--steps", "1", "--images", "8")
+    assert done.returncode == 0, done.stderr
+    assert "no evidence for or against experts" in done.stdout.splitlines()[-2]
 
 
 def test_numbers_out_of_range_are_refused():
