@@ -158,7 +158,7 @@ def _steering(layer: DEXMlp, images: int, turn: int) -> Tensor:
 def take_step(training: Training, batch: Batch, values: StepValues, in_parts: bool = False) -> dict[str, Any]:
     """One step as its loop takes it; ``in_parts``: the published one with dexcore's choice of attention kernel."""
     if in_parts or isinstance(training, Pretraining):
-        with attention_kernel(training.device, training.config.run.precision):
+        with attention_kernel(training.model, training.device, training.config.run.precision):
             return training.step(batch, values)
     return training.step(batch, values)
 

@@ -1,9 +1,10 @@
 """Which device a run uses, and in which precision it is fast there."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch import nn
 
 from dexcore.ops.backend import BackendUnavailableError, resolve
 from dexcore.train.config import ConfigError
@@ -74,12 +75,20 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
     return torch.autocast(device.type, dtype=torch.bfloat16) if uses_bf16(device, precision) else nullcontext()
 
 
-def attention_kernel(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """The context to train in: attention by the kernel that is fast there.
+@contextmanager
+def attention_kernel(model: nn.Module, device: torch.device, precision: str) -> Iterator[None]:
+    """The context to train in: timm's attention layers run the kernel that is fast there.
 
-    PyTorch's fused attention on CPU is slower in bf16 than its parts: the backward of 64 images, 3 heads and
-    37 tokens takes 31 ms fused and 8 ms in parts (one core with AMX, torch 2.14).
+    PyTorch's fused attention on CPU is slower in bf16 than its parts: forward and backward of 16 images, 16 heads and
+    257 tokens take 77 ms fused and 43 ms in parts (two cores with AMX, torch 2.14).
     """
-    if device.type == "cpu" and uses_bf16(device, precision):
-        return sdpa_kernel(SDPBackend.MATH)
-    return nullcontext()
+    fused = [layer for layer in model.modules() if getattr(layer, "fused_attn", False)]
+    if device.type != "cpu" or not uses_bf16(device, precision):
+        fused = []
+    for layer in fused:
+        layer.fused_attn = False  # type: ignore[assignment]  # timm's flag
+    try:
+        yield
+    finally:
+        for layer in fused:
+            layer.fused_attn = True  # type: ignore[assignment]

@@ -24,7 +24,7 @@ def rehearse(run: "Pretraining") -> list[str]:
     """
     config, ranks, schedule = run.config, run.ranks, run.schedule
     run.model.train()
-    with attention_kernel(run.device, config.run.precision):
+    with attention_kernel(run.model, run.device, config.run.precision):
         run.warm_up()
         batches = iter(run.batches(workers=0))
         times = []

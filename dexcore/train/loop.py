@@ -175,7 +175,7 @@ class Pretraining:
             record_start(self.folder, self.step_done, self.device, describe_images(self.images, self.rows))
         with (
             Journal(self.folder, self.step_done, total, self.ranks) as journal,
-            attention_kernel(self.device, self.config.run.precision),
+            attention_kernel(self.model, self.device, self.config.run.precision),
         ):
             self.warm_up()
             batches = iter(self.batches(self.config.data.workers))  # its workers begin while the experts are measured

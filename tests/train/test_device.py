@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from timm.models.vision_transformer import VisionTransformer
 
 from dexcore.train.config import ConfigError
-from dexcore.train.device import autocast, choose_device, fast_bf16
+from dexcore.train.device import attention_kernel, autocast, choose_device, fast_bf16
 
 _CPU = torch.device("cpu")
 
@@ -32,3 +33,14 @@ def test_precision_decides_what_a_product_is_computed_in(precision, bf16):
     with autocast(_CPU, precision):
         product = torch.ones(2, 2) @ torch.ones(2, 2)
     assert product.dtype == (torch.bfloat16 if bf16 else torch.float32)
+
+
+@pytest.mark.parametrize(("precision", "in_parts"), [("bf16", True), ("fp32", False)])
+def test_attention_runs_in_parts_where_the_fused_kernel_is_slow_and_fused_again_after(precision, in_parts):
+    model = VisionTransformer(img_size=16, patch_size=8, embed_dim=8, depth=2, num_heads=2)
+    flags = [block.attn.fused_attn for block in model.blocks]
+    assert all(flags)
+    with pytest.raises(KeyboardInterrupt), attention_kernel(model, _CPU, precision):
+        assert [block.attn.fused_attn for block in model.blocks] == [not in_parts] * 2
+        raise KeyboardInterrupt
+    assert [block.attn.fused_attn for block in model.blocks] == flags
