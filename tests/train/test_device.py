@@ -40,7 +40,6 @@ def test_attention_runs_in_parts_where_the_fused_kernel_is_slow_and_fused_again_
     model = VisionTransformer(img_size=16, patch_size=8, embed_dim=8, depth=2, num_heads=2)
     flags = [block.attn.fused_attn for block in model.blocks]
     assert all(flags)
-    with pytest.raises(KeyboardInterrupt), attention_kernel(model, _CPU, precision):
+    with attention_kernel(model, _CPU, precision):
         assert [block.attn.fused_attn for block in model.blocks] == [not in_parts] * 2
-        raise KeyboardInterrupt
     assert [block.attn.fused_attn for block in model.blocks] == flags
