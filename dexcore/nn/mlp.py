@@ -223,9 +223,8 @@ class DEXMlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, N, D] -> [B, N, D]; leaves a `Routing` in ``routing``."""
         width = self.router.weight.shape[1]
-        if not isinstance(x, Tensor) or x.ndim != 3 or x.shape[2] != width:
-            got = f"shape {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-            raise ValueError(f"x must be tokens [B, N, {width}], got {got}")
+        if x.ndim != 3 or x.shape[2] != width:
+            raise ValueError(f"x must be tokens [B, N, {width}], got shape {list(x.shape)}")
         if self.mode == "director":
             self.routing = None
             return self.director(x)
