@@ -24,7 +24,6 @@ from bench.command import Ceilings, Goal, Line, Options, Refused, capture_or_rea
 from bench.contenders import REFERENCE, Shape, WrongResultError, relative_error
 from bench.published import published_align
 from bench.timing import captured, interleaved, machine
-from dexcore.kernels.mix_align import align_backward, align_forward
 from dexcore.ops import mix_align, reference
 from dexcore.ops.mix_align import ALIGNS, KERNEL_CONSTANTS
 
@@ -90,6 +89,8 @@ def make_step(
 
 def kernels_step(kind: str, shape: Shape, dtype: torch.dtype, device: torch.device) -> Callable[[], list[Tensor]]:
     """The two launches of dexcore's op: the rows' losses, and the student's gradient."""
+    from dexcore.kernels.mix_align import align_backward, align_forward  # a GPU's alone: without Triton the rest runs
+
     student, teacher = (tensor.flatten(0, 1) for tensor in _tensors(shape, dtype, device))
     one = torch.ones((), device=device)
 

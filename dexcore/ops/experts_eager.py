@@ -81,7 +81,7 @@ def forward(given: Experts, keep: str, activation: str) -> tuple[Tensor, Kept]:
         linear(x_rows[e], w1_e[e], b1_e[e], out=z)
         activate(activation, z, out=a)
         linear(a, w2_e[e], b2_e[e], out=o_rows[e])
-    mix = _mix_by_differences if keep == "nothing" and gates.shape[1] else _sum_slots
+    mix = _mix_by_differences if keep == "nothing" else _sum_slots
     y = mix(o.view(-1, tokens * width), plan.places.view(gates.shape), gates)
     return y.view(x.shape).to(x.dtype), kept
 

@@ -36,9 +36,10 @@ def gradient_picture(analysis: Analysis, measured: Sequence[Conflict]) -> Pictur
                 axis.add_patch(_rectangle(place - 0.5, place - 0.5, **frame))
             unsure = ~(np.diagonal(cosines) >= _AGREES)
             for (row, column), cosine in np.ndenumerate(cosines):
-                if unsure[row] or unsure[column]:
+                grey = unsure[row] or unsure[column]
+                if grey:
                     axis.add_patch(_rectangle(column - 0.5, row - 0.5, facecolor="#c8c8c8", edgecolor="none"))
-                color = "white" if abs(cosine) > 0.6 and not (unsure[row] or unsure[column]) else "black"
+                color = "white" if abs(cosine) > 0.6 and not grey else "black"
                 text = f"{round(100 * cosine)}" if math.isfinite(cosine) else "–"
                 axis.text(column, row, text, ha="center", va="center", color=color, fontsize=8)
         bar = figure.colorbar(image, ax=halves, fraction=0.05, pad=0.03, aspect=40, ticks=[-1, -0.5, 0, 0.5, 1])

@@ -54,10 +54,8 @@ def similarity_course_picture(course: SimilarityCourse) -> Picture | None:
         found=_found(course.step, measured),
         detail=(
             "Linear CKA (unbiased) of the outputs for the same tokens, of the same few images of all modalities at "
-            "every moment: 1 is the same up to rotation and scale, 0 unrelated. Early in a run the expert that is "
-            "used most parts first, and the director follows it slowly; one whose line stays at 1 has hardly been "
-            "trained. Of deep models every nth block is drawn; the last moment is what the picture before shows expert "
-            "by expert."
+            "every moment: 1 is the same up to rotation and scale, 0 unrelated. Of deep models every nth block is "
+            "drawn; the last moment is what the picture before shows expert by expert."
         ),
     )
 

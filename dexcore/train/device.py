@@ -79,8 +79,8 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
 def attention_kernel(model: nn.Module, device: torch.device, precision: str) -> Iterator[None]:
     """The context to train in: timm's attention layers run the kernel that is fast there.
 
-    PyTorch's fused attention on CPU is slower in bf16 than its parts: forward and backward of 16 images, 16 heads and
-    257 tokens take 77 ms fused and 43 ms in parts (two cores with AMX, torch 2.14).
+    PyTorch's fused attention on CPU is slower in bf16 than its parts (torch 2.14; ``python -m bench.step`` times the
+    published step with either).
     """
     fused = [layer for layer in model.modules() if getattr(layer, "fused_attn", False)]
     if device.type != "cpu" or not uses_bf16(device, precision):

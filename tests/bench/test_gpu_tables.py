@@ -8,6 +8,7 @@ import torch
 from bench import align, ema, kernels, layer
 from bench.contenders import Shape, WrongResultError
 from bench.timing import CPU
+from dexcore.kernels import mix_align
 
 CEILINGS = {torch.bfloat16: {"gemm_gflops": 1e-9, "copy_gbs": 1e9}}  # any GEMM is faster, any copy slower
 
@@ -69,8 +70,8 @@ def test_the_tables_of_ema_and_alignment_have_a_goal_each(options):
 def test_the_alignments_kernels_alone_are_held_to_float64_too(options, monkeypatch):
     monkeypatch.setattr(align.torch, "compile", lambda loss, **_: loss)
     assert align.check(options) == {}
-    right = align.align_backward
-    monkeypatch.setattr(align, "align_backward", lambda *arguments: 1.2 * right(*arguments))
+    right = mix_align.align_backward
+    monkeypatch.setattr(mix_align, "align_backward", lambda *arguments: 1.2 * right(*arguments))
     with pytest.raises(WrongResultError, match="align, kernels, kd"):
         align.check(options)
 
