@@ -41,7 +41,7 @@ from dexcore.train.finish import finish
 from dexcore.train.journal import Journal
 from dexcore.train.provenance import check_images, describe_images, record_start
 from dexcore.train.ranks import ALONE, Ranks, join_ranks
-from dexcore.train.run_folder import CHECKPOINTS_FOLDER, open_run_folder
+from dexcore.train.run_folder import CHECKPOINTS_FOLDER, open_run_folder, write_config
 from dexcore.train.sample_store import open_images, sample_store
 from dexcore.train.schedules import Schedule, StepValues
 from dexcore.train.similarity import expert_similarity, moments
@@ -79,7 +79,8 @@ def pretrain(config: PretrainConfig) -> RunResult:
     progress on stderr and, at the end, the summary on stdout. SIGTERM, SIGINT and SIGUSR1, to any of the processes,
     end the run after the step in hand or the next, with a checkpoint.
 
-    With ``config.dry_run`` it prints how the run would go instead (`dexcore.train.dry_run`).
+    With ``config.dry_run`` it prints how the run would go instead (`dexcore.train.dry_run`). A run that fails before
+    its first step is done leaves nothing in ``config.out``, and a resumption that is refused takes nothing from it.
 
     Raises:
         ConfigError: the configuration does not fit the machine, the images or the number of processes.
@@ -172,6 +173,7 @@ class Pretraining:
         limit = ReplacementLimit(self.config.data.max_replaced)
         self.model.train()
         if self.ranks.main:
+            write_config(self.folder, self.config)
             record_start(self.folder, self.step_done, self.device, describe_images(self.images, self.rows))
         with (
             Journal(self.folder, self.step_done, total, self.ranks) as journal,

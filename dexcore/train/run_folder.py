@@ -14,19 +14,20 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
 from dexcore.files import write_whole
-from dexcore.report.files import CONFIG_FILE
+from dexcore.report.files import CONFIG_FILE, METRICS_FILE, SIMILARITY_FILE
 from dexcore.train.arguments import read_yaml, to_yaml
 from dexcore.train.config import PretrainConfig, differences
 
 SKIPPED_FILE = "skipped.jsonl"
 STARTS_FILE = "starts.jsonl"
 CHECKPOINTS_FOLDER = "checkpoints"
+_FIRST_FILES = frozenset({CONFIG_FILE, STARTS_FILE, METRICS_FILE, SIMILARITY_FILE, SKIPPED_FILE})  # before any step
 _LOCK = ".lock"
 
 
@@ -38,24 +39,61 @@ class RunFolderError(RuntimeError):
 def open_run_folder(config: PretrainConfig) -> Iterator[Path]:
     """Make or reopen ``config.out`` and hold it, so that no second run writes into it.
 
+    A run that fails before its first step is done leaves nothing of its own: what it has written is removed, and so
+    is the folder where it was new.
+
     Raises:
         RunFolderError: the folder cannot be made or written, another run holds it, or it is not empty and
             ``config.resume`` is not set, or is set and what lies there is another run.
     """
     folder = Path(config.out)
+    with _made(folder), _held(folder):
+        _check_content(folder, config)
+        yield folder
+
+
+def write_config(folder: Path, config: PretrainConfig) -> None:
+    """Write the configuration into the run's folder.
+
+    Raises:
+        RunFolderError: it cannot be written.
+    """
+    with _clear_errors(folder):
+        write_whole(folder / CONFIG_FILE, to_yaml(replace(config, resume=False)).encode())
+
+
+@contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Have ``folder``; after an error what was made of it and its parents goes again where it is empty."""
+    new: list[Path] = []
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        with _clear_errors(folder):
+            new += [path for path in (folder, *folder.parents) if not path.exists()]
+            folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for path in new:
+            with suppress(OSError):
+                path.rmdir()
+        raise
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Hold ``folder``; after an error before the first step what was not there at the beginning is removed."""
+    with _clear_errors(folder):
+        before = {*os.listdir(folder)}
         lock = open(folder / _LOCK, "a")  # noqa: SIM115
-    except OSError as error:
-        raise RunFolderError(f"out: cannot write into {folder}: {error.strerror or error}") from error
     with lock:
         _hold(lock, folder)
-        _check_content(folder, config)
         try:
-            write_whole(folder / CONFIG_FILE, to_yaml(replace(config, resume=False)).encode())
-        except OSError as error:
-            raise RunFolderError(f"out: cannot write into {folder}: {error.strerror or error}") from error
-        yield folder
+            yield
+        except BaseException:
+            if not _came_to_a_step(folder):
+                for name in {_LOCK, *_FIRST_FILES} - before:
+                    with suppress(OSError):
+                        (folder / name).unlink()
+            raise
 
 
 def _hold(lock: IO[str], folder: Path) -> None:
@@ -65,6 +103,8 @@ def _hold(lock: IO[str], folder: Path) -> None:
         # lockf and not flock: a record lock belongs to this process alone, so that a forked data worker which
         # outlives a killed run does not hold the folder. The kernel drops it when the process dies.
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.path.samestat(os.fstat(lock.fileno()), os.stat(folder / _LOCK)):
+            raise FileNotFoundError(_LOCK)  # removed by a run that failed meanwhile: a third may hold a new one
     except OSError as error:
         raise RunFolderError(
             f"out: another run is writing into {folder}; wait for it, or give this one another --out"
@@ -73,8 +113,8 @@ def _hold(lock: IO[str], folder: Path) -> None:
 
 def _check_content(folder: Path, config: PretrainConfig) -> None:
     content = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
-    if {*content} <= {CONFIG_FILE, STARTS_FILE}:
-        return  # new, or begun and never come to a step
+    if {*content} <= _FIRST_FILES and not _came_to_a_step(folder):
+        return  # new, or begun and killed before it came to a step
     if not config.resume:
         raise RunFolderError(
             f"out: {folder} is not empty (it holds {content[0]}); go on with its run by --resume, or give another --out"
@@ -87,6 +127,19 @@ def _check_content(folder: Path, config: PretrainConfig) -> None:
             f"out: the run in {folder} was begun with another configuration; resume it with its own, or "
             "begin another run in another --out. What differs (then -> now):\n  " + "\n  ".join(changed)
         )
+
+
+def _came_to_a_step(folder: Path) -> bool:
+    metrics = folder / METRICS_FILE
+    return metrics.is_file() and metrics.stat().st_size > 0
+
+
+@contextmanager
+def _clear_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunFolderError(f"out: cannot write into {folder}: {error.strerror or error}") from error
 
 
 class LineFile:

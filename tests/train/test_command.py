@@ -1,10 +1,11 @@
 """The command's border: every error a user can make or meet is a line on stderr."""
 
 import resource
+import shutil
 from pathlib import Path
 
 import pytest
-from runs import tiny
+from runs import tiny, write_images
 
 from dexcore.data.readers import UnreadableFileError
 from dexcore.train import sample_store
@@ -77,3 +78,69 @@ def test_a_sample_file_that_cannot_be_read_is_told_in_a_line(flags, tmp_path, mo
     monkeypatch.setattr(sample_store, "build_samples", build)
     assert main([*flags, "--data.store", ""]) == EXIT_ERROR
     assert "CT.dcm" in _error(capsys)
+
+
+REFUSED = {
+    "a device that is not here": ["--run.device", "abacus"],
+    "a store that is missing": ["--data.store", "nowhere"],
+    "a store that is a file": ["--data.store", "notes.txt"],
+    "a store that is empty": ["--data.store", "empty"],
+    "a store without a training image": ["--data.store", "heldout"],
+    "a store that lost a shard": ["--data.store", "lost"],
+    "a store without a whole image": ["--data.store", "spoilt"],
+    "an image that cannot be read": ["--data.store", "spoilt", "--data.max-replaced", "0"],
+    "a model that does not fit into memory": ["--model.dim", "65536"],
+    "a step that does not fit into memory": ["--model.mlp-ratio", "65000", "--run.precision", "fp32"],
+    "a resumption of nothing": ["--resume", "--data.store", "nowhere"],
+}
+
+
+@pytest.fixture
+def stores(tmp_path, monkeypatch):
+    """Faulty stores in the working folder."""
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    Path("notes.txt").write_text("mine")
+    write_images(Path("heldout"), images=4, one_heldout_in=1)
+    for folder in (Path("lost"), Path("spoilt")):
+        write_images(folder)
+        (shard,) = folder.glob("*.arrow")
+        if folder.name == "lost":
+            shard.unlink()
+        else:
+            shard.write_bytes(shard.read_bytes().replace(b"IDAT", b"idat"))
+
+
+@pytest.mark.parametrize("wrong", REFUSED.values(), ids=REFUSED)
+@pytest.mark.parametrize("there", [False, True], ids=["new", "empty"])
+@pytest.mark.usefixtures("stores", "little_memory")
+def test_a_run_that_is_refused_leaves_no_folder_and_no_file(flags, wrong, there, tmp_path, capsys):
+    if there:
+        (tmp_path / "runs" / "here").mkdir(parents=True)
+    before = _content(tmp_path)
+    assert main([*flags, "--out", str(tmp_path / "runs" / "here"), *wrong]) == EXIT_ERROR
+    assert _error(capsys)
+    assert _content(tmp_path) == before
+
+
+RESUMPTIONS = {
+    "other images": ["--data.store", "other"],
+    "no images": ["--data.store", "nowhere"],
+    "another configuration": ["--model.tau", "0.7"],
+    "another device": ["--run.device", "abacus"],
+}
+
+
+@pytest.mark.parametrize("wrong", RESUMPTIONS.values(), ids=RESUMPTIONS)
+def test_a_resumption_that_is_refused_changes_nothing(whole_run, wrong, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_images(Path("other"), seed=1)
+    shutil.copytree(whole_run.out, "run")
+    before = _content(tmp_path)
+    assert main(["--resume", "--out", "run", "--data.workers", "1", *wrong]) == EXIT_ERROR
+    assert _error(capsys)
+    assert _content(tmp_path) == before
+
+
+def _content(folder: Path) -> dict[Path, bytes | None]:
+    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}

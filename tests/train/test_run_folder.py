@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from dexcore.train import run_folder
 from dexcore.train.config import PretrainConfig
-from dexcore.train.run_folder import LineFile, RunFolderError, open_run_folder
+from dexcore.train.run_folder import LineFile, RunFolderError, open_run_folder, write_config
 
 _HOLD = """
 import sys
@@ -45,16 +46,68 @@ def test_a_folder_with_content_is_not_overwritten(tmp_path):
         _open(tmp_path)
     with pytest.raises(RunFolderError, match=r"holds thesis.tex but no config.yaml: it is no run to resume"):
         _open(tmp_path, resume=True)
-    assert [entry.name for entry in tmp_path.iterdir() if entry.name != ".lock"] == ["thesis.tex"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_a_run_that_never_came_to_a_step_can_be_begun_again(tmp_path):
-    _open(tmp_path / "run")
-    _open(tmp_path / "run")
-    _open(tmp_path / "run", resume=True)
+def test_a_run_that_was_killed_before_its_first_step_can_be_begun_again(tmp_path):
+    names = ["config.yaml", "metrics.jsonl", "similarity.jsonl", "skipped.jsonl", "starts.jsonl"]
+    for name in names:
+        (tmp_path / name).write_text("" if name == "metrics.jsonl" else '{"step": 0}\n')
+    _open(tmp_path)
+    _open(tmp_path, resume=True)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [".lock", *names]
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n')
+    with pytest.raises(RunFolderError, match="is not empty"):
+        _open(tmp_path)
+
+
+def _fail(out: Path, lines: int) -> None:
+    """As a run does that has written so many lines of metrics."""
+    config = PretrainConfig(out=str(out))
+    with open_run_folder(config) as folder:
+        write_config(folder, config)
+        with closing(LineFile(folder / "metrics.jsonl", first_step=0)) as metrics:
+            for step in range(lines):
+                metrics.write({"step": step})
+        raise ZeroDivisionError
+
+
+def test_what_fails_before_the_first_step_leaves_nothing_of_its_own(tmp_path):
+    for out in (tmp_path / "new" / "and" / "deep", tmp_path / "new"):
+        with pytest.raises(ZeroDivisionError):
+            _fail(out, lines=0)
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_what_fails_after_the_first_step_leaves_all(tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        _fail(tmp_path / "run", lines=1)
+    assert sorted(entry.name for entry in (tmp_path / "run").iterdir()) == [".lock", "config.yaml", "metrics.jsonl"]
+
+
+def test_what_fails_keeps_the_files_that_were_there(tmp_path):
+    (tmp_path / "config.yaml").write_text("mine: 1\n")
+    (tmp_path / ".notes").write_text("hidden")
+    with pytest.raises(ZeroDivisionError):
+        _fail(tmp_path, lines=0)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [".notes", "config.yaml"]
+
+
+def test_a_lock_that_was_removed_between_its_opening_and_the_hold_holds_nothing(tmp_path):
+    with open(tmp_path / ".lock", "a") as lock:
+        (tmp_path / ".lock").unlink()
+        with pytest.raises(RunFolderError, match="another run is writing"):
+            run_folder._hold(lock, tmp_path)
+        (tmp_path / ".lock").touch()  # a third run's
+        with pytest.raises(RunFolderError, match="another run is writing"):
+            run_folder._hold(lock, tmp_path)
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    too_long = tmp_path / "new" / ("x" * 300)
+    with pytest.raises(RunFolderError, match=f"out: cannot write into {too_long}"):
+        _open(too_long)
+    assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").write_text("")
     for out in (tmp_path / "file", tmp_path / "file" / "run"):
         with pytest.raises(RunFolderError, match=f"out: cannot write into {out}"):
@@ -70,7 +123,8 @@ def test_a_read_only_folder_is_named():
 def test_a_resume_with_another_configuration_shows_the_difference(tmp_path):
     config = PretrainConfig(out=str(tmp_path / "run"))
     with open_run_folder(config) as folder:
-        (folder / "metrics.jsonl").write_text("")
+        write_config(folder, config)
+        (folder / "metrics.jsonl").write_text('{"step": 0}\n')
     changed = replace(config, resume=True, run=replace(config.run, seed=5, keep_checkpoints=9))
     expected = pytest.raises(RunFolderError, match=r"another configuration(?s:.*)run\.seed: 0 -> 5$")
     with expected, open_run_folder(changed):
