@@ -17,6 +17,7 @@ shapes bits into distributions (NEP 19).
 from enum import IntEnum
 
 import numpy as np
+from numpy.random.bit_generator import ISeedSequence
 
 from dexcore.checks import check_whole
 
@@ -30,6 +31,16 @@ class Stream(IntEnum):
     MASK = 3  # the masked autoencoder's mask
     ROUTER = 4  # exploration noise of all routers
     REPLACE = 5  # which image stands in for one that cannot be decoded
+
+
+class _Key(ISeedSequence):
+    """Philox's key where NumPy expects a seed: given as ``key=``, it costs a needless seed from the system as well."""
+
+    def __init__(self, seed: int, stream: Stream) -> None:
+        self._words = np.array([seed, stream], dtype=np.uint64)
+
+    def generate_state(self, n_words: int, dtype: object = np.uint64) -> np.ndarray:
+        return self._words
 
 
 def generator(seed: int, epoch: int, sample: int, stream: Stream) -> np.random.Generator:
@@ -47,6 +58,6 @@ def generator(seed: int, epoch: int, sample: int, stream: Stream) -> np.random.G
     """
     for name, value in (("seed", seed), ("epoch", epoch), ("sample", sample)):
         check_whole(name, value, 0, 2**64 - 1)
-    key = np.array([seed, stream], dtype=np.uint64)
     counter = np.array([0, 0, sample, epoch], dtype=np.uint64)
-    return np.random.Generator(np.random.Philox(key=key, counter=counter))
+    # NumPy documents any ISeedSequence as a seed; its stubs name one of them only.
+    return np.random.Generator(np.random.Philox(_Key(seed, stream), counter=counter))  # type: ignore[arg-type]

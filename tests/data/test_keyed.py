@@ -1,3 +1,5 @@
+import pickle
+
 import numpy as np
 import pytest
 
@@ -32,6 +34,17 @@ def test_the_key_layout_stays_as_documented():
     philox = np.random.Philox(key=7 + (3 << 64), counter=counter)
     assert np.array_equal(ours, philox.random_raw(4))
     assert ours[:2].tolist() == [9324809117539188711, 5306579555594444227]
+
+
+def test_a_copied_generator_draws_on_as_the_first_does():
+    ours = generator(7, 5, 3, Stream.MASK)
+    ours.random(3)
+    assert np.array_equal(pickle.loads(pickle.dumps(ours)).random(9), ours.random(9))
+
+
+def test_a_generator_has_no_children_whose_draws_no_key_gives():
+    with pytest.raises(TypeError, match="spawn"):
+        generator(7, 5, 3, Stream.MASK).spawn(1)
 
 
 def test_neighbouring_keys_draw_independent_numbers():
