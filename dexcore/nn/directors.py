@@ -91,8 +91,9 @@ def update_directors(model: nn.Module, momentum: float, group: dist.ProcessGroup
         RuntimeError: no training forward since the last call.
     """
     layers = _layers_with_forward(model)
-    for layer in layers:
-        for _, director in layer.expert_director_pairs():
+    pairs = [layer.expert_director_pairs() for layer in layers]
+    for layer_pairs in pairs:
+        for _, director in layer_pairs:
             if director.dtype in (torch.float16, torch.bfloat16):
                 raise ValueError(
                     f"the director is {director.dtype}: a moving average with a momentum near 1 stands still in half "
@@ -106,18 +107,17 @@ def update_directors(model: nn.Module, momentum: float, group: dist.ProcessGroup
     directors: list[Tensor] = []
     experts: list[Tensor] = []
     weights: list[Tensor] = []
-    for layer, load in zip(layers, joined.split([layer.num_experts for layer in layers]), strict=True):
+    for layer_pairs, load in zip(pairs, joined.split([layer.num_experts for layer in layers]), strict=True):
         omega = load / load.sum().clamp(min=torch.finfo(load.dtype).tiny)  # zeros where no image came
         omegas.append(omega)
-        for expert, director in layer.expert_director_pairs():
+        for expert, director in layer_pairs:
             directors.append(director)
             experts.append(expert)
             weights.append(omega)
     group_ema_(directors, experts, weights, momentum, backend=layers[0].backend)
     for layer, omega in zip(layers, omegas, strict=True):
-        frequency = layer.router.activation_frequency
-        moved = FREQUENCY_DECAY * frequency + (1 - FREQUENCY_DECAY) * omega
-        frequency.copy_(torch.where(omega.sum() > 0, moved, frequency))
+        step = (1 - FREQUENCY_DECAY) * omega.any().to(omega.dtype)  # 0 where no image came, without a branch
+        layer.router.activation_frequency.lerp_(omega, step)
         layer._pending = layer._recorded_load = None
 
 

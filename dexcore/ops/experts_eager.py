@@ -2,11 +2,14 @@
 
 It makes one GEMM an expert and direction over exactly its rows. The gates are applied after the second GEMM, at width
 D, and the experts' outputs o are kept, so that the gates' gradients are the row sums <o, dy>: neither an extra GEMM
-nor a pass over the hidden layer. On a device other than the CPU it reads the experts' counts on the host, once a call.
+nor a pass over the hidden layer. In training o is without b2, which then takes part as one vector an image: y gains
+sum_j gates_j b2_j, and b2's gradient needs no pass over the slots. On a device other than the CPU it reads the slots'
+experts on the host, once a call.
 
 Axes as in `dexcore.ops.expert_mlp`.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -15,7 +18,8 @@ from torch import Tensor
 
 from dexcore.ops.activation import activate, activate_backward
 from dexcore.ops.expert_types import Director, Experts, Gradients, Kept, Needs, empty_gradients, empty_kept
-from dexcore.ops.mix_align import align_rows
+from dexcore.ops.mix_align import align_rows, teacher_scale
+from dexcore.ops.routing import dense_gates
 
 # The director's hidden rows worked on together; they are never stored.
 _BLOCK_BYTES = 32 << 20
@@ -29,7 +33,6 @@ class _Plan:
 
     Attributes:
         images: [S], a sorted slot's image.
-        experts: [S], a sorted slot's expert.
         order: [S], a sorted slot's place in indices.reshape(-1).
         places: [S], the reverse: where among the sorted the slots of image 0 lie, then those of image 1, ...
         sizes: rows of every expert.
@@ -37,29 +40,35 @@ class _Plan:
     """
 
     def __init__(self, indices_bk: Tensor, experts: int, tokens: int) -> None:
-        flat = indices_bk.reshape(-1).long()
-        self.experts, self.order = flat.sort(stable=True)
+        sorted_s, self.order = indices_bk.reshape(-1).long().sort(stable=True)
         self.images = self.order.div(max(indices_bk.shape[1], 1), rounding_mode="floor")
-        self.places = self.order.argsort()
-        if flat.numel():
-            lowest, highest = int(self.experts[0]), int(self.experts[-1])
-            if lowest < 0 or highest >= experts:
-                wrong = lowest if lowest < 0 else highest
-                raise IndexError(f"indices must lie in 0..{experts - 1} (w1 holds {experts} experts), got {wrong}")
-        self.sizes = [count * tokens for count in flat.bincount(minlength=experts).tolist()]
+        self.places = torch.empty_like(self.order)
+        self.places[self.order] = torch.arange(len(self.order), device=self.order.device)
+        chosen = sorted_s.tolist()
+        if chosen and not 0 <= chosen[0] <= chosen[-1] < experts:
+            wrong = chosen[0] if chosen[0] < 0 else chosen[-1]
+            raise IndexError(f"indices must lie in 0..{experts - 1} (w1 holds {experts} experts), got {wrong}")
+        counts = Counter(chosen)
+        self.sizes = [counts[e] * tokens for e in range(experts)]
         self.active = [e for e, size in enumerate(self.sizes) if size]
         self.idle = [e for e, size in enumerate(self.sizes) if not size]
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
-    """out = x weight^T + bias; all of one dtype."""
+def _linear(x: Tensor, weight_t: Tensor, bias: Tensor | None, out: Tensor, scale: float = 1.0) -> Tensor:
+    """out = scale (x weight_t + bias); all of one dtype."""
     if bias is None:
-        return torch.mm(x, weight.t(), out=out)
-    return torch.addmm(bias, x, weight.t(), out=out)
+        torch.mm(x, weight_t, out=out)
+        return out if scale == 1 else out.mul_(scale)
+    return torch.addmm(bias, x, weight_t, beta=scale, alpha=scale, out=out)
 
 
 def _by_expert(tensor: Tensor | None, count: int) -> Sequence[Tensor | None]:
     return (None,) * count if tensor is None else tensor.unbind(0)
+
+
+def _transposed(weight: Tensor) -> Sequence[Tensor]:
+    """Every expert's weight, transposed."""
+    return weight.transpose(1, 2).unbind(0)
 
 
 def forward(given: Experts, keep: str, activation: str) -> tuple[Tensor, Kept]:
@@ -71,19 +80,23 @@ def forward(given: Experts, keep: str, activation: str) -> tuple[Tensor, Kept]:
     kept = empty_kept(x, w1, indices, keep, "eager")
     x_rows = _gather(x, plan.images).view(-1, width).split(plan.sizes)
     o = kept.o if keep != "nothing" else x.new_empty((sum(plan.sizes), width))
-    o_rows, w1_e, w2_e = o.split(plan.sizes), w1.unbind(0), w2.unbind(0)
-    b1_e, b2_e = _by_expert(b1, experts), _by_expert(b2, experts)
+    o_rows, w1_t, w2_t = o.split(plan.sizes), _transposed(w1), _transposed(w2)
+    # To the bit what a dense model computes is inference's alone (`_mix_by_differences`): there b2 is the GEMM's.
+    infers = keep == "nothing"
+    b1_e, b2_e = _by_expert(b1, experts), _by_expert(b2 if infers else None, experts)
     z_rows, a_rows = (t.split(plan.sizes) if t.numel() else None for t in (kept.z, kept.a))
     scratch = x.new_empty((0 if z_rows and a_rows else max(plan.sizes), hidden))
     for e in plan.active:
         z = z_rows[e] if z_rows else scratch[: plan.sizes[e]]
         a = a_rows[e] if a_rows else scratch[: plan.sizes[e]]
-        linear(x_rows[e], w1_e[e], b1_e[e], out=z)
+        _linear(x_rows[e], w1_t[e], b1_e[e], out=z)
         activate(activation, z, out=a)
-        linear(a, w2_e[e], b2_e[e], out=o_rows[e])
-    mix = _mix_by_differences if keep == "nothing" else _sum_slots
-    y = mix(o.view(-1, tokens * width), plan.places.view(gates.shape), gates)
-    return y.view(x.shape).to(x.dtype), kept
+        _linear(a, w2_t[e], b2_e[e], out=o_rows[e])
+    mix = _mix_by_differences if infers else _sum_slots
+    y = mix(o.view(-1, tokens * width), plan.places.view(gates.shape), gates).view(x.shape)
+    if b2 is not None and not infers:
+        y += (dense_gates(gates, indices, experts).sum(1) @ b2.to(gates.dtype)).unsqueeze(1)
+    return y.to(x.dtype), kept
 
 
 def align_director(
@@ -99,13 +112,14 @@ def align_director(
     block = max(1, -(-rows // blocks))
     scratch_h, scratch_d = y.new_empty((min(rows, block), hidden)), y.new_empty((min(rows, block), width))
     total = x.new_zeros((), dtype=torch.promote_types(x.dtype, torch.float32))
+    w1_t, w2_t, scale = director.w1.t(), director.w2.t(), teacher_scale(align)
     parts = [None if t is None else t.reshape(-1, width).split(block) for t in (x, y, gradient)]
     for i in range(-(-rows // block)):
         x_block, y_block, gradient_block = (None if part is None else part[i] for part in parts)
         count = x_block.shape[0]  # type: ignore[union-attr]
-        hidden_block = linear(x_block, director.w1, director.b1, out=scratch_h[:count])  # type: ignore[arg-type]
+        hidden_block = _linear(x_block, w1_t, director.b1, out=scratch_h[:count])  # type: ignore[arg-type]
         activate(activation, hidden_block, out=hidden_block)
-        teacher = linear(hidden_block, director.w2, director.b2, out=scratch_d[:count])
+        teacher = _linear(hidden_block, w2_t, director.b2, out=scratch_d[:count], scale=scale)
         total += align_rows(y_block, teacher, align, gradient_block)  # type: ignore[arg-type]
     return total
 
@@ -153,7 +167,7 @@ def backward(
     weight_dtype: torch.dtype,
 ) -> Gradients:
     """The gradients that are asked for."""
-    x, w1, b1, w2, _, gates, indices = given
+    x, w1, b1, w2, b2, gates, indices = given
     tokens, width = x.shape[1:]
     experts, hidden, _ = w1.shape
     plan = _Plan(indices, experts, tokens)
@@ -167,15 +181,17 @@ def backward(
     if needs.gates:
         by_slot = (kept.o.view_as(dy_sx) * dy_sx).sum(1, dtype=accumulate)
         grads.gates.copy_(by_slot[plan.places].view(gates.shape))
-    gates_s = gates.reshape(-1)[plan.order].unsqueeze(1)
-    do_sx = dy_sx.mul_(gates_s)
-    if needs.b2:
-        sums_sd = do_sx.view(-1, tokens, width).sum(1, dtype=accumulate)
-        grads.b2.copy_(sums_sd.new_zeros(grads.b2.shape).index_add_(0, plan.experts, sums_sd))
+    if b2 is not None and (needs.gates or needs.b2):
+        dy_bd = grad_y.sum(1, dtype=gates.dtype)
+        if needs.gates:
+            grads.gates.add_((dy_bd @ b2.to(gates.dtype).t()).gather(1, indices.long()))
+        if needs.b2:
+            grads.b2.copy_(dense_gates(gates, indices, experts).sum(1).t() @ dy_bd)
+    do_sx = dy_sx.mul_(gates.reshape(-1)[plan.order].unsqueeze(1))
 
     x_rows = _gather(x, plan.images).view(-1, width).split(plan.sizes)
     do_rows = do_sx.view(-1, width).split(plan.sizes)
-    w1_e, w2_e, b1_e = w1.unbind(0), w2.unbind(0), _by_expert(b1, experts)
+    w1_e, w2_e, w1_t, b1_e = w1.unbind(0), w2.unbind(0), _transposed(w1), _by_expert(b1, experts)
     dw1_e, db1_e, dw2_e = (grad.unbind(0) if grad.numel() else () for grad in grads[1:4])
     dx = do_sx.new_empty((sum(plan.sizes) if needs.x else 0, width))
     dx_rows = dx.split(plan.sizes) if needs.x else ()
@@ -186,7 +202,7 @@ def backward(
     )
     for e in plan.active:
         size = plan.sizes[e]
-        z = z_rows[e] if z_rows else linear(x_rows[e], w1_e[e], b1_e[e], out=scratch_z[:size])
+        z = z_rows[e] if z_rows else _linear(x_rows[e], w1_t[e], b1_e[e], out=scratch_z[:size])
         if needs.w2:
             a = a_rows[e] if a_rows else activate(activation, z, out=scratch_a[:size])
             _mm_into(do_rows[e].t(), a, dw2_e[e])

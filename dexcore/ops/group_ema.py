@@ -75,16 +75,18 @@ def _run(directors: list[Tensor], experts: list[Tensor], weights: list[Tensor], 
             if new is not director:
                 director.copy_(new)
         return
+    on_cpu = directors[0].device.type == "cpu"
+    # A layer's tensors share their weights: one look at each.
+    used = {key: bool(weight.any()) for key, weight in {id(w): w for w in weights}.items()} if on_cpu else {}
     for director, expert, weight in zip(directors, experts, weights, strict=True):
         precision = torch.promote_types(director.dtype, torch.float32)
-        weight = weight.to(precision)
         columns = expert.reshape(expert.shape[0], -1).t().to(precision)
-        if director.device.type == "cpu":
-            if not weight.any():
-                continue
-            if director.dtype == precision and director.is_contiguous():
-                director.view(-1).addmv_(columns, weight, beta=momentum, alpha=1 - momentum)
-                continue
+        if on_cpu and not used[id(weight)]:
+            continue
+        weight = weight.to(precision)
+        if on_cpu and director.dtype == precision and director.is_contiguous():
+            director.view(-1).addmv_(columns, weight, beta=momentum, alpha=1 - momentum)
+            continue
         step = (1 - momentum) * (weight != 0).any()  # no branch on the host on other devices
         director.copy_(director.to(precision).lerp(torch.mv(columns, weight).view(director.shape), step.to(precision)))
 

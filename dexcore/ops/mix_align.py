@@ -60,15 +60,20 @@ def mix_align(student: Tensor, teacher: Tensor, kind: str = "kd", *, backend: st
     return _mix_align(student, teacher, kind, False, chosen)[0]
 
 
-def align_rows(student: Tensor, teacher: Tensor, kind: str, gradient: Tensor | None) -> Tensor:
+def teacher_scale(kind: str) -> float:
+    """What `align_rows` finds the teacher multiplied by: where a GEMM makes the teacher, it costs no pass there."""
+    return 1 / TEACHER_TEMPERATURE if kind == "kd" else 1.0
+
+
+def align_rows(student: Tensor, scaled_teacher: Tensor, kind: str, gradient: Tensor | None) -> Tensor:
     """Sum of the rows' losses (0-dim); their gradients, of the sum, go to ``gradient``.
 
-    ``student`` and ``teacher`` are [rows, D]; float32 arithmetic, or float64.
+    ``student`` and ``scaled_teacher``, teacher times `teacher_scale`, are [rows, D]; float32 arithmetic, or float64.
     """
     precision = torch.promote_types(student.dtype, torch.float32)
-    student, teacher = student.to(precision), teacher.to(precision)
+    student, teacher = student.to(precision), scaled_teacher.to(precision)
     if kind == "kd":
-        p = (teacher * (1 / TEACHER_TEMPERATURE)).softmax(-1)
+        p = teacher.softmax(-1)
         log_q = student.log_softmax(-1)  # the student's temperature is 1
         floor = math.log(SMALLEST_PROBABILITY)
         if student.is_cpu and log_q.numel() and bool(log_q.amin() > floor):  # nothing to clamp: four passes less
@@ -116,8 +121,9 @@ def _run(student: Tensor, teacher: Tensor, kind: str, with_gradient: bool, backe
     gradient = student.new_empty(student.shape if with_gradient else (0, 0, width))
     total = student.new_zeros((), dtype=torch.promote_types(student.dtype, torch.float32))
     blocks = [t.reshape(-1, width).split(_ROWS_A_BLOCK) for t in (student, teacher, gradient)]
+    scale = teacher_scale(kind)
     for i, (student_block, teacher_block) in enumerate(zip(*blocks[:2], strict=True)):
-        total += align_rows(student_block, teacher_block, kind, blocks[2][i] if with_gradient else None)
+        total += align_rows(student_block, teacher_block * scale, kind, blocks[2][i] if with_gradient else None)
     return total / max(rows, 1), gradient
 
 

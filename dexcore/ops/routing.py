@@ -8,6 +8,7 @@ import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dexcore.checks import check_number
@@ -105,8 +106,13 @@ def expert_load(gates: Tensor, indices: Tensor, num_experts: int, *, backend: st
         from dexcore.kernels.route import expert_load as load
 
         return load(gates.float().contiguous(), indices.contiguous(), num_experts)
-    dense = gates.new_zeros(*gates.shape, num_experts).scatter_(2, indices.unsqueeze(2), gates.unsqueeze(2))
-    return dense.sum((0, 1))
+    return dense_gates(gates, indices, num_experts).sum((0, 1))
+
+
+def dense_gates(gates_bk: Tensor, indices_bk: Tensor, num_experts: int) -> Tensor:
+    """[B, k, R]: every choice's gate at its expert, else 0. To be summed: in a fixed order on every device."""
+    dense_bkr = gates_bk.new_zeros(*gates_bk.shape, num_experts)
+    return dense_bkr.scatter_(2, indices_bk.long().unsqueeze(2), gates_bk.unsqueeze(2))
 
 
 def _pooled(x_bnd: Tensor, pool: str) -> Tensor:
@@ -176,12 +182,9 @@ def _run_backward(
     feature_bd = _pooled(x, pool)
     grad_weight = (grad_logits_br.T @ feature_bd).to(weight.dtype)
     grad_feature_bd = (grad_logits_br @ weight.to(feature_bd.dtype)).to(x.dtype)
-    grad_x = torch.zeros_like(x, memory_format=torch.contiguous_format)
-    if pool == "cls":
-        grad_x[:, 0] = grad_feature_bd
-    else:
-        grad_x += (grad_feature_bd / x.shape[1]).unsqueeze(1)
-    return grad_x, grad_weight
+    if pool == "mean":
+        return (grad_feature_bd / x.shape[1]).unsqueeze(1).expand(x.shape).contiguous(), grad_weight
+    return F.pad(grad_feature_bd.unsqueeze(1), (0, 0, 0, x.shape[1] - 1)), grad_weight
 
 
 def _fake_backward(grad_gates: Any, grad_probs: Any, x: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:

@@ -161,7 +161,8 @@ def test_autocast_computes_in_its_dtype_and_returns_float32_gradients():
     leaves = case.leaves(torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y = ops.expert_mlp(*leaves, case.indices)
-    half = [leaf.detach().to(d) for leaf, d in zip(leaves, [torch.bfloat16] * 5 + [torch.float32], strict=True)]
+    dtypes = [torch.bfloat16] * 5 + [torch.float32]
+    half = [leaf.detach().to(dtype).requires_grad_() for leaf, dtype in zip(leaves, dtypes, strict=True)]
     assert torch.equal(y, ops.expert_mlp(*half, case.indices))
     grads = torch.autograd.grad(y.float().square().sum(), leaves)
     assert all(grad.dtype == torch.float32 for grad in grads)
