@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from dexcore.checks import check_kind, check_number
 from dexcore.extras import require
 
 MIN_AREA = 0.2  # the smallest crop's share of the image
@@ -65,10 +66,10 @@ def augment(image: np.ndarray, size: int, rng: np.random.Generator, min_area: fl
         float32 in [0, 1] (roundings may add 1e-6), [size, size] or [size, size, 3].
 
     Raises:
+        TypeError: ``rng`` is no generator, or ``min_area`` no number.
         ValueError: an argument is outside what is said above.
     """
-    box, flip, angle = draw(image, size, rng, min_area)
-    return warp(image, box, size, flip, angle)
+    return _warp(image, size, draw(image, size, rng, min_area))
 
 
 def draw(image: np.ndarray, size: int, rng: np.random.Generator, min_area: float = MIN_AREA) -> Draw:
@@ -83,8 +84,8 @@ def draw(image: np.ndarray, size: int, rng: np.random.Generator, min_area: float
     Args and raises as for `augment`.
     """
     _check(image, size)
-    if not 0 < min_area <= 1:
-        raise ValueError(f"min_area is {min_area}, expected a share: above 0, at most 1")
+    check_kind("rng", rng, np.random.Generator, "a numpy.random.Generator")
+    check_number("min_area", min_area, "above 0 and at most 1", lambda x: 0 < x <= 1)
     box = _draw_box(image, size, rng, min_area)
     flip, rotation, turn = rng.random(3).tolist()
     angle = (2 * turn - 1) * MAX_ROTATION if rotation < ROTATION_PROBABILITY else 0.0
@@ -97,7 +98,7 @@ def center(image: np.ndarray, size: int) -> np.ndarray:
     Args, result and raises as for `augment`.
     """
     _check(image, size)
-    return warp(image, _center_square(*image.shape[:2]), size)
+    return _warp(image, size, Draw(_center_square(*image.shape[:2]), False, 0.0))
 
 
 def to_tensor(image: np.ndarray, statistics: str = "imagenet") -> torch.Tensor:
@@ -111,9 +112,12 @@ def to_tensor(image: np.ndarray, statistics: str = "imagenet") -> torch.Tensor:
         float32 [3, S, S].
 
     Raises:
-        ValueError: there are no such statistics.
+        ValueError: the image is none, or there are no such statistics.
     """
-    if statistics not in CHANNEL_STATISTICS:
+    _check_image(image)
+    if image.dtype != np.float32:
+        raise ValueError(f"image has dtype {image.dtype}, expected float32 in [0, 1]")
+    if statistics not in list(CHANNEL_STATISTICS):  # a list: also what cannot be hashed is compared
         raise ValueError(f"statistics is {statistics!r}, expected one of {', '.join(CHANNEL_STATISTICS)}")
     tensor = np.empty((3, *image.shape[:2]), np.float32)
     # Channel by channel: numpy is several times slower over an image whose channels lie innermost.
@@ -137,12 +141,23 @@ def warp(image: np.ndarray, box: Box, size: int, flip: bool = False, angle: floa
         float32 in [0, 1] (roundings may add 1e-6), [size, size] or [size, size, 3].
 
     Raises:
+        TypeError: ``box`` is no `Box`, ``flip`` no bool, or ``angle`` no number.
         ValueError: an argument is outside what is said above.
     """
     _check(image, size)
+    check_kind("box", box, Box, "a Box")
+    check_kind("flip", flip, bool | np.bool_, "a bool")
+    check_number("angle", angle, "finite", math.isfinite)
     height, width = image.shape[:2]
+    if not all(isinstance(each, int | np.integer) for each in box):
+        raise TypeError(f"box must be of whole numbers, got {box}")
     if not (0 <= box.top < box.top + box.height <= height and 0 <= box.left < box.left + box.width <= width):
         raise ValueError(f"{box} lies not inside the image of {height} x {width}")
+    return _warp(image, size, Draw(box, flip, angle))
+
+
+def _warp(image: np.ndarray, size: int, drawn: Draw) -> np.ndarray:
+    box, flip, angle = drawn
     cv2 = require("cv2", "train")
     crop = image[box.top : box.top + box.height, box.left : box.left + box.width]
     filtered = None
@@ -218,11 +233,15 @@ def _is_dark(image: np.ndarray, box: Box) -> bool:
 
 
 def _check(image: np.ndarray, size: int) -> None:
+    _check_image(image)
+    if not isinstance(size, int | np.integer) or size < 1:
+        raise ValueError(f"size is {size!r}, expected a whole number of pixels, at least 1")
+
+
+def _check_image(image: np.ndarray) -> None:
     if not isinstance(image, np.ndarray):
         raise ValueError(f"image is a {type(image).__name__}, expected a numpy array")
     if image.dtype not in _LARGEST:
         raise ValueError(f"image has dtype {image.dtype}, expected uint8, uint16, or float32 in [0, 1]")
     if not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)) or not image.size:
         raise ValueError(f"image has shape {image.shape}, expected [H, W] or [H, W, 3], and no side of 0")
-    if not isinstance(size, int | np.integer) or size < 1:
-        raise ValueError(f"size is {size!r}, expected a whole number of pixels, at least 1")

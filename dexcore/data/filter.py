@@ -4,6 +4,7 @@ for "small" and "foreground": those here are ours.
 
 import numpy as np
 
+from dexcore.checks import check_kind
 from dexcore.data.modality import Modality
 
 FOREGROUND_LEVEL = 0.05  # ours: brighter than this, after normalization, is no air
@@ -30,8 +31,12 @@ def reject_reason(image: np.ndarray, modality: Modality) -> str | None:
         modality: PET is darker than the others and has its own limit.
 
     Raises:
-        ValueError: there is no such modality.
+        TypeError: ``image`` is no array.
+        ValueError: the image has other axes, or there is no such modality.
     """
+    check_kind("image", image, np.ndarray, "a numpy array")
+    if image.ndim not in (2, 3):
+        raise ValueError(f"image has shape {image.shape}, expected [height, width] or [height, width, 3]")
     modality = Modality(modality)  # its name alone, as stores hold it, would miss PET's limit
     side = min(image.shape[:2])
     if side < MIN_SIDE:

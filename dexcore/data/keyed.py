@@ -19,7 +19,7 @@ from enum import IntEnum
 import numpy as np
 from numpy.random.bit_generator import ISeedSequence
 
-from dexcore.checks import check_whole
+from dexcore.checks import check_kind, check_whole
 
 
 class Stream(IntEnum):
@@ -53,11 +53,12 @@ def generator(seed: int, epoch: int, sample: int, stream: Stream) -> np.random.G
         stream: what the draws are for.
 
     Raises:
-        TypeError: an argument is no whole number: numpy would round it in silence.
+        TypeError: an argument is no whole number, which numpy would round in silence, or ``stream`` no `Stream`.
         ValueError: an argument is outside its range.
     """
     for name, value in (("seed", seed), ("epoch", epoch), ("sample", sample)):
         check_whole(name, value, 0, 2**64 - 1)
+    check_kind("stream", stream, Stream, "a Stream")
     counter = np.array([0, 0, sample, epoch], dtype=np.uint64)
     # NumPy documents any ISeedSequence as a seed; its stubs name one of them only.
     return np.random.Generator(np.random.Philox(_Key(seed, stream), counter=counter))  # type: ignore[arg-type]

@@ -1,8 +1,11 @@
 """Raw pixels to [0, 1]: the normalizations of MVU (method, section 6), by the names of mvu_sources.csv."""
 
+import math
 from collections.abc import Callable
 
 import numpy as np
+
+from dexcore.checks import check_kind, check_number
 
 HU_WINDOW = (-200.0, 400.0)  # Hounsfield units
 SUV_WINDOW = (0.0, 20.0)  # standardized uptake value, g/ml
@@ -68,8 +71,8 @@ def normalize(pixels: np.ndarray, method: str, levels: Levels | None = None) -> 
     """Bring raw pixels to [0, 1].
 
     Args:
-        pixels: any shape, integers or finite floats. Percentiles are taken over all of it: give a whole
-            volume.
+        pixels: any shape, integers or finite floats (what is made of others is not finite either). Percentiles are
+            taken over all of it: give a whole volume.
         method: a key of `NORMALIZATIONS`.
         levels: the values that stand for black and white where the file says so; used by ``div255`` alone.
 
@@ -77,10 +80,19 @@ def normalize(pixels: np.ndarray, method: str, levels: Levels | None = None) -> 
         float32 of the same shape, in [0, 1].
 
     Raises:
-        ValueError: there is no such method, or ``pixels`` is empty.
+        TypeError: ``pixels`` is no array, or ``levels`` no pair of numbers.
+        ValueError: there is no such method, ``pixels`` is empty or holds no real numbers, or a level is not finite.
     """
-    if method not in NORMALIZATIONS:
+    check_kind("pixels", pixels, np.ndarray, "a numpy array")
+    if pixels.dtype.kind not in "iuf":
+        raise ValueError(f"pixels has dtype {pixels.dtype}, expected integers or floats")
+    if method not in list(NORMALIZATIONS):  # a list: also what cannot be hashed is compared
         raise ValueError(f"method is {method!r}, expected one of {', '.join(NORMALIZATIONS)}")
     if pixels.size == 0:
         raise ValueError(f"pixels has shape {pixels.shape}, expected at least one")
+    if levels is not None:
+        if not isinstance(levels, tuple) or len(levels) != 2:
+            raise TypeError(f"levels must be a pair of numbers, black and white, got {levels!r}")
+        for level in levels:
+            check_number("levels", level, "finite", math.isfinite)
     return NORMALIZATIONS[method](pixels, levels)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from torch.utils.data import Sampler
 
+from dexcore.checks import check_kind, check_number, check_whole
 from dexcore.data.keyed import Stream, generator
 
 # Epoch e shifts the apportionment by the fractional part of e / golden ratio. These fractions fill [0, 1)
@@ -39,13 +40,14 @@ class GlobalOrder:
 
     Args:
         modality_ids: integers [n], the modality of each sample (any labels).
-        seed: of the permutations.
+        seed: of the permutations, 0 to 2^64 - 1.
         balance: 0 keeps the natural shares s_m of the modalities, 1 gives every modality an equal share;
             between, shares are proportional to s_m ** (1 - balance).
         epoch_size: samples an epoch; None is n, so that with ``balance=0`` an epoch is a permutation of all.
 
     Raises:
-        ValueError: an argument is out of its range; the message names it.
+        TypeError: an argument is of another kind; the message names it, as the next does.
+        ValueError: an argument is out of its range.
     """
 
     def __init__(
@@ -57,10 +59,10 @@ class GlobalOrder:
                 f"modality_ids has shape {modality_ids.shape} and dtype {modality_ids.dtype}, "
                 "expected a vector of at least one integer"
             )
-        if not 0.0 <= balance <= 1.0:
-            raise ValueError(f"balance is {balance}, expected a number from 0 (natural) to 1 (equal shares)")
-        if epoch_size is not None and epoch_size < 1:
-            raise ValueError(f"epoch_size is {epoch_size}, expected at least 1")
+        check_whole("seed", seed, 0, 2**64 - 1)
+        check_number("balance", balance, "from 0 (natural) to 1 (equal shares)", lambda x: 0 <= x <= 1)
+        if epoch_size is not None:
+            check_whole("epoch_size", epoch_size, 1)
         self.seed = seed
         self.epoch_size = modality_ids.size if epoch_size is None else epoch_size
         _, codes, sizes = np.unique(modality_ids, return_inverse=True, return_counts=True)
@@ -71,11 +73,16 @@ class GlobalOrder:
         self._edges = np.round(edges, 6)
 
     def epoch(self, epoch: int) -> np.ndarray:
-        """Give the samples of an epoch in their order, int64 [epoch_size]."""
+        """Give the samples of an epoch in their order, int64 [epoch_size]; raises as `keys`."""
         return self.keys(epoch)[:, 1]
 
     def keys(self, epoch: int) -> np.ndarray:
-        """Give the `SampleKey` of an epoch's samples in their order, int64 [epoch_size, 2]."""
+        """Give the `SampleKey` of an epoch's samples in their order, int64 [epoch_size, 2].
+
+        Raises:
+            TypeError, ValueError: ``epoch`` is no whole number, or negative.
+        """
+        check_whole("epoch", epoch, 0)
         before = self._counts(np.arange(epoch)).sum(axis=0)
         after = before + self._counts(np.array([epoch]))[0]
         parts = [
@@ -118,7 +125,8 @@ class GlobalBatchSampler(Sampler[list[SampleKey]]):
         total_steps: the step before which to stop.
 
     Raises:
-        ValueError: an argument is out of its range; the message names it.
+        TypeError: an argument is of another kind; the message names it, as the next does.
+        ValueError: an argument is out of its range.
     """
 
     def __init__(
@@ -131,12 +139,14 @@ class GlobalBatchSampler(Sampler[list[SampleKey]]):
         *,
         total_steps: int,
     ) -> None:
-        if world_size < 1 or not 0 <= rank < world_size:
-            raise ValueError(f"rank is {rank} of world_size {world_size}, expected 0 <= rank < world_size")
-        if batch_size < 1 or batch_size % world_size:
-            raise ValueError(f"batch_size is {batch_size}, expected a positive multiple of world_size ({world_size})")
-        if not 0 <= start_step <= total_steps:
-            raise ValueError(f"start_step is {start_step}, expected 0 to total_steps {total_steps}")
+        check_kind("order", order, GlobalOrder, "a GlobalOrder")
+        check_whole("world_size", world_size, 1)
+        check_whole("rank", rank, 0, world_size - 1)
+        check_whole("batch_size", batch_size, 1)
+        if batch_size % world_size:
+            raise ValueError(f"batch_size is {batch_size}, expected a multiple of world_size ({world_size})")
+        check_whole("total_steps", total_steps, 0)
+        check_whole("start_step", start_step, 0, total_steps)
         self.order = order
         self.batch_size = batch_size
         self.rank = rank
@@ -171,7 +181,11 @@ class GlobalBatchSampler(Sampler[list[SampleKey]]):
         Returns:
             ``seed``, ``epoch`` (the one the next sample belongs to), ``consumed`` (samples over all ranks and
             epochs) and ``fingerprint``.
+
+        Raises:
+            TypeError, ValueError: ``step`` is no whole number, or negative.
         """
+        check_whole("step", step, 0)
         consumed = step * self.batch_size
         return {
             "seed": self.order.seed,

@@ -4,6 +4,7 @@ import io
 
 import numpy as np
 
+from dexcore.checks import check_kind, check_whole
 from dexcore.extras import require
 
 
@@ -17,7 +18,17 @@ def quantize(image: np.ndarray, bit_depth: int, max_side: int) -> np.ndarray:
 
     Returns:
         uint8 or uint16 of the same number of axes, 1.0 being the largest integer.
+
+    Raises:
+        TypeError: ``image`` is no array, or ``max_side`` no whole number.
+        ValueError: the image has other axes, the bit depth is another one, or ``max_side`` is below 1.
     """
+    check_kind("image", image, np.ndarray, "a numpy array")
+    if image.ndim not in (2, 3):
+        raise ValueError(f"image has shape {image.shape}, expected [H, W] or [H, W, 3]")
+    if bit_depth not in (8, 16):
+        raise ValueError(f"bit_depth is {bit_depth!r}, expected 8 or 16")
+    check_whole("max_side", max_side, 1)
     cv2 = require("cv2", "train")
     height, width = image.shape[:2]
     if min(height, width) > max_side:

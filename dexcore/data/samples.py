@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dexcore.checks import check_whole
 from dexcore.data.filter import reject_reason
 from dexcore.data.modality import Modality
 from dexcore.data.normalize import normalize
@@ -140,10 +141,10 @@ def synthetic_records(train: int = 150, heldout: int = 30) -> Iterator[ImageReco
         train, heldout: images a modality and split; the held-out ones have other indices.
 
     Raises:
-        ValueError: a number is negative.
+        TypeError, ValueError: a number is no whole one, or negative.
     """
-    if min(train, heldout) < 0:
-        raise ValueError(f"train is {train} and heldout {heldout}, expected at least 0 each")
+    check_whole("train", train, 0)
+    check_whole("heldout", heldout, 0)
     source = SyntheticMVU(_NOT_SHIPPED, seed=_SYNTHETIC_SEED)
     kinds = len(source.modalities)
     for index in range(kinds * (train + heldout)):

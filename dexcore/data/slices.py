@@ -4,6 +4,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from dexcore.checks import check_kind, check_whole
+
 AXES = ("sagittal", "coronal", "axial")  # the planes across x, y and z
 
 
@@ -22,9 +24,12 @@ def slices(volume: np.ndarray, axis: int) -> Iterator[np.ndarray]:
         [height, width] views.
 
     Raises:
+        TypeError: the volume is no array, or the axis no whole number.
         ValueError: the volume has not three axes, or there is no such axis.
     """
-    if volume.ndim != 3 or axis not in (0, 1, 2):
-        raise ValueError(f"volume has {volume.ndim} axes and axis is {axis}, expected 3 axes and an axis of 0, 1 or 2")
+    check_kind("volume", volume, np.ndarray, "a numpy array")
+    if volume.ndim != 3:
+        raise ValueError(f"volume has shape {volume.shape}, expected 3 axes: x, y and z")
+    check_whole("axis", axis, 0, 2)
     for plane in np.moveaxis(volume, axis, 0):
         yield plane.T[::-1, ::-1]

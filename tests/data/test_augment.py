@@ -398,10 +398,52 @@ def test_a_crop_outside_the_image_is_refused(box):
         warp(np.zeros((9, 10), np.uint8), box, 8)
 
 
-@pytest.mark.parametrize("min_area", [0.0, -1.0, 1.5, float("nan")])
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"box": (0, 0, 5, 5)}, TypeError, r"box must be a Box, got \(0, 0, 5, 5\)"),
+        ({"box": Box(0, 0, 5.5, 5)}, TypeError, "box must be of whole numbers"),
+        ({"flip": "no"}, TypeError, "flip must be a bool"),
+        ({"angle": "9"}, TypeError, "angle must be a number"),
+        ({"angle": math.nan}, ValueError, "angle must be finite, got nan"),
+        ({"angle": math.inf}, ValueError, "angle must be finite, got inf"),
+    ],
+)
+def test_a_warp_names_the_argument_it_refuses(change, error, message):
+    with pytest.raises(error, match=message):
+        warp(**{"image": np.zeros((9, 10), np.uint8), "box": Box(0, 0, 5, 5), "size": 8, **change})
+
+
+@pytest.mark.parametrize("min_area", [0.0, -1.0, 1.5, math.nan])
 def test_a_smallest_share_outside_its_range_is_refused(min_area):
-    with pytest.raises(ValueError, match="min_area is"):
+    with pytest.raises(ValueError, match="min_area must be above 0 and at most 1"):
         augment(np.zeros((9, 9), np.uint8), 8, np.random.default_rng(0), min_area)
+
+
+@pytest.mark.parametrize(
+    ("rng", "min_area", "message"),
+    [
+        (7, 0.2, r"rng must be a numpy.random.Generator, got 7 \(int\)"),
+        (np.random.RandomState(0), 0.2, "rng must be a numpy.random.Generator"),
+        (np.random.default_rng(0), "0.2", "min_area must be a number"),
+    ],
+)
+def test_an_augmentation_names_the_argument_of_another_kind(rng, min_area, message):
+    with pytest.raises(TypeError, match=message):
+        augment(np.zeros((9, 9), np.uint8), 8, rng, min_area)
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((9, 9), np.uint8), r"dtype uint8, expected float32 in \[0, 1\]"),
+        (np.zeros((3, 9, 9), np.float32), r"shape \(3, 9, 9\), expected \[H, W\] or \[H, W, 3\]"),
+        (torch.zeros(9, 9), "image is a Tensor, expected a numpy array"),
+    ],
+)
+def test_what_is_no_augmented_image_becomes_no_tensor(image, message):
+    with pytest.raises(ValueError, match=message):
+        to_tensor(image)
 
 
 def test_the_centre_square_is_torchvisions():
@@ -436,5 +478,6 @@ def test_gray_statistics_leave_the_channels_of_a_gray_image_alike():
 
 
 def test_unknown_statistics_are_refused_with_those_there_are():
-    with pytest.raises(ValueError, match="statistics is 'clip', expected one of imagenet, gray"):
-        to_tensor(textured(24, 24), "clip")
+    for statistics, named in (("clip", "'clip'"), (["gray"], r"\['gray'\]")):
+        with pytest.raises(ValueError, match=f"statistics is {named}, expected one of imagenet, gray"):
+            to_tensor(textured(24, 24), statistics)

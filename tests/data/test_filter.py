@@ -63,3 +63,10 @@ def test_a_modality_s_name_has_its_limit_too():
     assert reject_reason(image, "CT") is not None
     with pytest.raises(ValueError, match="'Pet' is not a valid Modality"):
         reject_reason(image, "Pet")
+
+
+def test_what_is_no_image_is_named():
+    with pytest.raises(TypeError, match="image must be a numpy array"):
+        reject_reason([[0.5]], Modality.CT)
+    with pytest.raises(ValueError, match=r"image has shape \(90,\)"):
+        reject_reason(np.zeros(90, np.float32), Modality.CT)

@@ -66,3 +66,9 @@ def test_neighbouring_keys_draw_independent_numbers():
 def test_a_key_out_of_range_is_named(name, arguments):
     with pytest.raises(ValueError, match=name):
         generator(*arguments, Stream.MASK)
+
+
+def test_a_stream_is_one_of_those_that_have_a_number():
+    for stream in (3, "MASK"):
+        with pytest.raises(TypeError, match="stream must be a Stream"):
+            generator(0, 0, 0, stream)

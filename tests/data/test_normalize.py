@@ -1,5 +1,7 @@
 """The normalizations of method section 6, against their formulas."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -82,3 +84,21 @@ def test_an_unknown_method_and_an_empty_array_are_refused():
         normalize(np.zeros(3), "minmax")
     with pytest.raises(ValueError, match="pixels has shape"):
         normalize(np.zeros((0, 4)), "hu_window")
+
+
+@pytest.mark.parametrize(
+    ("pixels", "method", "levels", "error", "message"),
+    [
+        ([[1, 2]], "div255", None, TypeError, "pixels must be a numpy array"),
+        (np.array(["1"]), "div255", None, ValueError, "pixels has dtype <U1, expected integers or floats"),
+        (np.zeros(3, complex), "hu_window", None, ValueError, "pixels has dtype complex128"),
+        (np.zeros(3), ["div255"], None, ValueError, r"method is \['div255'\], expected one of"),
+        (np.zeros(3), "div255", 255, TypeError, "levels must be a pair of numbers, black and white, got 255"),
+        (np.zeros(3), "div255", (0, 1, 2), TypeError, "levels must be a pair of numbers"),
+        (np.zeros(3), "div255", ("0", 1), TypeError, "levels must be a number"),
+        (np.zeros(3), "div255", (0, math.nan), ValueError, "levels must be finite, got nan"),
+    ],
+)
+def test_what_cannot_be_normalized_is_named(pixels, method, levels, error, message):
+    with pytest.raises(error, match=message):
+        normalize(pixels, method, levels)

@@ -117,6 +117,7 @@ def test_the_state_says_where_the_order_stands():
         ("modality_ids", {"modality_ids": np.zeros(0, int)}),
         ("modality_ids", {"modality_ids": np.zeros(3)}),
         ("modality_ids", {"modality_ids": np.zeros((3, 1), int)}),
+        ("seed", {"seed": -1}),
         ("balance", {"balance": 1.5}),
         ("balance", {"balance": float("nan")}),
         ("epoch_size", {"epoch_size": 0}),
@@ -128,15 +129,58 @@ def test_an_order_names_the_argument_it_refuses(name, change):
 
 
 @pytest.mark.parametrize(
+    ("name", "value"),
+    [("seed", 0.5), ("seed", None), ("balance", "0.5"), ("epoch_size", 2.0), ("epoch_size", True)],
+)
+def test_an_order_names_the_argument_of_another_kind(name, value):
+    with pytest.raises(TypeError, match=f"{name} must be"):
+        GlobalOrder(**{"modality_ids": np.zeros(3, int), "seed": 0, name: value})
+
+
+@pytest.mark.parametrize(("epoch", "error"), [(-1, ValueError), (1.0, TypeError), ("0", TypeError)])
+def test_an_epoch_that_is_none_is_refused(epoch, error):
+    with pytest.raises(error, match="epoch must be"):
+        GlobalOrder(np.zeros(3, int), seed=0).epoch(epoch)
+
+
+@pytest.mark.parametrize(
     ("name", "change"),
     [
         ("batch_size", {"batch_size": 0}),
         ("batch_size", {"batch_size": 5, "world_size": 2}),
         ("rank", {"rank": 2, "world_size": 2}),
+        ("rank", {"rank": -1}),
+        ("world_size", {"world_size": 0}),
         ("start_step", {"start_step": 11}),
+        ("start_step", {"start_step": -1}),
+        ("total_steps", {"total_steps": -1}),
     ],
 )
 def test_a_sampler_names_the_argument_it_refuses(name, change):
     order = GlobalOrder(np.zeros(3, int), seed=0)
     with pytest.raises(ValueError, match=name):
         GlobalBatchSampler(order, **{"batch_size": 4, "total_steps": 10, **change})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("order", np.arange(3)),
+        ("batch_size", 4.0),
+        ("rank", "0"),
+        ("world_size", None),
+        ("start_step", 1.5),
+        ("total_steps", "10"),
+    ],
+)
+def test_a_sampler_names_the_argument_of_another_kind(name, value):
+    arguments = {"order": GlobalOrder(np.zeros(3, int), seed=0), "batch_size": 4, "total_steps": 10}
+    with pytest.raises(TypeError, match=f"{name} must be"):
+        GlobalBatchSampler(**{**arguments, name: value})
+
+
+@pytest.mark.parametrize(("step", "error"), [(-1, ValueError), (2.5, TypeError)])
+def test_a_state_after_no_step_is_refused(step, error):
+    sampler = GlobalBatchSampler(GlobalOrder(np.zeros(3, int), seed=0), batch_size=4, total_steps=10)
+    with pytest.raises(error, match="step must be"):
+        sampler.state(step, "fingerprint")

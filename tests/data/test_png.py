@@ -70,3 +70,18 @@ def test_another_size_or_depth_is_refused():
         decode_png(data, (9, 8), 8)
     with pytest.raises(ValueError, match="holds uint8 pixels, expected 16 bit"):
         decode_png(data, (8, 9), 16)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"image": [[0.5]]}, TypeError, "image must be a numpy array"),
+        ({"image": np.zeros(9, np.float32)}, ValueError, r"image has shape \(9,\)"),
+        ({"bit_depth": 12}, ValueError, "bit_depth is 12, expected 8 or 16"),
+        ({"max_side": 0}, ValueError, "max_side must be at least 1"),
+        ({"max_side": 4.5}, TypeError, "max_side must be a whole number"),
+    ],
+)
+def test_what_cannot_be_quantized_is_named(change, error, message):
+    with pytest.raises(error, match=message):
+        quantize(**{"image": np.zeros((8, 9), np.float32), "bit_depth": 8, "max_side": 5, **change})

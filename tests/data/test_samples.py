@@ -78,8 +78,10 @@ def test_synthetic_records_fill_the_modalities_that_no_package_ships():
     assert {record.modality for record in made} == set(Modality) - _REAL
     assert [record.split for record in made] == ["train"] * 8 + ["heldout"] * 4
     assert all(record.synthetic for record in made)
-    with pytest.raises(ValueError, match="train is -1"):
+    with pytest.raises(ValueError, match="train must be at least 0, got -1"):
         list(synthetic_records(train=-1))
+    with pytest.raises(TypeError, match="heldout must be a whole number"):
+        list(synthetic_records(heldout=1.5))
 
 
 def test_the_store_holds_every_image_and_comes_out_the_same_twice(tmp_path, records):

@@ -27,7 +27,16 @@ def test_directions(axis, shape, across, down):
         assert (np.diff(plane, axis=0) == down).all()
 
 
-@pytest.mark.parametrize(("volume", "axis"), [(_VOLUME, 3), (_VOLUME, -1), (_VOLUME[0], 0)])
-def test_what_cannot_be_cut_is_refused(volume, axis):
-    with pytest.raises(ValueError, match="expected 3 axes and an axis of 0, 1 or 2"):
+@pytest.mark.parametrize(
+    ("volume", "axis", "error", "message"),
+    [
+        (_VOLUME, 3, ValueError, "axis must be from 0 to 2, got 3"),
+        (_VOLUME, -1, ValueError, "axis must be from 0 to 2, got -1"),
+        (_VOLUME, 1.0, TypeError, "axis must be a whole number"),
+        (_VOLUME[0], 0, ValueError, "volume has shape .*, expected 3 axes"),
+        (_VOLUME.tolist(), 0, TypeError, "volume must be a numpy array"),
+    ],
+)
+def test_what_cannot_be_cut_is_refused(volume, axis, error, message):
+    with pytest.raises(error, match=message):
         list(slices(volume, axis))
