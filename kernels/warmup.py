@@ -11,6 +11,7 @@ import torch
 import triton
 from torch import Tensor, nn
 
+from dexcore.checks import check_kind, check_whole
 from dexcore.kernels.group_ema import group_ema
 from dexcore.kernels.launch import compiling
 from dexcore.kernels.route import expert_load
@@ -34,9 +35,21 @@ def warm_up(model: nn.Module, batch_shape: Sequence[int], dtype: torch.dtype = t
 
     Returns:
         Seconds that it took; logged too (INFO).
+
+    Raises:
+        TypeError: an argument is of another kind.
+        ValueError: the shape holds a number below 1, or the model has no parameter, by which to know its device.
     """
+    check_kind("model", model, nn.Module, "a torch.nn.Module")
+    check_kind("batch_shape", batch_shape, Sequence, "a sequence of numbers, such as (B, 3, 256, 256)")
+    for size in batch_shape:
+        check_whole("batch_shape", size, 1)
+    check_kind("dtype", dtype, torch.dtype, "a torch.dtype")
     began = time.perf_counter()
-    device = next(model.parameters()).device
+    parameter = next(model.parameters(), None)
+    if parameter is None:
+        raise ValueError(f"model must have parameters, by which to know its device, got {type(model).__name__}")
+    device = parameter.device
     attributes = [(module, dict(vars(module))) for module in model.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     kernels: list[Any] = []

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args, get_origin
 
 import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -21,6 +21,7 @@ from dexcore.models.description import (
 from dexcore.models.pretrained import PretrainedMixin
 from dexcore.nn import DEXBlock, DEXMlp
 from dexcore.nn.upcycle import per_block
+from dexcore.ops.checks import check_choice
 
 # Explicit, because timm's register_model appends each entry point to it.
 __all__ = ["DEXVisionTransformer"]
@@ -46,9 +47,9 @@ class DEXVisionTransformer(PretrainedMixin, VisionTransformer):
     Raises:
         TypeError: ``block_fn`` is neither timm's `Block` nor `DEXBlock`, ``mlp_layer`` is no `DEXMlp`, or a size is
             no number.
-        ValueError: a size is out of its range; a sequence's length is not ``depth``; ``pool="cls"`` without a class
-            token; ``fix_init``, MLP dropout (``proj_drop_rate``), ``scale_mlp_norm`` or an activation that the ops do
-            not have.
+        ValueError: a size is out of its range, or a word is none of timm's; a sequence's length is not ``depth``;
+            ``pool="cls"`` without a class token; ``fix_init``, MLP dropout (``proj_drop_rate``), ``scale_mlp_norm`` or
+            an activation that the ops do not have.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class DEXVisionTransformer(PretrainedMixin, VisionTransformer):
         bound = inspect.signature(VisionTransformer).bind(*args, **kwargs)
         bound.apply_defaults()
         vit = bound.arguments
-        _check_sizes(vit)
+        _check_arguments(vit)
         if vit["block_fn"] not in (Block, DEXBlock):
             raise TypeError(f"block_fn must be timm's Block or DEXBlock, got {vit['block_fn']!r}")
         if vit["fix_init"]:
@@ -103,14 +104,19 @@ class DEXVisionTransformer(PretrainedMixin, VisionTransformer):
         return cls(**vit_arguments(description["arguments"]))
 
 
-def _check_sizes(vit: dict[str, Any]) -> None:
+def _check_arguments(vit: dict[str, Any]) -> None:
     """Check timm's arguments that timm does not, or only where it stumbles over them; `DEXBlock` checks its own."""
     for name in ("img_size", "patch_size"):
         for side in vit[name] if isinstance(vit[name], tuple | list) and len(vit[name]) == 2 else (vit[name],):
             check_whole(name, side, 1)
     for name, least in {"in_chans": 1, "num_classes": 0, "embed_dim": 1, "depth": 1, "reg_tokens": 0}.items():
         check_whole(name, vit[name], least)
-    check_number("drop_path_rate", vit["drop_path_rate"], "a number from 0 to 1", lambda x: 0 <= x <= 1)
+    for name in ("drop_rate", "pos_drop_rate", "patch_drop_rate", "drop_path_rate"):
+        check_number(name, vit[name], "a number from 0 to 1", lambda x: 0 <= x <= 1)
+    check_choice("pos_embed", vit["pos_embed"], ("learn", "none", ""))
+    for name, parameter in inspect.signature(VisionTransformer).parameters.items():
+        if get_origin(parameter.annotation) is Literal:  # global_pool, weight_init
+            check_choice(name, vit[name], get_args(parameter.annotation))
 
 
 def _signature() -> inspect.Signature:

@@ -63,7 +63,9 @@ class DEXBlock(Block):
         check_whole("num_heads", num_heads, 1)
         # timm's Mlp takes a hidden width of 0 for none given.
         check_number("mlp_ratio", mlp_ratio, f"finite and at least 1 / {dim} (dim)", lambda x: 1 <= dim * x < math.inf)
-        check_number("drop_path", drop_path, "a number from 0 to 1", lambda x: 0 <= x <= 1)
+        for name, rate in (("proj_drop", proj_drop), ("attn_drop", attn_drop), ("drop_path", drop_path)):
+            check_number(name, rate, "a number from 0 to 1", lambda x: 0 <= x <= 1)
+        check_number("init_values", init_values or 0.0, "finite", math.isfinite)
         dex_mlp: Callable[..., nn.Module] = partial(
             DEXMlp,
             num_experts=num_experts,

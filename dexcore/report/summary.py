@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from dexcore.checks import check_kind
 from dexcore.files import write_whole
 from dexcore.report.geometry import NEIGHBORS, Neighbors
 from dexcore.report.measures import (
@@ -212,7 +213,12 @@ class Summary:
 
 
 def summarize(numbers: RunNumbers, files: Mapping[str, str | Path] | None = None) -> Summary:
-    """Measure a run; ``files`` (name -> path) is carried along for the reader."""
+    """Measure a run; ``files`` (name -> path) is carried along for the reader.
+
+    Raises:
+        TypeError: ``numbers`` is something else, say, the folder's path.
+    """
+    check_kind("numbers", numbers, RunNumbers, "a RunNumbers, such as RunNumbers.read(folder)")
     return Summary(
         training=variance_explained(numbers.evaluation, heldout=False),
         heldout=variance_explained(numbers.evaluation, heldout=True),

@@ -17,6 +17,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
+from dexcore.checks import check_kind
 from dexcore.data.dataset import PretrainView, ReplacementLimit
 from dexcore.data.order import GlobalBatchSampler, GlobalOrder
 from dexcore.extras import require
@@ -83,6 +84,7 @@ def pretrain(config: PretrainConfig) -> RunResult:
     its first step is done leaves nothing in ``config.out``, and a resumption that is refused takes nothing from it.
 
     Raises:
+        TypeError: ``config`` is no `PretrainConfig`.
         ConfigError: the configuration does not fit the machine, the images or the number of processes.
         MissingExtraError: a package of the extra ``train`` (or, for the sample images, ``samples``) is missing.
         UnreadableFileError: a sample image of an installed package cannot be read.
@@ -92,6 +94,7 @@ def pretrain(config: PretrainConfig) -> RunResult:
         TrainingError: the loss or its gradient is not finite in too many steps on end.
         MainRankError, LostRankError: another process cannot go on.
     """
+    check_kind("config", config, PretrainConfig, "a PretrainConfig")
     with ExitStack() as held:  # the main rank's hold on the folder
         with join_ranks(config.run.device) as ranks:
             if config.dry_run:

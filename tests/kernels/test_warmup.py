@@ -7,6 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
+
+from dexcore.kernels import warm_up
 
 CODE = """
 import json
@@ -51,3 +55,19 @@ def test_every_kernel_of_a_step_is_compiled_once_for_all_batch_sizes_and_the_mod
     assert all(cubins == first for cubins in others), "another batch size compiled again"
     for family in ("plan", "route_forward", "expert_up", "expert_dact", "expert_wgrad", "align", "group_ema"):
         assert f"_{family}_kernel.cubin" in first
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "dtype", "error", "words"),
+    [
+        ("vit", (4, 3), torch.float32, TypeError, "model must be a torch.nn.Module, got 'vit'"),
+        (nn.Identity(), (4, 3), torch.float32, ValueError, "model must have parameters, .* got Identity"),
+        (nn.Linear(3, 2), 4, torch.float32, TypeError, "batch_shape must be a sequence of numbers"),
+        (nn.Linear(3, 2), (4, 3.0), torch.float32, TypeError, "batch_shape must be a whole number, got 3.0"),
+        (nn.Linear(3, 2), (0, 3), torch.float32, ValueError, "batch_shape must be at least 1, got 0"),
+        (nn.Linear(3, 2), (4, 3), "bf16", TypeError, "dtype must be a torch.dtype, got 'bf16'"),
+    ],
+)
+def test_wrong_arguments_are_refused_by_name(model, shape, dtype, error, words):
+    with pytest.raises(error, match=words):
+        warm_up(model, shape, dtype)

@@ -238,6 +238,14 @@ def test_layer_decay_scales_experts_with_their_block_and_decays_no_bias():
         ({"reg_tokens": None}, TypeError, "reg_tokens must be a whole number, got None"),
         ({"drop_path_rate": float("nan")}, ValueError, "drop_path_rate must be a number from 0 to 1, got nan"),
         ({"num_heads": -1}, ValueError, "num_heads must be at least 1, got -1"),
+        ({"pos_drop_rate": None}, TypeError, "pos_drop_rate must be a number, got None"),
+        ({"drop_rate": "x"}, TypeError, "drop_rate must be a number, got 'x'"),
+        ({"patch_drop_rate": -1}, ValueError, "patch_drop_rate must be a number from 0 to 1, got -1"),
+        ({"attn_drop_rate": [0.1]}, TypeError, "attn_drop must be a number"),
+        ({"init_values": "x"}, TypeError, "init_values must be a number, got 'x'"),
+        ({"pos_embed": "sincos"}, ValueError, "pos_embed must be one of .*'learn'.* got 'sincos'"),
+        ({"weight_init": None}, ValueError, "weight_init must be one of .*'moco'.* got None"),
+        ({"global_pool": 3}, ValueError, "global_pool must be one of .*'avg'.* got 3"),
     ],
 )
 def test_what_cannot_be_honored_is_refused_by_name(arguments, error, words):

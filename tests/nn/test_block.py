@@ -101,6 +101,8 @@ def test_another_mlp_is_an_error(mlp_layer):
         ({"mlp_ratio": float("nan")}, "mlp_ratio must be finite"),
         ({"drop_path_rate": -0.5}, "drop_path must be a number from 0 to 1"),
         ({"drop_path_rate": float("nan")}, "drop_path must be a number from 0 to 1"),
+        ({"attn_drop_rate": 1.5}, "attn_drop must be a number from 0 to 1"),
+        ({"init_values": float("inf")}, "init_values must be finite"),
     ],
 )
 def test_what_cannot_be_honored_is_refused_by_timms_name(kwargs, message):
@@ -108,7 +110,7 @@ def test_what_cannot_be_honored_is_refused_by_timms_name(kwargs, message):
         VisionTransformer(**{**SIZES, **kwargs}, block_fn=DEXBlock)
 
 
-@pytest.mark.parametrize("argument", ["dim", "num_heads", "mlp_ratio", "drop_path"])
+@pytest.mark.parametrize("argument", ["dim", "num_heads", "mlp_ratio", "proj_drop", "attn_drop", "drop_path"])
 @pytest.mark.parametrize("value", [None, "3", [3]])
 def test_a_size_that_is_no_number_is_refused_by_name(argument, value):
     with pytest.raises(TypeError, match=f"{argument} must be a (whole )?number"):

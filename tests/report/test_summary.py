@@ -27,6 +27,11 @@ def test_the_lines_say_what_was_measured():
     assert line_of(lines, "1 ")[:3] == ["1", "3", "1.000"]
 
 
+def test_what_holds_no_numbers_of_a_run_is_refused_by_name():
+    with pytest.raises(TypeError, match=r"numbers must be a RunNumbers, .* got 'runs/pretrain'"):
+        summarize("runs/pretrain")
+
+
 def test_lines_are_aligned_and_fit_100_columns():
     rng = np.random.default_rng(0)
     gates = [rng.dirichlet(np.ones(experts), 8) for experts in (64, 4)]

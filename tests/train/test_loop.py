@@ -209,6 +209,12 @@ def test_the_example_reports_its_end_and_its_errors_in_words(store, tmp_path):
     assert "Traceback" not in said
 
 
+@pytest.mark.parametrize("config", [None, "run.yaml", {"out": "runs/pretrain"}])
+def test_what_is_no_configuration_is_refused_by_name(config):
+    with pytest.raises(TypeError, match="config must be a PretrainConfig, got"):
+        pretrain(config)
+
+
 def test_a_store_without_training_images_is_refused(tmp_path):
     store = write_images(tmp_path / "store", images=4, one_heldout_in=1)
     with pytest.raises(ConfigError, match=r"data\.store: .* holds no training image"):
