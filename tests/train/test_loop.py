@@ -85,6 +85,18 @@ def test_a_step_goes_by_the_clipped_gradient_and_reports_the_whole_one(store, tm
         torch.testing.assert_close(clipped.optimizer.state[short]["exp_avg"], expected, rtol=1e-3, atol=1e-9)
 
 
+@pytest.mark.parametrize("share", [0.5, 0.995, 1.0, 1.005, 2.0])
+def test_gradients_near_the_limit_are_what_pytorchs_clipping_makes_of_them(store, tmp_path, share):
+    config = tiny(store, tmp_path)
+    whole = Pretraining(replace(config, optimizer=replace(config.optimizer, clip_norm=1e30)), tmp_path)
+    norm = whole.step(_batch(whole), whole.schedule.at(0))["grad_norm"]
+    run = Pretraining(replace(config, optimizer=replace(config.optimizer, clip_norm=share * norm)), tmp_path)
+    run.step(_batch(run), run.schedule.at(0))
+    torch.nn.utils.clip_grad_norm_(whole.parameters, share * norm)
+    for parameter, expected in zip(run.parameters, whole.parameters, strict=True):
+        assert torch.equal(parameter.grad, expected.grad)
+
+
 def test_the_loss_is_the_weighted_sum_of_its_parts(run):
     values = replace(run.schedule.at(0), lambda_balance=0.3)
     line = run.step(_batch(run), values)
