@@ -11,6 +11,7 @@ Axes as in `dexcore.ops.expert_mlp`.
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,7 @@ from dexcore.ops.expert_types import Director, Experts, Gradients, Kept, Needs, 
 from dexcore.ops.mix_align import align_rows, teacher_scale
 from dexcore.ops.routing import dense_gates
 
-# The director's hidden rows worked on together; they are never stored.
+# Hidden rows worked on together: the director's, which are never stored, and a group of experts'.
 _BLOCK_BYTES = 32 << 20
 
 
@@ -36,22 +37,54 @@ class _Plan:
         order: [S], a sorted slot's place in indices.reshape(-1).
         places: [S], the reverse: where among the sorted the slots of image 0 lie, then those of image 1, ...
         sizes: rows of every expert.
-        active, idle: experts with rows, and without.
+        idle: experts without rows.
     """
 
     def __init__(self, indices_bk: Tensor, experts: int, tokens: int) -> None:
         sorted_s, self.order = indices_bk.reshape(-1).long().sort(stable=True)
         self.images = self.order.div(max(indices_bk.shape[1], 1), rounding_mode="floor")
-        self.places = torch.empty_like(self.order)
-        self.places[self.order] = torch.arange(len(self.order), device=self.order.device)
+        self.places = self.order.argsort()
         chosen = sorted_s.tolist()
         if chosen and not 0 <= chosen[0] <= chosen[-1] < experts:
             wrong = chosen[0] if chosen[0] < 0 else chosen[-1]
             raise IndexError(f"indices must lie in 0..{experts - 1} (w1 holds {experts} experts), got {wrong}")
         counts = Counter(chosen)
         self.sizes = [counts[e] * tokens for e in range(experts)]
-        self.active = [e for e, size in enumerate(self.sizes) if size]
         self.idle = [e for e, size in enumerate(self.sizes) if not size]
+
+    def groups(self, row_bytes: int) -> list["_Group"]:
+        """The experts with rows, in order, in groups of at most ``_BLOCK_BYTES`` of hidden rows, or one expert."""
+        groups: list[_Group] = []
+        first = 0
+        for expert, size in enumerate(self.sizes):
+            if size and groups and (groups[-1].rows.stop - groups[-1].rows.start + size) * row_bytes <= _BLOCK_BYTES:
+                groups[-1] = groups[-1].with_expert(expert, size)
+            elif size:
+                groups.append(_Group([expert], [size], slice(first, first + size)))
+            first += size
+        return groups
+
+
+class _Group(NamedTuple):
+    """Experts that follow one another, and their rows among the sorted. Between the GEMMs, an expert's each, the
+    activation takes a group's rows at once: a call's set-up and the threads' change of share cost more than the cache
+    saves."""
+
+    experts: list[int]
+    sizes: list[int]
+    rows: slice
+
+    def with_expert(self, expert: int, size: int) -> "_Group":
+        rows = slice(self.rows.start, self.rows.stop + size)
+        return _Group([*self.experts, expert], [*self.sizes, size], rows)
+
+    def hidden(self, kept: Tensor, scratch: Tensor) -> Tensor:
+        """The group's rows of what was kept, or else as many of the scratch's."""
+        return kept[self.rows] if kept.numel() else scratch[: self.rows.stop - self.rows.start]
+
+
+def _longest(groups: list[_Group]) -> int:
+    return max((sum(group.sizes) for group in groups), default=0)
 
 
 def _linear(x: Tensor, weight_t: Tensor, bias: Tensor | None, out: Tensor, scale: float = 1.0) -> Tensor:
@@ -84,14 +117,15 @@ def forward(given: Experts, keep: str, activation: str) -> tuple[Tensor, Kept]:
     # To the bit what a dense model computes is inference's alone (`_mix_by_differences`): there b2 is the GEMM's.
     infers = keep == "nothing"
     b1_e, b2_e = _by_expert(b1, experts), _by_expert(b2 if infers else None, experts)
-    z_rows, a_rows = (t.split(plan.sizes) if t.numel() else None for t in (kept.z, kept.a))
-    scratch = x.new_empty((0 if z_rows and a_rows else max(plan.sizes), hidden))
-    for e in plan.active:
-        z = z_rows[e] if z_rows else scratch[: plan.sizes[e]]
-        a = a_rows[e] if a_rows else scratch[: plan.sizes[e]]
-        _linear(x_rows[e], w1_t[e], b1_e[e], out=z)
+    groups = plan.groups(hidden * x.element_size())
+    scratch = x.new_empty((0 if keep == "both" else _longest(groups), hidden))
+    for group in groups:
+        z, a = group.hidden(kept.z, scratch), group.hidden(kept.a, scratch)
+        for e, z_rows in zip(group.experts, z.split(group.sizes), strict=True):
+            _linear(x_rows[e], w1_t[e], b1_e[e], out=z_rows)
         activate(activation, z, out=a)
-        _linear(a, w2_t[e], b2_e[e], out=o_rows[e])
+        for e, a_rows in zip(group.experts, a.split(group.sizes), strict=True):
+            _linear(a_rows, w2_t[e], b2_e[e], out=o_rows[e])
     mix = _mix_by_differences if infers else _sum_slots
     y = mix(o.view(-1, tokens * width), plan.places.view(gates.shape), gates).view(x.shape)
     if b2 is not None and not infers:
@@ -180,14 +214,14 @@ def backward(
     dy_sx = _gather(grad_y, plan.images)
     if needs.gates:
         by_slot = (kept.o.view_as(dy_sx) * dy_sx).sum(1, dtype=accumulate)
-        grads.gates.copy_(by_slot[plan.places].view(gates.shape))
+        grads.gates.copy_(by_slot.index_select(0, plan.places).view(gates.shape))
     if b2 is not None and (needs.gates or needs.b2):
         dy_bd = grad_y.sum(1, dtype=gates.dtype)
         if needs.gates:
             grads.gates.add_((dy_bd @ b2.to(gates.dtype).t()).gather(1, indices.long()))
         if needs.b2:
             grads.b2.copy_(dense_gates(gates, indices, experts).sum(1).t() @ dy_bd)
-    do_sx = dy_sx.mul_(gates.reshape(-1)[plan.order].unsqueeze(1))
+    do_sx = dy_sx.mul_(gates.reshape(-1).index_select(0, plan.order).unsqueeze(1))
 
     x_rows = _gather(x, plan.images).view(-1, width).split(plan.sizes)
     do_rows = do_sx.view(-1, width).split(plan.sizes)
@@ -195,27 +229,33 @@ def backward(
     dw1_e, db1_e, dw2_e = (grad.unbind(0) if grad.numel() else () for grad in grads[1:4])
     dx = do_sx.new_empty((sum(plan.sizes) if needs.x else 0, width))
     dx_rows = dx.split(plan.sizes) if needs.x else ()
-    z_rows, a_rows = (t.split(plan.sizes) if t.numel() else None for t in (kept.z, kept.a))
-    longest = max(plan.sizes)
+    groups = plan.groups(hidden * x.element_size())
     scratch_u, scratch_a, scratch_z = (
-        dx.new_empty((longest if needed else 0, hidden)) for needed in (needs.z, needs.w2 and not a_rows, not z_rows)
+        dx.new_empty((_longest(groups) if needed else 0, hidden))
+        for needed in (needs.z, needs.w2 and not kept.a.numel(), not kept.z.numel())
     )
-    for e in plan.active:
-        size = plan.sizes[e]
-        z = z_rows[e] if z_rows else _linear(x_rows[e], w1_t[e], b1_e[e], out=scratch_z[:size])
+    for group in groups:
+        z = group.hidden(kept.z, scratch_z)
+        if not kept.z.numel():
+            for e, z_rows in zip(group.experts, z.split(group.sizes), strict=True):
+                _linear(x_rows[e], w1_t[e], b1_e[e], out=z_rows)
         if needs.w2:
-            a = a_rows[e] if a_rows else activate(activation, z, out=scratch_a[:size])
-            _mm_into(do_rows[e].t(), a, dw2_e[e])
+            a = kept.a[group.rows] if kept.a.numel() else activate(activation, z, out=group.hidden(kept.a, scratch_a))
+            for e, a_rows in zip(group.experts, a.split(group.sizes), strict=True):
+                _mm_into(do_rows[e].t(), a_rows, dw2_e[e])
         if not needs.z:
             continue
-        dz = torch.mm(do_rows[e], w2_e[e], out=scratch_u[:size])
+        dz = scratch_u[: len(z)]
+        for e, dz_rows in zip(group.experts, dz.split(group.sizes), strict=True):
+            torch.mm(do_rows[e], w2_e[e], out=dz_rows)
         activate_backward(activation, dz, z)
-        if needs.b1:
-            torch.sum(dz, 0, dtype=weight_dtype, out=db1_e[e])
-        if needs.w1:
-            _mm_into(dz.t(), x_rows[e], dw1_e[e])
-        if needs.x:
-            torch.mm(dz, w1_e[e], out=dx_rows[e])
+        for e, dz_rows in zip(group.experts, dz.split(group.sizes), strict=True):
+            if needs.b1:
+                torch.sum(dz_rows, 0, dtype=weight_dtype, out=db1_e[e])
+            if needs.w1:
+                _mm_into(dz_rows.t(), x_rows[e], dw1_e[e])
+            if needs.x:
+                torch.mm(dz_rows, w1_e[e], out=dx_rows[e])
     if needs.x:
         summed = _sum_slots(dx.view(-1, tokens * width), plan.places.view(gates.shape), None)
         grads = grads._replace(x=summed.view(x.shape).to(x_dtype))
