@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from dexcore.checks import check_kind
+from dexcore.nn.directors import check_group
 from dexcore.nn.mlp import balance_loss, check_class_token, dex_layers, mean_probs
 
 
@@ -52,7 +52,7 @@ def aux_losses(model: nn.Module, group: dist.ProcessGroup | None = None) -> AuxL
     align = torch.stack([r.align_loss / (depth - i) for i, r in enumerate(routings)]).mean()
     if group is None:
         return AuxLosses(align, torch.stack([r.balance_loss for r in routings]).mean())
-    check_kind("group", group, dist.ProcessGroup, "a process group of torch.distributed or None")
+    check_group(group)
     means = torch.cat([mean_probs(r.probs.detach()) for r in routings])
     dist.all_reduce(means, group=group)
     shares = (means / dist.get_world_size(group)).split([r.probs.shape[1] for r in routings])

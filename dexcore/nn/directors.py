@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from dexcore.checks import check_kind
 from dexcore.nn.mlp import FREQUENCY_DECAY, DEXMlp, dex_layers
 from dexcore.ops import expert_load, group_ema_
 
@@ -51,9 +52,12 @@ def share_load(model: nn.Module, beside: Tensor, group: dist.ProcessGroup | None
         The sums of ``beside`` [n], and the gates that each expert received, [R_l] a layer in experts mode.
 
     Raises:
+        TypeError: ``beside`` is no tensor, ``group`` no process group.
         ValueError: the model has no DEX layer.
         RuntimeError: no recorded load.
     """
+    check_kind("beside", beside, Tensor, "a tensor")
+    check_group(group)
     layers = _layers_with_forward(model)
     loads = [layer._recorded_load for layer in layers if layer._recorded_load is not None]
     if len(loads) < len(layers):
@@ -86,10 +90,12 @@ def update_directors(model: nn.Module, momentum: float, group: dist.ProcessGroup
             directors, bit-identical on all. None: this process alone.
 
     Raises:
+        TypeError: ``group`` is no process group.
         ValueError: no DEX layer; a momentum outside 0..1; a director in half precision, where a momentum near 1
             moves nothing (keep parameters in float32 and use autocast).
         RuntimeError: no training forward since the last call.
     """
+    check_group(group)
     layers = _layers_with_forward(model)
     pairs = [layer.expert_director_pairs() for layer in layers]
     for layer_pairs in pairs:
@@ -119,6 +125,12 @@ def update_directors(model: nn.Module, momentum: float, group: dist.ProcessGroup
         step = (1 - FREQUENCY_DECAY) * omega.any().to(omega.dtype)  # 0 where no image came, without a branch
         layer.router.activation_frequency.lerp_(omega, step)
         layer._pending = layer._recorded_load = None
+
+
+def check_group(group: object) -> None:
+    """Raise TypeError unless ``group`` is a process group or None."""
+    if group is not None:
+        check_kind("group", group, dist.ProcessGroup, "a process group of torch.distributed or None")
 
 
 def _layers_with_forward(model: nn.Module) -> list[DEXMlp]:

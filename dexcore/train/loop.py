@@ -237,8 +237,9 @@ class Pretraining:
 
         finite = all(math.isfinite(scalar) for scalar in scalars)
         if finite:
+            *_, norm = scalars
             clip_norm = config.optimizer.clip_norm
-            if scalars[4] > 0.99 * clip_norm:  # surely below it, all gradients would be multiplied by 1
+            if norm > 0.99 * clip_norm:  # surely below it, all gradients would be multiplied by 1
                 torch.nn.utils.clip_grads_with_norm_(self.parameters, clip_norm, grad_norm)
             for group in self.optimizer.param_groups:
                 group["lr"] = values.lr

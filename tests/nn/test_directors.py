@@ -178,12 +178,18 @@ def test_bad_calls_are_named():
     before = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
     with pytest.raises(ValueError, match="momentum must be in"):
         update_directors(layer, 2.0)
+    with pytest.raises(TypeError, match="group must be a process group"):
+        update_directors(layer, 0.9, group="gloo")
     assert all(torch.equal(tensor, before[name]) for name, tensor in layer.state_dict().items())
     update_directors(layer, 0.9)  # the refused call consumed nothing
     layer(torch.randn(2, 3, 8))
     record_load(layer)
     with pytest.raises(RuntimeError, match="no training forward since the last call"):
         record_load(layer)
+    with pytest.raises(TypeError, match="beside must be a tensor"):
+        share_load(layer, [1.0])
+    with pytest.raises(TypeError, match="group must be a process group"):
+        share_load(layer, torch.zeros(1), group="gloo")
     set_mode(layer, "director")
     with pytest.raises(RuntimeError, match="director mode"):
         update_directors(layer, 0.9)
