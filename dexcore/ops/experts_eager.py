@@ -66,9 +66,11 @@ class _Plan:
 
 
 class _Group(NamedTuple):
-    """Experts that follow one another, and their rows among the sorted. Between the GEMMs, an expert's each, the
-    activation takes a group's rows at once: a call's set-up and the threads' change of share cost more than the cache
-    saves."""
+    """Experts that follow one another, and their rows among the sorted.
+
+    The GEMMs are an expert's each. The activation between them takes a group's rows at once: an expert's rows would
+    still be in cache, but eight calls' set-up costs more than that saves.
+    """
 
     experts: list[int]
     sizes: list[int]
