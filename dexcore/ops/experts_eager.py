@@ -2,9 +2,8 @@
 
 It makes one GEMM an expert and direction over exactly its rows. The gates are applied after the second GEMM, at width
 D, and the experts' outputs o are kept, so that the gates' gradients are the row sums <o, dy>: neither an extra GEMM
-nor a pass over the hidden layer. In training o is without b2, which then takes part as one vector an image: y gains
-sum_j gates_j b2_j, and b2's gradient needs no pass over the slots. On a device other than the CPU it reads the slots'
-experts on the host, once a call.
+nor a pass over the hidden layer. In training in float32 o is without b2, which then takes part as one vector an image:
+y gains sum_j gates_j b2_j. On a device other than the CPU it reads the slots' experts on the host, once a call.
 
 Axes as in `dexcore.ops.expert_mlp`.
 """
@@ -116,9 +115,10 @@ def forward(given: Experts, keep: str, activation: str) -> tuple[Tensor, Kept]:
     x_rows = _gather(x, plan.images).view(-1, width).split(plan.sizes)
     o = kept.o if keep != "nothing" else x.new_empty((sum(plan.sizes), width))
     o_rows, w1_t, w2_t = o.split(plan.sizes), _transposed(w1), _transposed(w2)
-    # To the bit what a dense model computes is inference's alone (`_mix_by_differences`): there b2 is the GEMM's.
     infers = keep == "nothing"
-    b1_e, b2_e = _by_expert(b1, experts), _by_expert(b2 if infers else None, experts)
+    # Inference computes to the bit what a dense model does (`_mix_by_differences`): there b2 is the GEMM's.
+    b2_apart = None if infers or not _is_full(x.dtype) else b2
+    b1_e, b2_e = _by_expert(b1, experts), _by_expert(b2 if b2_apart is None else None, experts)
     groups = plan.groups(hidden * x.element_size())
     scratch = x.new_empty((0 if keep == "both" else _longest(groups), hidden))
     for group in groups:
@@ -130,8 +130,8 @@ def forward(given: Experts, keep: str, activation: str) -> tuple[Tensor, Kept]:
             _linear(a_rows, w2_t[e], b2_e[e], out=o_rows[e])
     mix = _mix_by_differences if infers else _sum_slots
     y = mix(o.view(-1, tokens * width), plan.places.view(gates.shape), gates).view(x.shape)
-    if b2 is not None and not infers:
-        y += (dense_gates(gates, indices, experts).sum(1) @ b2.to(gates.dtype)).unsqueeze(1)
+    if b2_apart is not None:
+        y += (dense_gates(gates, indices, experts).sum(1) @ b2_apart).unsqueeze(1)
     return y.to(x.dtype), kept
 
 
@@ -160,6 +160,11 @@ def align_director(
     return total
 
 
+def _is_full(dtype: torch.dtype) -> bool:
+    """Whether it is no half precision. In that, gate gradients from o without b2 err up to twice as much."""
+    return dtype in (torch.float32, torch.float64)
+
+
 def _gather(tensor_bnd: Tensor, images: Tensor) -> Tensor:
     """The slots' images, [S, N*D]: an image is one row, since index_select is slow on three axes."""
     return tensor_bnd.flatten(1).index_select(0, images)
@@ -167,7 +172,7 @@ def _gather(tensor_bnd: Tensor, images: Tensor) -> Tensor:
 
 def _sum_slots(o_sx: Tensor, places_bk: Tensor, gates_bk: Tensor | None) -> Tensor:
     """[B, X]: each image's slots summed, weighted by its gates if given; accumulated in float32 at least."""
-    if o_sx.dtype in (torch.float32, torch.float64):  # gather and sum in one pass
+    if _is_full(o_sx.dtype):  # gather and sum in one pass
         return F.embedding_bag(places_bk, o_sx, mode="sum", per_sample_weights=gates_bk)
     o_bkx = o_sx.index_select(0, places_bk.reshape(-1)).view(*places_bk.shape, -1)
     if gates_bk is not None:
@@ -219,8 +224,8 @@ def backward(
         grads.gates.copy_(by_slot.index_select(0, plan.places).view(gates.shape))
     if b2 is not None and (needs.gates or needs.b2):
         dy_bd = grad_y.sum(1, dtype=gates.dtype)
-        if needs.gates:
-            grads.gates.add_((dy_bd @ b2.to(gates.dtype).t()).gather(1, indices.long()))
+        if needs.gates and _is_full(x.dtype):
+            grads.gates.add_((dy_bd @ b2.t()).gather(1, indices.long()))
         if needs.b2:
             grads.b2.copy_(dense_gates(gates, indices, experts).sum(1).t() @ dy_bd)
     do_sx = dy_sx.mul_(gates.reshape(-1).index_select(0, plan.order).unsqueeze(1))
