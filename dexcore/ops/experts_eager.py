@@ -161,7 +161,7 @@ def align_director(
 
 
 def _is_full(dtype: torch.dtype) -> bool:
-    """Whether it is no half precision. In that, gate gradients from o without b2 err up to twice as much."""
+    """Whether it is no half precision. In that, gate gradients from o without b2 err more."""
     return dtype in (torch.float32, torch.float64)
 
 

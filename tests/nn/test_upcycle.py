@@ -14,24 +14,7 @@ from assertions import assert_close
 from dexcore.models import DEXVisionTransformer, MaskedAutoencoder
 from dexcore.nn import DEXBlock, DEXMlp, aux_losses, set_mode, update_directors
 from dexcore.nn.upcycle import collapse, upcycle
-
-TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 5}
-IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-
-
-def layers(model):
-    return [module for module in model.modules() if isinstance(module, DEXMlp)]
-
-
-def shake(model, amount=0.2):
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=amount)
-    return model
-
-
-def dense(**kwargs):
-    return shake(VisionTransformer(**{**TINY, **kwargs}))
+from nn.tiny import IMAGES, TINY, dense, layers, shake
 
 
 @pytest.mark.parametrize(

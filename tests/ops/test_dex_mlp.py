@@ -49,11 +49,12 @@ def test_outputs_and_all_gradients_agree_with_float64(case, activation, align, k
         assert_close(grad, grad64, plain=grad32, name=f"gradient of {name}")
 
 
-@pytest.mark.parametrize("block_bytes", [1, 700])
-def test_more_rows_than_a_block(monkeypatch, block_bytes):
+@pytest.mark.parametrize("keep", KEEPS)
+@pytest.mark.parametrize("block_bytes", [1, 700, 4000])  # an expert a group, and two groups of 2 and 1
+def test_more_rows_than_a_block(monkeypatch, block_bytes, keep):
     monkeypatch.setattr(experts_eager, "_BLOCK_BYTES", block_bytes)
     case = plain.make_case(batch=5, tokens=7)
-    y, loss, grads = run(ops.dex_mlp, case, torch.float32, "gelu", "kd", "both")
+    y, loss, grads = run(ops.dex_mlp, case, torch.float32, "gelu", "kd", keep)
     y64, loss64, grads64 = run(reference.dex_mlp, case, torch.float64, "gelu", "kd")
     assert_close(y, y64)
     assert_close(loss, loss64)
