@@ -6,11 +6,14 @@
     published       bench.published.PublishedTraining, with the same weights, images, masks and router noise
     published, attention in parts
                     the same with dexcore's choice of attention kernel for bf16 on a CPU: what that alone brings
+    published, float32
+                    beside the bf16 steps on a CPU: there the published loop has no autocast, so this is how it runs
 
-A masked autoencoder of 256 pixels with MAE's decoder, in float32 and, on a CPU with bf16 instructions, under bf16
-autocast. The router noise makes every image of every block choose its experts far from a tie, so that no rounding
-changes a route. Of ViT-B a quarter of the blocks, encoder and decoder: two whole ones with their gradients and
-AdamW's moments are 18 GB. On a GPU it is whole.
+A masked autoencoder of 256 pixels with MAE's decoder, in float32 and, on a CPU with bf16 instructions, where it is
+dexcore's default, under bf16 autocast. "x publ." is against the published step in the same precision; on a CPU the
+goals are against the published step in float32, as it runs there. The router noise makes every image of every block
+choose its experts far from a tie, so that no rounding changes a route. Of ViT-B a quarter of the blocks, encoder and
+decoder: two whole ones with their gradients and AdamW's moments are 18 GB. On a GPU it is whole.
 
 Before anything is timed, with a few of the images and blocks, losses, clipped gradients, the directors' movement, and
 what an update does to the loss are held to the published step in float64, from which dexcore may err twice as much as
@@ -56,7 +59,8 @@ from dexcore.train.run_folder import open_run_folder
 from dexcore.train.schedules import StepValues
 from dexcore.train.stop import StopRequest
 
-GOALS = {torch.float32: 1.15, torch.bfloat16: 2.0}  # times the published step's speed, on a CPU
+GOALS = {torch.float32: 1.15, torch.bfloat16: 2.0}  # times the published step's speed in float32, on a CPU
+AS_IT_RUNS = "published, float32"
 PARTS = ("data", "forward", "backward", "clip and optimizer", "GEMA")
 _PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 # Over the root mean square, allowed beyond twice the published step's own error.
@@ -93,7 +97,7 @@ class Case(NamedTuple):
         return f"{self.name}, {blocks}, {self.images} x {self.tokens} x {self.width}"
 
 
-SMALL = Case("ViT-S", 16, 384, 6, 12, 8)
+SMALL = Case("ViT-S", 8, 384, 6, 12, 8)
 BASE, BASE_ON_GPU = Case("ViT-B, a quarter", 8, 768, 12, 3, 2), Case("ViT-B", 64, 768, 12, 12, 8)
 QUICK = Case("tiny", 4, 32, 2, 2, 1, image_size=64, decoder_width=32)
 
@@ -251,6 +255,8 @@ def measure_case(case: Case, dtype: torch.dtype, options: Options, ceiling: dict
             moved, flops = least_bytes(training), step_flops(training, batch)
         elif dtype == torch.bfloat16 and not options.on_gpu:
             steps["published, attention in parts"] = partial(take_step, training, batch, _VALUES, in_parts=True)
+            training, batch = make_training("published", case, torch.float32, options.device)
+            steps[AS_IT_RUNS] = partial(take_step, training, batch, _VALUES)
     times = interleaved(steps, options.seconds, options.device)
 
     print(f"{case} {dtype_name(dtype)}: {flops / 1e9:.3g} GFLOP, at least {moved / 1e6:.4g} MB of parameters")
@@ -269,7 +275,11 @@ def measure_case(case: Case, dtype: torch.dtype, options: Options, ceiling: dict
         line |= {"decoder_layers": case.decoder_layers, "dtype": dtype_name(dtype), **vars(taken)}
         line |= {"flops": flops, "bytes": moved, **shares, **ceiling}
         if name == "dexcore" and not (options.on_gpu or options.quick):
-            goal = Goal("times the published step's speed", shares["speedup"], GOALS[dtype])
+            goal = Goal(
+                "times the speed of the published step in float32",
+                times.get(AS_IT_RUNS, times["published"]).median / taken.median,
+                GOALS[dtype],
+            )
             line["goals"] = [goal._asdict() | {"met": goal.met}]
         lines.append(line)
         for goal_line in line.get("goals", []):

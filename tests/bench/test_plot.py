@@ -44,6 +44,15 @@ def test_the_newest_line_of_a_case_counts(tmp_path):
     assert plot.newest(tmp_path / "ema.jsonl") == [{"contender": "a", "median": 2}, {"contender": "b"}]
 
 
+def test_a_picture_is_of_the_cpu_that_was_measured_last(tmp_path):
+    one, other = MACHINE | {"cpu": "one"}, MACHINE | {"cpu": "other"}
+    lines = [one | {"kind": "a"}, other | {"kind": "a"}, one | {"kind": "b"}, other | {"kind": "c"}]
+    write(tmp_path, "step", *lines)
+    assert plot.newest(tmp_path / "step.jsonl") == [lines[1], lines[3]]
+    write(tmp_path, "step", *lines, lines[0], PREDICTION)
+    assert plot.newest(tmp_path / "step.jsonl") == [lines[0], lines[2]]
+
+
 def test_measured_kernels_take_the_place_of_predicted_ones(tmp_path):
     write(tmp_path, "kernels", PREDICTION)
     assert plot.newest(tmp_path / "kernels.jsonl") == [PREDICTION]
