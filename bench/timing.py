@@ -36,14 +36,15 @@ def interleaved(
     """Time the contenders in turn, A B C A B C ..., so that a drift of the machine's speed meets all of them.
 
     Args:
-        contenders: what to call, by name; each is called twice before the clock starts.
+        contenders: what to call, by name; each is called three times before the clock starts, in turn as well: until
+            they have found their places in memory that all share, they meet pages that the system has yet to clear.
         seconds: about how long to measure all of them together; at least 7 rounds.
         device: where they run. On a GPU each call finds the caches cold, and its time is the device's, unless the
             host takes longer to launch it than a gigabyte takes to be written.
     """
-    for call in contenders.values():
-        call()
-        call()
+    for _ in range(3):
+        for call in contenders.values():
+            call()
     seconds_of = _stopwatch(device)
     taken: dict[str, list[float]] = {name: [] for name in contenders}
     began = time.perf_counter()
