@@ -5,7 +5,7 @@
 
 A step is routing, experts, director, both losses, backward and GEMA. Its bare GEMMs are 2 of the director and 2 + 4
 of the experts, each one large matmul over k*B*N rows into memory that is there already. ("strict" counts the
-director's over B*N rows, as they are: no layer can reach 1.00 of either, since R experts read and write R times the
+director's over B*N rows, as they are: no layer can reach 1.00 of that, since R experts read and write R times the
 weights.) The published loop passes the same check of outputs, losses, gradients and directors before it is timed.
 
 The second table compares the contenders of `bench.contenders` under three routings: uniform, Zipf's, and all images

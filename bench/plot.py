@@ -55,21 +55,20 @@ def draw(results: Path = RESULTS) -> list[Path]:
 
 
 def newest(path: Path) -> list[Line]:
-    """A file's lines, of each case and device the newest alone, in the order they first came; of CPUs the newest's."""
+    """A file's lines, of each case and device the newest alone, in the order they came; of CPUs the last's."""
     if not path.exists():
         return []
     found: dict[tuple[Any, ...], Line] = {}
-    cpu = None
     for text in path.read_text(encoding="utf-8").splitlines():
         line = json.loads(text)
-        cpu = cpu if line.get("prediction") else line.get("cpu")
         keys = ("images", "tokens", "width", "layers", "dtype", "kind", "routing", "contender", "kernel", "prediction")
         case = (*(line.get(key) for key in keys), line.get("device", "cpu"))
+        found.pop(case, None)  # what is newer comes later
         found[case] = line
     measured = [line for line in found.values() if not line.get("prediction")]
     # Where anything was measured on a GPU, that is what is drawn; where nothing was at all, the predictions.
     on_gpu = [line for line in measured if line.get("device", "cpu") != "cpu"]
-    on_cpu = [line for line in measured if line.get("cpu") == cpu]
+    on_cpu = [line for line in measured if line.get("cpu") == measured[-1].get("cpu")]
     return on_gpu or on_cpu or list(found.values())
 
 

@@ -41,7 +41,7 @@ def test_every_bench_with_lines_gets_a_picture(tmp_path):
 
 def test_the_newest_line_of_a_case_counts(tmp_path):
     write(tmp_path, "ema", {"contender": "a", "median": 1}, {"contender": "b"}, {"contender": "a", "median": 2})
-    assert plot.newest(tmp_path / "ema.jsonl") == [{"contender": "a", "median": 2}, {"contender": "b"}]
+    assert plot.newest(tmp_path / "ema.jsonl") == [{"contender": "b"}, {"contender": "a", "median": 2}]
 
 
 def test_a_picture_is_of_the_cpu_that_was_measured_last(tmp_path):
@@ -50,7 +50,7 @@ def test_a_picture_is_of_the_cpu_that_was_measured_last(tmp_path):
     write(tmp_path, "step", *lines)
     assert plot.newest(tmp_path / "step.jsonl") == [lines[1], lines[3]]
     write(tmp_path, "step", *lines, lines[0], PREDICTION)
-    assert plot.newest(tmp_path / "step.jsonl") == [lines[0], lines[2]]
+    assert plot.newest(tmp_path / "step.jsonl") == [lines[2], lines[0]]
 
 
 def test_measured_kernels_take_the_place_of_predicted_ones(tmp_path):
