@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "drop_in.py"
 
 
@@ -12,6 +14,7 @@ def run(*arguments):
     return subprocess.run([sys.executable, EXAMPLE, *arguments], capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_it_goes_from_timm_to_dex_and_back_and_every_model_has_learned():
     done = run("--steps", "150", "--images", "500")
     assert done.returncode == 0, done.stderr

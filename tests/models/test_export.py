@@ -141,6 +141,7 @@ def has_compiler():
     return True
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not has_compiler(), reason="AOTInductor needs a C++ compiler")
 @pytest.mark.parametrize("kind", ["collapsed", "experts"])
 def test_an_aot_inductor_package_computes_the_same_for_any_number_of_images(kind, tmp_path, monkeypatch):

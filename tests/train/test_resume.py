@@ -40,6 +40,7 @@ def _killed_after(config, folder: Path, steps: int) -> None:
     assert len(metrics(config.out)) < STEPS
 
 
+@pytest.mark.slow
 def test_a_run_killed_again_and_again_ends_as_if_nothing_had_been(store, whole_run, tmp_path):
     config = tiny(store, tmp_path / "killed")
     _killed_after(config, tmp_path, 3)  # before its first checkpoint
