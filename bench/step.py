@@ -1,4 +1,4 @@
-"""A whole training step against the published one, and where the laptop preset's step spends its time.
+"""A whole training step against the published one; and `bench.preset`: where the laptop preset's step spends its time.
 
     python -m bench.step
 
@@ -21,19 +21,16 @@ what an update does to the loss are held to the published step in float64, from 
 the published step in the same precision, at its worst in any block. For that the first step has a learning rate of 0:
 the published directors follow the experts of before the update, dexcore's those of after.
 
-FLOPs are those of all GEMMs; bytes are what parameters, gradients and moments must move at least, activations not.
+FLOPs are those of all GEMMs of dexcore's step, which predicts no visible patch; bytes are what parameters, gradients
+and moments must move at least, activations not.
 """
 
-import io
 import re
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,24 +42,21 @@ import dexcore.ops.flops  # noqa: F401  # teaches FlopCounterMode the DEX ops
 from bench.command import Ceilings, Goal, Line, Options, Refused, dtype_name, run, table_row
 from bench.contenders import WrongResultError, director, gradients, relative_error
 from bench.ema import MOVE_BOUND
+from bench.preset import measure_preset
 from bench.published import PublishedTraining
 from bench.routings import routing
-from bench.timing import interleaved, machine, summary
+from bench.timing import interleaved, machine
 from dexcore.data.store import write_store
 from dexcore.data.synthetic import SyntheticMVU
 from dexcore.extras import MissingExtraError
 from dexcore.nn.mlp import DEXMlp
-from dexcore.train.config import PRESETS, DataConfig, ModelConfig, PretrainConfig, RunConfig
-from dexcore.train.device import attention_kernel, fast_bf16, uses_bf16
-from dexcore.train.finish import finish
+from dexcore.train.config import DataConfig, ModelConfig, PretrainConfig, RunConfig
+from dexcore.train.device import fast_bf16, fast_layers
 from dexcore.train.loop import Pretraining
-from dexcore.train.run_folder import open_run_folder
 from dexcore.train.schedules import StepValues
-from dexcore.train.stop import StopRequest
 
 GOALS = {torch.float32: 1.15, torch.bfloat16: 2.0}  # times the published step's speed in float32, on a CPU
 IN_FLOAT32 = "published, float32"
-PARTS = ("data", "forward", "backward", "clip and optimizer", "GEMA")
 _PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 # Over the root mean square, allowed beyond twice the published step's own error.
 _LUCK = {torch.float32: 1e-5, torch.bfloat16: 2e-3}
@@ -163,7 +157,7 @@ def _steering(layer: DEXMlp, images: int, turn: int) -> Tensor:
 def take_step(training: Training, batch: Batch, values: StepValues, in_parts: bool = False) -> dict[str, Any]:
     """One step as its loop takes it; ``in_parts``: the published one with dexcore's choice of attention kernel."""
     if in_parts or isinstance(training, Pretraining):
-        with attention_kernel(training.model, training.device, training.config.run.precision):
+        with fast_layers(training.model, training.device, training.config.run.precision):
             return training.step(batch, values)
     return training.step(batch, values)
 
@@ -294,7 +288,7 @@ def measure_case(case: Case, dtype: torch.dtype, options: Options, ceilings: Cei
 def step_flops(training: Pretraining, batch: Batch) -> int:
     """Of all GEMMs of a step, which this takes."""
     with FlopCounterMode(display=False) as counter:
-        take_step(training, batch, _VALUES)
+        training.step(batch, _VALUES)  # with PyTorch's own layers: the counter knows no product of oneDNN's
     return counter.get_total_flops()
 
 
@@ -308,103 +302,6 @@ def least_bytes(training: Pretraining) -> int:
     trained = sum(parameter.numel() for parameter in training.parameters)
     pairs = [pair for layer in training.layers for pair in layer.expert_director_pairs()]
     return 4 * (11 * trained + sum(experts.numel() + 3 * director.numel() for experts, director in pairs))
-
-
-class PartsOfStep:
-    """Notes when a training's step comes from one part to the next, by hooks on model, gradients and optimizer."""
-
-    def __init__(self, training: Pretraining) -> None:
-        self.training = training
-        self._at: dict[str, float] = {}
-        training.model.register_forward_hook(lambda *arguments: self._note("forward"))
-        for parameter in training.parameters:  # the last of them is the backward's end
-            parameter.register_post_accumulate_grad_hook(lambda parameter: self._note("backward"))
-        training.optimizer.register_step_post_hook(lambda *arguments: self._note("clip and optimizer"))
-
-    def _note(self, part: str) -> None:
-        self._at[part] = time.perf_counter()
-
-    def take(self, batches: Iterable[Batch]) -> list[dict[str, float]]:
-        """A step for each of the batches; each one's seconds by part (`PARTS`)."""
-        taken = []
-        began = time.perf_counter()
-        for batch in batches:
-            self._note("data")
-            values = self.training.schedule.at(self.training.step_done)
-            take_step(self.training, batch, values)
-            self._note("GEMA")
-            ends = [began, *(self._at[part] for part in PARTS)]
-            taken.append({part: end - start for part, (start, end) in zip(PARTS, pairwise(ends), strict=True)})
-            began = time.perf_counter()
-        return taken
-
-
-def measure_preset(options: Options) -> list[Line]:
-    """Where the laptop preset's run, on its own images, spends its time: the steps by part, and what follows them."""
-    preset = PRESETS["laptop"]
-    config = replace(preset, run=replace(preset.run, device=str(options.device)))
-    with tempfile.TemporaryDirectory() as folder:
-        lines = measure_parts(Pretraining(config, Path(folder)), options)
-        after = seconds_after_steps(replace(config, out=f"{folder}/run"))
-    whole = lines[-1]
-    steps = whole["median"] * whole["steps"]
-    print(f"evaluation and report {after:.0f} s, after {steps:.0f} s of steps: {steps + after:.0f} s a run", flush=True)
-    whole["seconds_after_steps"] = after
-    return lines
-
-
-def seconds_after_steps(config: PretrainConfig) -> float:
-    """What a run takes after its last step, which its length hardly changes: it has two steps here.
-
-    ``config.data.epoch_size`` must be set.
-    """
-    two = 2 * config.data.batch_size / config.data.epoch_size
-    optimizer = replace(config.optimizer, warmup_epochs=0.0)
-    config = replace(config, run=replace(config.run, epochs=two), optimizer=optimizer)
-    with open_run_folder(config) as folder, StopRequest() as stop, redirect_stdout(io.StringIO()):
-        training = Pretraining(config, folder)
-        training.train(stop)
-        began = time.perf_counter()
-        finish(training)
-        return time.perf_counter() - began
-
-
-def measure_parts(training: Pretraining, options: Options) -> list[Line]:
-    """A line a part, and one of the whole step.
-
-    The sum of the losses counts to the backward, and what ranks agree on (the transfer to the host) to the optimizer.
-    """
-    config, kind = training.config, "laptop preset"
-    training.model.train()
-    batches = _for_seconds(training.batches(workers=0), options.seconds)
-    taken = PartsOfStep(training).take(batches)[2:]
-    columns = {part: [step[part] for step in taken] for part in PARTS}
-    columns["whole step"] = [sum(step.values()) for step in taken]
-    times = {part: summary(seconds) for part, seconds in columns.items()}
-    whole, steps = times["whole step"].median, training.schedule.total_steps
-    dtype = "bfloat16" if uses_bf16(training.device, config.run.precision) else "float32"
-
-    print(f"{kind}, {config.data.batch_size} images a step, {dtype}; a run has {steps} steps")
-    print(table_row("", "ms", "p20", "p80", "share", "s a run"))
-    lines = []
-    for part, time_of in times.items():
-        share = time_of.median / whole
-        cells = [f"{seconds * 1e3:.1f}" for seconds in vars(time_of).values()]
-        print(table_row(part, *cells, f"{share:.0%}", f"{time_of.median * steps:.0f}"), flush=True)
-        line: Line = {"bench": "step", **machine(training.device), "kind": kind, "contender": part, "dtype": dtype}
-        line |= {"images": config.data.batch_size, "tokens": training.model.num_visible + 1}
-        line |= {"width": config.model.dim, "layers": config.model.depth, "decoder_layers": config.model.decoder_depth}
-        lines.append(line | {**vars(time_of), "share": share, "steps": steps})
-    return lines
-
-
-def _for_seconds(batches: Iterable[Batch], seconds: float) -> Iterator[Batch]:
-    """As many as about so many seconds take, at least 9."""
-    began = time.perf_counter()
-    for number, batch in enumerate(batches, start=1):
-        yield batch
-        if number >= 9 and time.perf_counter() - began > seconds:
-            return
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 Axes: B images, L patches, P prefix tokens (class and register tokens), K = patch height * width * channels.
 """
 
+from functools import partial
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -27,7 +28,8 @@ class MAEOutput(NamedTuple):
     Attributes:
         loss: 0-dim, float32 or wider: the mean over hidden patches of the mean squared error of a patch.
         pred: [B, L, K], the predicted patches; in units of each patch's own standard deviation around its own
-            mean when ``norm_pix_loss`` (see `MaskedAutoencoder.reconstruct`).
+            mean when ``norm_pix_loss`` (see `MaskedAutoencoder.reconstruct`). With ``hidden_only`` those that were
+            hidden, [B, L - visible, K], a patch of lower index before one of higher.
         mask: [B, L], float; 1 where the patch was hidden from the encoder, 0 where it was visible.
     """
 
@@ -188,13 +190,17 @@ class MaskedAutoencoder(PretrainedMixin, nn.Module):
         """Recompute the blocks' activations of encoder and decoder in the backward, not store them."""
         self.encoder.set_grad_checkpointing(enable)
 
-    def forward(self, images: torch.Tensor, noise: torch.Tensor | None = None) -> MAEOutput:
+    def forward(
+        self, images: torch.Tensor, noise: torch.Tensor | None = None, *, hidden_only: bool = False
+    ) -> MAEOutput:
         """Hide patches, reconstruct them and score the reconstruction.
 
         Args:
             images: [B, C, H, W] of the encoder's image size, floating point, normalised as the training data.
             noise: [B, L]; an image's ``num_visible`` patches with the smallest noise stay visible, ties to
                 the lower index. None draws it uniformly with torch's generator.
+            hidden_only: predict no visible patches, which the loss does not look at: the end of the decoder is spared.
+                The parts of its last block are called one by one then, and no hook on that block runs.
 
         Raises:
             TypeError: ``images`` is no floating-point tensor, or ``noise`` no tensor of numbers that have an order.
@@ -203,14 +209,17 @@ class MaskedAutoencoder(PretrainedMixin, nn.Module):
         self._check_inputs(images, noise)
         if noise is None:
             noise = torch.rand(images.shape[0], self.num_patches, device=images.device)
-        visible = noise.argsort(dim=1, stable=True)[:, : self.num_visible]  # [B, visible], patch indices
+        order = noise.argsort(dim=1, stable=True)  # [B, L], patch indices
+        visible, hidden = order.split([self.num_visible, self.num_patches - self.num_visible], dim=1)
+        hidden = hidden.sort(dim=1).values
         mask = torch.ones_like(noise, dtype=torch.float32).scatter(1, visible, 0.0)
-        pred = self._decode(self._encode(images, visible), visible)
+        pred = self._decode(self._encode(images, visible), visible, hidden, hidden_only)
 
-        target = self.target(images)
-        error = (pred.to(target.dtype) - target).square().mean(dim=-1)
-        mask = mask.to(target.dtype)
-        return MAEOutput((error * mask).sum() / mask.sum(), pred, mask)
+        target = _patches_at(hidden, self.target(images))
+        loss = (pred[:, -hidden.shape[1] :].to(target.dtype) - target).square().mean()
+        if not hidden_only:
+            pred = _patches_at(torch.cat([visible, hidden], dim=1).argsort(dim=1), pred)
+        return MAEOutput(loss, pred, mask.to(target.dtype))
 
     def patchify(self, images: torch.Tensor) -> torch.Tensor:
         """Images [B, C, H, W] as patches [B, L, K]; a patch's values are ordered (row, column, channel).
@@ -294,22 +303,33 @@ class MaskedAutoencoder(PretrainedMixin, nn.Module):
         vit = self.encoder
         tokens = vit._pos_embed(vit.patch_embed(images))
         prefix, patches = tokens.split([vit.num_prefix_tokens, self.num_patches], dim=1)
-        patches = patches.gather(1, visible.unsqueeze(-1).expand(-1, -1, patches.shape[-1]))
-        x = vit.norm_pre(torch.cat([prefix, patches], dim=1))
+        x = vit.norm_pre(torch.cat([prefix, _patches_at(visible, patches)], dim=1))
         x = checkpoint_seq(vit.blocks, x) if vit.grad_checkpointing else vit.blocks(x)
         # timm moves the final norm behind the pooling of average-pooled models: one of the two is there.
         return vit.fc_norm(vit.norm(x))
 
-    def _decode(self, latent: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
-        """Predictions [B, L, K] for all patches, from the encoder's tokens [B, P + visible, D]."""
+    def _decode(
+        self, latent: torch.Tensor, visible: torch.Tensor, hidden: torch.Tensor, hidden_only: bool
+    ) -> torch.Tensor:
+        """Predictions for the visible patches, unless ``hidden_only``, then the hidden ones: [B, L or hidden, K].
+
+        From the encoder's tokens [B, P + visible, D]. They stay where they are, the mask tokens follow: attention does
+        not mind the order.
+        """
         x = self.decoder_embed(latent)
-        prefix, patches = x.split([self.encoder.num_prefix_tokens, self.num_visible], dim=1)
-        places = visible.unsqueeze(-1).expand(-1, -1, x.shape[-1])
-        hidden = self.mask_token.to(x.dtype).expand(x.shape[0], self.num_patches, -1)
-        x = torch.cat([prefix, hidden.scatter(1, places, patches)], dim=1) + self.decoder_pos_embed
-        blocks = self.decoder_blocks
-        x = checkpoint_seq(blocks, x) if self.encoder.grad_checkpointing else blocks(x)
-        return self.decoder_pred(self.decoder_norm(x))[:, self.encoder.num_prefix_tokens :]
+        masked = self.mask_token.to(x.dtype).expand(*hidden.shape, -1)
+        prefix, patches = self.decoder_pos_embed.split([self.encoder.num_prefix_tokens, self.num_patches], dim=1)
+        places = patches[0][torch.cat([visible, hidden], dim=1)]
+        x = torch.cat([x, masked], dim=1) + torch.cat([prefix.expand(len(x), -1, -1), places], dim=1)
+        blocks = [*self.decoder_blocks]
+        if hidden_only:
+            blocks[-1] = partial(_last_tokens, blocks[-1], hidden.shape[1])
+        if self.encoder.grad_checkpointing:
+            x = checkpoint_seq(blocks, x)
+        else:
+            for block in blocks:
+                x = block(x)
+        return self.decoder_pred(self.decoder_norm(x if hidden_only else x[:, -self.num_patches :]))
 
     def _check_inputs(self, images: torch.Tensor, noise: torch.Tensor | None) -> None:
         check_kind("images", images, torch.Tensor, "a tensor")
@@ -333,6 +353,18 @@ class MaskedAutoencoder(PretrainedMixin, nn.Module):
                 f"noise must be [{images.shape[0]}, {self.num_patches}] (images, patches) on "
                 f"{images.device}, got {list(noise.shape)} on {noise.device}"
             )
+
+
+def _last_tokens(block: Block, tokens: int, x: torch.Tensor) -> torch.Tensor:
+    """What a block makes of its last tokens, for which alone it runs its MLP: [B, N, D] to [B, tokens, D]."""
+    x = x + block.drop_path1(block.ls1(block.attn(block.norm1(x))))
+    x = x[:, -tokens:]
+    return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+
+
+def _patches_at(index: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
+    """Of patches [B, L, D] those of index [B, n]: [B, n, D]."""
+    return patches.gather(1, index.unsqueeze(-1).expand(-1, -1, patches.shape[-1]))
 
 
 def _at_least_float32(x: torch.Tensor) -> torch.Tensor:

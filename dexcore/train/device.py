@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 
 import torch
 from torch import nn
 
 from dexcore.ops.backend import BackendUnavailableError, resolve
 from dexcore.train.config import ConfigError
+from dexcore.train.linear import faster_by_onednn, linear
 
 
 def choose_device(name: str, local_rank: int | None = None) -> torch.device:
@@ -76,19 +78,29 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
 
 
 @contextmanager
-def attention_kernel(model: nn.Module, device: torch.device, precision: str) -> Iterator[None]:
-    """The context to train in: timm's attention layers run the kernel that is fast there.
+def fast_layers(model: nn.Module, device: torch.device, precision: str) -> Iterator[None]:
+    """The context to train in: timm's attention and PyTorch's dense layers run the kernels that are fast there.
 
-    PyTorch's fused attention on CPU is slower in bf16 than its parts (torch 2.14; ``python -m bench.step`` times the
-    published step with either).
+    On a CPU: PyTorch's fused attention is slower in bf16 than its parts (torch 2.14; ``python -m bench.step`` times the
+    published step with either). In float32 dense layers take oneDNN where it is the faster (`faster_by_onednn`).
     """
-    fused = [layer for layer in model.modules() if getattr(layer, "fused_attn", False)]
-    if device.type != "cpu" or not uses_bf16(device, precision):
-        fused = []
+    fused, dense = [], []
+    if device.type == "cpu" and uses_bf16(device, precision):
+        fused = [layer for layer in model.modules() if getattr(layer, "fused_attn", False)]
+    elif faster_by_onednn(device):
+        dense = [layer for layer in model.modules() if type(layer) is nn.Linear and layer.weight.dtype == torch.float32]
     for layer in fused:
         layer.fused_attn = False  # type: ignore[assignment]  # timm's flag
+    for layer in dense:
+        layer.forward = partial(_forward, layer)  # type: ignore[method-assign]  # hides its class's
     try:
         yield
     finally:
         for layer in fused:
             layer.fused_attn = True  # type: ignore[assignment]
+        for layer in dense:
+            del layer.forward
+
+
+def _forward(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+    return linear(x, layer.weight, layer.bias)

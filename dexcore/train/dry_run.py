@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dexcore.train.device import attention_kernel, uses_bf16
+from dexcore.train.device import fast_layers, uses_bf16
 from dexcore.train.provenance import device_name
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def rehearse(run: "Pretraining") -> list[str]:
     """
     config, ranks, schedule = run.config, run.ranks, run.schedule
     run.model.train()
-    with attention_kernel(run.model, run.device, config.run.precision):
+    with fast_layers(run.model, run.device, config.run.precision):
         run.warm_up()
         batches = iter(run.batches(workers=0))
         times = []

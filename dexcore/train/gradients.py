@@ -95,7 +95,7 @@ def _gradients(
     times = np.arange(_IMAGES)
     (batch,) = batches(images, rows[times % len(rows)], model, config, draw=1 + times // len(rows))
     with torch.enable_grad(), autocast(device, config.run.precision):
-        loss = model(batch.images.to(device), noise=batch.noise.to(device)).loss
+        loss = model(batch.images.to(device), noise=batch.noise.to(device), hidden_only=True).loss
     return torch.autograd.grad(loss, list(parameters), materialize_grads=True)
 
 

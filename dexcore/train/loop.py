@@ -36,7 +36,7 @@ from dexcore.ops.backend import resolve
 from dexcore.train.build import build_model
 from dexcore.train.checkpoint import Progress, load_checkpoint, save_checkpoint
 from dexcore.train.config import ConfigError, PretrainConfig
-from dexcore.train.device import attention_kernel, autocast, check_backend, choose_device
+from dexcore.train.device import autocast, check_backend, choose_device, fast_layers
 from dexcore.train.dry_run import rehearse
 from dexcore.train.finish import finish
 from dexcore.train.journal import Journal
@@ -180,7 +180,7 @@ class Pretraining:
             record_start(self.folder, self.step_done, self.device, describe_images(self.images, self.rows))
         with (
             Journal(self.folder, self.step_done, total, self.ranks) as journal,
-            attention_kernel(self.model, self.device, self.config.run.precision),
+            fast_layers(self.model, self.device, self.config.run.precision),
         ):
             self.warm_up()
             batches = iter(self.batches(self.config.data.workers))  # its workers begin while the experts are measured
@@ -274,7 +274,7 @@ class Pretraining:
         """Add a part's gradient and record its use of experts; its losses [4]: whole, self, align, balance."""
         set_router_noise(self.model, part["router_noise"].split([layer.num_experts for layer in self.layers], dim=1))
         with autocast(self.device, self.config.run.precision):
-            loss_self = self.wrapped(part["image"], noise=part["mask_noise"]).loss
+            loss_self = self.wrapped(part["image"], noise=part["mask_noise"], hidden_only=True).loss
             aux = aux_losses(self.model, self.ranks.group)
         loss = loss_self + self.config.dex.lambda_align * aux.align + values.lambda_balance * aux.balance
         (loss / self.config.data.accumulate).backward()

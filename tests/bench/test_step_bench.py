@@ -1,6 +1,5 @@
-"""bench.step: the published step is the method's, wrong steps are not timed, the parts of a step add up."""
+"""bench.step: the published step is the method's, wrong steps are not timed."""
 
-import time
 from dataclasses import replace
 
 import pytest
@@ -11,19 +10,14 @@ from bench.command import Options
 from bench.contenders import WrongResultError, director
 from bench.published import PublishedTraining
 from bench.step import (
-    PARTS,
     QUICK,
-    PartsOfStep,
     check_case,
     make_training,
     measure_case,
-    measure_parts,
     results,
     take_step,
 )
 from bench.timing import CPU
-from dexcore.data.store import write_store
-from dexcore.data.synthetic import SyntheticMVU
 from dexcore.nn import directors
 from dexcore.train import loop
 from dexcore.train.loop import Pretraining
@@ -160,53 +154,6 @@ def test_goals_stand_beside_what_is_not_quick_against_the_published_step_in_floa
     assert (goal["target"], goal["met"]) == (target, goal["value"] >= target)
     assert goal["value"] == pytest.approx(others[-1]["median"] / ours["median"])
     assert f"goal {target:.2f}" in capsys.readouterr().out
-
-
-def test_the_parts_of_a_step_add_up_and_time_goes_to_the_right_one(monkeypatch):
-    training, batch = make_training("dexcore", QUICK, torch.float32, CPU)
-    right = loop.update_directors
-
-    def slow(*arguments):
-        time.sleep(0.3)
-        right(*arguments)
-
-    monkeypatch.setattr(loop, "update_directors", slow)
-    began = time.perf_counter()
-    taken = PartsOfStep(training).take([batch] * 4)
-    whole = time.perf_counter() - began
-    assert sum(sum(parts.values()) for parts in taken) == pytest.approx(whole, rel=0.05)
-    least = {part: min(parts[part] for parts in taken) for part in PARTS}
-    assert least["GEMA"] >= 0.3  # and, since they add up, in no other part
-    assert min(least.values()) > 0
-
-
-def test_the_parts_table_has_a_line_a_part(capsys):
-    training, _ = make_training("dexcore", QUICK, torch.float32, CPU)
-    lines = measure_parts(training, OPTIONS)
-    assert [line["contender"] for line in lines] == [*PARTS, "whole step"]
-    assert lines[-1]["share"] == 1
-    assert all(0 < line["share"] for line in lines)
-    assert "a run has 200 steps" in capsys.readouterr().out
-
-
-def test_what_follows_the_steps_is_timed_by_a_run_that_writes_its_report(monkeypatch, tmp_path, capsys):
-    with_store = SyntheticMVU(size=32)
-    write_store(map(with_store.record, range(20)), tmp_path / "store", name="bench")
-    config = step.make_config(QUICK, torch.float32, CPU, str(tmp_path / "store"))
-    config = replace(config, out=str(tmp_path / "run"), data=replace(config.data, epoch_size=8))
-    right = step.finish
-
-    def slow(training):
-        right(training)
-        time.sleep(0.2)
-
-    monkeypatch.setattr(step, "finish", slow)
-    began = time.perf_counter()
-    after = step.seconds_after_steps(config)
-    assert 0.2 < after < time.perf_counter() - began
-    assert (tmp_path / "run/report.html").is_file()
-    assert len((tmp_path / "run/metrics.jsonl").read_text().splitlines()) == 2
-    assert "variance" not in capsys.readouterr().out  # the summary of two steps would mislead
 
 
 def test_both_tables_are_drawn():

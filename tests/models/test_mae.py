@@ -12,6 +12,7 @@ from plain_mae import Sizes, cut, plain_mae, position
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from assertions import assert_close
 from dexcore.models import DEXVisionTransformer, MaskedAutoencoder
@@ -41,14 +42,16 @@ def inputs(model, batch=2, dtype=torch.float32):
     return images, torch.rand(batch, model.num_patches)
 
 
-def check_parity(model, sizes, bound):
+def check_parity(model, sizes, bound, hidden_only=False):
     images, noise = inputs(model, dtype=next(model.parameters()).dtype)
-    output = model(images, noise)
+    output = model(images, noise, hidden_only=hidden_only)
     output.loss.backward()
     state = {name: t.detach().double().requires_grad_() for name, t in model.state_dict().items()}
     loss, pred, mask = plain_mae(state, images.double(), noise, sizes)
     loss.backward()
     assert torch.equal(output.mask.double(), mask)
+    if hidden_only:
+        pred = pred[mask.bool()].unflatten(0, (len(images), -1))
     assert_close(output.loss, loss, bound=bound, name="loss")
     assert_close(output.pred, pred, bound=bound, name="pred")
     compared = 0
@@ -60,14 +63,18 @@ def check_parity(model, sizes, bound):
     assert compared == len(trained), "a trained parameter got no gradient"
 
 
+@pytest.mark.parametrize("hidden_only", [False, True])
 @pytest.mark.parametrize("norm_pix_loss", [True, False])
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-10), (torch.float32, 1e-4)])
-def test_loss_prediction_mask_and_gradients_are_those_of_the_plain_implementation(dtype, bound, norm_pix_loss):
+def test_loss_prediction_mask_and_gradients_are_those_of_the_plain_implementation(
+    dtype, bound, norm_pix_loss, hidden_only
+):
     encoder = DEXVisionTransformer(**TINY, num_experts=[4, 3], top_k=[3, 2], dtype=dtype)
     model = shake(tiny(encoder, norm_pix_loss=norm_pix_loss))
-    check_parity(model, Sizes((8, 8), 2, 3, 4, [3, 2], norm_pix_loss=norm_pix_loss), bound)
+    check_parity(model, Sizes((8, 8), 2, 3, 4, [3, 2], norm_pix_loss=norm_pix_loss), bound, hidden_only)
 
 
+@pytest.mark.parametrize("hidden_only", [False, True])
 @pytest.mark.parametrize(
     ("arguments", "prefix"),
     [
@@ -78,9 +85,21 @@ def test_loss_prediction_mask_and_gradients_are_those_of_the_plain_implementatio
         ({"class_token": True, "img_size": (16, 32), "patch_size": (4, 8), "in_chans": 1}, 1),
     ],
 )
-def test_dense_encoders_of_every_token_layout_agree_with_the_plain_implementation(arguments, prefix):
+def test_dense_encoders_of_every_token_layout_agree_with_the_plain_implementation(arguments, prefix, hidden_only):
     model = shake(tiny(VisionTransformer(**{**TINY, **arguments}, dtype=torch.float64)))
-    check_parity(model, Sizes(model.encoder.patch_embed.patch_size, 2, 3, 4, [], prefix), 1e-10)
+    check_parity(model, Sizes(model.encoder.patch_embed.patch_size, 2, 3, 4, [], prefix), 1e-10, hidden_only)
+
+
+def test_hidden_only_spares_the_visible_tokens_mlp_and_prediction():
+    model = tiny(VisionTransformer(**TINY))
+    flops = []
+    for hidden_only in (False, True):
+        with FlopCounterMode(display=False) as counter:
+            model(*inputs(model), hidden_only=hidden_only)
+        flops.append(counter.get_total_flops())
+    mlp, pred = 2 * 24 * 4 * 24, 24 * 3 * 8 * 8  # products a token
+    images, prefix, visible = 2, 1, 4
+    assert flops[0] - flops[1] == 2 * images * ((prefix + visible) * mlp + visible * pred)
 
 
 def test_positions_are_fixed_sines_and_cosines_of_the_column_then_the_row():
@@ -214,8 +233,8 @@ def test_an_encoder_with_a_distillation_token_works_too():
     assert model(*inputs(model)).pred.shape == (2, 16, 192)
 
 
-def total_loss(model, images, noise):
-    output, aux = model(images, noise), aux_losses(model)
+def total_loss(model, images, noise, hidden_only=False):
+    output, aux = model(images, noise, hidden_only=hidden_only), aux_losses(model)
     return output.loss + aux.align + aux.balance
 
 
@@ -223,16 +242,17 @@ def gradients(model):
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def test_activation_checkpointing_changes_neither_losses_nor_gradients_nor_directors():
+@pytest.mark.parametrize("hidden_only", [False, True])
+def test_activation_checkpointing_changes_neither_losses_nor_gradients_nor_directors(hidden_only):
     plain = shake(tiny())
     saving = copy.deepcopy(plain)
     saving.set_grad_checkpointing()
     runs = []
     for block in [*saving.encoder.blocks, *saving.decoder_blocks]:
-        block.register_forward_pre_hook(lambda *_: runs.append(1))
+        block.mlp.register_forward_pre_hook(lambda *_: runs.append(1))
     images, noise = inputs(plain)
     for model in (plain, saving):
-        loss = total_loss(model, images, noise)
+        loss = total_loss(model, images, noise, hidden_only)
         loss.backward()
         update_directors(model, 0.9)
     assert len(runs) == 2 * 4, "every block runs again in the backward"

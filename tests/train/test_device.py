@@ -3,9 +3,12 @@
 import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
+from torch.profiler import ProfilerActivity, profile
 
+from assertions import assert_close
+from dexcore.train import device
 from dexcore.train.config import ConfigError
-from dexcore.train.device import attention_kernel, autocast, choose_device, fast_bf16
+from dexcore.train.device import autocast, choose_device, fast_bf16, fast_layers
 
 _CPU = torch.device("cpu")
 
@@ -40,6 +43,23 @@ def test_attention_runs_in_parts_where_the_fused_kernel_is_slow_and_fused_again_
     model = VisionTransformer(img_size=16, patch_size=8, embed_dim=8, depth=2, num_heads=2)
     flags = [block.attn.fused_attn for block in model.blocks]
     assert all(flags)
-    with attention_kernel(model, _CPU, precision):
+    with fast_layers(model, _CPU, precision):
         assert [block.attn.fused_attn for block in model.blocks] == [not in_parts] * 2
     assert [block.attn.fused_attn for block in model.blocks] == flags
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_dense_layers_run_by_onednn_where_it_is_faster_in_float32_and_as_before_after(precision, monkeypatch):
+    monkeypatch.setattr(device, "faster_by_onednn", lambda device: True)
+    model = VisionTransformer(img_size=16, patch_size=8, embed_dim=8, depth=2, num_heads=2)
+    images = torch.randn(2, 3, 16, 16)
+    expected = model(images)
+    with fast_layers(model, _CPU, precision):
+        with profile(activities=[ProfilerActivity.CPU]) as profiler:
+            actual = model(images)
+        state = model.state_dict().keys()
+    called = {event.name for event in profiler.events()}
+    assert ("mkldnn::_linear_pointwise" in called) == (precision == "fp32")
+    assert_close(actual, expected)
+    assert torch.equal(model(images), expected)
+    assert state == model.state_dict().keys()
