@@ -4,25 +4,26 @@
 
     dexcore         dexcore.train.loop.Pretraining.step: forward, losses, backward, clipping, fused AdamW, GEMA
     published       bench.published.PublishedTraining, with the same weights, images, masks and router noise
-    published, attention in parts
-                    the same with dexcore's choice of attention kernel for bf16 on a CPU: what that alone brings
+    published, attention in parts        (bf16 on a CPU)
+    published, dense layers by oneDNN    (float32 on a CPU where dexcore takes it)
+                    the same with dexcore's choice of kernels outside the DEX layers: what that alone brings
     published, float32
                     the same without autocast, beside the bf16 steps on a CPU
 
 A masked autoencoder of 256 pixels with MAE's decoder, in float32 and, on a CPU with bf16 instructions, where it is
 dexcore's default, under bf16 autocast. "x publ." is against the published step in the same precision; on a CPU the
 goals of both precisions are against the published step in float32. ViT-S has several batch sizes: the more images, the
-more of a step is the dense decoder's GEMMs, the same in all. Of ViT-B a quarter of the blocks, encoder and decoder: two
-whole ones with their gradients and AdamW's moments are 18 GB. On a GPU it is whole. The router noise makes every image
-of every block choose its experts far from a tie, so that no rounding changes a route.
+more of a step is the dense decoder's GEMMs, nearly the same in all. Of ViT-B a quarter of the blocks, encoder and
+decoder: two whole ones with their gradients and AdamW's moments are 18 GB. On a GPU it is whole. The router noise makes
+every image of every block choose its experts far from a tie, so that no rounding changes a route.
 
 Before anything is timed, with a few of the images and blocks, losses, clipped gradients, the directors' movement, and
 what an update does to the loss are held to the published step in float64, from which dexcore may err twice as much as
 the published step in the same precision, at its worst in any block. For that the first step has a learning rate of 0:
 the published directors follow the experts of before the update, dexcore's those of after.
 
-FLOPs are those of all GEMMs of dexcore's step, which predicts no visible patch; bytes are what parameters, gradients
-and moments must move at least, activations not.
+FLOPs are those of all GEMMs of a contender's step; dexcore predicts no visible patch. Bytes are what parameters,
+gradients and moments must move at least, activations not.
 """
 
 import re
@@ -52,6 +53,7 @@ from dexcore.extras import MissingExtraError
 from dexcore.nn.mlp import DEXMlp
 from dexcore.train.config import DataConfig, ModelConfig, PretrainConfig, RunConfig
 from dexcore.train.device import fast_bf16, fast_layers
+from dexcore.train.linear import faster_by_onednn
 from dexcore.train.loop import Pretraining
 from dexcore.train.schedules import StepValues
 
@@ -154,9 +156,9 @@ def _steering(layer: DEXMlp, images: int, turn: int) -> Tensor:
     return unused.scatter(1, indices, layer.tau * gates.log()).roll(turn, dims=0)
 
 
-def take_step(training: Training, batch: Batch, values: StepValues, in_parts: bool = False) -> dict[str, Any]:
-    """One step as its loop takes it; ``in_parts``: the published one with dexcore's choice of attention kernel."""
-    if in_parts or isinstance(training, Pretraining):
+def take_step(training: Training, batch: Batch, values: StepValues, fast: bool = False) -> dict[str, Any]:
+    """One step as its loop takes it; ``fast``: the published one with dexcore's choice of kernels (`fast_layers`)."""
+    if fast or isinstance(training, Pretraining):
         with fast_layers(training.model, training.device, training.config.run.precision):
             return training.step(batch, values)
     return training.step(batch, values)
@@ -245,33 +247,41 @@ def measure(options: Options, ceilings: Ceilings, refused: Refused) -> list[Line
 def measure_case(case: Case, dtype: torch.dtype, options: Options, ceilings: Ceilings) -> list[Line]:
     """The contenders' steps in turn."""
     steps: dict[str, Callable[[], object]] = {}
+    flops = {}
     for contender in ("dexcore", "published"):
         training, batch = make_training(contender, case, dtype, options.device)
         steps[contender] = partial(take_step, training, batch, _VALUES)
+        flops[contender] = step_flops(training, batch)
         if isinstance(training, Pretraining):
-            moved, flops = least_bytes(training), step_flops(training, batch)
+            moved = least_bytes(training)
+        elif dtype == torch.float32 and faster_by_onednn(options.device):
+            steps["published, dense layers by oneDNN"] = partial(take_step, training, batch, _VALUES, fast=True)
         elif dtype == torch.bfloat16 and not options.on_gpu:
-            steps["published, attention in parts"] = partial(take_step, training, batch, _VALUES, in_parts=True)
+            steps["published, attention in parts"] = partial(take_step, training, batch, _VALUES, fast=True)
             training, batch = make_training("published", case, torch.float32, options.device)
             steps[IN_FLOAT32] = partial(take_step, training, batch, _VALUES)
     times = interleaved(steps, options.seconds, options.device)
 
-    print(f"{case} {dtype_name(dtype)}: {flops / 1e9:.3g} GFLOP, at least {moved / 1e6:.4g} MB of parameters")
-    print(table_row("", "step ms", "p20", "p80", "of GEMM", "of copy", "x publ.", width=31))
+    print(
+        f"{case} {dtype_name(dtype)}: {flops['dexcore'] / 1e9:.3g} GFLOP, published {flops['published'] / 1e9:.3g}; "
+        f"at least {moved / 1e6:.4g} MB of parameters"
+    )
+    print(table_row("", "step ms", "p20", "p80", "of GEMM", "of copy", "x publ.", width=35))
     lines = []
     for name, taken in times.items():
         ceiling = ceilings[torch.float32 if name == IN_FLOAT32 else dtype]
+        computed = flops[name.partition(",")[0]]
         shares = {
-            "gemm_share": flops / taken.median / 1e9 / ceiling["gemm_gflops"],
+            "gemm_share": computed / taken.median / 1e9 / ceiling["gemm_gflops"],
             "copy_share": moved / taken.median / 1e9 / ceiling["copy_gbs"],
             "speedup": times["published"].median / taken.median,
         }
         cells = [f"{seconds * 1e3:.1f}" for seconds in vars(taken).values()]
-        print(table_row(name, *cells, *(f"{share:.2f}" for share in shares.values()), width=31), flush=True)
+        print(table_row(name, *cells, *(f"{share:.2f}" for share in shares.values()), width=35), flush=True)
         line: Line = {"bench": "step", **machine(options.device), "kind": case.name, "contender": name}
         line |= {"images": case.images, "tokens": case.tokens, "width": case.width, "layers": case.layers}
         line |= {"decoder_layers": case.decoder_layers, "dtype": dtype_name(dtype), **vars(taken)}
-        line |= {"flops": flops, "bytes": moved, **shares, **ceiling}
+        line |= {"flops": computed, "bytes": moved, **shares, **ceiling}
         if name == "dexcore" and not (options.on_gpu or options.quick):
             goal = Goal(
                 "times the speed of the published step in float32",
@@ -285,10 +295,14 @@ def measure_case(case: Case, dtype: torch.dtype, options: Options, ceilings: Cei
     return lines
 
 
-def step_flops(training: Pretraining, batch: Batch) -> int:
-    """Of all GEMMs of a step, which this takes."""
-    with FlopCounterMode(display=False) as counter:
-        training.step(batch, _VALUES)  # with PyTorch's own layers: the counter knows no product of oneDNN's
+def step_flops(training: Training, batch: Batch) -> int:
+    """Of all GEMMs of a step, which this takes.
+
+    With the kernels of bf16 on a CPU, in either precision: the counter knows the parts of attention but not the fused
+    one there, and no product by oneDNN.
+    """
+    with FlopCounterMode(display=False) as counter, fast_layers(training.model, training.device, "bf16"):
+        training.step(batch, _VALUES)
     return counter.get_total_flops()
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Self
 
 import torch
 from einops import rearrange
-from timm.layers import PatchEmbed
+from timm.layers import Mlp, PatchEmbed
 from timm.models import checkpoint_seq, named_apply
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
@@ -200,7 +200,8 @@ class MaskedAutoencoder(PretrainedMixin, nn.Module):
             noise: [B, L]; an image's ``num_visible`` patches with the smallest noise stay visible, ties to
                 the lower index. None draws it uniformly with torch's generator.
             hidden_only: predict no visible patches, which the loss does not look at: the end of the decoder is spared.
-                The parts of its last block are called one by one then, and no hook on that block runs.
+                The parts of its last block are called one by one then; no hook on that block, or on
+                ``decoder_blocks`` as a whole, runs.
 
         Raises:
             TypeError: ``images`` is no floating-point tensor, or ``noise`` no tensor of numbers that have an order.
@@ -321,15 +322,19 @@ class MaskedAutoencoder(PretrainedMixin, nn.Module):
         prefix, patches = self.decoder_pos_embed.split([self.encoder.num_prefix_tokens, self.num_patches], dim=1)
         places = patches[0][torch.cat([visible, hidden], dim=1)]
         x = torch.cat([x, masked], dim=1) + torch.cat([prefix.expand(len(x), -1, -1), places], dim=1)
-        blocks = [*self.decoder_blocks]
-        if hidden_only:
-            blocks[-1] = partial(_last_tokens, blocks[-1], hidden.shape[1])
+        wanted = hidden.shape[1] if hidden_only else self.num_patches
+        blocks: list[Any] = [*self.decoder_blocks]
+        spared = hidden_only and isinstance(blocks[-1].mlp, Mlp)  # experts choose by other tokens than their own
+        if spared:
+            blocks[-1] = partial(_last_tokens, blocks[-1], wanted)
         if self.encoder.grad_checkpointing:
             x = checkpoint_seq(blocks, x)
-        else:
+        elif spared:
             for block in blocks:
                 x = block(x)
-        return self.decoder_pred(self.decoder_norm(x if hidden_only else x[:, -self.num_patches :]))
+        else:
+            x = self.decoder_blocks(x)
+        return self.decoder_pred(self.decoder_norm(x[:, -wanted:]))
 
     def _check_inputs(self, images: torch.Tensor, noise: torch.Tensor | None) -> None:
         check_kind("images", images, torch.Tensor, "a tensor")

@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from dexcore.ops.backend import BackendUnavailableError, resolve
@@ -88,7 +89,8 @@ def fast_layers(model: nn.Module, device: torch.device, precision: str) -> Itera
     if device.type == "cpu" and uses_bf16(device, precision):
         fused = [layer for layer in model.modules() if getattr(layer, "fused_attn", False)]
     elif faster_by_onednn(device):
-        dense = [layer for layer in model.modules() if type(layer) is nn.Linear and layer.weight.dtype == torch.float32]
+        # One that has a forward of its own keeps it: what wraps layers sets such, and so does this context.
+        dense = [m for m in model.modules() if type(m) is nn.Linear and "forward" not in vars(m)]
     for layer in fused:
         layer.fused_attn = False  # type: ignore[assignment]  # timm's flag
     for layer in dense:
@@ -103,4 +105,5 @@ def fast_layers(model: nn.Module, device: torch.device, precision: str) -> Itera
 
 
 def _forward(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
-    return linear(x, layer.weight, layer.bias)
+    in_float32 = x.dtype == layer.weight.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type)
+    return (linear if in_float32 and x.ndim > 1 else F.linear)(x, layer.weight, layer.bias)

@@ -10,18 +10,22 @@ from torch.autograd.function import once_differentiable
 def faster_by_onednn(device: torch.device) -> bool:
     """Whether a float32 product on ``device`` is faster by oneDNN than by what `torch.nn.functional.linear` calls.
 
-    So it is on AMD's CPUs with AVX-512: a tenth to a quarter, on Zen 4. It takes an operator that PyTorch has for its
-    compiler, and documents nowhere; where a PyTorch has none, this is false.
+    So it is on AMD's CPUs with AVX-512 (measured on Zen 4: ``python -m bench.step`` times the published step with
+    either). It takes an operator that PyTorch has for its compiler, and documents nowhere. Where PyTorch has none, or
+    cannot name the CPU (before 2.11), this is false.
     """
     if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):
         return False
     here = torch.cpu.get_capabilities()
-    zen4 = str(here.get("cpu_name", "")).startswith("AMD") and bool(here.get("avx512_f"))
-    return zen4 and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    amd_with_avx512 = str(here.get("cpu_name", "")).startswith("AMD") and bool(here.get("avx512_f"))
+    return amd_with_avx512 and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`torch.nn.functional.linear` of float32 tensors on the CPU: x [..., I], weight [O, I], bias [O] or None."""
+    """`torch.nn.functional.linear` of float32 tensors on the CPU: x [..., I], weight [O, I], bias [O] or None.
+
+    x needs two axes at least. The sums are plain float32, in another order than MKL's.
+    """
     return _Linear.apply(x, weight, bias)
 
 

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from assertions import assert_close
 from dexcore.models import DEXVisionTransformer, MaskedAutoencoder
-from dexcore.nn import DEXBlock, DEXMlp, aux_losses, param_groups, update_directors
+from dexcore.nn import DEXBlock, DEXMlp, aux_losses, param_groups, upcycle, update_directors
 
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 0}
 
@@ -100,6 +100,12 @@ def test_hidden_only_spares_the_visible_tokens_mlp_and_prediction():
     mlp, pred = 2 * 24 * 4 * 24, 24 * 3 * 8 * 8  # products a token
     images, prefix, visible = 2, 1, 4
     assert flops[0] - flops[1] == 2 * images * ((prefix + visible) * mlp + visible * pred)
+
+
+def test_hidden_only_is_the_same_with_experts_in_the_decoder():
+    model = shake(upcycle(tiny(VisionTransformer(**TINY)), num_experts=3, pool="mean")).eval()
+    images, noise = inputs(model)
+    assert_close(model(images, noise, hidden_only=True).loss, model(images, noise).loss)
 
 
 def test_positions_are_fixed_sines_and_cosines_of_the_column_then_the_row():

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
+from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from assertions import assert_close
@@ -48,18 +49,48 @@ def test_attention_runs_in_parts_where_the_fused_kernel_is_slow_and_fused_again_
     assert [block.attn.fused_attn for block in model.blocks] == flags
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_dense_layers_run_by_onednn_where_it_is_faster_in_float32_and_as_before_after(precision, monkeypatch):
+@pytest.fixture
+def onednn_is_faster(monkeypatch):
     monkeypatch.setattr(device, "faster_by_onednn", lambda device: True)
+
+
+def calls_onednn(run):
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        run()
+    return "mkldnn::_linear_pointwise" in {event.name for event in profiler.events()}
+
+
+@pytest.mark.usefixtures("onednn_is_faster")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_dense_layers_run_by_onednn_where_it_is_faster_in_float32_and_as_before_after(precision):
     model = VisionTransformer(img_size=16, patch_size=8, embed_dim=8, depth=2, num_heads=2)
     images = torch.randn(2, 3, 16, 16)
     expected = model(images)
-    with fast_layers(model, _CPU, precision):
-        with profile(activities=[ProfilerActivity.CPU]) as profiler:
-            actual = model(images)
-        state = model.state_dict().keys()
-    called = {event.name for event in profiler.events()}
-    assert ("mkldnn::_linear_pointwise" in called) == (precision == "fp32")
-    assert_close(actual, expected)
+    gradients = torch.autograd.grad(expected.square().sum(), [*model.parameters()])
+    with fast_layers(model, _CPU, precision), fast_layers(model, _CPU, precision):
+        assert calls_onednn(lambda: model(images)) == (precision == "fp32")
+        actual = model(images)
+        assert_close(actual, expected)
+        mine = torch.autograd.grad(actual.square().sum(), [*model.parameters()])
+        for (name, _), gradient, true in zip(model.named_parameters(), mine, gradients, strict=True):
+            assert_close(gradient, true, bound=1e-4, name=name)
+        assert "forward" not in model.state_dict()
     assert torch.equal(model(images), expected)
-    assert state == model.state_dict().keys()
+    assert not calls_onednn(lambda: model(images))
+
+
+@pytest.mark.usefixtures("onednn_is_faster")
+def test_only_plain_dense_layers_in_float32_run_by_onednn():
+    class Own(nn.Linear):
+        pass
+
+    wrapped = nn.Linear(4, 4)
+    own_forward = wrapped.forward = lambda x: x + 1
+    x = torch.randn(2, 4)
+    others = [(Own(4, 4), x), (wrapped, x), (nn.Linear(4, 4).double(), x.double()), (nn.Linear(4, 4), x[0])]
+    for layer, given in others:
+        with fast_layers(layer, _CPU, "fp32"):
+            assert not calls_onednn(lambda layer=layer, given=given: layer(given))
+    assert wrapped.forward is own_forward
+    with fast_layers(others[-1][0], _CPU, "fp32"), autocast(_CPU, "bf16"):
+        assert others[-1][0](x).dtype == torch.bfloat16

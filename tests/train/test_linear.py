@@ -12,21 +12,40 @@ from dexcore.train.linear import faster_by_onednn, linear
 sizes = st.integers(1, 70)
 
 
+def check(x, weight, bias, grad):
+    """Values and gradients are as good as a dense layer's, up to a few roundings, and the same twice."""
+    operands = {"x": x, "weight": weight} | ({} if bias is None else {"bias": bias})
+    results = []
+    for layer, dtype in ((linear, None), (linear, None), (F.linear, None), (F.linear, torch.float64)):
+        mine = {name: tensor.detach().to(dtype).requires_grad_() for name, tensor in operands.items()}
+        y = layer(*mine.values(), *([None] if bias is None else []))
+        gradients = torch.autograd.grad(y, [*mine.values()], grad.to(y.dtype))
+        results.append({"y": y} | dict(zip(mine, gradients, strict=True)))
+    ours, again, plain, truth = results
+    for name, true in truth.items():
+        assert torch.equal(ours[name], again[name]), name
+        assert_close(ours[name], true, plain=plain[name], name=name)
+
+
 @given(shape=st.lists(sizes, min_size=2, max_size=4), width=sizes, with_bias=st.booleans(), seed=st.integers(0, 999))
 def test_values_and_gradients_are_those_of_a_dense_layer_in_float64(shape, width, with_bias, seed):
     torch.manual_seed(seed)
-    operands = [torch.randn(shape), torch.randn(width, shape[-1]), torch.randn(width) if with_bias else None]
-    operands = [t if t is None else t.requires_grad_() for t in operands]
-    plain = [t if t is None else t.detach().clone().requires_grad_() for t in operands]
-    truth = [t if t is None else t.detach().double().requires_grad_() for t in operands]
-    results = [layer(*given) for layer, given in ((linear, operands), (F.linear, plain), (F.linear, truth))]
-    grad = torch.randn(results[0].shape)
-    for y in results:
-        y.backward(grad.to(y.dtype))
-    assert_close(results[0], results[2], plain=results[1], name="y")
-    for name, ours, theirs, true in zip(("x", "weight", "bias"), operands, plain, truth, strict=True):
-        if ours is not None:
-            assert_close(ours.grad, true.grad, plain=theirs.grad, name=name)
+    weight, bias = torch.randn(width, shape[-1]), torch.randn(width) if with_bias else None
+    check(torch.randn(shape), weight, bias, torch.randn(*shape[:-1], width))
+
+
+@pytest.mark.parametrize(("wide", "narrow"), [(2048, 512), (512, 2048)])
+def test_so_they_are_at_the_decoders_widths_and_for_strided_tensors(wide, narrow):
+    x, grad = torch.randn(wide, 3, 65).transpose(0, 2), torch.randn(narrow, 65, 3).permute(1, 2, 0)
+    check(x, torch.randn(wide, narrow).t() / wide**0.5, torch.randn(narrow), grad)
+
+
+def test_no_rows_give_no_rows_and_a_gradient_of_zeros():
+    weight = torch.randn(3, 4, requires_grad=True)
+    y = linear(torch.randn(2, 0, 4), weight, None)
+    assert y.shape == (2, 0, 3)
+    y.sum().backward()
+    assert torch.equal(weight.grad, torch.zeros(3, 4))
 
 
 @pytest.mark.parametrize("trained", ["x", "weight", "bias"])
@@ -37,5 +56,16 @@ def test_only_what_is_trained_gets_a_gradient(trained):
     assert [name for name, t in operands.items() if t.grad is not None] == [trained]
 
 
-def test_it_is_not_for_devices_that_are_no_cpu():
+@pytest.mark.parametrize(
+    ("name", "avx512", "faster"),
+    [("AMD EPYC 9R14", True, True), ("AMD EPYC 7R13", False, False), ("Intel(R) Xeon(R) Platinum", True, False)],
+)
+def test_it_is_for_amds_cpus_with_avx512_alone(name, avx512, faster, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": name, "avx512_f": avx512})
+    assert faster_by_onednn(torch.device("cpu")) == faster
     assert not faster_by_onednn(torch.device("meta"))
+
+
+def test_it_is_for_no_pytorch_that_cannot_name_the_cpu(monkeypatch):
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert not faster_by_onednn(torch.device("cpu"))

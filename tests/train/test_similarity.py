@@ -43,7 +43,7 @@ def test_the_experts_part_and_the_last_moment_is_that_of_the_analysis(whole_run)
     analysis = Analysis.load(Path(whole_run.out) / "analysis.npz")
     assert [len(block) for block in lines[-1]["blocks"]] == [5, 4]
     for block, at_the_end in zip(lines[-1]["blocks"], analysis.expert_similarity, strict=True):
-        np.testing.assert_allclose(block, at_the_end, atol=1e-4)  # in training attention runs by another kernel
+        np.testing.assert_allclose(block, at_the_end, atol=1e-4)  # in training some layers run by another kernel
 
 
 def test_a_run_that_is_not_measured_is_the_same(store, whole_run, tmp_path, monkeypatch):
