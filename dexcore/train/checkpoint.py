@@ -98,8 +98,8 @@ def save_checkpoint(
     except (OSError, CheckpointException) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(
-            f"{final}: the checkpoint cannot be written: {_reason(error)}; older checkpoints are untouched, "
-            "go on with --resume when there is room"
+            f"{final}: the checkpoint cannot be written: {_no_room(folder, model, optimizer) or _reason(error)}; "
+            "older checkpoints are untouched, go on with --resume when there is room"
         ) from error
     for old in _checkpoints(folder)[keep:]:
         _remove(old)
@@ -150,7 +150,7 @@ def _newest_intact(folder: Path, say: Callable[[str], None]) -> tuple[Path, Prog
             say(f"{path} is damaged ({error}): put aside, trying the one before it")
             continue
         return path, progress
-    if found:
+    if found or any(folder.glob("damaged-*")):
         raise CheckpointError(f"{folder}: every checkpoint is damaged; begin again in another --out")
     return None
 
@@ -236,6 +236,13 @@ def _remove_leftovers(folder: Path) -> None:
     for pattern in (".saving-*", ".removing-*"):
         for leftover in folder.glob(pattern):
             shutil.rmtree(leftover)
+
+
+def _no_room(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> str:
+    """Where the disk has no room for a checkpoint, what is missing: PyTorch's error then speaks of its own files."""
+    needed = sum(tensor.nbytes for tensors in _tensors(model, optimizer).values() for tensor in tensors.values())
+    free = shutil.disk_usage(folder).free if folder.is_dir() else needed
+    return f"no space left: it takes {needed / 1e6:,.1f} MB, {free / 1e6:,.1f} MB are free" if free < needed else ""
 
 
 def _reason(error: BaseException) -> str:

@@ -1,5 +1,6 @@
 """Which device a run uses, and in which precision it is fast there."""
 
+import textwrap
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -36,9 +37,9 @@ def choose_device(name: str, local_rank: int | None = None) -> torch.device:
                     f"{name!r}; each takes a device of its own"
                 )
             device = torch.device(device.type, local_rank)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        torch.zeros(1, device=device).item()  # "meta" holds no numbers
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = textwrap.shorten(str(error).splitlines()[0], 160, placeholder=" ...")
         of_rank = "" if local_rank is None else f" for process {local_rank} of this machine"
         raise ConfigError(
             f"run.device: expected auto or a device that is here, got {name!r}{of_rank} ({reason})"

@@ -33,6 +33,7 @@ from dexcore.nn import (
 )
 from dexcore.nn.mlp import dex_layers
 from dexcore.ops.backend import resolve
+from dexcore.report.files import MODEL_FOLDER
 from dexcore.train.build import build_model
 from dexcore.train.checkpoint import Progress, load_checkpoint, save_checkpoint
 from dexcore.train.config import ConfigError, PretrainConfig
@@ -42,7 +43,13 @@ from dexcore.train.finish import finish
 from dexcore.train.journal import Journal
 from dexcore.train.provenance import check_images, describe_images, record_start
 from dexcore.train.ranks import ALONE, Ranks, join_ranks
-from dexcore.train.run_folder import CHECKPOINTS_FOLDER, open_run_folder, write_config
+from dexcore.train.run_folder import (
+    CHECKPOINTS_FOLDER,
+    RunFolderError,
+    open_run_folder,
+    steps_recorded,
+    write_config,
+)
 from dexcore.train.sample_store import open_images, sample_store
 from dexcore.train.schedules import Schedule, StepValues
 from dexcore.train.similarity import expert_similarity, moments
@@ -319,18 +326,31 @@ class Pretraining:
         """Where the configuration asks for it, go back to the newest intact checkpoint.
 
         Raises:
-            RunFolderError: the images are not those of the checkpoint.
+            RunFolderError: the images are not those of the checkpoint, or a run's checkpoints are gone.
         """
         if not self.config.resume:
             return
         checkpoints = self.folder / CHECKPOINTS_FOLDER
         progress = load_checkpoint(checkpoints, self.model, self.optimizer, self.ranks.say, self.ranks)
         if progress is None:
+            self.ranks.on_main(self._check_not_begun)
             self.ranks.say(f"{self.folder} holds no checkpoint yet: beginning at the first step")
             return
         check_images(self.folder, progress.order["fingerprint"], describe_images(self.images, self.rows))
         self.step_done, self.skipped_in_a_row = progress.step, progress.skipped_in_a_row
         self.ranks.say(f"resuming {self.folder} after step {self.step_done} of {self.schedule.total_steps}")
+
+    def _check_not_begun(self) -> None:
+        """Refuse to begin a run anew whose checkpoints are gone: what it wrote would be overwritten.
+
+        One that was killed while it wrote the first has done no more than the steps up to it.
+        """
+        done = steps_recorded(self.folder)
+        if done > self.config.run.checkpoint_every or (self.folder / MODEL_FOLDER).exists():
+            raise RunFolderError(
+                f"out: the run in {self.folder} has done {done} steps, but its {CHECKPOINTS_FOLDER} are gone: it "
+                "cannot be resumed; begin again in another --out"
+            )
 
     def _sampler(self) -> GlobalBatchSampler:
         return GlobalBatchSampler(
@@ -372,7 +392,9 @@ class Pretraining:
         if self.skipped_in_a_row >= self.config.run.max_skipped:
             raise TrainingError(
                 f"the loss or its gradient was not finite in {self.skipped_in_a_row} steps on end; the ids "
-                f"of their images are in {path}, the last good state is in the newest checkpoint"
+                f"of their images are in {path}. A skipped step changes no weight: the newest checkpoint holds those "
+                "of before. Where every image is affected, training has diverged: begin again in another --out with a "
+                "smaller --optimizer.base-lr"
             )
 
 

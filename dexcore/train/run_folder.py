@@ -142,6 +142,13 @@ def _clear_errors(folder: Path) -> Iterator[None]:
         raise RunFolderError(f"out: cannot write into {folder}: {error.strerror or error}") from error
 
 
+def steps_recorded(folder: Path) -> int:
+    """Steps that a run has written into metrics.jsonl."""
+    metrics = folder / METRICS_FILE
+    lines = metrics.read_bytes().splitlines(keepends=True) if metrics.is_file() else []
+    return int(max((_step(line) + 1 for line in lines if _step(line) < math.inf), default=0))
+
+
 class LineFile:
     """A file of JSON objects, a line each, that grows; a number that is not finite is written as null.
 

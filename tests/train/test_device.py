@@ -19,6 +19,15 @@ def test_a_device_that_is_not_here_is_named():
         choose_device("quantum")
 
 
+@pytest.mark.parametrize("name", ["meta", "privateuseone", "fpga"])
+def test_a_device_that_pytorch_names_but_that_cannot_compute_is_refused_in_a_line(name):
+    with pytest.raises(
+        ConfigError, match=rf"run\.device: expected auto or a device that is here, got '{name}'"
+    ) as told:
+        choose_device(name)
+    assert len(str(told.value)) < 300
+
+
 def test_auto_is_a_device_that_works():
     torch.zeros(1, device=choose_device("auto"))
     assert choose_device("cpu") == _CPU

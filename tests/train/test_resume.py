@@ -1,6 +1,7 @@
 """Runs that are killed, stopped and resumed: the same samples, the same losses, bit for bit."""
 
 import os
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -79,6 +80,18 @@ def test_a_damaged_newest_checkpoint_costs_the_steps_since_the_one_before(store,
     before = int(newest.name.removeprefix("step-")) - 5
     assert f"resuming {config.out} after step {before} of {STEPS}" in said
     _assert_same_run(config.out, whole_run.out)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_run_whose_checkpoints_are_gone_is_not_begun_anew_over_what_it_wrote(whole_run, tmp_path, finished):
+    out = Path(shutil.copytree(whole_run.out, tmp_path / "run"))
+    shutil.rmtree(out / "checkpoints")
+    if not finished:
+        shutil.rmtree(out / "model")
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with pytest.raises(RunFolderError, match=rf"done {STEPS} steps, but its checkpoints are gone.* another --out"):
+        pretrain(replace(whole_run, out=str(out), resume=True))
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 
 def test_data_workers_change_nothing(store, whole_run, tmp_path):
