@@ -1,5 +1,6 @@
 """Checks of plain arguments that all rooms share: errors that name the argument and say what was expected."""
 
+import os
 import reprlib
 from collections.abc import Callable
 from numbers import Integral, Real
@@ -10,6 +11,12 @@ def check_kind(name: str, value: object, kind: type | UnionType, called: str) ->
     """Raise TypeError unless ``value`` is a ``kind``, which is ``called``, say, "a torch.nn.Module"."""
     if not isinstance(value, kind):
         raise TypeError(f"{name} must be {called}, got {reprlib.repr(value)} ({type(value).__name__})")
+
+
+def check_path(name: str, value: object) -> None:
+    """Raise TypeError unless ``value`` is a path: a str, or an os.PathLike that stands for one."""
+    text = os.fspath(value) if isinstance(value, os.PathLike) else value
+    check_kind(name, text, str, "a path (str or os.PathLike)")
 
 
 def check_whole(name: str, value: object, least: int, most: int | None = None) -> None:

@@ -22,10 +22,10 @@ from timm.layers import PatchEmbed, resample_abs_pos_embed, resample_patch_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from dexcore.checks import check_kind, check_whole
+from dexcore.checks import check_kind, check_path, check_whole
 from dexcore.models.dense_layouts import PATCHES, Found, of_decoder, read_dense_layout
 from dexcore.models.mae import MaskedAutoencoder
-from dexcore.models.pretrained import ModelFileError, check_fit, check_has_data, shorten
+from dexcore.models.pretrained import ModelFileError, check_fit, check_has_data, check_no_folder, shorten
 
 _log = logging.getLogger(__name__)
 
@@ -100,22 +100,24 @@ def load_dense_checkpoint(model: nn.Module, path: str | os.PathLike[str], *, gri
         What was used, resampled, not used and kept. It is also logged at level INFO.
 
     Raises:
-        TypeError: ``model`` is neither of the two, or has another patch embedding than timm's `PatchEmbed`; or ``grid``
-            is no pair of whole numbers.
+        TypeError: ``model`` is neither of the two, or has another patch embedding than timm's `PatchEmbed`; ``path``
+            is no path; or ``grid`` is no pair of whole numbers.
         ValueError: ``model`` is on the meta device, or ``grid`` is not two numbers from 1 on.
         FileNotFoundError: there is no such file.
-        ModelFileError: the file cannot be read, holds no vision transformer or several, has gated MLPs (SwiGLU, as
-            DINOv2's giant) or experts, its tensors are not the model's (names those that are missing, unexpected or
-            of another shape, with both shapes), or its numbers are not all finite in the model's dtype (names the
-            tensors). The model is untouched.
+        ModelFileError: the file is a folder, cannot be read, holds no vision transformer or several, has gated MLPs
+            (SwiGLU, as DINOv2's giant) or experts, its tensors are not the model's (names those that are missing,
+            unexpected or of another shape, with both shapes), or its numbers are not all finite in the model's dtype
+            (names the tensors). The model is untouched.
     """
     vit = _vision_transformer(model)
+    check_path("path", path)
     if grid is not None:
         check_kind("grid", grid, tuple | list, "the rows and columns of the file's patches")
         if len(grid) != 2:
             raise ValueError(f"grid must be the rows and columns of the file's patches, got {grid}")
         for side in grid:
             check_whole("grid", side, 1)
+    check_no_folder(Path(path), "a dense vision transformer's checkpoint")
     prefix, found, unused = read_dense_layout(Path(path))
     load = DenseLoad(str(path), prefix, unused=unused)
     encoder = {name: part for name, part in found.items() if not of_decoder(name, found)}

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 import dexcore
+from dexcore.checks import check_path
 from dexcore.files import write_sealed
 from dexcore.models.description import materialize
 
@@ -52,11 +53,13 @@ class PretrainedMixin:
         `from_pretrained` refuses.
 
         Raises:
+            TypeError: ``folder`` is no path.
             NotDescribableError: the model has a part that ``config.json`` cannot say. Nothing is written.
             ValueError: the model is on the meta device.
             OSError: the folder or a file in it, which the error names, cannot be written.
         """
         assert isinstance(self, nn.Module)
+        check_path("folder", folder)
         check_has_data(self)
         versions = {"format_version": FORMAT_VERSION, "dexcore_version": dexcore.__version__}
         config = json.dumps(versions | self.describe(), indent=2) + "\n"
@@ -70,15 +73,21 @@ class PretrainedMixin:
     def from_pretrained(cls, folder: str | os.PathLike[str]) -> Self:
         """The model that `save_pretrained` wrote, on the CPU, in evaluation mode.
 
+        It has its numbers in memory of its own: the files may be changed or removed afterwards.
         `DEXVisionTransformer.from_pretrained` also takes a saved `MaskedAutoencoder` and returns its encoder.
 
         Raises:
+            TypeError: ``folder`` is no path.
             FileNotFoundError: there is no such folder, or one of the two files is not in it.
-            ModelFileError: a file cannot be read, is of a newer format or another class, or the tensors are
-                not exactly those of the model.
+            ModelFileError: ``folder`` is a file; or a file in it cannot be read, is of a newer format or another
+                class, or the tensors are not exactly those of the model.
         """
-        config_path, weights_path = Path(folder) / CONFIG_FILE, Path(folder) / WEIGHTS_FILE
-        for path, what in ((Path(folder), "folder"), (config_path, "file"), (weights_path, "file")):
+        check_path("folder", folder)
+        folder = Path(folder)
+        config_path, weights_path = folder / CONFIG_FILE, folder / WEIGHTS_FILE
+        if folder.is_file():
+            raise ModelFileError(f"{folder} is a file; expected a folder that save_pretrained wrote")
+        for path, what in ((folder, "folder"), (config_path, "file"), (weights_path, "file")):
             if not path.exists():
                 raise FileNotFoundError(f"{path}: no such {what}; expected a folder that save_pretrained wrote")
         description = _read_config(config_path)
@@ -117,12 +126,17 @@ def load_exactly(model: nn.Module, tensors: dict[str, torch.Tensor], source: str
 
     Args:
         source: what to call them in the message.
-        assign: let the model take over the tensors with their dtype, not copy the numbers into its own.
+        assign: put copies of the tensors, in their dtype, in the place of the model's own; else the numbers are
+            copied into those.
 
     Raises:
         ModelFileError: as `check_fit` does.
     """
     check_fit(model, model.state_dict(), tensors, source)
+    if assign:
+        # A file's tensors are the mapped file: cut, it would end the process. They also start anywhere, and BLAS
+        # rounds by the address.
+        tensors = {name: tensor.clone() for name, tensor in tensors.items()}
     model.load_state_dict(tensors, assign=assign)
 
 
@@ -162,8 +176,14 @@ def check_fit(
         raise ModelFileError(f"{source} does not fit the {type(model).__name__}: {told}")
 
 
+def check_no_folder(path: Path, expected: str) -> None:
+    """Raises ModelFileError for a folder in the place of a file, which was ``expected``."""
+    if path.is_dir():
+        raise ModelFileError(f"{path} is a folder; expected a file: {expected}")
+
+
 def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a file, on the CPU.
+    """All tensors of a file, on the CPU: a map of it, so to be copied before the file may change.
 
     Raises:
         ModelFileError: no safetensors file, a truncated one, or one with tensors that are not `is_plain`.

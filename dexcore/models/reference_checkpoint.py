@@ -19,11 +19,13 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from dexcore.checks import check_path
 from dexcore.files import write_whole
 from dexcore.models.mae import MaskedAutoencoder
 from dexcore.models.pretrained import (
     ModelFileError,
     check_has_data,
+    check_no_folder,
     check_plain,
     load_exactly,
     read_pickle,
@@ -56,13 +58,14 @@ def load_reference_checkpoint(model: nn.Module, path: str | os.PathLike[str]) ->
         The file's tensors that were left out because ``model`` has no decoder.
 
     Raises:
-        TypeError: ``model`` is neither.
+        TypeError: ``model`` is neither, or ``path`` is no path.
         ValueError: ``model`` is on the meta device.
         FileNotFoundError: there is no such file.
-        ModelFileError: the file cannot be read, or its tensors are not the model's; names what is missing,
-            unexpected or of another shape. The model is untouched.
+        ModelFileError: the file is a folder or cannot be read, or its tensors are not the model's; names what is
+            missing, unexpected or of another shape. The model is untouched.
     """
     prefix = _encoder_prefix(model)
+    check_path("path", path)
     check_has_data(model)
     source = str(path)
     tensors = _from_authors(_read(Path(path)), source)
@@ -84,11 +87,12 @@ def save_reference_checkpoint(model: nn.Module, path: str | os.PathLike[str]) ->
     `load_reference_checkpoint` into a like model restores every bit.
 
     Raises:
-        TypeError: ``model`` is neither a `MaskedAutoencoder` nor a `VisionTransformer`.
+        TypeError: ``model`` is neither a `MaskedAutoencoder` nor a `VisionTransformer`, or ``path`` is no path.
         ValueError: ``path`` ends in .safetensors, which this file would not be, or ``model`` is on the meta device.
         OSError: the file, which the error names, cannot be written.
     """
     prefix = _encoder_prefix(model)
+    check_path("path", path)
     check_has_data(model)
     if Path(path).suffix == ".safetensors":
         raise ValueError(f"path must not end in .safetensors, which torch.save does not write; got {path}")
@@ -109,6 +113,7 @@ def _encoder_prefix(model: nn.Module) -> str:
 
 
 def _read(path: Path) -> dict[str, torch.Tensor]:
+    check_no_folder(path, "a checkpoint in the authors' layout")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected a checkpoint in the authors' layout")
     if path.suffix == ".safetensors":

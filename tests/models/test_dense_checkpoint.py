@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import re
 import traceback
 
 import pytest
@@ -151,6 +152,15 @@ def test_safetensors_load_into_an_upcycled_timm_model(write):
     assert load.prefix == ""
     assert load.unused == {}
     assert {name.split(".mlp.")[-1] for name in load.kept} == {"router.weight", "router.activation_frequency"}
+
+
+def test_a_model_stays_as_it_is_when_the_file_that_it_was_loaded_from_is_written_over(write):
+    source, model = dense(), dex()
+    path = write(state_of(source), ".safetensors")
+    load_dense_checkpoint(model, path)
+    with open(path, "r+b") as file:  # in place
+        file.write(bytes(path.stat().st_size))
+    assert_computes(model, source(IMAGES))
 
 
 def test_a_dense_model_can_be_loaded_too(write):
@@ -560,6 +570,8 @@ def test_wrong_arguments_are_refused_by_name(tmp_path, write):
         load_dense_checkpoint(dex(), tmp_path / "none.pth", grid=(4.0, 4.0))
     with pytest.raises(TypeError, match=r"grid must be the rows and columns.*got 4"):
         load_dense_checkpoint(dex(), tmp_path / "none.pth", grid=4)
+    with pytest.raises(ModelFileError, match=f"{tmp_path} is a folder; expected a file"):
+        load_dense_checkpoint(dex(), tmp_path)
     hybrid = timm.create_model("vit_tiny_r_s16_p8_224", depth=1)
     with pytest.raises(TypeError, match="timm's PatchEmbed, got HybridEmbed"):
         load_dense_checkpoint(hybrid, tmp_path / "none.pth")
@@ -567,3 +579,10 @@ def test_wrong_arguments_are_refused_by_name(tmp_path, write):
         model = DEXVisionTransformer(**TINY)
     with pytest.raises(ValueError, match="meta device"):
         load_dense_checkpoint(model, write(state_of(dense())))
+
+
+@pytest.mark.parametrize("path", [None, 3, b"dense.pth", ["dense.pth"]])
+def test_what_is_no_path_is_refused_by_its_name(path):
+    words = rf"^path must be a path \(str or os.PathLike\), got {re.escape(repr(path))} \("
+    with pytest.raises(TypeError, match=words):
+        load_dense_checkpoint(dex(), path)

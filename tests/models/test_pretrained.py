@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -179,6 +180,46 @@ def test_a_model_that_its_arguments_cannot_rebuild_is_refused_and_nothing_is_wri
     assert not (tmp_path / "model").exists()
 
 
+@pytest.mark.parametrize("num_classes", [0, 10, 1000])  # each puts the file's tensors at other addresses
+def test_a_model_of_real_width_computes_the_same_bits_on_one_image(tmp_path, num_classes):
+    model = timm.create_model("dex_vit_tiny_patch16_224", depth=2, num_classes=num_classes).eval()
+    model.save_pretrained(tmp_path)
+    again = DEXVisionTransformer.from_pretrained(tmp_path)
+    images = torch.randn(4, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for image in images.split(1):
+            assert torch.equal(model(image), again(image))
+
+
+@pytest.mark.parametrize("kind", [MaskedAutoencoder, DEXVisionTransformer])
+def test_a_loaded_model_stays_as_it_is_when_its_file_is_written_over(tmp_path, kind):
+    model = autoencoder()
+    model.save_pretrained(tmp_path)
+    again = kind.from_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    with open(weights, "r+b") as file:  # in place
+        file.write(bytes(weights.stat().st_size))
+    assert_same(model if kind is MaskedAutoencoder else model.encoder, again)
+
+
+_CUT_AND_COMPUTE = """
+import os, sys, torch
+from dexcore.models import DEXVisionTransformer
+model = DEXVisionTransformer(img_size=32, patch_size=8, embed_dim=16, depth=2, num_heads=2, num_experts=3).eval()
+model.save_pretrained(sys.argv[1])
+again = DEXVisionTransformer.from_pretrained(sys.argv[1])
+os.truncate(os.path.join(sys.argv[1], "model.safetensors"), 0)
+images = torch.randn(2, 3, 32, 32)
+with torch.no_grad():
+    assert torch.equal(model(images), again(images))
+"""
+
+
+def test_a_loaded_model_computes_on_when_its_file_is_cut(tmp_path):
+    # In another process: to read from a file what is cut off ends it by a bus error.
+    assert subprocess.run([sys.executable, "-c", _CUT_AND_COMPUTE, tmp_path], check=False).returncode == 0
+
+
 @pytest.fixture
 def saved(tmp_path):
     autoencoder().save_pretrained(tmp_path)
@@ -291,6 +332,29 @@ def test_a_model_without_data_is_not_saved(tmp_path):
 def test_a_folder_that_is_not_there_is_an_error_that_names_it(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):
         MaskedAutoencoder.from_pretrained(tmp_path / "nowhere")
+
+
+def test_a_file_in_the_folder_s_place_is_an_error_that_names_it(saved):
+    with pytest.raises(ModelFileError, match=r"model\.safetensors is a file; expected a folder"):
+        MaskedAutoencoder.from_pretrained(saved / "model.safetensors")
+
+
+@pytest.mark.parametrize("folder", [None, 3, b"model", ["model"]])
+def test_a_folder_that_is_no_path_is_refused_by_its_name(folder):
+    words = rf"^folder must be a path \(str or os.PathLike\), got {re.escape(repr(folder))} \("
+    with pytest.raises(TypeError, match=words):
+        MaskedAutoencoder.from_pretrained(folder)
+    with pytest.raises(TypeError, match=words):
+        dex().save_pretrained(folder)
+
+
+def test_a_folder_may_be_a_text_or_what_stands_for_one(tmp_path):
+    model = dex()
+    model.save_pretrained(str(tmp_path / "model"))
+    with os.scandir(tmp_path) as entries:
+        assert_same(model, DEXVisionTransformer.from_pretrained(next(entries)))
+    with os.scandir(os.fsencode(tmp_path)) as entries, pytest.raises(TypeError, match=r"^folder must be a path"):
+        DEXVisionTransformer.from_pretrained(next(entries))
 
 
 def test_a_dense_autoencoder_does_not_open_as_a_dex_vision_transformer(tmp_path):

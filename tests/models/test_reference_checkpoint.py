@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 
 import pytest
 import torch
@@ -126,6 +127,15 @@ def test_a_checkpoint_loads_into_a_vision_transformer_which_says_that_it_has_no_
     assert set(left_out) == {name for name in tensors if name.startswith("decoder_") or name == "mask_token"}
     assert_holds(model.state_dict(), tensors, "")
     assert torch.equal(model.head.weight, head)
+
+
+def test_a_model_stays_as_it_is_when_the_file_that_it_was_loaded_from_is_written_over(checkpoint):
+    tensors, write = checkpoint
+    model, path = autoencoder(), write(suffix=".safetensors")
+    load_reference_checkpoint(model, path)
+    with open(path, "r+b") as file:  # in place
+        file.write(bytes(path.stat().st_size))
+    assert_holds(model.state_dict(), tensors, "encoder.")
 
 
 def test_a_plain_mae_checkpoint_loads_into_a_dense_autoencoder(tmp_path, checkpoint):
@@ -270,6 +280,16 @@ def test_wrong_arguments_are_refused_by_name(tmp_path):
         save_reference_checkpoint(nn.Linear(2, 2), tmp_path / "none.pth")
     with pytest.raises(ValueError, match=r"path must not end in \.safetensors"):
         save_reference_checkpoint(encoder(), tmp_path / "none.safetensors")
+    with pytest.raises(ModelFileError, match=f"{tmp_path} is a folder; expected a file"):
+        load_reference_checkpoint(encoder(), tmp_path)
+
+
+@pytest.mark.parametrize("use", [load_reference_checkpoint, save_reference_checkpoint])
+@pytest.mark.parametrize("path", [None, 3, b"saved.pth", ["saved.pth"]])
+def test_what_is_no_path_is_refused_by_its_name(use, path):
+    words = rf"^path must be a path \(str or os.PathLike\), got {re.escape(repr(path))} \("
+    with pytest.raises(TypeError, match=words):
+        use(encoder(), path)
 
 
 def test_a_model_on_the_meta_device_can_be_neither_filled_nor_written(tmp_path):
