@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from dexcore.checks import check_kind, check_number
+from dexcore.checks import check_kind, check_number, check_whole
 from dexcore.extras import require
 
 MIN_AREA = 0.2  # the smallest crop's share of the image
@@ -26,6 +26,7 @@ MIN_CROP_MEAN = 0.05  # a darker crop is a failed try: mostly air
 FLIP_PROBABILITY = 0.5
 ROTATION_PROBABILITY = 0.5
 MAX_ROTATION = 15.0  # degrees
+MAX_SIZE = 32766  # pixels a side: OpenCV 4 rotates no larger image
 # Mean and standard deviation of the channels, by name. "gray" treats all channels alike: under ImageNet's a gray
 # image gets channels that differ by a constant, which then makes up most of a dark patch's normalized target.
 CHANNEL_STATISTICS = {
@@ -57,8 +58,9 @@ def augment(image: np.ndarray, size: int, rng: np.random.Generator, min_area: fl
     """Crop at random, resize, flip and rotate as the paper's pre-training does.
 
     Args:
-        image: uint8, uint16 or float32 in [0, 1], [H, W] or [H, W, 3].
-        size: of the output, pixels.
+        image: uint8, uint16 or float32 in [0, 1], [H, W] or [H, W, 3]. Values are not checked, which would take
+            a fifth as long again: what is outside [0, 1], or NaN, gives such pixels.
+        size: of the output, pixels, from 1 to ``MAX_SIZE``.
         rng: where the draws come from (`draw`); the result is a function of its state.
         min_area: the smallest crop's share of the image's area.
 
@@ -66,8 +68,8 @@ def augment(image: np.ndarray, size: int, rng: np.random.Generator, min_area: fl
         float32 in [0, 1] (roundings may add 1e-6), [size, size] or [size, size, 3].
 
     Raises:
-        TypeError: ``rng`` is no generator, or ``min_area`` no number.
-        ValueError: an argument is outside what is said above.
+        TypeError: ``size`` is no whole number, ``rng`` no generator, or ``min_area`` no number.
+        ValueError: ``image`` is no array of these types and shapes, or ``size`` or ``min_area`` is out of its range.
     """
     return _warp(image, size, draw(image, size, rng, min_area))
 
@@ -133,7 +135,7 @@ def warp(image: np.ndarray, box: Box, size: int, flip: bool = False, angle: floa
     Args:
         image: as for `augment`.
         box: the crop, inside the image.
-        size: of the output, pixels.
+        size: of the output, pixels, from 1 to ``MAX_SIZE``.
         flip: mirror left and right.
         angle: degrees, counter-clockwise as one sees it, after the flip.
 
@@ -141,8 +143,9 @@ def warp(image: np.ndarray, box: Box, size: int, flip: bool = False, angle: floa
         float32 in [0, 1] (roundings may add 1e-6), [size, size] or [size, size, 3].
 
     Raises:
-        TypeError: ``box`` is no `Box`, ``flip`` no bool, or ``angle`` no number.
-        ValueError: an argument is outside what is said above.
+        TypeError: ``size`` is no whole number, ``box`` no `Box`, ``flip`` no bool, or ``angle`` no number.
+        ValueError: ``image`` is no array of these types and shapes, ``box`` lies not inside it, or ``size`` or
+            ``angle`` is out of its range.
     """
     _check(image, size)
     check_kind("box", box, Box, "a Box")
@@ -234,8 +237,7 @@ def _is_dark(image: np.ndarray, box: Box) -> bool:
 
 def _check(image: np.ndarray, size: int) -> None:
     _check_image(image)
-    if not isinstance(size, int | np.integer) or size < 1:
-        raise ValueError(f"size is {size!r}, expected a whole number of pixels, at least 1")
+    check_whole("size", size, 1, MAX_SIZE)
 
 
 def _check_image(image: np.ndarray) -> None:

@@ -25,14 +25,16 @@ class History:
     """Columns over the recorded steps.
 
     Attributes:
-        step: int64 [steps], rising.
+        step: int64 [steps]: 0, 1, 2 and so on, as `read` gives it.
         scalars: each of `SCALARS` as float64 [steps], nan where a step has no such number.
         load: an entry a DEX block, float64 [steps, R_block]: the share of the batch each expert got.
+        skipped: bool [steps]: loss or gradient was not finite, and the weights stayed as they were.
     """
 
     step: np.ndarray
     scalars: dict[str, np.ndarray]
     load: tuple[np.ndarray, ...]
+    skipped: np.ndarray
 
     @classmethod
     def read(cls, path: str | Path) -> "History":
@@ -42,19 +44,20 @@ class History:
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: no step in it, a damaged line before the last, steps that do not rise, or blocks that
-                change between steps; the message names the file.
+            ValueError: no step in it, a damaged line before the last, a step that is missing or not at its place, or
+                blocks that change between steps; the message names the file.
         """
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file, expected one JSON object a step")
-        records = _records(path)
+        records = _records(path, every_step=True)
         if not records:
             raise ValueError(f"{path}: no step in it, expected one JSON object a step")
         return cls(
             step=np.array([record["step"] for record in records], dtype=np.int64),
             scalars={name: _column(path, records, name) for name in SCALARS},
             load=_blocks(path, records, "load", axes=1),
+            skipped=_skipped(path, records),
         )
 
 
@@ -89,7 +92,8 @@ class SimilarityCourse:
         return cls(np.array([record["step"] for record in records], dtype=np.int64), blocks)
 
 
-def _records(path: Path) -> list[dict[str, Any]]:
+def _records(path: Path, every_step: bool = False) -> list[dict[str, Any]]:
+    """The lines' objects; with ``every_step`` the first is of step 0, and none is left out."""
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     records: list[dict[str, Any]] = []
     for number, line in enumerate(lines, start=1):
@@ -103,6 +107,10 @@ def _records(path: Path) -> list[dict[str, Any]]:
             raise ValueError(f"{path}, line {number}: expected a JSON object ({error})") from error
         if not isinstance(record, dict) or not isinstance(record.get("step"), int):
             raise ValueError(f"{path}, line {number}: expected a JSON object with an integer step")
+        if every_step and record["step"] != len(records):
+            raise ValueError(
+                f"{path}, line {number}: step {record['step']}, expected step {len(records)}: every step once, from 0"
+            )
         if records and record["step"] <= records[-1]["step"]:
             raise ValueError(f"{path}, line {number}: step {record['step']} after {records[-1]['step']}")
         records.append(record)
@@ -114,6 +122,13 @@ def _column(path: Path, records: list[dict[str, Any]], name: str) -> np.ndarray:
         return np.array([record.get(name) for record in records], dtype=np.float64)  # None becomes nan
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {name} is not a number in every step ({error})") from error
+
+
+def _skipped(path: Path, records: list[dict[str, Any]]) -> np.ndarray:
+    found = [record.get("skipped", False) for record in records]
+    if not all(isinstance(one, bool) for one in found):
+        raise ValueError(f"{path}: skipped is neither true nor false in every step")
+    return np.array(found, dtype=np.bool_)
 
 
 def _blocks(path: Path, records: list[dict[str, Any]], name: str, axes: int) -> tuple[np.ndarray, ...]:

@@ -36,20 +36,22 @@ class RunNumbers:
 
         Raises:
             FileNotFoundError: the folder or one of the first four is missing.
-            ValueError: one of them is empty or damaged, or analysis and evaluation are of different images; the
-                message names it.
+            ValueError: one of them is empty or damaged, metrics.jsonl holds fewer steps than the model had done when
+                it was measured, or analysis and evaluation are of different images; the message names it.
             MissingExtraError: PyYAML is not installed.
         """
         folder = Path(folder)
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder}: no such folder, expected the folder of a run")
+        similarity = SimilarityCourse.read(folder / SIMILARITY_FILE)  # before the steps: a trainer may be writing both
         numbers = cls(
             config=_read_config(folder / CONFIG_FILE),
             history=History.read(folder / METRICS_FILE),
             evaluation=Evaluation.load(folder / EVALUATION_FILE),
             analysis=Analysis.load(folder / ANALYSIS_FILE),
-            similarity=SimilarityCourse.read(folder / SIMILARITY_FILE),
+            similarity=similarity,
         )
+        _check_steps(folder, len(numbers.history.step), similarity)
         evaluation, analysis = numbers.evaluation, numbers.analysis
         found = len(analysis), analysis.patches.shape[1]
         expected = len(evaluation), len(evaluation.examples)
@@ -59,6 +61,19 @@ class RunNumbers:
                 f"{expected[1]} as in {EVALUATION_FILE}"
             )
         return numbers
+
+
+def _check_steps(folder: Path, steps: int, similarity: SimilarityCourse) -> None:
+    """Refuse a metrics.jsonl that was cut off.
+
+    The trainer writes a step before it measures the experts after it, and evaluates after the last of these moments.
+    """
+    measured = max(similarity.step.tolist(), default=0)
+    if steps < measured:
+        raise ValueError(
+            f"{folder / METRICS_FILE}: holds {steps} step{'s' * (steps != 1)}, expected at least {measured}, after "
+            f"which the experts in {SIMILARITY_FILE} were compared: its end is missing, bring it back from a copy"
+        )
 
 
 def _read_config(path: Path) -> Mapping[str, Any]:

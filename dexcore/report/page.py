@@ -59,7 +59,7 @@ def build_report(run_folder: str | Path) -> Summary:
 
     Raises:
         FileNotFoundError: one of the first four is missing.
-        ValueError: one of them is empty or damaged; the message names it.
+        ValueError: one of them is empty, damaged or cut off; the message names it, and an older report is untouched.
         MissingExtraError: matplotlib or PyYAML is not installed.
         OSError: the folder cannot be written.
     """
@@ -154,7 +154,9 @@ _USE = ("use", "Use the model")
 
 def _course(history: History) -> str:
     steps = len(history.step)
-    parts = [f"{steps} step{'s' * (steps != 1)}"]
+    skipped = int(history.skipped.sum())
+    told = f", {skipped} of them skipped (loss or gradient not finite)" if skipped else ""
+    parts = [f"{steps} step{'s' * (steps != 1)}{told}"]
     loss = history.scalars["loss_self"]
     finite = np.flatnonzero(np.isfinite(loss))
     if len(finite) > 1:
@@ -186,9 +188,9 @@ def _headline(summary: Summary) -> str:
 
 
 def _warnings(history: History, summary: Summary) -> Iterator[str]:
-    bad = int((~np.isfinite(history.scalars["loss_self"])).sum())
+    bad = int((history.skipped | ~np.isfinite(history.scalars["loss_self"])).sum())
     if bad:
-        yield f"The loss was not finite in {bad} of {len(history.step)} steps."
+        yield f"The loss or its gradient was not finite in {bad} of {len(history.step)} steps."
     if not summary.blocks:
         yield "No DEX block was evaluated: nothing to say about experts."
     elif len(summary.blocks[0].modalities) < 2:

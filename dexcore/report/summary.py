@@ -33,6 +33,8 @@ class Summary:
     """The measures of a run.
 
     Attributes:
+        steps: done, skipped ones included.
+        skipped: steps whose loss or gradient was not finite.
         training: variance explained on training images.
         heldout: variance explained on images the model never saw.
         blocks: modality and expert, an entry a DEX block.
@@ -43,6 +45,8 @@ class Summary:
         files: where things are, by what they are.
     """
 
+    steps: int
+    skipped: int
     training: SplitVariance
     heldout: SplitVariance
     blocks: tuple[Specialization, ...]
@@ -64,6 +68,7 @@ class Summary:
     def as_dict(self) -> dict[str, Any]:
         """The content of summary.json."""
         return {
+            "steps": {"done": self.steps, "skipped": self.skipped},
             "variance_explained": {
                 "training": _split_dict(self.training),
                 "heldout": _split_dict(self.heldout),
@@ -173,6 +178,8 @@ class Summary:
 
     def _model_lines(self) -> list[str]:
         lines = []
+        if self.skipped:
+            lines.append(f"Skipped steps (loss or gradient not finite): {self.skipped} of {self.steps}")
         if self.hunger:
             told = f"Starving experts (under {STARVING:g} of an even share at the end): {self.starving()}"
             lines += textwrap.wrap(told, _WIDTH, subsequent_indent="  ")
@@ -220,6 +227,8 @@ def summarize(numbers: RunNumbers, files: Mapping[str, str | Path] | None = None
     """
     check_kind("numbers", numbers, RunNumbers, "a RunNumbers, such as RunNumbers.read(folder)")
     return Summary(
+        steps=len(numbers.history.step),
+        skipped=int(numbers.history.skipped.sum()),
         training=variance_explained(numbers.evaluation, heldout=False),
         heldout=variance_explained(numbers.evaluation, heldout=True),
         blocks=specialization(numbers.evaluation),

@@ -369,27 +369,57 @@ def test_what_is_drawn_is_what_is_done():
 
 
 @pytest.mark.parametrize(
-    ("image", "size", "message"),
+    ("image", "message"),
     [
-        (np.zeros((9, 9)), 8, "dtype float64, expected uint8, uint16, or float32"),
-        (np.zeros((9, 9), np.int16), 8, "dtype int16"),
-        (np.zeros((9, 9, 4), np.uint8), 8, r"shape \(9, 9, 4\), expected \[H, W\] or \[H, W, 3\]"),
-        (np.zeros(9, np.uint8), 8, r"shape \(9,\)"),
-        (np.zeros((0, 9), np.uint8), 8, "no side of 0"),
-        ([[0.5, 0.5]], 8, "image is a list, expected a numpy array"),
-        (np.zeros((9, 9), np.uint8), 0, "size is 0, expected a whole number of pixels, at least 1"),
-        (np.zeros((9, 9), np.uint8), 8.5, "size is 8.5, expected a whole number"),
-        (np.zeros((9, 9), np.uint8), "8", "size is '8', expected a whole number"),
+        (np.zeros((9, 9)), "dtype float64, expected uint8, uint16, or float32"),
+        (np.zeros((9, 9), np.int16), "dtype int16"),
+        (np.zeros((9, 9, 4), np.uint8), r"shape \(9, 9, 4\), expected \[H, W\] or \[H, W, 3\]"),
+        (np.zeros(9, np.uint8), r"shape \(9,\)"),
+        (np.zeros((0, 9), np.uint8), "no side of 0"),
+        ([[0.5, 0.5]], "image is a list, expected a numpy array"),
     ],
 )
-def test_what_is_no_image_is_refused_by_name(image, size, message):
+def test_what_is_no_image_is_refused_by_name(image, message):
     for call in (
-        lambda: augment(image, size, np.random.default_rng(0)),
-        lambda: center(image, size),
-        lambda: warp(image, Box(0, 0, 9, 9), size),
+        lambda: augment(image, 8, np.random.default_rng(0)),
+        lambda: center(image, 8),
+        lambda: warp(image, Box(0, 0, 9, 9), 8),
     ):
         with pytest.raises(ValueError, match=message):
             call()
+
+
+@pytest.mark.parametrize(
+    ("size", "error", "message"),
+    [
+        (0, ValueError, "size must be from 1 to 32766, got 0"),
+        (32767, ValueError, "size must be from 1 to 32766, got 32767"),
+        (10**9, ValueError, "size must be from 1 to 32766, got 1000000000"),
+        (2**40, ValueError, "size must be from 1 to 32766"),
+        (8.5, TypeError, "size must be a whole number, got 8.5"),
+        ("8", TypeError, "size must be a whole number, got '8'"),
+        (True, TypeError, r"size must be a whole number, got True \(bool\)"),
+        (None, TypeError, "size must be a whole number, got None"),
+    ],
+)
+def test_what_is_no_size_is_refused_by_name(size, error, message):
+    image = np.zeros((9, 9), np.uint8)
+    for call in (
+        lambda: augment(image, size, np.random.default_rng(0)),
+        lambda: draw(image, size, np.random.default_rng(0)),
+        lambda: center(image, size),
+        lambda: warp(image, Box(0, 0, 9, 9), size),
+    ):
+        with pytest.raises(error, match=message):
+            call()
+
+
+def test_sizes_of_numpys_whole_numbers_are_taken():
+    image = textured(60, 60, None)
+    for size in (np.int64(48), np.uint8(48)):
+        assert np.array_equal(center(image, size), center(image, 48))
+        ours, expected = (augment(image, each, generator(0, 0, 1, Stream.AUGMENT)) for each in (size, 48))
+        assert np.array_equal(ours, expected)
 
 
 @pytest.mark.parametrize("box", [Box(-1, 0, 5, 5), Box(0, 0, 10, 5), Box(0, 6, 5, 5), Box(0, 0, 0, 5)])

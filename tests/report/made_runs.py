@@ -69,7 +69,8 @@ def make_analysis(evaluation: Evaluation, experts: Sequence[int] = (), **changes
 def make_numbers(evaluation: Evaluation, **changes: object) -> RunNumbers:
     """A run's numbers around an evaluation; ``changes`` are its other parts."""
     experts = [gates.shape[1] for gates in evaluation.gates]
-    history = History(np.arange(4), {}, tuple(np.full((4, count), 1 / count) for count in experts))
+    load = tuple(np.full((4, count), 1 / count) for count in experts)
+    history = History(np.arange(4), {}, load, np.zeros(4, bool))
     parts = {
         "config": {},
         "history": history,
@@ -120,7 +121,7 @@ def similarity_record(step: int, experts: Sequence[int]) -> dict[str, object]:
 
 
 def step_record(step: int, load: Sequence[int] = (), lost: bool = False) -> dict[str, object]:
-    """One line of metrics.jsonl; a lost step's losses are null."""
+    """One line of metrics.jsonl; a lost step's losses are null, and it is skipped."""
     loss = None if lost else 1 / (step + 1)
     return {
         "step": step,
@@ -136,4 +137,5 @@ def step_record(step: int, load: Sequence[int] = (), lost: bool = False) -> dict
         "grad_norm": loss,
         "images_per_second": 100.0,
         "load": [[1 / experts] * experts for experts in load],
+        "skipped": lost,
     }

@@ -29,6 +29,13 @@ def test_a_loss_that_is_no_number_is_nan(tmp_path, text):
     assert math.isnan(history.scalars["loss_self"][0])
     assert np.isnan(history.scalars["momentum"]).all()
     assert history.load == ()
+    assert history.skipped.tolist() == [False]  # not said: by no version of the trainer
+
+
+def test_skipped_steps_are_those_that_the_file_says_were(tmp_path):
+    """A gradient may be lost where the loss is not."""
+    records = [step_record(0), step_record(1, lost=True), {**step_record(2), "grad_norm": None, "skipped": True}]
+    assert History.read(write(tmp_path / "metrics.jsonl", records)).skipped.tolist() == [False, True, True]
 
 
 def test_a_last_line_cut_by_a_kill_is_left_out(tmp_path):
@@ -51,7 +58,11 @@ def test_a_missing_file_is_named(tmp_path):
         ('{"step"\n{"step": 1}\n', "line 1: expected a JSON object"),
         ("[1]\n", "line 1: expected a JSON object with an integer step"),
         ('{"loss": 1}\n', "line 1: expected a JSON object with an integer step"),
-        ('{"step": 4}\n{"step": 4}\n', "line 2: step 4 after 4"),
+        ('{"step": 0}\n{"step": 0}\n', "line 2: step 0, expected step 1: every step once"),
+        ('{"step": 0}\n{"step": 1}\n{"step": 3}\n', "line 3: step 3, expected step 2: every step once"),
+        ('{"step": 1}\n{"step": 2}\n', "line 1: step 1, expected step 0: every step once"),
+        ('{"step": 0}\n{"step": 1, "lo\n{"step": 2}\n', "line 2: expected a JSON object"),
+        ('{"step": 0, "skipped": "no"}\n', "skipped is neither true nor false in every step"),
         ('{"step": 0, "lr": "high"}\n', "lr is not a number in every step"),
         ('{"step": 0, "load": [[1]]}\n{"step": 1, "load": [[1], [1]]}\n', "not the same list of blocks"),
         ('{"step": 0, "load": [[1]]}\n{"step": 1, "load": [[0.5, 0.5]]}\n', "not the same list of blocks"),

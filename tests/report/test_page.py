@@ -189,6 +189,18 @@ def test_unusual_runs_get_a_sensible_page(tmp_path, monkeypatch, evaluation, wri
     assert expected in read(tmp_path).text
 
 
+def test_the_lead_line_counts_skipped_steps_where_there_are_some(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("dexcore.report.pictures._DPI", 30)
+    folder = write_run(tmp_path, make_evaluation(), nan_steps=(2,))
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    lines[4] = json.dumps({**json.loads(lines[4]), "grad_norm": None, "skipped": True})  # its loss is finite
+    (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    build_report(folder)
+    assert "6 steps, 2 of them skipped (loss or gradient not finite); reconstruction" in read(folder).text
+    assert "The loss or its gradient was not finite in 2 of 6 steps." in read(folder).text
+    assert "kipped" not in read(run).text
+
+
 @pytest.mark.parametrize("name", ["metrics.jsonl", "config.yaml", "evaluation.npz", "analysis.npz"])
 def test_a_missing_file_is_named_before_anything_is_written(tmp_path, name):
     folder = write_run(tmp_path, make_evaluation())
@@ -244,6 +256,48 @@ def test_numbers_of_other_images_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"analysis\.npz: of 2 images and 3 examples, expected 8 and 3"):
         build_report(folder)
     assert not (folder / "report.html").exists()
+
+
+def _contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("cut", "message"),
+    [
+        (slice(0, 4), r"metrics\.jsonl: holds 4 steps, expected at least 120, .* similarity\.jsonl"),
+        (slice(0, 119), r"metrics\.jsonl: holds 119 steps, expected at least 120"),
+        (slice(4, 120), r"metrics\.jsonl, line 1: step 4, expected step 0"),
+        (slice(0, 120, 2), r"metrics\.jsonl, line 2: step 2, expected step 1"),
+    ],
+)
+def test_cut_off_steps_are_refused_and_the_report_of_all_steps_stays(tmp_path, monkeypatch, cut, message):
+    monkeypatch.setattr("dexcore.report.pictures._DPI", 30)
+    folder = write_run(tmp_path, make_evaluation(gates=gates(4)), steps=120, load=(4,), moments=range(0, 121, 12))
+    build_report(folder)
+    assert "120 steps; reconstruction loss" in read(folder).text
+    metrics = folder / "metrics.jsonl"
+    metrics.write_bytes(b"".join(metrics.read_bytes().splitlines(keepends=True)[cut]))
+    before = _contents(folder)
+    with pytest.raises(ValueError, match=message):
+        build_report(folder)
+    assert _contents(folder) == before
+
+
+def test_a_torn_last_step_is_refused_where_the_model_was_measured_after_it(tmp_path):
+    folder = write_run(tmp_path, make_evaluation(gates=gates(4)), steps=6, load=(4,), moments=(0, 3, 6))
+    metrics = folder / "metrics.jsonl"
+    metrics.write_bytes(metrics.read_bytes()[:-20])
+    with pytest.raises(ValueError, match=r"metrics\.jsonl: holds 5 steps, expected at least 6"):
+        build_report(folder)
+
+
+@pytest.mark.parametrize("moments", [(0, 12, 24, 36), (0, 12, 24, 36, 40)])
+def test_a_run_that_was_stopped_between_two_moments_gets_the_report_of_its_steps(tmp_path, monkeypatch, moments):
+    monkeypatch.setattr("dexcore.report.pictures._DPI", 30)
+    folder = write_run(tmp_path, make_evaluation(gates=gates(4)), steps=40, load=(4,), moments=moments)
+    build_report(folder)
+    assert "40 steps; reconstruction loss" in read(folder).text
 
 
 def test_a_missing_folder_is_named(tmp_path):

@@ -7,7 +7,8 @@ from dexcore.report.routes import flow, hunger
 
 
 def history(*loads):
-    return History(np.arange(len(loads[0])), {}, tuple(np.asarray(load, dtype=float) for load in loads))
+    steps = len(loads[0])
+    return History(np.arange(steps), {}, tuple(np.asarray(load, dtype=float) for load in loads), np.zeros(steps, bool))
 
 
 def test_an_expert_under_a_tenth_of_an_even_share_starves():
@@ -29,7 +30,7 @@ def test_a_short_run_and_blocks_of_several_sizes():
     first, second = hunger(history([[1, 0, 0]], [[0.5, 0.5]]))
     assert (first.starving, second.starving) == ((2, 3), ())
     assert len(first.course) == 1
-    assert hunger(History(np.arange(3), {}, ())) == ()
+    assert hunger(History(np.arange(3), {}, (), np.zeros(3, bool))) == ()
 
 
 def test_flow_follows_the_strongest_expert_and_modalities_weigh_the_same():

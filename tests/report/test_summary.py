@@ -76,11 +76,25 @@ def test_files_stand_at_the_end(tmp_path):
 
 def test_starving_experts_are_named_in_lines_that_fit():
     loads = tuple(np.tile(np.where(np.arange(16) < starving, 0.0, 1.0), (5, 1)) for starving in (0, 3, 15, 15, 15))
-    history = History(np.arange(5), {}, tuple(load / load.sum(1, keepdims=True) for load in loads))
+    shares = tuple(load / load.sum(1, keepdims=True) for load in loads)
+    history = History(np.arange(5), {}, shares, np.zeros(5, bool))
     summary = summarize(make_numbers(make_evaluation(), history=history))
     assert summary.starving().startswith("48 of 80 (block 2: 1, 2, 3; block 3: 1, 2, 3, 4")
     assert max(map(len, summary.lines())) <= 100
     assert line_of(summarize(make_numbers(make_evaluation(gates=[np.ones((8, 2))]))).lines(), "Starving")[-1] == "none"
+
+
+def test_skipped_steps_are_counted_where_there_are_some(tmp_path):
+    def measured(skipped):
+        history = History(np.arange(5), {}, (), np.arange(5) < skipped)
+        return summarize(make_numbers(make_evaluation(), history=history))
+
+    line = "Skipped steps (loss or gradient not finite): 2 of 5"
+    assert line in measured(2).lines()
+    assert not any("kipped" in line for line in measured(0).lines())
+    for skipped in (2, 0):
+        measured(skipped).save(tmp_path / "summary.json")
+        assert json.loads((tmp_path / "summary.json").read_text())["steps"] == {"done": 5, "skipped": skipped}
 
 
 def test_the_json_holds_the_same_numbers_and_null_for_none(tmp_path):
