@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dexcore.checks import check_kind, check_number, check_whole
+from dexcore.checks import check_kind, check_number, check_path, check_whole
 
 NO_NUMBERS = [None, "3", b"3", True, [3], {}, np.ones(2), object()]
 
@@ -26,6 +26,17 @@ def test_a_whole_number_out_of_range_is_a_value_error_that_tells_the_range(value
 @pytest.mark.parametrize("value", [1, 9, np.int64(4), np.uint8(9)])
 def test_whole_numbers_of_python_and_numpy_are_taken(value):
     check_whole("depth", value, 1, 9)
+
+
+@pytest.mark.parametrize("value", [None, 3, b"run", ["run"]])
+def test_what_is_no_path_is_a_type_error_that_names_the_argument(value):
+    with pytest.raises(TypeError, match=r"^folder must be a path \(str or os.PathLike\), got "):
+        check_path("folder", value)
+
+
+def test_names_and_paths_are_taken(tmp_path):
+    check_path("folder", str(tmp_path))
+    check_path("folder", tmp_path)
 
 
 @pytest.mark.parametrize("value", [*NO_NUMBERS, 1j])

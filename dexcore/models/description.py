@@ -11,6 +11,7 @@ from timm.layers import Attention, DropPath, LayerNorm, LayerScale, Mlp, PatchDr
 from timm.models.vision_transformer import Block
 from torch import nn
 
+from dexcore.checks import check_number
 from dexcore.nn import DEXBlock, DEXMlp, XFormersAttention
 from dexcore.nn.mlp import activation_name
 
@@ -101,7 +102,9 @@ def _check_kind(argument: str, module: nn.Module, *expected: type[nn.Module]) ->
 def vit_arguments(description: dict[str, Any]) -> dict[str, Any]:
     """The keyword arguments of the constructor, from what `describe_vit` returned."""
     arguments = dict(description)
-    arguments["norm_layer"] = partial(LayerNorm, eps=arguments.pop("norm_eps"))
+    eps = arguments.pop("norm_eps")
+    check_number("norm_eps", eps, "a number from 0 to 1", lambda x: 0 <= x <= 1)
+    arguments["norm_layer"] = partial(LayerNorm, eps=eps)
     for size in ("img_size", "patch_size"):
         arguments[size] = tuple(arguments[size])
     return arguments

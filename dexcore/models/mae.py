@@ -101,6 +101,8 @@ class MaskedAutoencoder(PretrainedMixin, nn.Module):
         for argument, size in sizes.items():
             check_whole(argument, size, 1)
         check_number("mask_ratio", mask_ratio, "a number between 0 and 1", lambda x: 0 < x < 1)
+        for argument, flag in {"norm_pix_loss": norm_pix_loss, "init_encoder": init_encoder}.items():
+            check_kind(argument, flag, bool, "True or False")
         if decoder_dim % 4 != 0 or decoder_dim % decoder_heads != 0:
             raise ValueError(
                 f"decoder_dim must be a multiple of 4 and of decoder_heads={decoder_heads}, got {decoder_dim}"

@@ -243,7 +243,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise ModelFileError(f"{path} is no config.json of dexcore: {error}") from error
     version = config.get("format_version") if isinstance(config, dict) else None
-    if not isinstance(version, int):
+    if type(version) is not int or version < 1:  # True is an int
         raise ModelFileError(f'{path} is no config.json of dexcore: expected an object with a number "format_version"')
     if version > FORMAT_VERSION:
         raise ModelFileError(

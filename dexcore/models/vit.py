@@ -11,14 +11,14 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_filter_fn
 from torch import nn
 
-from dexcore.checks import check_number, check_whole
+from dexcore.checks import check_kind, check_number, check_whole
 from dexcore.models.description import (
     NotDescribableError,
     check_same_anatomy,
     describe_vit,
     vit_arguments,
 )
-from dexcore.models.pretrained import PretrainedMixin
+from dexcore.models.pretrained import PretrainedMixin, check_fit, load_exactly
 from dexcore.nn import DEXBlock, DEXMlp
 from dexcore.nn.upcycle import per_block
 from dexcore.ops.checks import check_choice
@@ -96,6 +96,19 @@ class DEXVisionTransformer(PretrainedMixin, VisionTransformer):
 
         super().__init__(**{**vit, "block_fn": block_fn})
 
+    @property
+    def _model_args(self) -> dict[str, Any]:
+        """timm's record of the arguments that rebuild the model, which `save_for_hf` writes, with the mode of now.
+
+        Layers in several modes give a set: no argument says that, and timm refuses to write what JSON does not have.
+        """
+        modes = {layer.mode for layer in self.modules() if isinstance(layer, DEXMlp)}
+        return {**self.__dict__.get("_model_args", {}), "mode": modes.pop() if len(modes) == 1 else modes}
+
+    @_model_args.setter
+    def _model_args(self, arguments: dict[str, Any]) -> None:
+        self.__dict__["_model_args"] = arguments
+
     def describe(self) -> dict[str, Any]:
         return describe_encoder(self)
 
@@ -114,9 +127,17 @@ def _check_arguments(vit: dict[str, Any]) -> None:
     for name in ("drop_rate", "pos_drop_rate", "patch_drop_rate", "drop_path_rate"):
         check_number(name, vit[name], "a number from 0 to 1", lambda x: 0 <= x <= 1)
     check_choice("pos_embed", vit["pos_embed"], ("learn", "none", ""))
+    _check_flags(vit)
     for name, parameter in inspect.signature(VisionTransformer).parameters.items():
         if get_origin(parameter.annotation) is Literal:  # global_pool, weight_init
             check_choice(name, vit[name], get_args(parameter.annotation))
+
+
+def _check_flags(arguments: dict[str, Any]) -> None:
+    """Check those of timm's arguments that are True or False; it takes anything."""
+    for name, parameter in inspect.signature(VisionTransformer).parameters.items():
+        if parameter.annotation is bool and name in arguments:
+            check_kind(name, arguments[name], bool, "True or False")
 
 
 def _signature() -> inspect.Signature:
@@ -152,8 +173,11 @@ def describe_encoder(vit: VisionTransformer) -> dict[str, Any]:
 
 def build_encoder(description: dict[str, Any]) -> VisionTransformer:
     """The model, with fresh weights, that `describe_encoder` described."""
-    kind = VisionTransformer if description["class"] == "VisionTransformer" else DEXVisionTransformer
-    return kind(**vit_arguments(description["arguments"]))
+    check_choice("class", description["class"], ("VisionTransformer", "DEXVisionTransformer"))
+    if description["class"] == "DEXVisionTransformer":
+        return DEXVisionTransformer.from_description(description)
+    _check_flags(description["arguments"])
+    return VisionTransformer(**vit_arguments(description["arguments"]))
 
 
 def _cfg(**kwargs: Any) -> dict[str, Any]:
@@ -185,12 +209,35 @@ default_cfgs = generate_default_cfgs(
 )
 
 
+def _fit_checkpoint(checkpoint: dict[str, Any], model: nn.Module) -> dict[str, Any]:
+    """timm's filter of pretrained weights; a dense MLP's go into the director and into every expert.
+
+    Raises:
+        ModelFileError: the blocks are not the model's own. timm would leave what is missing random, with a warning,
+            where the number of classes is another.
+    """
+    tensors = checkpoint_filter_fn(checkpoint, model)  # type: ignore[arg-type]
+    for name, layer in model.named_modules():
+        if isinstance(layer, DEXMlp) and f"{name}.fc1.weight" in tensors:
+            names = [key for key in tensors if key.startswith(f"{name}.")]
+            dense = {key.removeprefix(f"{name}."): tensors.pop(key) for key in names}
+            load_exactly(layer.director, dense, f"the pretrained checkpoint's {name}")
+            layer.init_weights()
+            tensors |= {f"{name}.{key}": tensor for key, tensor in layer.state_dict().items()}
+    own, given = (
+        {name: tensor for name, tensor in state.items() if name.startswith("blocks.")}
+        for state in (model.state_dict(), tensors)
+    )
+    check_fit(model, own, given, "the pretrained checkpoint")
+    return tensors
+
+
 def _create(variant: str, pretrained: bool, architecture: dict[str, int], **kwargs: Any) -> nn.Module:
     return build_model_with_cfg(
         DEXVisionTransformer,
         variant,
         pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
+        pretrained_filter_fn=_fit_checkpoint,
         feature_cfg={"out_indices": kwargs.pop("out_indices", 3), "feature_cls": "getter"},
         **{**architecture, **kwargs},
     )

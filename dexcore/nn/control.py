@@ -50,6 +50,10 @@ def set_mode(model: nn.Module, mode: str) -> None:
     """Run all DEX layers through their "experts" or their "director".
 
     Director mode trains the director and freezes experts and router; experts mode the reverse.
+
+    ``save_pretrained`` writes the mode, and so does ``timm.models.save_for_hf`` for the registered ``dex_vit_*``.
+    Of a stock timm model that holds DEX layers timm saves none of their settings: at loading say the mode with the
+    others, as in ``mlp_layer=partial(DEXMlp, num_experts=8, mode="director")``, or call this again.
     """
     for layer in dex_layers(model):
         layer.set_mode(mode)

@@ -212,6 +212,18 @@ class DEXMlp(nn.Module):
         self._noisy = sigma > 0
         self._sigma.fill_(sigma)
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Refuse a dense MLP's weights by name: with strict=False, as timm loads for another number of classes, they
+        would be left out, and the experts left random.
+        """
+        if f"{prefix}fc1.weight" in state_dict:
+            *_, errors = args
+            errors.append(
+                f"{prefix}fc1.weight is a dense MLP's, {prefix[:-1]} is a DEX layer: load it by "
+                "dexcore.models.load_dense_checkpoint, or upcycle the dense model"
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def set_mode(self, mode: str) -> None:
         """Run "experts" or the "director"; what does not run, or has no gradient, is frozen."""
         check_choice("mode", mode, MODES)
@@ -281,7 +293,7 @@ class DEXMlp(nn.Module):
         """torch.jit.script asks for this before it reads any code."""
         raise NotImplementedError(
             "torch.jit.script cannot compile a DEX layer; use torch.export or torch.compile, torch.jit.trace under "
-            "no_grad, or script the model that collapse returns"
+            "torch.no_grad(), or script the model that collapse returns"
         )
 
     def __getattr__(self, name: str) -> Any:

@@ -50,9 +50,10 @@ def upcycle(
 ) -> nn.Module:
     """Replace every block's MLP by a `DEXMlp` whose director and experts are copies of it, in place.
 
-    The gates of an image sum to 1, so the model still computes what it computed before, up to rounding (in
-    ``mode="director"`` to the bit). Device, dtype and training mode stay, and what was frozen stays frozen: a layer
-    whose MLP required no gradient has experts and a router that require none, until `set_mode` says otherwise.
+    The gates of an image sum to 1, so the model still computes what it computed before, up to rounding; to the bit in
+    ``mode="director"``, and on the CPU for a single image, with gradients and without. Device, dtype and training mode
+    stay, and what was frozen stays frozen: a layer whose MLP required no gradient has experts and a router that require
+    none, until `set_mode` says otherwise.
 
     What timm saves of an upcycled model (``timm.models.save_for_hf(model, folder)``) it opens when told of the layers
     and their settings, which the folder does not hold:

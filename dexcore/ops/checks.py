@@ -49,12 +49,14 @@ def check_same_device(**tensors: Tensor | None) -> None:
 
 def refuse_transforms(op: str, *tensors: Tensor | None) -> None:
     """Raise where a derivative would be lost in silence: forward mode, and torch.func's transforms but for vmap
-    without gradients.
+    without gradients. And where TorchScript's tracer meets what it cannot write down: gradients, ONNX.
     """
     if torch.compiler.is_compiling():
         return
-    functorch = torch._C._functorch
     given = [tensor for tensor in tensors if tensor is not None]
+    if torch.jit.is_tracing():
+        _refuse_trace(op, given)
+    functorch = torch._C._functorch
     batched = [functorch.is_batchedtensor(tensor) for tensor in given]
     if any(batched) and torch.is_grad_enabled():
         plain = [functorch.get_unwrapped(t) if wrapped else t for t, wrapped in zip(given, batched, strict=True)]
@@ -66,3 +68,17 @@ def refuse_transforms(op: str, *tensors: Tensor | None) -> None:
                 f"dexcore.ops.{op} supports neither forward-mode differentiation nor torch.func transforms; "
                 "use torch.autograd (reverse mode, once)"
             )
+
+
+def _refuse_trace(op: str, tensors: list[Tensor]) -> None:
+    # torch's own errors print the whole graph.
+    if torch.onnx.is_in_onnx_export():
+        raise NotImplementedError(
+            f"torch.onnx.export with dynamo=False cannot export dexcore.ops.{op}; use dynamo=True, or export the model "
+            "that collapse returns"
+        )
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        raise NotImplementedError(
+            f"torch.jit.trace cannot trace dexcore.ops.{op} with gradients; trace under torch.no_grad(), use "
+            "torch.export or torch.compile, or trace the model that collapse returns"
+        )

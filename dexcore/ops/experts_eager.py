@@ -3,7 +3,8 @@
 It makes one GEMM an expert and direction over exactly its rows. The gates are applied after the second GEMM, at width
 D, and the experts' outputs o are kept, so that the gates' gradients are the row sums <o, dy>: neither an extra GEMM
 nor a pass over the hidden layer. In training in float32 o is without b2, which then takes part as one vector an image:
-y gains sum_j gates_j b2_j. On a device other than the CPU it reads the slots' experts on the host, once a call.
+y gains sum_j gates_j b2_j; not of a single image, of which, as in inference, equal experts compute to the bit what a
+dense layer does. On a device other than the CPU it reads the slots' experts on the host, once a call.
 
 Axes as in `dexcore.ops.expert_mlp`.
 """
@@ -115,9 +116,8 @@ def forward(given: Experts, keep: str, activation: str) -> tuple[Tensor, Kept]:
     x_rows = _gather(x, plan.images).view(-1, width).split(plan.sizes)
     o = kept.o if keep != "nothing" else x.new_empty((sum(plan.sizes), width))
     o_rows, w1_t, w2_t = o.split(plan.sizes), _transposed(w1), _transposed(w2)
-    infers = keep == "nothing"
-    # Inference computes to the bit what a dense model does (`_mix_by_differences`): there b2 is the GEMM's.
-    b2_apart = None if infers or not _is_full(x.dtype) else b2
+    as_dense = keep == "nothing" or _is_alone(x)
+    b2_apart = None if as_dense or not _is_full(x.dtype) else b2
     b1_e, b2_e = _by_expert(b1, experts), _by_expert(b2 if b2_apart is None else None, experts)
     groups = plan.groups(hidden * x.element_size())
     scratch = x.new_empty((0 if keep == "both" else _longest(groups), hidden))
@@ -128,7 +128,7 @@ def forward(given: Experts, keep: str, activation: str) -> tuple[Tensor, Kept]:
         activate(activation, z, out=a)
         for e, a_rows in zip(group.experts, a.split(group.sizes), strict=True):
             _linear(a_rows, w2_t[e], b2_e[e], out=o_rows[e])
-    mix = _mix_by_differences if infers else _sum_slots
+    mix = _mix_by_differences if as_dense else _sum_slots
     y = mix(o.view(-1, tokens * width), plan.places.view(gates.shape), gates).view(x.shape)
     if b2_apart is not None:
         y += (dense_gates(gates, indices, experts).sum(1) @ b2_apart).unsqueeze(1)
@@ -160,6 +160,13 @@ def align_director(
     return total
 
 
+def _is_alone(x: Tensor) -> bool:
+    """Whether it is one image: its experts' GEMMs have a dense layer's rows, and what else makes equal experts equal to
+    that to the bit (b2 in the GEMM, `_mix_by_differences`) costs little there, in training too.
+    """
+    return len(x) == 1
+
+
 def _is_full(dtype: torch.dtype) -> bool:
     """Whether it is no half precision. In that, gate gradients from o without b2 err more."""
     return dtype in (torch.float32, torch.float64)
@@ -184,7 +191,7 @@ def _mix_by_differences(o_sx: Tensor, places_bk: Tensor, gates_bk: Tensor) -> Te
     """`_sum_slots` as sum(g) o_0 + sum_j g_j (o_j - o_0), which with gates that sum to 1, up to rounding, makes of
     equal outputs that output to the bit: a model just upcycled computes what the dense one does.
 
-    It reads and writes more, so it is inference's alone.
+    It reads and writes more than a batch in training should.
     """
     precision = torch.promote_types(o_sx.dtype, torch.float32)
     gates_bk = gates_bk.to(precision)
@@ -224,7 +231,7 @@ def backward(
         grads.gates.copy_(by_slot.index_select(0, plan.places).view(gates.shape))
     if b2 is not None and (needs.gates or needs.b2):
         dy_bd = grad_y.sum(1, dtype=gates.dtype)
-        if needs.gates and _is_full(x.dtype):
+        if needs.gates and _is_full(x.dtype) and not _is_alone(x):  # o is without b2
             grads.gates.add_((dy_bd @ b2.t()).gather(1, indices.long()))
         if needs.b2:
             grads.b2.copy_(dense_gates(gates, indices, experts).sum(1).t() @ dy_bd)

@@ -133,6 +133,19 @@ def test_onnxruntime_agrees_for_any_number_of_images(kind, kwargs, tmp_path):
         assert_close(torch.from_numpy(logits), reference(IMAGES[:count].double()), bound=1e-5)
 
 
+@pytest.mark.parametrize("gradients", [True, False])
+@pytest.mark.filterwarnings("ignore:.*legacy TorchScript-based ONNX export", "ignore::torch.jit.TracerWarning")
+def test_onnxs_legacy_exporter_is_refused_and_takes_the_other_kinds(gradients, tmp_path):
+    pytest.importorskip("onnx")
+    legacy = partial(torch.onnx.export, args=(EXAMPLE,), f=tmp_path / "model.onnx", dynamo=False)
+    models = {kind: trained(kind) for kind in KINDS}
+    with torch.set_grad_enabled(gradients):
+        with pytest.raises(NotImplementedError, match=r"^torch\.onnx\.export .*dynamo=True") as info:
+            legacy(models["experts"])
+        legacy(models["collapsed"]), legacy(models["director"])
+    assert len(str(info.value)) < 300
+
+
 def has_compiler():
     try:
         get_cpp_compiler()

@@ -361,6 +361,8 @@ def test_patches_of_another_kind_or_without_values_are_refused_by_name():
         (None, {"mask_ratio": -math.inf}, ValueError, "mask_ratio must be a number between"),
         (None, {"mask_ratio": "0.75"}, TypeError, "mask_ratio must be a number, got '0.75'"),
         (None, {"decoder_depth": 1.5}, TypeError, "decoder_depth must be a whole number, got 1.5"),
+        (None, {"norm_pix_loss": "x"}, TypeError, "norm_pix_loss must be True or False, got 'x'"),
+        (None, {"init_encoder": 1}, TypeError, "init_encoder must be True or False, got 1"),
         (None, {"decoder_dim": 0}, ValueError, "decoder_dim must be at least 1"),
         (None, {"decoder_heads": 0}, ValueError, "decoder_heads must be at least 1"),
         (None, {"decoder_depth": 0}, ValueError, "decoder_depth must be at least 1"),

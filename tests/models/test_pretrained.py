@@ -258,6 +258,11 @@ def edit_weights(folder, change):
             "config.json is no config.json of dexcore",
         ),
         (lambda f: edit_config(f, format_version="1"), ModelFileError, 'config.json.*"format_version"'),
+        (lambda f: edit_config(f, format_version=True), ModelFileError, 'config.json.*"format_version"'),
+        (lambda f: edit_config(f, format_version=0), ModelFileError, 'config.json.*"format_version"'),
+        (lambda f: edit_encoder(f, norm_eps="x"), ModelFileError, "config.json.*norm_eps must be a number, got 'x'"),
+        (lambda f: edit_encoder(f, norm_eps=-1), ModelFileError, "config.json.*norm_eps must be a number from 0 to 1"),
+        (lambda f: edit_encoder(f, class_token="x"), ModelFileError, "config.json.*class_token must be True or False"),
         (lambda f: edit_config(f, encoder=3), ModelFileError, 'config.json.*"class", got 3'),
         (lambda f: edit_config(f, encoder={"class": 3}), ModelFileError, 'config.json.*"class", got {'),
         (lambda f: edit_config(f, **{"class": None}), ModelFileError, 'config.json.*"class", got {'),
@@ -280,6 +285,11 @@ def edit_weights(folder, change):
         ),
         (
             lambda f: edit_config(f, encoder={"class": "X"}),
+            ModelFileError,
+            "does not describe a Masked.*class must be one of .*, got .*X",
+        ),
+        (
+            lambda f: edit_config(f, encoder={"class": "VisionTransformer"}),
             ModelFileError,
             "does not describe a Masked.*arguments",
         ),

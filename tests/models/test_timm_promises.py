@@ -259,6 +259,20 @@ def test_a_trace_without_gradients_holds_for_other_images(name, way):
     assert torch.equal(traced(images), model(images))
 
 
+@every_way
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_a_trace_with_gradients_is_refused_and_leaves_no_trace(name, way):
+    model = vary(create(name, way)).eval()
+    images = images_for(model)
+    with pytest.raises(
+        NotImplementedError, match=r"^torch\.jit\.trace .*dexcore\.ops\.route.*under torch\.no_grad"
+    ) as info:
+        torch.jit.trace(model, images)
+    assert len(str(info.value)) < 300
+    assert not torch.jit.is_tracing()
+    assert torch.equal(torch.jit.trace(model.requires_grad_(False), images)(images), model(images))
+
+
 OPTIONS = [
     ({"img_size": 96}, (96, 96)),
     ({"dynamic_img_size": True, "img_size": 64}, (48, 96)),
@@ -311,12 +325,34 @@ def test_a_saved_model_opens_through_timm_bit_by_bit(name, way, tmp_path):
         assert gray(images[:, :1]).shape == (2, classes or gray.head_hidden_size)
 
 
+@every_way
+@torch.no_grad()
+def test_a_model_saved_in_director_mode_opens_in_it(name, way, tmp_path):
+    model = vary(create(name, way, num_classes=5)).eval()
+    images = images_for(model)
+    by_experts = model(images)
+    set_mode(model, "director")
+    left_out = {way: None} if way in ("block_fn", "mlp_layer") else None
+    said_again = {}
+    if way != "registered":  # a stock model's layers are said again, and with them their mode
+        layer, factory = next(iter(arguments("mlp_layer" if way == "upcycle" else way).items()))
+        said_again = {layer: partial(factory, mode="director")}
+    save_for_hf(model, tmp_path, model_args=left_out, safe_serialization=True)
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, **said_again).eval()
+    assert torch.equal(again(images), model(images))
+    assert not torch.equal(again(images), by_experts)
+    assert all(p.requires_grad == (".mlp." not in n or ".director." in n) for n, p in again.named_parameters())
+    set_mode(again, "experts")
+    assert torch.equal(again(images), by_experts)
+
+
+@pytest.mark.parametrize("classes", [SMALL.get("num_classes", 1000), 7])
 @pytest.mark.parametrize("way", ["block_fn", "mlp_layer"])
-def test_weights_of_a_dense_model_are_not_taken_for_a_dex_models(way, tmp_path):
+def test_weights_of_a_dense_model_are_not_taken_for_a_dex_models(way, classes, tmp_path):
     dense = timm.create_model("vit_tiny_patch16_224", **SMALL)
     save_for_hf(dense, tmp_path, safe_serialization=True)
-    with pytest.raises(RuntimeError, match=r"blocks\.0\.mlp\.experts"):
-        timm.create_model(f"local-dir:{tmp_path}", pretrained=True, **arguments(way))
+    with pytest.raises(RuntimeError, match=r"blocks\.0\.mlp is a DEX layer: load it by .*load_dense_checkpoint"):
+        timm.create_model(f"local-dir:{tmp_path}", pretrained=True, num_classes=classes, **arguments(way))
 
 
 @every_model

@@ -12,8 +12,8 @@ from timm.models.vision_transformer import ParallelScalingBlock, VisionTransform
 
 import dexcore
 from assertions import assert_close
-from dexcore.models import DEXVisionTransformer, vit
-from dexcore.nn import DEXMlp, param_groups
+from dexcore.models import DEXVisionTransformer, ModelFileError, load_dense_checkpoint, vit
+from dexcore.nn import DEXMlp, param_groups, set_mode
 
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 3, "num_heads": 2}
 SIZES = {  # patch, width, depth, heads, pixels
@@ -187,6 +187,72 @@ def test_a_model_saved_for_the_hub_opens_again_through_timm_also_at_another_size
     larger = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, img_size=48, num_classes=7)
     assert larger.pos_embed.shape == (1, 2 + 36, 16)
     assert torch.equal(larger.blocks[1].mlp.experts.fc1.weight, model.blocks[1].mlp.experts.fc1.weight)
+
+
+@torch.no_grad()
+def test_the_mode_that_timm_saves_is_the_layers_own_whoever_set_it(tmp_path):
+    model = create(num_classes=5, mode="director").eval()
+    for layer in layers(model):
+        layer.set_mode("experts")
+    for layer in layers(model):
+        torch.nn.init.normal_(layer.experts.fc1.weight)
+    save_for_hf(model, tmp_path)
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(again(images), model(images))
+    told = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, mode="director")
+    assert {layer.mode for layer in layers(told)} == {"director"}
+    layers(model)[0].set_mode("director")
+    with pytest.raises(ValueError, match="'mode' is not serializable"):
+        save_for_hf(model, tmp_path)
+
+
+def dense(**kwargs):
+    """A dense model of timm's with the size of `create`, and with biases that are not zeros."""
+    model = timm.create_model("vit_tiny_patch16_224", **{**TINY, "num_classes": 5, **kwargs})
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def create_pretrained(path, state, **kwargs):
+    torch.save(state, path)
+    return create(pretrained=True, pretrained_cfg_overlay={"file": str(path), "num_classes": 5}, **kwargs)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("num_classes", [5, 7])  # timm is strict with the first only
+def test_pretrained_weights_of_a_dense_model_go_into_the_director_and_every_expert(num_classes, tmp_path):
+    plain = dense().eval()
+    path = tmp_path / "dense.pth"
+    model = create_pretrained(path, {"model": plain.state_dict()}, num_classes=num_classes, img_size=48).eval()
+    other = create(num_classes=num_classes, img_size=48)
+    load_dense_checkpoint(other, path)
+    theirs = other.state_dict()
+    for name, tensor in model.state_dict().items():
+        if ".router." not in name and not (name.startswith("head.") and num_classes == 7):
+            assert torch.equal(tensor, theirs[name]), name
+    assert all(layer.router.weight.any() and not layer.router.activation_frequency.any() for layer in layers(model))
+    same = create_pretrained(path, plain.state_dict(), num_classes=num_classes, mode="director").eval()
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(same.forward_features(images), plain.forward_features(images))
+    set_mode(same, "experts")
+    assert_close(same.forward_features(images), plain.forward_features(images))
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: dense(depth=2), r"does not fit the DEXVisionTransformer: missing: blocks\.2\.norm1\.weight"),
+        (lambda: dense(mlp_layer=SwiGLU), r"missing: blocks\.0\.mlp\..*unexpected: blocks\.0\.mlp\.fc1_g\.weight"),
+        (lambda: dense(mlp_ratio=2), r"blocks\.0\.mlp does not fit the Mlp: of another shape: fc1\.weight \[32, 16\]"),
+        (lambda: dense(scale_mlp_norm=True), r"blocks\.0\.mlp does not fit the Mlp: unexpected: norm\.weight"),
+        (lambda: create(num_experts=4), r"of another shape: blocks\.0\.mlp\.experts\.fc1\.weight \[4, 64, 16\]"),
+    ],
+)
+def test_pretrained_weights_of_other_blocks_are_refused_though_timm_would_only_warn(make, words, tmp_path):
+    with pytest.raises(ModelFileError, match=words):
+        create_pretrained(tmp_path / "other.pth", make().state_dict(), num_classes=7)
 
 
 def test_experts_are_grouped_with_their_block():

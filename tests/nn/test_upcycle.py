@@ -79,12 +79,14 @@ STOCK = [
 @pytest.mark.parametrize(("name", "arguments"), STOCK, ids=[name for name, _ in STOCK])
 @torch.no_grad()
 def test_an_upcycled_model_still_computes_what_it_did(name, arguments):
-    """To the bit, through two experts and through the director. Of several images an expert's GEMM has other rows than
-    the dense one, by which some BLAS round differently.
+    """To the bit, through two experts, with gradients and without, and through the director. Of several images an
+    expert's GEMM has other rows than the dense one, by which some BLAS round differently.
     """
     model = shake(timm.create_model(name, **arguments), 0.05).eval()
     images = torch.randn(2, 3, *model.patch_embed.img_size)
     expected, expected_of_one = model(images), model(images[:1])
+    with torch.enable_grad():  # by which relative positions choose another attention kernel
+        expected_with_gradients = model(images[:1])
     mlps = {name: [p.clone() for p in m.parameters()] for name, m in model.named_modules() if type(m) is Mlp}
     pool = "cls" if getattr(model, "cls_token", None) is not None else "mean"
     assert upcycle(model, num_experts=3, pool=pool) is model
@@ -96,6 +98,8 @@ def test_an_upcycled_model_still_computes_what_it_did(name, arguments):
     assert_close(model(images), expected.double())
     if name != "vit_base_patch16_rpn_224":  # whose dense MLP is given a transposed view, and rounds otherwise
         assert torch.equal(model(images[:1]), expected_of_one)
+        with torch.enable_grad():
+            assert torch.equal(model(images[:1]), expected_with_gradients)
     set_mode(model, "director")
     assert torch.equal(model(images), expected)
 

@@ -1,4 +1,4 @@
-"""Derivatives that the ops do not have raise a named error, also where nothing asks for a gradient."""
+"""Derivatives and traces that the ops do not have raise a named error."""
 
 import pytest
 import torch
@@ -36,3 +36,13 @@ def test_vmap_without_gradient_maps(name):
     with pytest.raises(NotImplementedError, match=f"dexcore.ops.{name} supports neither"):
         torch.func.vmap(OPS[name])(stacked.requires_grad_())
     assert torch.allclose(mapped, torch.stack([OPS[name](x) for x in stacked]))
+
+
+@pytest.mark.parametrize("name", OPS)
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_torchscripts_tracer_is_refused_with_gradients_and_taken_without(name):
+    x = CASE.x.clone().requires_grad_()
+    with pytest.raises(NotImplementedError, match=rf"^torch\.jit\.trace .*dexcore\.ops\.{name}.*torch\.no_grad"):
+        torch.jit.trace(OPS[name], x)
+    with torch.no_grad():
+        assert torch.equal(torch.jit.trace(OPS[name], x)(2 * x), OPS[name](2 * x))

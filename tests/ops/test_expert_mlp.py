@@ -60,6 +60,21 @@ def test_half_precision_is_as_good_as_plain_pytorch(dtype, keep):
 
 
 @pytest.mark.parametrize("keep", KEEPS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_image_has_the_same_output_with_gradients_to_the_bit(dtype, keep):
+    case = plain.make_case(batch=1, tokens=17, width=64, hidden=96, top_k=3)
+    leaves, grad_y = case.leaves(dtype), torch.randn(case.x.shape)
+    y, grads = gradients(ops.expert_mlp, leaves, case.indices, grad_y, keep=keep)
+    with torch.no_grad():
+        assert torch.equal(y, ops.expert_mlp(*leaves, case.indices))
+    rounded = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    _, grads64 = gradients(reference.expert_mlp, rounded, case.indices, grad_y.to(dtype))
+    _, grads_plain = gradients(plain.expert_mlp, leaves, case.indices, grad_y)
+    for name, grad, grad64, grad_plain in zip(NAMES, grads, grads64, grads_plain, strict=True):
+        assert_close(grad, grad64, plain=grad_plain, name=f"gradient of {name}")
+
+
+@pytest.mark.parametrize("keep", KEEPS)
 def test_gradcheck(keep):
     case = plain.make_case(tokens=2, width=3, hidden=4)
     assert torch.autograd.gradcheck(
