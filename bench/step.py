@@ -4,9 +4,9 @@
 
     dexcore         dexcore.train.loop.Pretraining.step: forward, losses, backward, clipping, fused AdamW, GEMA
     published       bench.published.PublishedTraining, with the same weights, images, masks and router noise
-    published, attention in parts        (bf16 on a CPU)
-    published, dense layers by oneDNN    (float32 on a CPU where dexcore takes it)
-                    the same with dexcore's choice of kernels outside the DEX layers: what that alone brings
+    published, fast layers
+                    the same with dexcore's choice of kernels outside the DEX layers, where it is another than PyTorch's
+                    (`dexcore.train.device.fast_layers`): what that alone brings
     published, float32
                     the same without autocast, beside the bf16 steps on a CPU
 
@@ -254,10 +254,11 @@ def measure_case(case: Case, dtype: torch.dtype, options: Options, ceilings: Cei
         flops[contender] = step_flops(training, batch)
         if isinstance(training, Pretraining):
             moved = least_bytes(training)
-        elif dtype == torch.float32 and faster_by_onednn(options.device):
-            steps["published, dense layers by oneDNN"] = partial(take_step, training, batch, _VALUES, fast=True)
-        elif dtype == torch.bfloat16 and not options.on_gpu:
-            steps["published, attention in parts"] = partial(take_step, training, batch, _VALUES, fast=True)
+            continue
+        in_bf16 = dtype == torch.bfloat16 and not options.on_gpu
+        if in_bf16 or faster_by_onednn(options.device):
+            steps["published, fast layers"] = partial(take_step, training, batch, _VALUES, fast=True)
+        if in_bf16:
             training, batch = make_training("published", case, torch.float32, options.device)
             steps[IN_FLOAT32] = partial(take_step, training, batch, _VALUES)
     times = interleaved(steps, options.seconds, options.device)
@@ -266,7 +267,7 @@ def measure_case(case: Case, dtype: torch.dtype, options: Options, ceilings: Cei
         f"{case} {dtype_name(dtype)}: {flops['dexcore'] / 1e9:.3g} GFLOP, published {flops['published'] / 1e9:.3g}; "
         f"at least {moved / 1e6:.4g} MB of parameters"
     )
-    print(table_row("", "step ms", "p20", "p80", "of GEMM", "of copy", "x publ.", width=35))
+    print(table_row("", "step ms", "p20", "p80", "of GEMM", "of copy", "x publ.", width=31))
     lines = []
     for name, taken in times.items():
         ceiling = ceilings[torch.float32 if name == IN_FLOAT32 else dtype]
@@ -277,7 +278,7 @@ def measure_case(case: Case, dtype: torch.dtype, options: Options, ceilings: Cei
             "speedup": times["published"].median / taken.median,
         }
         cells = [f"{seconds * 1e3:.1f}" for seconds in vars(taken).values()]
-        print(table_row(name, *cells, *(f"{share:.2f}" for share in shares.values()), width=35), flush=True)
+        print(table_row(name, *cells, *(f"{share:.2f}" for share in shares.values()), width=31), flush=True)
         line: Line = {"bench": "step", **machine(options.device), "kind": case.name, "contender": name}
         line |= {"images": case.images, "tokens": case.tokens, "width": case.width, "layers": case.layers}
         line |= {"decoder_layers": case.decoder_layers, "dtype": dtype_name(dtype), **vars(taken)}
@@ -298,8 +299,8 @@ def measure_case(case: Case, dtype: torch.dtype, options: Options, ceilings: Cei
 def step_flops(training: Training, batch: Batch) -> int:
     """Of all GEMMs of a step, which this takes.
 
-    With the kernels of bf16 on a CPU, in either precision: the counter knows the parts of attention but not the fused
-    one there, and no product by oneDNN.
+    With the kernels of bf16 on a CPU, in either precision: the counter knows the parts of attention, but not the fused
+    one there.
     """
     with FlopCounterMode(display=False) as counter, fast_layers(training.model, training.device, "bf16"):
         training.step(batch, _VALUES)

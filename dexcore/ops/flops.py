@@ -1,9 +1,11 @@
-"""What `torch.utils.flop_counter.FlopCounterMode` counts for the DEX ops: their GEMMs, as it does for PyTorch's own.
+"""What `torch.utils.flop_counter.FlopCounterMode` counts for the DEX ops: their GEMMs, as it does for PyTorch's own;
+and for oneDNN's dense layer (`dexcore.train.linear`), which it does not know.
 
 A multiplication and an addition are two FLOPs; elementwise work counts nothing, as there. Importing this module
 registers the formulas. Axes as in `dexcore.ops.expert_mlp`; shapes take the tensors' places.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -58,6 +60,14 @@ def _backward(
     wanted = Needs(*needs)
     again = z[0] == 0 and (wanted.z or wanted.w2)
     return (wanted.w1 + wanted.w2 + wanted.x + wanted.z + again) * _gemm(x, w1, gates)
+
+
+def _linear_pointwise(x: _Shape, weight: _Shape, *rest: Any, **kwargs: Any) -> int:
+    return 2 * math.prod(x) * weight[0]
+
+
+if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    register_flop_formula(torch.ops.mkldnn._linear_pointwise)(_linear_pointwise)
 
 
 def _gemm(x: _Shape, w1: _Shape, gates: _Shape) -> int:

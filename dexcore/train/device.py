@@ -11,7 +11,7 @@ from torch import nn
 
 from dexcore.ops.backend import BackendUnavailableError, resolve
 from dexcore.train.config import ConfigError
-from dexcore.train.linear import faster_by_onednn, linear
+from dexcore.train.linear import ONEDNN_DTYPES, faster_by_onednn, linear
 
 
 def choose_device(name: str, local_rank: int | None = None) -> torch.device:
@@ -83,13 +83,13 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
 def fast_layers(model: nn.Module, device: torch.device, precision: str) -> Iterator[None]:
     """The context to train in: timm's attention and PyTorch's dense layers run the kernels that are fast there.
 
-    On a CPU: PyTorch's fused attention is slower in bf16 than its parts (torch 2.14; ``python -m bench.step`` times the
-    published step with either). In float32 dense layers take oneDNN where it is the faster (`faster_by_onednn`).
+    On a CPU: PyTorch's fused attention is slower in bf16 than its parts (torch 2.14), and dense layers take oneDNN
+    where that is the faster (`faster_by_onednn`). ``python -m bench.step`` times the published step with and without.
     """
     fused, dense = [], []
     if device.type == "cpu" and uses_bf16(device, precision):
         fused = [layer for layer in model.modules() if getattr(layer, "fused_attn", False)]
-    elif faster_by_onednn(device):
+    if faster_by_onednn(device):
         # One that has a forward of its own keeps it: what wraps layers sets such, and so does this context.
         dense = [m for m in model.modules() if type(m) is nn.Linear and "forward" not in vars(m)]
     for layer in fused:
@@ -106,5 +106,9 @@ def fast_layers(model: nn.Module, device: torch.device, precision: str) -> Itera
 
 
 def _forward(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
-    in_float32 = x.dtype == layer.weight.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type)
-    return (linear if in_float32 and x.ndim > 1 else F.linear)(x, layer.weight, layer.bias)
+    weight, bias = layer.weight, layer.bias
+    autocast = torch.is_autocast_enabled(x.device.type)
+    dtype = torch.get_autocast_dtype(x.device.type) if autocast else torch.float32
+    if x.ndim > 1 and dtype in ONEDNN_DTYPES and {x.dtype, weight.dtype} <= {torch.float32, dtype}:
+        return linear(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
+    return F.linear(x, weight, bias)

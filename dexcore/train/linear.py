@@ -1,4 +1,6 @@
-"""A dense layer by oneDNN in float32, for CPUs where PyTorch's own choice there, Intel's MKL, is the slower."""
+"""A dense layer by oneDNN, for CPUs where what PyTorch calls is the slower: in float32 Intel's MKL, in bf16 oneDNN too,
+but with the bias copied into the result first.
+"""
 
 from typing import Any
 
@@ -6,9 +8,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+ONEDNN_DTYPES = (torch.float32, torch.bfloat16)
+
 
 def faster_by_onednn(device: torch.device) -> bool:
-    """Whether a float32 product on ``device`` is faster by oneDNN than by what `torch.nn.functional.linear` calls.
+    """Whether a dense layer on ``device`` is faster by `linear` than by `torch.nn.functional.linear`.
 
     So it is on AMD's CPUs with AVX-512 (measured on Zen 4: ``python -m bench.step`` times the published step with
     either). It takes an operator that PyTorch has for its compiler, and documents nowhere. Where PyTorch has none, or
@@ -22,9 +26,9 @@ def faster_by_onednn(device: torch.device) -> bool:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`torch.nn.functional.linear` of float32 tensors on the CPU: x [..., I], weight [O, I], bias [O] or None.
+    """`torch.nn.functional.linear` on the CPU: x [..., I], weight [O, I], bias [O] or None.
 
-    x needs two axes at least. The sums are plain float32, in another order than MKL's.
+    All of one of `ONEDNN_DTYPES`; x needs two axes at least. The sums are plain float32, in another order than MKL's.
     """
     return _Linear.apply(x, weight, bias)
 

@@ -71,25 +71,27 @@ def calls_onednn(run):
 
 @pytest.mark.usefixtures("onednn_is_faster")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_dense_layers_run_by_onednn_where_it_is_faster_in_float32_and_as_before_after(precision):
+def test_dense_layers_run_by_onednn_where_it_is_faster_and_as_before_after(precision):
     model = VisionTransformer(img_size=16, patch_size=8, embed_dim=8, depth=2, num_heads=2)
-    images = torch.randn(2, 3, 16, 16)
-    expected = model(images)
-    gradients = torch.autograd.grad(expected.square().sum(), [*model.parameters()])
+    images, bound = torch.randn(2, 3, 16, 16), 1e-4 if precision == "fp32" else 0.3
+
+    def results():
+        with autocast(_CPU, precision):
+            y = model(images)
+        return [y, *torch.autograd.grad(y.float().square().sum(), [*model.parameters()])]
+
+    expected = results()
     with fast_layers(model, _CPU, precision), fast_layers(model, _CPU, precision):
-        assert calls_onednn(lambda: model(images)) == (precision == "fp32")
-        actual = model(images)
-        assert_close(actual, expected)
-        mine = torch.autograd.grad(actual.square().sum(), [*model.parameters()])
-        for (name, _), gradient, true in zip(model.named_parameters(), mine, gradients, strict=True):
-            assert_close(gradient, true, bound=1e-4, name=name)
-        assert "forward" not in model.state_dict()
-    assert torch.equal(model(images), expected)
-    assert not calls_onednn(lambda: model(images))
+        assert calls_onednn(results)
+        for name, mine, plain in zip(("y", *dict(model.named_parameters())), results(), expected, strict=True):
+            assert_close(mine, plain, bound=bound, name=name)
+            assert mine.dtype == plain.dtype
+    assert all(torch.equal(again, plain) for again, plain in zip(results(), expected, strict=True))
+    assert not calls_onednn(results)
 
 
 @pytest.mark.usefixtures("onednn_is_faster")
-def test_only_plain_dense_layers_in_float32_run_by_onednn():
+def test_only_plain_dense_layers_in_a_fitting_precision_run_by_onednn():
     class Own(nn.Linear):
         pass
 
@@ -103,3 +105,4 @@ def test_only_plain_dense_layers_in_float32_run_by_onednn():
     assert wrapped.forward is own_forward
     with fast_layers(others[-1][0], _CPU, "fp32"), autocast(_CPU, "bf16"):
         assert others[-1][0](x).dtype == torch.bfloat16
+        assert others[-1][0](x[0]).dtype == torch.bfloat16

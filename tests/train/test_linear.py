@@ -5,21 +5,24 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
 
+import dexcore.ops.flops  # noqa: F401  # teaches FlopCounterMode oneDNN's dense layer
 from assertions import assert_close
-from dexcore.train.linear import faster_by_onednn, linear
+from dexcore.train.linear import ONEDNN_DTYPES, faster_by_onednn, linear
 
 sizes = st.integers(1, 70)
 
 
-def check(x, weight, bias, grad):
+def check(x, weight, bias, grad, dtype):
     """Values and gradients are as good as a dense layer's, up to a few roundings, and the same twice."""
     operands = {"x": x, "weight": weight} | ({} if bias is None else {"bias": bias})
+    operands = {name: tensor.to(dtype) for name, tensor in operands.items()}
     results = []
-    for layer, dtype in ((linear, None), (linear, None), (F.linear, None), (F.linear, torch.float64)):
-        mine = {name: tensor.detach().to(dtype).requires_grad_() for name, tensor in operands.items()}
+    for layer, precision in ((linear, dtype), (linear, dtype), (F.linear, dtype), (F.linear, torch.float64)):
+        mine = {name: tensor.detach().to(precision).requires_grad_() for name, tensor in operands.items()}
         y = layer(*mine.values(), *([None] if bias is None else []))
-        gradients = torch.autograd.grad(y, [*mine.values()], grad.to(y.dtype))
+        gradients = torch.autograd.grad(y, [*mine.values()], grad.to(dtype).to(precision))
         results.append({"y": y} | dict(zip(mine, gradients, strict=True)))
     ours, again, plain, truth = results
     for name, true in truth.items():
@@ -31,13 +34,15 @@ def check(x, weight, bias, grad):
 def test_values_and_gradients_are_those_of_a_dense_layer_in_float64(shape, width, with_bias, seed):
     torch.manual_seed(seed)
     weight, bias = torch.randn(width, shape[-1]), torch.randn(width) if with_bias else None
-    check(torch.randn(shape), weight, bias, torch.randn(*shape[:-1], width))
+    for dtype in ONEDNN_DTYPES:
+        check(torch.randn(shape), weight, bias, torch.randn(*shape[:-1], width), dtype)
 
 
+@pytest.mark.parametrize("dtype", ONEDNN_DTYPES)
 @pytest.mark.parametrize(("wide", "narrow"), [(2048, 512), (512, 2048)])
-def test_so_they_are_at_the_decoders_widths_and_for_strided_tensors(wide, narrow):
+def test_so_they_are_at_the_decoders_widths_and_for_strided_tensors(wide, narrow, dtype):
     x, grad = torch.randn(wide, 3, 65).transpose(0, 2), torch.randn(narrow, 65, 3).permute(1, 2, 0)
-    check(x, torch.randn(wide, narrow).t() / wide**0.5, torch.randn(narrow), grad)
+    check(x, torch.randn(wide, narrow).t() / wide**0.5, torch.randn(narrow), grad, dtype)
 
 
 def test_no_rows_give_no_rows_and_a_gradient_of_zeros():
@@ -69,3 +74,13 @@ def test_it_is_for_amds_cpus_with_avx512_alone(name, avx512, faster, monkeypatch
 def test_it_is_for_no_pytorch_that_cannot_name_the_cpu(monkeypatch):
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
     assert not faster_by_onednn(torch.device("cpu"))
+
+
+def test_its_flops_are_counted_as_a_dense_layers():
+    operands = torch.randn(2, 5, 7, requires_grad=True), torch.randn(3, 7, requires_grad=True), torch.randn(3)
+    counts = []
+    for layer in (linear, F.linear):
+        with FlopCounterMode(display=False) as counter:
+            layer(*operands).sum().backward()
+        counts.append(counter.get_total_flops())
+    assert counts == [3 * 2 * 10 * 7 * 3] * 2
