@@ -208,7 +208,7 @@ def _step(lines: list[Line]) -> Any:
         group = every[contenders.index("dexcore") if "dexcore" in contenders else 0 :]
         notes = [f"{line['speedup']:.2f}x" if "speedup" in line else f"{line['share']:.0%}" for line in group]
         _bars(axis, group, [line["contender"].replace(", ", ",\n") for line in group], 1e-3, notes)
-        axis.set_title(case, fontsize=9)
+        axis.set_title(case, fontsize=8)
         compared = "speedup" in group[0]
         axis.set_xlabel(f"ms (p20, p80), {'times publ. speed' if compared else 'share of the step'}", fontsize=8)
     return figure
