@@ -323,7 +323,7 @@ class MaskedAutoencoder(PretrainedMixin, nn.Module):
         masked = self.mask_token.to(x.dtype).expand(*hidden.shape, -1)
         prefix, patches = self.decoder_pos_embed.split([self.encoder.num_prefix_tokens, self.num_patches], dim=1)
         places = patches[0][torch.cat([visible, hidden], dim=1)]
-        x = torch.cat([x, masked], dim=1) + torch.cat([prefix.expand(len(x), -1, -1), places], dim=1)
+        x = torch.cat([x, masked], dim=1) + torch.cat([prefix.expand(x.shape[0], -1, -1), places], dim=1)
         wanted = hidden.shape[1] if hidden_only else self.num_patches
         blocks: list[Any] = [*self.decoder_blocks]
         spared = hidden_only and isinstance(blocks[-1].mlp, Mlp)  # experts choose by other tokens than their own
