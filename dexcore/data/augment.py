@@ -59,7 +59,7 @@ def augment(image: np.ndarray, size: int, rng: np.random.Generator, min_area: fl
 
     Args:
         image: uint8, uint16 or float32 in [0, 1], [H, W] or [H, W, 3]. Values are not checked, which would take
-            a fifth as long again: what is outside [0, 1], or NaN, gives such pixels.
+            a pass over the image: what is outside [0, 1], or NaN, gives such pixels.
         size: of the output, pixels, from 1 to ``MAX_SIZE``.
         rng: where the draws come from (`draw`); the result is a function of its state.
         min_area: the smallest crop's share of the image's area.

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from dexcore.checks import check_kind, check_path, check_whole
 from dexcore.models.dense_layouts import PATCHES, Found, of_decoder, read_dense_layout
 from dexcore.models.mae import MaskedAutoencoder
-from dexcore.models.pretrained import ModelFileError, check_fit, check_has_data, check_no_folder, shorten
+from dexcore.models.pretrained import ModelFileError, check_fit, check_has_data, shorten
 
 _log = logging.getLogger(__name__)
 
@@ -117,7 +117,6 @@ def load_dense_checkpoint(model: nn.Module, path: str | os.PathLike[str], *, gri
             raise ValueError(f"grid must be the rows and columns of the file's patches, got {grid}")
         for side in grid:
             check_whole("grid", side, 1)
-    check_no_folder(Path(path), "a dense vision transformer's checkpoint")
     prefix, found, unused = read_dense_layout(Path(path))
     load = DenseLoad(str(path), prefix, unused=unused)
     encoder = {name: part for name, part in found.items() if not of_decoder(name, found)}

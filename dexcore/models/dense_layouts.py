@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dexcore.models.pretrained import ModelFileError, is_plain, read_pickle, read_safetensors, shorten
+from dexcore.models.pretrained import ModelFileError, check_file, is_plain, read_pickle, read_safetensors, shorten
 
 PATCHES = "patch_embed.proj.weight"
 _PREFERRED = ("teacher", "ema")
@@ -52,8 +52,8 @@ def read_dense_layout(path: Path) -> DenseLayout:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ModelFileError: the file cannot be read, holds no vision transformer or several, or one whose MLPs are gated or
-            have experts.
+        ModelFileError: the file is a folder, cannot be read, holds no vision transformer or several, or one whose MLPs
+            are gated or have experts.
     """
     tensors = _read(path)
     prefix = _choose_prefix(tensors, str(path))
@@ -67,8 +67,7 @@ def of_decoder(name: str, found: dict[str, Found]) -> bool:
 
 def _read(path: Path) -> dict[str, Tensor]:
     """All tensors of the file; those in dicts of dicts by their keys, joined with dots."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; expected a dense vision transformer's checkpoint")
+    check_file(path, "a dense vision transformer's checkpoint")
     if path.suffix == ".safetensors":
         return read_safetensors(path)
     content = read_pickle(path)

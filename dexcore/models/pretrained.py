@@ -176,10 +176,12 @@ def check_fit(
         raise ModelFileError(f"{source} does not fit the {type(model).__name__}: {told}")
 
 
-def check_no_folder(path: Path, expected: str) -> None:
-    """Raises ModelFileError for a folder in the place of a file, which was ``expected``."""
+def check_file(path: Path, expected: str) -> None:
+    """Raises ModelFileError for a folder and FileNotFoundError for nothing in the place of a file, ``expected``."""
     if path.is_dir():
         raise ModelFileError(f"{path} is a folder; expected a file: {expected}")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; expected {expected}")
 
 
 def read_safetensors(path: Path) -> dict[str, torch.Tensor]:

@@ -24,8 +24,8 @@ from dexcore.files import write_whole
 from dexcore.models.mae import MaskedAutoencoder
 from dexcore.models.pretrained import (
     ModelFileError,
+    check_file,
     check_has_data,
-    check_no_folder,
     check_plain,
     load_exactly,
     read_pickle,
@@ -113,9 +113,7 @@ def _encoder_prefix(model: nn.Module) -> str:
 
 
 def _read(path: Path) -> dict[str, torch.Tensor]:
-    check_no_folder(path, "a checkpoint in the authors' layout")
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; expected a checkpoint in the authors' layout")
+    check_file(path, "a checkpoint in the authors' layout")
     if path.suffix == ".safetensors":
         return read_safetensors(path)
     content = read_pickle(path)

@@ -209,14 +209,14 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def _fit_checkpoint(checkpoint: dict[str, Any], model: nn.Module) -> dict[str, Any]:
+def _fit_checkpoint(checkpoint: dict[str, Any], model: VisionTransformer) -> dict[str, Any]:
     """timm's filter of pretrained weights; a dense MLP's go into the director and into every expert.
 
     Raises:
         ModelFileError: the blocks are not the model's own. timm would leave what is missing random, with a warning,
             where the number of classes is another.
     """
-    tensors = checkpoint_filter_fn(checkpoint, model)  # type: ignore[arg-type]
+    tensors = checkpoint_filter_fn(checkpoint, model)
     for name, layer in model.named_modules():
         if isinstance(layer, DEXMlp) and f"{name}.fc1.weight" in tensors:
             names = [key for key in tensors if key.startswith(f"{name}.")]

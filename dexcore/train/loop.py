@@ -33,7 +33,6 @@ from dexcore.nn import (
 )
 from dexcore.nn.mlp import dex_layers
 from dexcore.ops.backend import resolve
-from dexcore.report.files import MODEL_FOLDER
 from dexcore.train.build import build_model
 from dexcore.train.checkpoint import Progress, load_checkpoint, save_checkpoint
 from dexcore.train.config import ConfigError, PretrainConfig
@@ -43,13 +42,7 @@ from dexcore.train.finish import finish
 from dexcore.train.journal import Journal
 from dexcore.train.provenance import check_images, describe_images, record_start
 from dexcore.train.ranks import ALONE, Ranks, join_ranks
-from dexcore.train.run_folder import (
-    CHECKPOINTS_FOLDER,
-    RunFolderError,
-    open_run_folder,
-    steps_recorded,
-    write_config,
-)
+from dexcore.train.run_folder import CHECKPOINTS_FOLDER, check_not_begun, open_run_folder, write_config
 from dexcore.train.sample_store import open_images, sample_store
 from dexcore.train.schedules import Schedule, StepValues
 from dexcore.train.similarity import expert_similarity, moments
@@ -333,24 +326,12 @@ class Pretraining:
         checkpoints = self.folder / CHECKPOINTS_FOLDER
         progress = load_checkpoint(checkpoints, self.model, self.optimizer, self.ranks.say, self.ranks)
         if progress is None:
-            self.ranks.on_main(self._check_not_begun)
+            self.ranks.on_main(lambda: check_not_begun(self.folder, self.config.run.checkpoint_every))
             self.ranks.say(f"{self.folder} holds no checkpoint yet: beginning at the first step")
             return
         check_images(self.folder, progress.order["fingerprint"], describe_images(self.images, self.rows))
         self.step_done, self.skipped_in_a_row = progress.step, progress.skipped_in_a_row
         self.ranks.say(f"resuming {self.folder} after step {self.step_done} of {self.schedule.total_steps}")
-
-    def _check_not_begun(self) -> None:
-        """Refuse to begin a run anew whose checkpoints are gone: what it wrote would be overwritten.
-
-        One that was killed while it wrote the first has done no more than the steps up to it.
-        """
-        done = steps_recorded(self.folder)
-        if done > self.config.run.checkpoint_every or (self.folder / MODEL_FOLDER).exists():
-            raise RunFolderError(
-                f"out: the run in {self.folder} has done {done} steps, but its {CHECKPOINTS_FOLDER} are gone: it "
-                "cannot be resumed; begin again in another --out"
-            )
 
     def _sampler(self) -> GlobalBatchSampler:
         return GlobalBatchSampler(

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from dexcore.files import write_whole
-from dexcore.report.files import CONFIG_FILE, METRICS_FILE, SIMILARITY_FILE
+from dexcore.report.files import CONFIG_FILE, METRICS_FILE, MODEL_FOLDER, SIMILARITY_FILE
 from dexcore.train.arguments import read_yaml, to_yaml
 from dexcore.train.config import PretrainConfig, differences
 
@@ -142,11 +142,24 @@ def _clear_errors(folder: Path) -> Iterator[None]:
         raise RunFolderError(f"out: cannot write into {folder}: {error.strerror or error}") from error
 
 
-def steps_recorded(folder: Path) -> int:
-    """Steps that a run has written into metrics.jsonl."""
+def check_not_begun(folder: Path, first_checkpoint: int) -> None:
+    """Refuse to begin a run anew whose checkpoints are gone: what it wrote would be overwritten.
+
+    Args:
+        folder: of the run.
+        first_checkpoint: steps before it; a run that was killed while it wrote that one has done no more.
+
+    Raises:
+        RunFolderError: the run has done more steps, or has written its model.
+    """
     metrics = folder / METRICS_FILE
     lines = metrics.read_bytes().splitlines(keepends=True) if metrics.is_file() else []
-    return int(max((_step(line) + 1 for line in lines if _step(line) < math.inf), default=0))
+    done = int(max((_step(line) + 1 for line in lines if _step(line) < math.inf), default=0))
+    if done > first_checkpoint or (folder / MODEL_FOLDER).exists():
+        raise RunFolderError(
+            f"out: the run in {folder} has done {done} steps, but its {CHECKPOINTS_FOLDER} are gone: it cannot be "
+            "resumed; begin again in another --out"
+        )
 
 
 class LineFile:
