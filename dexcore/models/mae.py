@@ -218,7 +218,7 @@ class MaskedAutoencoder(PretrainedMixin, nn.Module):
         mask = torch.ones_like(noise, dtype=torch.float32).scatter(1, visible, 0.0)
         pred = self._decode(self._encode(images, visible), visible, hidden, hidden_only)
 
-        target = _patches_at(hidden, self.target(images))
+        target = self._as_target(_patches_at(hidden, self.patchify(images)))
         loss = (pred[:, -hidden.shape[1] :].to(target.dtype) - target).square().mean()
         if not hidden_only:
             pred = _patches_at(torch.cat([visible, hidden], dim=1).argsort(dim=1), pred)
@@ -259,17 +259,11 @@ class MaskedAutoencoder(PretrainedMixin, nn.Module):
 
         The deviation is the root of the unbiased variance + 1e-6: what `norm_pix_loss` normalises by.
         """
-        patches = _at_least_float32(self.patchify(images))
-        variance, mean = torch.var_mean(patches, dim=-1, keepdim=True, correction=1)
-        return mean, (variance + _PATCH_VARIANCE_EPS).sqrt()
+        return _statistics(_at_least_float32(self.patchify(images)))
 
     def target(self, images: torch.Tensor) -> torch.Tensor:
         """What ``pred`` is compared with: [B, L, K], in float32 or wider."""
-        patches = _at_least_float32(self.patchify(images))
-        if self.norm_pix_loss:
-            mean, deviation = self.patch_statistics(images)
-            patches = (patches - mean) / deviation
-        return patches
+        return self._as_target(self.patchify(images))
 
     def reconstruct(self, images: torch.Tensor, pred: torch.Tensor) -> torch.Tensor:
         """Predictions [B, L, K] as a picture [B, C, H, W] in the units of ``images``.
@@ -338,6 +332,14 @@ class MaskedAutoencoder(PretrainedMixin, nn.Module):
             x = self.decoder_blocks(x)
         return self.decoder_pred(self.decoder_norm(x[:, -wanted:]))
 
+    def _as_target(self, patches: torch.Tensor) -> torch.Tensor:
+        """What a prediction of these patches [B, n, K] is compared with."""
+        patches = _at_least_float32(patches)
+        if self.norm_pix_loss:
+            mean, deviation = _statistics(patches)
+            patches = (patches - mean) / deviation
+        return patches
+
     def _check_inputs(self, images: torch.Tensor, noise: torch.Tensor | None) -> None:
         check_kind("images", images, torch.Tensor, "a tensor")
         check_kind("noise", noise, torch.Tensor | None, "a tensor or None")
@@ -367,6 +369,12 @@ def _last_tokens(block: Block, tokens: int, x: torch.Tensor) -> torch.Tensor:
     x = x + block.drop_path1(block.ls1(block.attn(block.norm1(x))))
     x = x[:, -tokens:]
     return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+
+
+def _statistics(patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation of patches [B, n, K], both [B, n, 1]; see `MaskedAutoencoder.patch_statistics`."""
+    variance, mean = torch.var_mean(patches, dim=-1, keepdim=True, correction=1)
+    return mean, (variance + _PATCH_VARIANCE_EPS).sqrt()
 
 
 def _patches_at(index: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:

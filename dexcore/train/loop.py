@@ -39,6 +39,7 @@ from dexcore.train.config import ConfigError, PretrainConfig
 from dexcore.train.device import autocast, check_backend, choose_device, fast_layers
 from dexcore.train.dry_run import rehearse
 from dexcore.train.finish import finish
+from dexcore.train.gradient_norm import gradient_norm
 from dexcore.train.journal import Journal
 from dexcore.train.provenance import check_images, describe_images, record_start
 from dexcore.train.ranks import ALONE, Ranks, join_ranks
@@ -232,7 +233,7 @@ class Pretraining:
         for part, gradients_summed in self._parts(batch):
             with gradients_summed:
                 losses += self._backward(part, values)
-        grad_norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        grad_norm = gradient_norm([p.grad for p in self.parameters if p.grad is not None])
         scalars, load, self.stopping = self._agree(losses / config.data.accumulate, grad_norm, stop)
 
         finite = all(math.isfinite(scalar) for scalar in scalars)

@@ -92,7 +92,7 @@ def test_gradients_near_the_limit_are_what_pytorchs_clipping_makes_of_them(store
     norm = whole.step(_batch(whole), whole.schedule.at(0))["grad_norm"]
     run = Pretraining(replace(config, optimizer=replace(config.optimizer, clip_norm=share * norm)), tmp_path)
     run.step(_batch(run), run.schedule.at(0))
-    torch.nn.utils.clip_grad_norm_(whole.parameters, share * norm)
+    torch.nn.utils.clip_grads_with_norm_(whole.parameters, share * norm, torch.tensor(norm))
     for parameter, expected in zip(run.parameters, whole.parameters, strict=True):
         assert torch.equal(parameter.grad, expected.grad)
 
