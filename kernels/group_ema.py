@@ -1,6 +1,6 @@
 """Group EMA: one launch moves all directors' tensors towards their experts' weighted mean, in place.
 
-    director <- m director + (1 - m) sum_r weights_r experts_r
+    director <- m director + (1 - m) sum_r weights_r experts_r,   but where that is not finite: as it was
 
 The kernel finds the tensors in a table on the device. The table is a function of addresses, shapes, strides and
 dtypes alone and holds no tensor. The tables used last are kept, and those that a CUDA graph reads for good: nobody
@@ -78,7 +78,8 @@ def group_ema(
         directors: contiguous, any shapes.
         experts: for each director [R, *director.shape], each expert contiguous.
         weights: for each director [R], on its device. An expert of weight 0 is not read; a director whose weights
-            are all 0 is neither read nor written.
+            are all 0 is neither read nor written. Where an expert in use, a weight or the result is not finite, an
+            element of the director keeps its bits.
         momentum: m.
 
     Raises:
@@ -222,7 +223,7 @@ def _group_ema_kernel(
     AT_ONCE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """director = momentum director + step sum_r weight_r expert_r, in float32, in one order.
+    """director = momentum director + step sum_r weight_r expert_r, in float32, in one order; where not finite, itself.
 
     Grid (sum over tensors of cdiv(length, BLOCK),): a program owns BLOCK elements of one director and writes them.
     Reads 56 bytes and its 4 R of weights a tensor, 4 bytes a program. Of a director with a weight other than 0 it
@@ -260,5 +261,6 @@ def _group_ema_kernel(
         pointers = experts_ptr + (r * stride)[:, None] + offsets[None, :]
         expert = tl.load(pointers, mask=offsets[None, :] < end[:, None], other=0.0).to(tl.float32)
         mean += tl.sum(expert * weight[:, None], 0)
-    moved = rounded(director * momentum + mean * step, DTYPE)
-    tl.store(director_ptr + offsets, moved, mask=offsets < length)
+    moved = director * momentum + mean * step
+    moved = tl.where(tl.abs(rounded(moved, DTYPE).to(tl.float32)) < float("inf"), moved, director)
+    tl.store(director_ptr + offsets, rounded(moved, DTYPE), mask=offsets < length)

@@ -52,6 +52,9 @@ def warm_up(model: nn.Module, batch_shape: Sequence[int], dtype: torch.dtype = t
     device = parameter.device
     attributes = [(module, dict(vars(module))) for module in model.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    for module, before in attributes:
+        if "record" in before:  # of a DEX layer: the step writes into one of its own
+            module.record = type(before["record"])()
     kernels: list[Any] = []
     devices = [device] if device.type == "cuda" else []
     try:

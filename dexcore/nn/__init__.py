@@ -3,23 +3,27 @@
 from dexcore.nn.attention import XFormersAttention
 from dexcore.nn.aux_losses import AuxLosses, aux_losses
 from dexcore.nn.block import DEXBlock
-from dexcore.nn.control import set_mode, set_noise_std, set_router_noise
-from dexcore.nn.directors import discard_load, record_load, share_load, update_directors
-from dexcore.nn.mlp import DEXMlp, Routing
+from dexcore.nn.control import set_aux, set_mode, set_noise_std, set_router_noise
+from dexcore.nn.directors import LeftOut, discard_load, left_out, record_load, share_load, update_directors
+from dexcore.nn.mlp import DEXMlp
 from dexcore.nn.param_groups import param_groups
+from dexcore.nn.records import Routing
 from dexcore.nn.upcycle import collapse, upcycle
 
 __all__ = [
     "AuxLosses",
     "DEXBlock",
     "DEXMlp",
+    "LeftOut",
     "Routing",
     "XFormersAttention",
     "aux_losses",
     "collapse",
     "discard_load",
+    "left_out",
     "param_groups",
     "record_load",
+    "set_aux",
     "set_mode",
     "set_noise_std",
     "set_router_noise",

@@ -6,8 +6,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from dexcore.nn.directors import check_group
-from dexcore.nn.mlp import balance_loss, check_class_token, dex_layers, mean_probs
+from dexcore.nn.mlp import DEXMlp, check_class_token, dex_layers
+from dexcore.nn.records import Routing, balance_loss, mean_probs, process_group, say_left_out, take_losses
 
 
 class AuxLosses(NamedTuple):
@@ -18,43 +18,82 @@ class AuxLosses(NamedTuple):
 
 
 def aux_losses(model: nn.Module, group: dist.ProcessGroup | None = None) -> AuxLosses:
-    """Alignment and balance losses of the last forward, over all DEX layers l = 1..L in experts mode.
+    """Alignment and balance losses of the last forward, over its DEX layers l = 1..L in experts mode.
 
         align   = 1/L sum_l align_l / (L - l + 1)        deeper layers are aligned harder
         balance = 1/L sum_l balance_l
 
-    With a ``group`` the layers' mean probabilities are averaged over its processes (one all-reduce of one small
-    vector), so that the processes' average of ``balance`` has the global batch's value and gradient.
+    Layers that the last forward did not reach (an early exit, ``forward_intermediates(stop_early=True)``) are left
+    out, as if the model ended where the forward did, and a warning says so once; so are layers that you keep in eval
+    mode beside others in training. Call it before the next forward, and
+    before `update_directors`, which consumes what a forward left behind.
+
+    Args:
+        model: holds DEX layers.
+        group: the processes that share the batch. The layers' mean probabilities are averaged over them (one
+            all-reduce of one small vector), so that the processes' average of ``balance`` has the global batch's value
+            and gradient. None: torch.distributed's default group where it is initialized, else this process alone. A
+            process that wants to stay alone gives a group of one.
 
     Raises:
         TypeError: ``group`` is no process group.
         ValueError: the model has no DEX layer, or layers with ``pool="cls"`` and no class token.
-        RuntimeError: no forward, all layers in director mode, or a model in training whose last forward recorded no
-            gradient.
+        RuntimeError: no forward since the last update; all layers in director mode; a forward in eval mode or after
+            ``set_aux(model, "never")``, which computes no losses; or one in training that recorded no gradient.
     """
+    group = process_group(group)
     layers = [layer for layer in dex_layers(model) if layer.mode == "experts"]
     if not layers:
         raise RuntimeError("all DEX layers are in director mode: there are no auxiliary losses")
-    routings = [layer.routing for layer in layers if layer.routing is not None]
-    if len(routings) < len(layers):
-        raise RuntimeError("aux_losses needs a forward of every DEX layer before it")
+    if all(layer.routing is None for layer in layers):
+        raise RuntimeError("aux_losses needs a forward of the model before it")
     check_class_token(model)
-    if torch.is_grad_enabled() and any(
-        layer.training and layer.router.weight.requires_grad and not routing.probs.requires_grad
-        for layer, routing in zip(layers, routings, strict=True)
-    ):
+    fresh = take_losses([layer.record for layer in layers])
+    if not any(fresh):
+        raise RuntimeError(
+            "no forward since update_directors or discard_load: call aux_losses after the forward and before them"
+        )
+    say_left_out("aux_losses", [layer.record for layer in layers], fresh)
+    used = [(layer, routing) for layer, ok in zip(layers, fresh, strict=True) if ok and (routing := layer.routing)]
+    used = [(layer, routing) for layer, routing in used if not _frozen_in_eval(layer, routing)] or used
+    for layer, routing in used:
+        _check_losses(layer, routing)
+    depth = len(used)
+    align = torch.stack([routing.align_loss / (depth - i) for i, (_, routing) in enumerate(used)]).mean()  # type: ignore[operator]
+    if group is None:
+        return AuxLosses(align, torch.stack([routing.balance_loss for _, routing in used]).mean())  # type: ignore[misc]
+    # All layers, zeros for those left out: processes that left out others must not hang.
+    means = torch.zeros(sum(layer.num_experts for layer in layers), device=align.device, dtype=used[0][1].probs.dtype)
+    shares = dict(zip(layers, means.split([layer.num_experts for layer in layers]), strict=True))
+    for layer, routing in used:
+        shares[layer].copy_(mean_probs(routing.probs.detach()))
+    dist.all_reduce(means, group=group)
+    means /= dist.get_world_size(group)
+    balance = [balance_loss(routing.probs, shares[layer]) for layer, routing in used]
+    return AuxLosses(align, torch.stack(balance).mean())
+
+
+def _frozen_in_eval(layer: DEXMlp, routing: Routing) -> bool:
+    """Whether the layer is one that the user keeps in eval mode, beside others in training."""
+    return not layer.training and routing.align_loss is None
+
+
+def _check_losses(layer: DEXMlp, routing: Routing) -> None:
+    """Raise RuntimeError where the layer's last forward has no losses, or in training none with gradient."""
+    if routing.align_loss is None:
+        if layer.record.training:
+            raise RuntimeError(
+                'the last forward computed no auxiliary losses, as set_aux(model, "never") asked: set_aux(model, '
+                '"train") has training forwards compute them'
+            )
+        raise RuntimeError(
+            "the last forward ran in eval mode, which computes no auxiliary losses: call aux_losses after a training "
+            'forward and before you evaluate, or ask for them in eval by set_aux(model, "always")'
+        )
+    trained = layer.training and layer.router.weight.requires_grad
+    if torch.is_grad_enabled() and trained and not routing.probs.requires_grad:
         raise RuntimeError(
             "the last forward recorded no gradient for the auxiliary losses: it ran in eval mode (call aux_losses "
             "before you evaluate), under no_grad, or under activation checkpointing with use_reentrant=True (pass "
             "use_reentrant=False)"
         )
-    depth = len(routings)
-    align = torch.stack([r.align_loss / (depth - i) for i, r in enumerate(routings)]).mean()
-    if group is None:
-        return AuxLosses(align, torch.stack([r.balance_loss for r in routings]).mean())
-    check_group(group)
-    means = torch.cat([mean_probs(r.probs.detach()) for r in routings])
-    dist.all_reduce(means, group=group)
-    shares = (means / dist.get_world_size(group)).split([r.probs.shape[1] for r in routings])
-    balance = [balance_loss(r.probs, share) for r, share in zip(routings, shares, strict=True)]
-    return AuxLosses(align, torch.stack(balance).mean())

@@ -1,4 +1,4 @@
-"""Switches over all DEX layers of a model: exploration noise and mode."""
+"""Switches over all DEX layers of a model: exploration noise, mode, and when losses are computed."""
 
 from collections.abc import Sequence
 
@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from dexcore.checks import check_kind, check_number
-from dexcore.nn.mlp import dex_layers
-from dexcore.ops.checks import check_floating, check_shape
+from dexcore.nn.mlp import AUX, dex_layers
+from dexcore.ops.checks import check_choice, check_floating, check_shape
 
 _LARGEST = torch.finfo(torch.float32).max
 
@@ -43,7 +43,23 @@ def set_router_noise(model: nn.Module, noise: Sequence[Tensor] | None) -> None:
             check_floating(f"noise[{i}]", normal)
             check_shape(f"noise[{i}]", normal, ("B", layer.num_experts))
     for i, layer in enumerate(layers):
-        layer._given_noise = None if noise is None else noise[i]
+        layer.router_noise = None if noise is None else noise[i]
+
+
+def set_aux(model: nn.Module, when: str) -> None:
+    """Set when a forward runs the director beside the experts and computes the auxiliary losses.
+
+    Args:
+        model: holds DEX layers.
+        when: "train", as at first: in training alone, so that evaluation costs no director; "always": in eval too,
+            where the losses have no gradient; "never": for training without them (`aux_losses` is then an error).
+
+    Raises:
+        TypeError, ValueError: another word, or no DEX layer. No layer is changed.
+    """
+    check_choice("when", when, AUX)
+    for layer in dex_layers(model):
+        layer.aux = when
 
 
 def set_mode(model: nn.Module, mode: str) -> None:

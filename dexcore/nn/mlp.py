@@ -2,32 +2,25 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import torch
-from timm.layers import GELU, GELUTanh, Mlp, trunc_normal_
+from timm.layers import Mlp, trunc_normal_
 from torch import Tensor, nn
 
 from dexcore import ops
 from dexcore.checks import check_kind, check_number, check_whole
+from dexcore.nn.mlp_checks import activation_name, check_linear, check_routing_arguments, refuse_unsupported
+from dexcore.nn.records import Record, Routing, balance_loss
 from dexcore.ops.checks import check_choice
 from dexcore.ops.expert_mlp import KEEPS, PRECISIONS
 from dexcore.ops.mix_align import ALIGNS
 from dexcore.ops.routing import POOLS
 
 MODES = ("experts", "director")
+AUX = ("train", "always", "never")
 FREQUENCY_DECAY = 0.99
 _FREQUENCY_EPS = 1e-6
-
-
-class Routing(NamedTuple):
-    """What a DEX layer's last forward chose. With gradient in training; detached in eval."""
-
-    gates: Tensor  # [B, k]
-    indices: Tensor  # [B, k]
-    probs: Tensor  # [B, R]
-    align_loss: Tensor  # 0-dim
-    balance_loss: Tensor  # 0-dim
 
 
 class ExpertLinear(nn.Module):
@@ -112,16 +105,15 @@ class DEXMlp(nn.Module):
         director: timm's ``Mlp``; its parameters are trained by `update_directors`, not by gradient.
         router: ``weight`` [R, D] and the buffer ``activation_frequency`` [R].
         routing: the last forward's `Routing`; None before one and in director mode.
+        record: what forwards leave behind (`dexcore.nn.records`); ``routing`` is read from it.
+        aux: when a forward runs the director too and computes the auxiliary losses: in "train", the default,
+            "always" or "never" (`dexcore.nn.set_aux`).
+        router_noise: standard normal draws [B, R] for the exploration noise; None: drawn by torch.
 
-    In eval too the director runs beside the experts, for ``routing.align_loss``; exported programs leave it out.
     An expert that no image of the batch used gets a gradient of zeros, not None: an optimizer with momentum still
     moves it.
     """
 
-    routing: Routing | None
-    _pending: tuple[Tensor, Tensor] | None  # gates and indices of the last training forward, until counted
-    _recorded_load: Tensor | None  # [R], of the micro-batches recorded since the director's last update
-    _recorded_without_grad: bool
     _sigma: Tensor
 
     def __init__(
@@ -151,8 +143,8 @@ class DEXMlp(nn.Module):
         hidden_features = in_features if hidden_features is None else hidden_features
         check_whole("in_features", in_features, 1)
         check_whole("hidden_features", hidden_features, 1)
-        _refuse_unsupported(in_features, out_features, norm_layer, bias, drop, use_conv)
-        _check_routing_arguments(num_experts, top_k, tau)
+        refuse_unsupported(in_features, out_features, norm_layer, bias, drop, use_conv)
+        check_routing_arguments(num_experts, top_k, tau)
         check_choice("pool", pool, POOLS)
         check_choice("align", align, ALIGNS)
         check_choice("keep", keep, KEEPS)
@@ -169,8 +161,9 @@ class DEXMlp(nn.Module):
         # A tensor beside the float, so that a compiled model is not compiled again as sigma decays.
         self.register_buffer("_sigma", torch.zeros((), device=device), persistent=False)
         self._noise_std, self._noisy = 0.0, False
-        self._given_noise: Tensor | None = None
-        self._clear_record()
+        self.router_noise: Tensor | None = None
+        self.aux = "train"
+        self.record = Record()
         self.init_weights()
         self.set_mode(mode)
 
@@ -199,6 +192,11 @@ class DEXMlp(nn.Module):
             if layer.bias is not None and director.bias is not None:
                 pairs.append((layer.bias, director.bias))
         return pairs
+
+    @property
+    def routing(self) -> Routing | None:
+        """The last forward's; None before one and in director mode."""
+        return self.record.routing
 
     @property
     def noise_std(self) -> float:
@@ -238,56 +236,44 @@ class DEXMlp(nn.Module):
         if x.ndim != 3 or x.shape[2] != width:
             raise ValueError(f"x must be tokens [B, N, {width}], got shape {list(x.shape)}")
         if self.mode == "director":
-            self.routing = None
+            self.record.forget_routing()
             return self.director(x)
         noise = self._noise(x) if self.training and self._noisy else None
         gates, indices, probs = ops.route(
             x, self.router.weight, self.top_k, self.tau, noise, self.pool, backend=self.backend
         )
         fc1, fc2 = self.experts.fc1, self.experts.fc2
-        arguments = (x, fc1.weight, fc1.bias, fc2.weight, fc2.bias)
-        if torch.compiler.is_exporting():  # a program has no place for the record
-            return ops.expert_mlp(
-                *arguments, gates, indices, self.activation, self.keep, self.precision, backend=self.backend
-            )
-        d1, d2 = self.director.fc1, self.director.fc2
-        director = (d1.weight, d1.bias, d2.weight, d2.bias)
-        settings = (self.activation, self.align, self.keep, self.precision)
-        y, align_loss = ops.dex_mlp(*arguments, *director, gates, indices, *settings, backend=self.backend)
-        self._record(Routing(gates, indices, probs, align_loss, balance_loss(probs)))
+        experts = (x, fc1.weight, fc1.bias, fc2.weight, fc2.bias)
+        exporting = torch.compiler.is_exporting()  # a program has no place for losses or record
+        if exporting or self.aux == "never" or not (self.training or self.aux == "always"):
+            settings = (self.activation, self.keep, self.precision)
+            y = ops.expert_mlp(*experts, gates, indices, *settings, backend=self.backend)
+            routing = Routing(gates, indices, probs, None, None)
+        else:
+            settings = (self.activation, self.align, self.keep, self.precision)
+            director = self._director_tensors()
+            y, align_loss = ops.dex_mlp(*experts, *director, gates, indices, *settings, backend=self.backend)
+            routing = Routing(gates, indices, probs, align_loss, balance_loss(probs))
+        if not exporting:
+            self.record.write(routing, self.training)
         return y
 
+    def _director_tensors(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+        """The director's, for an op that takes no module."""
+        d1, d2 = self.director.fc1, self.director.fc2
+        for name, layer in (("fc1", d1), ("fc2", d2)):
+            check_linear(f"director.{name}", layer)
+        return d1.weight, d1.bias, d2.weight, d2.bias
+
     def _noise(self, x: Tensor) -> Tensor:
-        normal = self._given_noise
+        normal = self.router_noise
         if normal is None:
             normal = torch.randn(x.shape[0], self.num_experts, device=x.device, dtype=self._sigma.dtype)
         return self.router.exploration_noise(self._sigma, normal.to(x.device))
 
-    def _record(self, routing: Routing) -> None:
-        """Overwrite, never add: a forward that activation checkpointing repeats counts once."""
-        if not self.training:
-            self.routing = Routing(*(t.detach() for t in routing))
-            return
-        if not torch.compiler.is_compiling():
-            in_backward = torch._C._current_graph_task_id() != -1
-            if in_backward and self._recorded_without_grad:
-                raise RuntimeError(
-                    "a DEX layer in training ran under activation checkpointing with use_reentrant=True, which loses "
-                    "the gradients of the auxiliary losses; pass use_reentrant=False"
-                )
-        self._recorded_without_grad = not torch.is_grad_enabled()
-        self.routing = routing
-        self._pending = routing.gates.detach(), routing.indices
-
-    def _clear_record(self) -> None:
-        self.routing = self._pending = self._recorded_load = None
-        self._recorded_without_grad = False
-
     def __getstate__(self) -> dict[str, Any]:
-        """Without the live tensors of the last forward: they can be neither copied nor pickled."""
-        state = self.__dict__.copy()
-        state.update(routing=None, _pending=None, _recorded_load=None, _given_noise=None, _recorded_without_grad=False)
-        return state
+        """Without tensors of a batch."""
+        return {**self.__dict__, "router_noise": None}
 
     def __prepare_scriptable__(self) -> NoReturn:
         """torch.jit.script asks for this before it reads any code."""
@@ -306,61 +292,6 @@ class DEXMlp(nn.Module):
 
     def extra_repr(self) -> str:
         return f"num_experts={self.num_experts}, top_k={self.top_k}, pool={self.pool}, mode={self.mode}"
-
-
-def balance_loss(probs: Tensor, global_importance: Tensor | None = None) -> Tensor:
-    """R * sum_r I_r stopgrad(I_r) with I the mean of ``probs`` [B, R] (the method's step 9).
-
-    ``global_importance`` [R] takes the place of the second factor where the batch spans several processes.
-    """
-    importance = mean_probs(probs)
-    other = importance.detach() if global_importance is None else global_importance
-    return probs.shape[1] * (importance * other).sum()
-
-
-def mean_probs(probs: Tensor) -> Tensor:
-    """I [R], the batch's mean of ``probs`` [B, R]; zeros without an image."""
-    return probs.sum(0) / max(probs.shape[0], 1)
-
-
-def activation_name(act_layer: Callable[..., nn.Module]) -> str:
-    """The ops' name of timm's ``act_layer``; ValueError for one that they do not have."""
-    module = act_layer()
-    if isinstance(module, GELUTanh) or (isinstance(module, nn.GELU) and module.approximate == "tanh"):
-        return "gelu_tanh"
-    for kind, name in ((nn.GELU, "gelu"), (GELU, "gelu"), (nn.ReLU, "relu"), (nn.SiLU, "silu")):
-        if isinstance(module, kind):
-            return name
-    raise ValueError(
-        f"act_layer must be one of {', '.join(ops.activation.ACTIVATIONS)} (nn.GELU, GELUTanh, nn.ReLU, nn.SiLU), "
-        f"got {type(module).__name__}"
-    )
-
-
-def _refuse_unsupported(
-    in_features: int, out_features: int | None, norm_layer: object, bias: object, drop: object, use_conv: bool
-) -> None:
-    if out_features not in (None, 0, in_features):
-        raise ValueError(f"out_features must equal in_features ({in_features}) in a DEX layer, got {out_features}")
-    if norm_layer is not None:
-        raise ValueError("norm_layer inside the MLP (timm: scale_mlp_norm) is not supported by a DEX layer")
-    if not isinstance(bias, bool):
-        raise ValueError(f"bias must be True or False for both layers of a DEX layer, got {bias!r}")
-    if isinstance(drop, tuple | list) or drop != 0:
-        raise ValueError(f"drop must be 0: a DEX layer has no dropout (timm: proj_drop_rate), got {drop!r}")
-    if use_conv:
-        raise ValueError("use_conv=True is not supported: a DEX layer works on tokens [B, N, D]")
-
-
-def _check_routing_arguments(num_experts: int, top_k: int, tau: float) -> None:
-    for name, value in (("num_experts", num_experts), ("top_k", top_k)):
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{name} must be an int, got {value!r}")
-    if num_experts < 1:
-        raise ValueError(f"num_experts must be at least 1, got {num_experts}")
-    if not 1 <= top_k <= num_experts:
-        raise ValueError(f"top_k must lie in 1..{num_experts} (num_experts), got {top_k}")
-    check_number("tau", tau, "finite and > 0", lambda tau: 0 < tau < math.inf)
 
 
 def check_class_token(model: nn.Module) -> None:

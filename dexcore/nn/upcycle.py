@@ -129,7 +129,8 @@ def collapse(model: nn.Module, to: str = "director", weights: ExpertWeights | No
     Raises:
         TypeError: no model, or ``weights`` hold something other than numbers.
         ValueError: ``to`` is another word, ``model`` has no DEX layer, or the weights do not fit its layers; among
-            them an experts' use that was never counted.
+            them an experts' use that was never counted. For "director" also: experts were trained and the director
+            never followed, since `update_directors` was not called.
     """
     check_kind("model", model, nn.Module, "a torch.nn.Module")
     if to not in COLLAPSE_TO:
@@ -140,7 +141,9 @@ def collapse(model: nn.Module, to: str = "director", weights: ExpertWeights | No
     if not layers:
         raise ValueError(f"{type(model).__name__} has no DEX layer to collapse")
     plain_mlps = [copy.deepcopy(layer.director).requires_grad_() for layer in layers]
-    if to == "average":
+    if to == "director":
+        _refuse_unmoved_directors(layers)
+    else:
         for mlp, layer, w in zip(plain_mlps, layers, _expert_weights(layers, weights), strict=True):
             _fill_with_mean(mlp, layer, w)
     # deepcopy takes what its memo holds for an object instead of copying it: the experts are never copied.
@@ -151,6 +154,25 @@ def collapse(model: nn.Module, to: str = "director", weights: ExpertWeights | No
             module.__class__ = next((base for base in kind.__mro__ if base.__module__.startswith("timm.")), kind)
     _name_plain_architecture(plain)
     return plain
+
+
+def _refuse_unmoved_directors(layers: list[DEXMlp]) -> None:
+    """Raise ValueError where experts have moved and the director, as their use says, never has.
+
+    Experts begin as copies of the director, so that they differ from each other (a single one from the director) once
+    they were trained.
+    """
+    for i, layer in enumerate(layers):
+        if layer.router.activation_frequency.any():
+            continue
+        for experts, director in layer.expert_director_pairs():
+            others = director[None] if layer.num_experts == 1 else experts[1:]
+            if not torch.equal(experts[:1].expand_as(others), others):
+                raise ValueError(
+                    f"DEX layer {i} (counted from 0) has trained experts and a director that never followed them: "
+                    "collapse would return the MLP of before the training. Call update_directors(model, momentum) "
+                    'after each optimizer step, or collapse(model, to="average", weights=...)'
+                )
 
 
 def _expert_weights(layers: list[DEXMlp], weights: ExpertWeights | None) -> list[Tensor]:

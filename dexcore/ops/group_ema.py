@@ -1,11 +1,12 @@
 """`group_ema_`: directors follow their experts' weighted mean (GEMA, the method's section 2).
 
-    director <- m director + (1 - m) sum_r weights_r experts_r
+    director <- m director + (1 - m) sum_r weights_r experts_r,   but where that is not finite: as it was
 
-The eager path is one fused matrix-vector product a tensor, without stacked copies.
+The eager path is one fused matrix-vector product a block of a tensor, without stacked copies.
 """
 
 import functools
+import math
 from collections.abc import Sequence
 
 import torch
@@ -15,6 +16,8 @@ from dexcore.checks import check_number
 from dexcore.ops.backend import resolve
 from dexcore.ops.checks import check_floating, check_same_device, check_shape
 from dexcore.ops.library import define_op
+
+_BLOCK = 1 << 17  # elements of a director worked on at once: they stay in cache
 
 
 @torch.no_grad()
@@ -31,10 +34,12 @@ def group_ema_(
     Args:
         directors: tensors of any shape, floating.
         experts: for each director its experts, [R, *director.shape].
-        weights: for each director the experts' shares, [R], sum 1. A director whose weights are all zero stays as
-            it is.
+        weights: for each director the experts' shares, [R], sum 1. An expert of weight 0 is not read; a director
+            whose weights are all zero stays as it is.
         momentum: m, in [0, 1].
         backend: "auto", "triton" or "eager".
+
+    An element of a director stays as it is where an expert in use, a weight or the result is not finite.
 
     A captured CUDA graph keeps the momentum of its capture. Arithmetic is float32 for half-precision tensors. Note that
     a half-precision director with a momentum near 1 stops moving, because (1 - m) times the distance is less than half
@@ -75,20 +80,34 @@ def _run(directors: list[Tensor], experts: list[Tensor], weights: list[Tensor], 
             if new is not director:
                 director.copy_(new)
         return
-    on_cpu = directors[0].device.type == "cpu"
-    # A layer's tensors share their weights: one look at each.
-    used = {key: bool(weight.any()) for key, weight in {id(w): w for w in weights}.items()} if on_cpu else {}
     for director, expert, weight in zip(directors, experts, weights, strict=True):
         precision = torch.promote_types(director.dtype, torch.float32)
-        columns = expert.reshape(expert.shape[0], -1).t().to(precision)
-        if on_cpu and not used[id(weight)]:
-            continue
         weight = weight.to(precision)
-        if on_cpu and director.dtype == precision and director.is_contiguous():
-            director.view(-1).addmv_(columns, weight, beta=momentum, alpha=1 - momentum)
+        if director.device.type != "cpu":
+            director.copy_(_moved(director, expert, weight, momentum))
             continue
-        step = (1 - momentum) * (weight != 0).any()  # no branch on the host on other devices
-        director.copy_(director.to(precision).lerp(torch.mv(columns, weight).view(director.shape), step.to(precision)))
+        if not weight.any():
+            continue
+        flat = director.view(-1) if director.is_contiguous() else director.reshape(-1)
+        rows = expert.reshape(expert.shape[0], -1)
+        for part, pool in zip(flat.split(_BLOCK), rows.split(_BLOCK, dim=1), strict=True):
+            columns = pool.t().to(precision)
+            moved = torch.addmv(part.to(precision), columns, weight, beta=momentum, alpha=1 - momentum)
+            moved = moved.to(part.dtype)
+            if not math.isfinite(moved.sum(dtype=precision)):  # or the sum alone overflows: the longer way is right too
+                moved = _moved(part, pool, weight, momentum)
+            part.copy_(moved)
+        if flat.data_ptr() != director.data_ptr():
+            director.copy_(flat.view(director.shape))
+
+
+def _moved(director: Tensor, expert: Tensor, weight: Tensor, momentum: float) -> Tensor:
+    """The director's new value, as it was where that is not finite, without a word from the device."""
+    mean = torch.zeros_like(director, dtype=weight.dtype)
+    for one, share in zip(expert, weight, strict=True):
+        mean += torch.where(share != 0, one.to(weight.dtype) * share, 0)
+    moved = (director.to(weight.dtype) * momentum + mean * (1 - momentum)).to(director.dtype)
+    return torch.where(moved.isfinite() & (weight != 0).any(), moved, director)
 
 
 _group_ema_ = define_op("group_ema_", _run, lambda *arguments: None, mutates=("directors",))

@@ -105,8 +105,12 @@ def balance_loss(probs_br: Tensor) -> Tensor:
 
 
 def group_ema(director: Tensor, experts_r: Tensor, weights_r: Tensor, momentum: float) -> Tensor:
-    """m * director + (1 - m) * sum_r w_r experts_r; the director itself where all weights are zero."""
+    """m * director + (1 - m) * sum_r w_r experts_r, over r with w_r other than 0.
+
+    The director itself where all weights are zero, and in each element that would not be finite.
+    """
     if not weights_r.any():
         return director.double()
-    mixed = sum(w * expert for w, expert in zip(weights_r.double(), experts_r.double(), strict=True))
-    return momentum * director.double() + (1 - momentum) * mixed
+    mixed = sum(w * expert for w, expert in zip(weights_r.double(), experts_r.double(), strict=True) if w != 0)
+    moved = momentum * director.double() + (1 - momentum) * mixed
+    return torch.where(moved.isfinite(), moved, director.double())

@@ -10,7 +10,16 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from assertions import assert_close
-from dexcore.nn import DEXMlp, aux_losses, param_groups, set_mode, update_directors
+from dexcore.nn import (
+    DEXMlp,
+    aux_losses,
+    param_groups,
+    record_load,
+    set_aux,
+    set_mode,
+    share_load,
+    update_directors,
+)
 
 
 def stack(depth=3, experts=(4, 3, 2)):
@@ -69,12 +78,36 @@ def test_an_evaluation_in_between_does_not_lose_the_gradient_in_silence():
     model, images = stack(), torch.randn(2, 3, 8)
     model(images)
     model.eval()(images)
-    assert not aux_losses(model).align.requires_grad  # in eval mode there is none to lose
+    for _ in (model, model.train()):
+        with pytest.raises(RuntimeError, match=r'ran in eval mode.*set_aux\(model, "always"\)'):
+            aux_losses(model)
+
+
+def test_asked_for_in_eval_the_losses_are_there_without_gradient():
+    model, images = stack(), torch.randn(2, 3, 8)
+    model(images)
+    trained = aux_losses(model)
+    set_aux(model, "always")
+    model.eval()(images)
+    losses = aux_losses(model)
+    assert not losses.align.requires_grad
+    assert not losses.balance.requires_grad
+    for a, b in zip(losses, trained, strict=True):
+        assert_close(a, b)
     model.train()
-    with pytest.raises(RuntimeError, match="it ran in eval mode"):
+    with pytest.raises(RuntimeError, match="recorded no gradient"):
         aux_losses(model)
-    with torch.no_grad():
+
+
+def test_switched_off_training_has_no_losses_and_says_so():
+    model = stack()
+    set_aux(model, "never")
+    model(torch.randn(2, 3, 8)).sum().backward()
+    with pytest.raises(RuntimeError, match=r'set_aux\(model, "never"\) asked'):
         aux_losses(model)
+    update_directors(model, 0.9)  # the use of experts is counted all the same
+    with pytest.raises(ValueError, match="when must be one of"):
+        set_aux(model, "sometimes")
 
 
 def test_no_image_has_losses_of_zero():
@@ -96,20 +129,36 @@ def test_the_class_tokens_pool_in_a_timm_model_without_one_is_refused(use):
     use(right)
 
 
+def _check_alone(images, group):
+    """A process that gives a group of one sees its own images alone."""
+    shared, alone = stack(), stack()
+    for model in (shared, alone):
+        model(images)
+    assert not torch.equal(aux_losses(alone, group).balance, aux_losses(shared).balance)
+    record_load(alone)
+    summed, loads = share_load(alone, torch.ones(1), group)
+    assert summed == 1
+    assert all(load.sum().isclose(torch.tensor(float(len(images)))) for load in loads)
+    update_directors(alone, 0.5)  # the load is shared already
+    assert_close(alone[0].router.activation_frequency, 0.01 * loads[0] / loads[0].sum())
+    update_directors(shared, 0.5)
+
+
 def _rank(rank, folder, images):
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     model = stack()
     y = model(images[rank * 3 : rank * 3 + 3])
-    losses = aux_losses(model, dist.group.WORLD)
+    losses = aux_losses(model)  # the default group
     (losses.balance + losses.align + 0 * y.sum()).backward()
     for parameter in model.parameters():
         if parameter.requires_grad:
             dist.all_reduce(parameter.grad)
             parameter.grad /= 2
-    update_directors(model, 0.5, dist.group.WORLD)
+    update_directors(model, 0.5)
     values = torch.stack([losses.align.detach(), losses.balance.detach()])
     dist.all_reduce(values)
     grads = [p.grad for p in model.parameters() if p.requires_grad]
+    _check_alone(images[rank * 3 : rank * 3 + 3], dist.new_subgroups(1)[0])
     torch.save((values / 2, grads, model.state_dict()), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 

@@ -10,10 +10,12 @@ import pytest
 import torch
 from timm.layers import GELUTanh, Mlp
 from torch import nn
+from torch.nn.utils import parametrize
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from assertions import assert_close
-from dexcore.nn import DEXMlp, aux_losses, set_noise_std, set_router_noise, update_directors
+from dexcore.nn import DEXMlp, aux_losses, set_aux, set_mode, set_noise_std, set_router_noise, update_directors
 from dexcore.ops import reference
 
 
@@ -128,11 +130,93 @@ def test_eval_is_detached_and_leaves_the_last_training_forward_countable():
     layer.eval()
     y = layer(x := torch.randn(3, 4, 12, requires_grad=True))
     assert y.requires_grad
-    assert not any(t.requires_grad for t in layer.routing)
-    assert all(t.grad_fn is None for t in layer.routing)
+    assert layer.routing.align_loss is None
+    assert layer.routing.balance_loss is None
+    assert all(t.grad_fn is None and not t.requires_grad for t in layer.routing[:3])
     assert_close(y, by_reference(layer, x)[0])
-    assert_close(layer.routing.align_loss, by_reference(layer, x)[1])
     update_directors(layer, 0.9)
+
+
+def ops_called(function, *arguments):
+    """Names of dexcore's ops in a call."""
+    names = []
+
+    class Note(TorchDispatchMode):
+        def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+            if op.namespace == "dexcore":
+                names.append(op._schema.name.removeprefix("dexcore::"))
+            return op(*args, **(kwargs or {}))
+
+    with Note():
+        result = function(*arguments)
+    return result, names
+
+
+def test_eval_runs_no_director_unless_asked():
+    layer, x = make().eval(), torch.randn(3, 4, 12)
+    y, called = ops_called(layer, x)
+    assert "expert_mlp" in called
+    assert "dex_mlp" not in called
+    set_aux(layer, "always")
+    again, called = ops_called(layer, x)
+    assert "dex_mlp" in called
+    assert torch.equal(again, y)
+    assert_close(layer.routing.align_loss, by_reference(layer, x)[1])
+    assert not layer.routing.align_loss.requires_grad
+    set_aux(layer, "never")
+    _, called = ops_called(layer.train(), x)
+    assert "dex_mlp" not in called
+    assert layer.routing.align_loss is None
+
+
+def test_a_director_that_a_quantizer_replaced_is_refused_by_name_in_training_alone():
+    layer, x = make(), torch.randn(3, 4, 12)
+    want = layer.eval()(x)
+    quantized = torch.ao.quantization.quantize_dynamic(layer, {nn.Linear})
+    assert torch.equal(quantized.eval()(x), want)
+    quantized.train()
+    with pytest.raises(TypeError, match=r"director.fc1 is a torch.ao.*Linear where a DEX layer needs an nn.Linear"):
+        quantized(x)
+    set_mode(quantized, "director")
+    assert quantized(x).shape == x.shape
+
+
+class LoRA(nn.Module):
+    """W + B A, for every expert of [R, out, in]."""
+
+    def __init__(self, weight, rank=2):
+        super().__init__()
+        experts, out_features, in_features = weight.shape
+        self.a = nn.Parameter(torch.randn(experts, rank, in_features) / rank)
+        self.b = nn.Parameter(torch.zeros(experts, out_features, rank))
+
+    def forward(self, weight):
+        return weight + self.b @ self.a
+
+
+def test_experts_learn_through_a_parametrization_and_the_director_follows_what_they_compute():
+    layer, x = make(), torch.randn(6, 4, 12)
+    layer.requires_grad_(False)
+    linear = layer.experts.fc1
+    before = linear.weight.detach().clone()
+    parametrize.register_parametrization(linear, "weight", LoRA(linear.weight))
+    optimizer = torch.optim.SGD([p for p in layer.parameters() if p.requires_grad], lr=1.0)
+    layer(x).square().sum().backward()
+    optimizer.step()
+    director = layer.director.fc1.weight.clone()
+    share = torch.zeros(5).scatter_add(0, layer.routing.indices.flatten(), layer.routing.gates.flatten()) / len(x)
+    update_directors(layer, 0.5)
+    assert torch.equal(linear.parametrizations.weight.original, before)
+    assert not torch.equal(linear.weight, before)
+    assert_close(layer.director.fc1.weight, reference.group_ema(director, linear.weight, share, 0.5))
+
+
+def test_a_parametrized_director_is_not_updated_in_silence():
+    layer = make()
+    layer(torch.randn(3, 4, 12))
+    parametrize.register_parametrization(layer.director.fc2, "weight", nn.Identity())
+    with pytest.raises(TypeError, match=r"director.fc2 is parametrized.*would be lost"):
+        update_directors(layer, 0.9)
 
 
 def test_director_mode_is_the_director():

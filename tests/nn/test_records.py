@@ -1,0 +1,274 @@
+"""Training loops as users write them, forgotten calls included: right, or loud."""
+
+import copy
+import warnings
+from functools import partial
+
+import pytest
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from assertions import assert_close
+from dexcore.nn import (
+    DEXMlp,
+    aux_losses,
+    collapse,
+    discard_load,
+    left_out,
+    record_load,
+    update_directors,
+)
+from dexcore.nn.records import Record
+from nn.tiny import IMAGES, TINY, layers
+
+
+def vit(depth=3, **kwargs):
+    torch.manual_seed(0)
+    return VisionTransformer(**{**TINY, "depth": depth}, mlp_layer=partial(DEXMlp, num_experts=4, **kwargs))
+
+
+def states(model):
+    return [copy.deepcopy(layer.state_dict()) for layer in layers(model)]
+
+
+def unchanged(layer, state):
+    return all(torch.equal(tensor, state[name]) for name, tensor in layer.state_dict().items())
+
+
+def step(model, optimizer, images=IMAGES, scaler=None):
+    """README's loop."""
+    loss = model(images).square().mean()
+    aux = aux_losses(model)
+    loss = loss + 0.01 * aux.align + 0.001 * aux.balance
+    optimizer.zero_grad()
+    if scaler is None:
+        loss.backward()
+        optimizer.step()
+    else:
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    update_directors(model, momentum=0.9)
+
+
+def optimizer_of(model):
+    return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+
+
+def test_a_nan_image_under_gradscaler_leaves_directors_and_frequencies_finite():
+    model = vit()
+    optimizer, scaler = optimizer_of(model), torch.amp.GradScaler("cpu", init_scale=8.0)
+    step(model, optimizer, scaler=scaler)
+    before = states(model)
+    bad = IMAGES.clone()
+    bad[1] = float("nan")
+    step(model, optimizer, bad, scaler)
+    assert all(unchanged(layer, state) for layer, state in zip(layers(model), before, strict=True))
+    assert left_out(model) == [(1, 0)] * 3
+    step(model, optimizer, scaler=scaler)
+    assert not any(unchanged(layer, state) for layer, state in zip(layers(model), before, strict=True))
+    assert left_out(model) == [(1, 0)] * 3
+    assert collapse(model)(IMAGES).isfinite().all()
+
+
+def test_an_experts_element_that_is_not_finite_leaves_that_element_of_the_director():
+    model = vit(depth=1)
+    (layer,) = layers(model)
+    with torch.no_grad():
+        for pool, _ in layer.expert_director_pairs():
+            pool += torch.randn_like(pool)
+        layer.experts.fc1.weight[:, 2, 3] = float("inf")
+    before = layer.director.fc1.weight.clone()
+    model(IMAGES)
+    update_directors(model, 0.5)
+    moved = layer.director.fc1.weight != before
+    assert not moved[2, 3]
+    assert moved.sum() == moved.numel() - 1
+    assert left_out(model) == [(0, 1)]
+
+
+def early_exit(model):
+    """The losses after an early exit behind the second of three blocks."""
+    model.forward_intermediates(IMAGES, indices=[1], stop_early=True)
+    return aux_losses(model)
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_what_the_last_forward_did_not_reach_is_left_out_and_said_once(counted):
+    model = vit()
+    model(IMAGES)
+    aux_losses(model)
+    if counted:
+        update_directors(model, 1.0)
+    before = states(model)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            losses = early_exit(model)
+            (losses.align + losses.balance).backward()
+            with torch.no_grad():
+                for layer in layers(model):
+                    layer.experts.fc2.bias += 1
+            update_directors(model, 0.5)
+    left = [str(warning.message) for warning in said if "leaves out the DEX layers [2]" in str(warning.message)]
+    assert len(left) == 1
+    assert "stop_early" in left[0]
+    *reached, last = layers(model)
+    assert torch.equal(last.director.fc2.bias, before[2]["director.fc2.bias"])
+    assert torch.equal(last.router.activation_frequency, before[2]["router.activation_frequency"])
+    for layer, state in zip(reached, before, strict=False):
+        assert not torch.equal(layer.director.fc2.bias, state["director.fc2.bias"])
+
+
+def test_losses_after_an_early_exit_are_those_of_the_model_that_ends_there():
+    model, short = vit(), vit(depth=2)
+    short.load_state_dict(model.state_dict(), strict=False)
+    for _ in range(2):
+        short(IMAGES)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for got, want in zip(early_exit(model), aux_losses(short), strict=True):
+                assert torch.equal(got, want)
+        model(IMAGES)
+        short(IMAGES)
+
+
+def test_a_block_that_is_skipped_in_the_middle_is_left_out():
+    model = vit()
+    optimizer = optimizer_of(model)
+    step(model, optimizer)
+    skipped = model.blocks[1]
+    model(IMAGES)
+    before = states(model)
+    model.blocks[1] = nn.Identity()
+    model(IMAGES)
+    model.blocks[1] = skipped
+    with pytest.warns(UserWarning, match=r"aux_losses leaves out the DEX layers \[1\]"):
+        aux_losses(model)
+    update_directors(model, 0.5)
+    assert [unchanged(layer, state) for layer, state in zip(layers(model), before, strict=True)] == [False, True, False]
+
+
+def test_losses_are_not_taken_again_once_the_directors_followed():
+    for done in (lambda model: update_directors(model, 0.9), discard_load):
+        model = vit()
+        model(IMAGES)
+        aux_losses(model)
+        done(model)
+        with pytest.raises(RuntimeError, match="no forward since update_directors or discard_load"):
+            aux_losses(model)
+        model(IMAGES)
+        aux_losses(model)
+
+
+def test_accumulation_without_record_load_is_said_once_and_names_it():
+    model = vit()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            for micro in IMAGES.split(1):
+                model(micro)
+                aux_losses(model)
+            update_directors(model, 0.9)
+    assert len(said) == 1
+    assert "record_load(model) after each micro-batch" in str(said[0].message)
+
+
+def test_a_right_loop_says_nothing():
+    model = vit()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(3):
+            for micro in IMAGES.split(1):
+                model(micro)
+                aux_losses(model).align.backward()
+                record_load(model)
+            model.eval()(IMAGES)
+            model.train()
+            update_directors(model, 0.9)
+        model(IMAGES)
+        discard_load(model)
+        step(model, optimizer_of(model))
+
+
+def test_the_last_micro_batch_not_recorded_is_said():
+    model = vit()
+    model(IMAGES)
+    record_load(model)
+    model(IMAGES)
+    with pytest.warns(UserWarning, match="a training forward after the last record_load is not counted"):
+        update_directors(model, 0.9)
+
+
+def test_collapse_refuses_directors_that_never_followed():
+    model = vit()
+    collapse(model)  # nothing was trained: the director is what the experts are
+    optimizer = optimizer_of(model)
+    for _ in range(2):
+        (model(IMAGES).square().mean() + aux_losses(model).align).backward()
+        optimizer.step()
+        discard_load(model)
+    with pytest.raises(ValueError, match=r"director that never followed them.*Call update_directors"):
+        collapse(model)
+    step(model, optimizer)
+    collapse(model)
+
+
+@pytest.mark.parametrize("every", [True, False])
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("losses", [True, False])
+def test_activation_checkpointing_counts_every_layer_once(every, compiled, losses):
+    states = []
+    for again in (False, True):
+        torch.manual_seed(1)
+        model = nn.Sequential(*(DEXMlp(8, 12, num_experts=4) for _ in range(3)))
+        calls = [torch.compile(layer, backend="aot_eager") if compiled else layer for layer in model]
+        x = torch.randn(5, 3, 8, requires_grad=True)
+        y = x
+        for i, call in enumerate(calls):
+            y = checkpoint(call, y, use_reentrant=False) if again and (every or i == 1) else call(y)
+        loss = y.square().sum()
+        if losses:
+            loss = loss + aux_losses(model).align
+        loss.backward()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            update_directors(model, 0.5)
+        states.append([x.grad, *model.state_dict().values()])
+    for plain, again in zip(*states, strict=True):
+        assert_close(again, plain)
+
+
+def test_a_training_loop_is_compiled_once():
+    model = nn.Sequential(*(DEXMlp(8, 12, num_experts=4) for _ in range(3)))
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, fullgraph=True, backend=counter)
+    for _ in range(4):
+        for micro in torch.randn(4, 2, 3, 8).split(2):
+            (compiled(micro[0]).sum() + aux_losses(model).align).backward()
+            record_load(model)
+        update_directors(model, 0.9)
+    assert counter.frame_count == 1
+
+
+def test_compiled_code_leaves_out_what_it_did_not_reach_too():
+    model = nn.Sequential(*(DEXMlp(8, 12, num_experts=4) for _ in range(3)))
+    calls = [torch.compile(layer, backend="aot_eager") for layer in model]
+    x = torch.randn(5, 3, 8)
+    calls[2](calls[1](calls[0](x)))
+    calls[1](calls[0](x))
+    with pytest.warns(UserWarning, match=r"leaves out the DEX layers \[2\]"):
+        aux_losses(model)
+
+
+def test_a_copied_layer_has_a_record_of_its_own():
+    layer = DEXMlp(8, 12)
+    layer(torch.randn(2, 3, 8))
+    twin = copy.deepcopy(layer)
+    assert isinstance(twin.record, Record)
+    assert twin.record is not layer.record
+    assert twin.routing is None
+    with pytest.raises(RuntimeError, match="no training forward"):
+        update_directors(twin, 0.9)
