@@ -80,13 +80,21 @@ def test_a_director_whose_weights_are_all_zero_keeps_its_bits(dtype):
     assert not torch.equal(directors[1], before[1])
 
 
-def test_a_nan_expert_in_use_and_a_nan_weight_reach_the_director():
-    directors, pools, weights = make_tensors([(4,), (4,)], [2, 2], torch.float32)
-    pools[0][1, 2] = float("nan")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_is_not_finite_leaves_the_director_its_bits(dtype):
+    directors, pools, weights = make_tensors([(40,), (40,), (40,)], [2, 2, 2], dtype)
+    pools[0][1, 2], pools[0][0, 3] = float("nan"), float("-inf")
     weights[1][0] = float("nan")
+    largest = torch.finfo(dtype).max
+    directors[2][5], pools[2][:, 5] = largest, largest
+    weights[2] *= 3  # the mean of the largest numbers overflows
+    before = [director.clone() for director in directors]
     group_ema(directors, pools, weights, 0.5)
-    assert directors[0].isnan().tolist() == [False, False, True, False]
-    assert directors[1].isnan().all()
+    assert all(director.isfinite().all() for director in directors)
+    for i, kept in ((0, [2, 3]), (1, list(range(40))), (2, [5])):
+        same = directors[i] == before[i]
+        assert same[kept].all()
+        assert not same[[n for n in range(40) if n not in kept]].any()
 
 
 def test_twice_the_same_bits():

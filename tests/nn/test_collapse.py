@@ -18,6 +18,13 @@ from dexcore.nn.upcycle import collapse, upcycle
 from nn.tiny import IMAGES, TINY, dense, layers, shake
 
 
+def trained(model):
+    """Shaken weights, and directors that followed."""
+    for layer in layers(shake(model)):
+        layer.router.activation_frequency.uniform_(0.1, 1)
+    return model
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -27,7 +34,7 @@ from nn.tiny import IMAGES, TINY, dense, layers, shake
     ],
 )
 def test_a_collapsed_model_is_plain_timm_and_equals_the_director(make):
-    model = shake(make())
+    model = trained(make())
     plain = collapse(model)
     assert len(layers(model)) == 2, "the model itself stays as it was"
     assert {type(m).__module__.partition(".")[0] for m in plain.modules()} <= {"timm", "torch"}
@@ -53,7 +60,7 @@ def test_what_timm_saves_of_a_collapsed_model_timm_alone_loads(tmp_path):
         "upcycled": upcycle(timm.create_model("vit_tiny_patch16_224", **TINY), num_experts=3),
     }
     for name, model in models.items():
-        plain = collapse(shake(model)).eval()
+        plain = collapse(trained(model)).eval()
         save_for_hf(plain, tmp_path / name)
         images = torch.randn(1, 3, *model.patch_embed.img_size)
         torch.save((images, plain(images)), tmp_path / f"{name}.pt")
@@ -156,7 +163,7 @@ def test_a_collapsed_model_opens_without_dexcore(tmp_path):
 
 def test_a_masked_autoencoder_collapses_to_a_dense_one():
     model = MaskedAutoencoder(DEXVisionTransformer(**TINY, num_experts=3), 24, 1, 3)
-    shake(model)
+    trained(model)
     plain = collapse(model)
     assert type(plain) is MaskedAutoencoder, "dexcore's; what is timm's is inside"
     assert {type(m).__module__.partition(".")[0] for m in plain.encoder.modules()} <= {"timm", "torch"}

@@ -1,11 +1,17 @@
 """Training loops as users write them, forgotten calls included: right, or loud."""
 
 import copy
+import os
+import socket
 import warnings
 from functools import partial
+from pathlib import Path
 
 import pytest
+import timm
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -17,7 +23,9 @@ from dexcore.nn import (
     collapse,
     discard_load,
     left_out,
+    param_groups,
     record_load,
+    upcycle,
     update_directors,
 )
 from dexcore.nn.records import Record
@@ -272,3 +280,32 @@ def test_a_copied_layer_has_a_record_of_its_own():
     assert twin.routing is None
     with pytest.raises(RuntimeError, match="no training forward"):
         update_directors(twin, 0.9)
+
+
+def _train_ddp(rank, code, folder):
+    os.environ.update(
+        RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=(folder / "port").read_text()
+    )
+    generator = torch.Generator().manual_seed(0)
+    batches = [(torch.randn(4, 3, 32, 32, generator=generator), torch.tensor([0, 1, 2, 3])) for _ in range(10)]
+    space = {"TINY": TINY, "loader": batches, "timm": timm, "torch": torch, "upcycle": upcycle}
+    space |= {"aux_losses": aux_losses, "param_groups": param_groups, "update_directors": update_directors}
+    space["criterion"] = nn.functional.cross_entropy
+    exec(code, space)
+    torch.save(space["model"].state_dict(), folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_the_documented_ddp_loop_has_equal_directors_on_two_ranks(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "training_loop.md").read_text()
+    (code,) = [block.split("```")[0] for block in page.split("```python\n") if "DistributedDataParallel(" in block]
+    assert "group=" not in code, "as a user who knows nothing of groups"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        (tmp_path / "port").write_text(str(free.getsockname()[1]))
+    mp.spawn(_train_ddp, (code, tmp_path), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    start = upcycle(timm.create_model("vit_tiny_patch16_224", **TINY), num_experts=4).state_dict()
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
+    assert any("director" in name and not torch.equal(tensor, start[name]) for name, tensor in first.items())

@@ -46,6 +46,36 @@ def test_an_expert_of_weight_zero_does_not_matter():
     assert_close(one, other)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_an_element_that_would_not_be_finite_stays_as_it_is(dtype):
+    director, pool = torch.randn(3, 50).to(dtype), torch.randn(4, 3, 50).to(dtype)
+    weight = torch.tensor([0.5, 0.3, 0.0, 0.2])
+    pool[0, 1, 7], pool[3, 2, 9] = float("nan"), float("inf")
+    pool[2] = float("nan")  # not used: it does not matter
+    before, expected = director.clone(), reference.group_ema(director, pool, weight, 0.9)
+    ops.group_ema_([director], [pool], [weight], 0.9)
+    assert director[1, 7] == before[1, 7]
+    assert director[2, 9] == before[2, 9]
+    assert (director != before).sum() > 100
+    plain = (0.9 * before.float() + 0.1 * torch.einsum("r,r...->...", weight, pool.float().nan_to_num())).to(dtype)
+    plain = torch.where(expected == before.double(), before, plain)
+    assert_close(director, expected, plain=plain)
+
+
+def test_a_weight_that_is_not_finite_leaves_the_director():
+    director = torch.randn(3, 4)
+    before = director.clone()
+    for wrong in (float("nan"), float("inf")):
+        ops.group_ema_([director], [torch.randn(2, 3, 4)], [torch.tensor([0.5, wrong])], 0.5)
+        assert torch.equal(director, before)
+
+
+def test_a_sum_that_overflows_is_no_reason_to_stand_still():
+    director, pool = torch.full((1 << 18,), 1e35), torch.full((2, 1 << 18), 2e35)
+    ops.group_ema_([director], [pool], [torch.tensor([0.5, 0.5])], 0.5)
+    assert_close(director / 1e35, torch.full((1 << 18,), 1.5))
+
+
 def test_a_strided_director_is_updated_too():
     whole = torch.randn(6, 4)
     director = whole.t()
