@@ -56,12 +56,12 @@ def aux_losses(model: nn.Module, group: dist.ProcessGroup | None = None) -> AuxL
     say_left_out("aux_losses", [layer.record for layer in layers], fresh)
     used = [(layer, routing) for layer, ok in zip(layers, fresh, strict=True) if ok and (routing := layer.routing)]
     used = [(layer, routing) for layer, routing in used if not _frozen_in_eval(layer, routing)] or used
-    for layer, routing in used:
-        _check_losses(layer, routing)
+    losses = [_losses(layer, routing) for layer, routing in used]
     depth = len(used)
-    align = torch.stack([routing.align_loss / (depth - i) for i, (_, routing) in enumerate(used)]).mean()  # type: ignore[operator]
+    align_losses, balance_losses = zip(*losses, strict=True)
+    align = torch.stack([loss / (depth - i) for i, loss in enumerate(align_losses)]).mean()
     if group is None:
-        return AuxLosses(align, torch.stack([routing.balance_loss for _, routing in used]).mean())  # type: ignore[misc]
+        return AuxLosses(align, torch.stack(balance_losses).mean())
     # All layers, zeros for those left out: processes that left out others must not hang.
     means = torch.zeros(sum(layer.num_experts for layer in layers), device=align.device, dtype=used[0][1].probs.dtype)
     shares = dict(zip(layers, means.split([layer.num_experts for layer in layers]), strict=True))
@@ -78,9 +78,9 @@ def _frozen_in_eval(layer: DEXMlp, routing: Routing) -> bool:
     return not layer.training and routing.align_loss is None
 
 
-def _check_losses(layer: DEXMlp, routing: Routing) -> None:
-    """Raise RuntimeError where the layer's last forward has no losses, or in training none with gradient."""
-    if routing.align_loss is None:
+def _losses(layer: DEXMlp, routing: Routing) -> tuple[Tensor, Tensor]:
+    """Of the layer's last forward; RuntimeError where it has none, or in training none with gradient."""
+    if routing.align_loss is None or routing.balance_loss is None:
         if layer.record.training:
             raise RuntimeError(
                 'the last forward computed no auxiliary losses, as set_aux(model, "never") asked: set_aux(model, '
@@ -97,3 +97,4 @@ def _check_losses(layer: DEXMlp, routing: Routing) -> None:
             "before you evaluate), under no_grad, or under activation checkpointing with use_reentrant=True (pass "
             "use_reentrant=False)"
         )
+    return routing.align_loss, routing.balance_loss

@@ -246,8 +246,9 @@ class DEXMlp(nn.Module):
         experts = (x, fc1.weight, fc1.bias, fc2.weight, fc2.bias)
         exporting = torch.compiler.is_exporting()  # a program has no place for losses or record
         if exporting or self.aux == "never" or not (self.training or self.aux == "always"):
-            settings = (self.activation, self.keep, self.precision)
-            y = ops.expert_mlp(*experts, gates, indices, *settings, backend=self.backend)
+            y = ops.expert_mlp(
+                *experts, gates, indices, self.activation, self.keep, self.precision, backend=self.backend
+            )
             routing = Routing(gates, indices, probs, None, None)
         else:
             settings = (self.activation, self.align, self.keep, self.precision)

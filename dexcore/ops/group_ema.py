@@ -81,24 +81,26 @@ def _run(directors: list[Tensor], experts: list[Tensor], weights: list[Tensor], 
                 director.copy_(new)
         return
     for director, expert, weight in zip(directors, experts, weights, strict=True):
-        precision = torch.promote_types(director.dtype, torch.float32)
-        weight = weight.to(precision)
-        if director.device.type != "cpu":
+        weight = weight.to(torch.promote_types(director.dtype, torch.float32))
+        if director.device.type == "cpu":
+            _move_on_cpu(director, expert, weight, momentum)
+        else:
             director.copy_(_moved(director, expert, weight, momentum))
-            continue
-        if not weight.any():
-            continue
-        flat = director.view(-1) if director.is_contiguous() else director.reshape(-1)
-        rows = expert.reshape(expert.shape[0], -1)
-        for part, pool in zip(flat.split(_BLOCK), rows.split(_BLOCK, dim=1), strict=True):
-            columns = pool.t().to(precision)
-            moved = torch.addmv(part.to(precision), columns, weight, beta=momentum, alpha=1 - momentum)
-            moved = moved.to(part.dtype)
-            if not math.isfinite(moved.sum(dtype=precision)):  # or the sum alone overflows: the longer way is right too
-                moved = _moved(part, pool, weight, momentum)
-            part.copy_(moved)
-        if flat.data_ptr() != director.data_ptr():
-            director.copy_(flat.view(director.shape))
+
+
+def _move_on_cpu(director: Tensor, expert: Tensor, weight: Tensor, momentum: float) -> None:
+    if not weight.any():
+        return
+    flat = director.view(-1) if director.is_contiguous() else director.reshape(-1)
+    rows = expert.reshape(expert.shape[0], -1)
+    for part, pool in zip(flat.split(_BLOCK), rows.split(_BLOCK, dim=1), strict=True):
+        columns = pool.t().to(weight.dtype)
+        moved = torch.addmv(part.to(weight.dtype), columns, weight, beta=momentum, alpha=1 - momentum).to(part.dtype)
+        if not math.isfinite(moved.sum(dtype=weight.dtype)):  # or the sum alone overflows: the longer way is right too
+            moved = _moved(part, pool, weight, momentum)
+        part.copy_(moved)
+    if not director.is_contiguous():
+        director.copy_(flat.view(director.shape))
 
 
 def _moved(director: Tensor, expert: Tensor, weight: Tensor, momentum: float) -> Tensor:
