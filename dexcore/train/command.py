@@ -13,10 +13,11 @@ from dexcore.extras import MissingExtraError
 from dexcore.train.arguments import parse
 from dexcore.train.checkpoint import CheckpointError
 from dexcore.train.config import ConfigError, PretrainConfig
-from dexcore.train.loop import TrainingError, pretrain
+from dexcore.train.loop import TrainingError
 from dexcore.train.memory import keep_freed_memory
 from dexcore.train.provenance import repeat_command
 from dexcore.train.ranks import LostRankError, MainRankError, environment_rank
+from dexcore.train.run import pretrain
 from dexcore.train.run_folder import RunFolderError
 
 EXIT_ERROR = 2

@@ -3,21 +3,18 @@
 import sys
 import time
 from statistics import median
-from typing import TYPE_CHECKING
 
 import torch
 
 from dexcore.train.device import fast_layers, uses_bf16
+from dexcore.train.loop import Pretraining
 from dexcore.train.provenance import device_name
-
-if TYPE_CHECKING:
-    from dexcore.train.loop import Pretraining
 
 _MIB = 2**20
 _WARM_UP, _TIMED = 3, 7  # steps: the first ones take several times as long as those that follow
 
 
-def rehearse(run: "Pretraining") -> list[str]:
+def rehearse(run: Pretraining) -> list[str]:
     """Do some steps to warm up and some with a clock, on all ranks together, and describe the run in lines.
 
     Changes the model in memory and writes nothing.

@@ -1,20 +1,16 @@
 """What comes after the last step: the model's file, its evaluation and the report."""
 
-from typing import TYPE_CHECKING
-
 from safetensors import SafetensorError
 
 from dexcore.report import build_report
 from dexcore.report.files import ANALYSIS_FILE, EVALUATION_FILE, MODEL_FOLDER
 from dexcore.train.analyze import analyze
 from dexcore.train.evaluate import evaluate
+from dexcore.train.loop import Pretraining
 from dexcore.train.run_folder import RunFolderError
 
-if TYPE_CHECKING:
-    from dexcore.train.loop import Pretraining
 
-
-def finish(run: "Pretraining") -> None:
+def finish(run: Pretraining) -> None:
     """Save the model, evaluate it, write the report and print the summary; the main rank's alone.
 
     Raises:

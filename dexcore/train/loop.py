@@ -1,4 +1,4 @@
-"""Pre-training, from a configuration to a trained model and its report.
+"""The training loop of a run; `dexcore.train.run` has what comes before and after it.
 
 The loop is `Pretraining.train`; one step is `Pretraining.step`. Everything random in a step is keyed on
 (seed, epoch, sample), so a run that was killed and resumed computes the losses of one that was not, and one on
@@ -8,8 +8,8 @@ several processes those of one on a single one.
 import math
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from dexcore.checks import check_kind
 from dexcore.data.dataset import PretrainView, ReplacementLimit
 from dexcore.data.order import GlobalBatchSampler, GlobalOrder
 from dexcore.extras import require
@@ -37,85 +36,19 @@ from dexcore.train.build import build_model
 from dexcore.train.checkpoint import Progress, load_checkpoint, save_checkpoint
 from dexcore.train.config import ConfigError, PretrainConfig
 from dexcore.train.device import autocast, check_backend, choose_device, fast_layers
-from dexcore.train.dry_run import rehearse
-from dexcore.train.finish import finish
 from dexcore.train.gradient_norm import gradient_norm
 from dexcore.train.journal import Journal
 from dexcore.train.provenance import check_images, describe_images, record_start
-from dexcore.train.ranks import ALONE, Ranks, join_ranks
-from dexcore.train.run_folder import CHECKPOINTS_FOLDER, check_not_begun, open_run_folder, write_config
+from dexcore.train.ranks import ALONE, Ranks
+from dexcore.train.run_folder import CHECKPOINTS_FOLDER, check_not_begun, write_config
 from dexcore.train.sample_store import open_images, sample_store
 from dexcore.train.schedules import Schedule, StepValues
 from dexcore.train.similarity import expert_similarity, moments
-from dexcore.train.stop import EXIT_STOPPED, StopRequest, leave_signals_to_parent
+from dexcore.train.stop import StopRequest, leave_signals_to_parent
 
 
 class TrainingError(RuntimeError):
     """Training cannot go on; the message says why and where to look."""
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """How a run ended.
-
-    Attributes:
-        folder: of the run.
-        step: steps done, over all its resumptions.
-        finished: False where a signal stopped it; it can be resumed. A dry run is finished after no step.
-    """
-
-    folder: Path
-    step: int
-    finished: bool
-
-    @property
-    def exit_code(self) -> int:
-        """What a process should return: 0, or 75 where the run was stopped by a signal and can be resumed."""
-        return 0 if self.finished else EXIT_STOPPED
-
-
-def pretrain(config: PretrainConfig) -> RunResult:
-    """Train a masked autoencoder, or go on with its training, then evaluate it and write the report.
-
-    Under torchrun all processes call it; they share every batch, and the main one alone writes and speaks. Prints
-    progress on stderr and, at the end, the summary on stdout. SIGTERM, SIGINT and SIGUSR1, to any of the processes,
-    end the run after the step in hand or the next, with a checkpoint.
-
-    With ``config.dry_run`` it prints how the run would go instead (`dexcore.train.dry_run`). A run that fails before
-    its first step is done leaves nothing in ``config.out``, and a resumption that is refused takes nothing from it.
-
-    Raises:
-        TypeError: ``config`` is no `PretrainConfig`.
-        ConfigError: the configuration does not fit the machine, the images or the number of processes.
-        MissingExtraError: a package of the extra ``train`` (or, for the sample images, ``samples``) is missing.
-        UnreadableFileError: a sample image of an installed package cannot be read.
-        RunFolderError: ``config.out`` cannot be used.
-        StoreError: the images cannot be read.
-        CheckpointError: a checkpoint cannot be written or read.
-        TrainingError: the loss or its gradient is not finite in too many steps on end.
-        MainRankError, LostRankError: another process cannot go on.
-    """
-    check_kind("config", config, PretrainConfig, "a PretrainConfig")
-    with ExitStack() as held:  # the main rank's hold on the folder
-        with join_ranks(config.run.device) as ranks:
-            if config.dry_run:
-                lines = rehearse(Pretraining(config, Path(config.out), ranks))
-                if ranks.main:
-                    print("\n".join(lines), flush=True)
-                return RunResult(Path(config.out), 0, finished=True)
-            folder = ranks.on_main(lambda: held.enter_context(open_run_folder(config)))
-            with StopRequest() as stop:
-                run = Pretraining(config, folder, ranks)
-                run.resume()
-                run.train(stop)
-                if run.stopping and ranks.count > 1:
-                    stop.ignore_further()  # torchrun's, to the ranks that leave last
-            if run.stopping:
-                reason = stop.signal_name or "a signal to another rank"
-                ranks.say(f"{reason}: stopped after step {run.step_done}; go on with --resume --out {folder}")
-        if ranks.main and not run.stopping:
-            finish(run)  # a signal now ends the process at once: nothing is lost, --resume comes back here
-        return RunResult(folder, run.step_done, finished=not run.stopping)
 
 
 class Pretraining:

@@ -19,7 +19,8 @@ from dexcore.models import DEXVisionTransformer, MaskedAutoencoder
 from dexcore.report import Evaluation
 from dexcore.train.config import ConfigError
 from dexcore.train.finish import finish
-from dexcore.train.loop import Pretraining, TrainingError, pretrain
+from dexcore.train.loop import Pretraining, TrainingError
+from dexcore.train.run import pretrain
 from dexcore.train.run_folder import RunFolderError
 
 

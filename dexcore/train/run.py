@@ -1,0 +1,78 @@
+"""A run from its configuration to a trained model and its report: `pretrain`."""
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from dexcore.checks import check_kind
+from dexcore.train.config import PretrainConfig
+from dexcore.train.dry_run import rehearse
+from dexcore.train.finish import finish
+from dexcore.train.loop import Pretraining
+from dexcore.train.ranks import join_ranks
+from dexcore.train.run_folder import open_run_folder
+from dexcore.train.stop import EXIT_STOPPED, StopRequest
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended.
+
+    Attributes:
+        folder: of the run.
+        step: steps done, over all its resumptions.
+        finished: False where a signal stopped it; it can be resumed. A dry run is finished after no step.
+    """
+
+    folder: Path
+    step: int
+    finished: bool
+
+    @property
+    def exit_code(self) -> int:
+        """What a process should return: 0, or 75 where the run was stopped by a signal and can be resumed."""
+        return 0 if self.finished else EXIT_STOPPED
+
+
+def pretrain(config: PretrainConfig) -> RunResult:
+    """Train a masked autoencoder, or go on with its training, then evaluate it and write the report.
+
+    Under torchrun all processes call it; they share every batch, and the main one alone writes and speaks. Prints
+    progress on stderr and, at the end, the summary on stdout. SIGTERM, SIGINT and SIGUSR1, to any of the processes,
+    end the run after the step in hand or the next, with a checkpoint.
+
+    With ``config.dry_run`` it prints how the run would go instead (`dexcore.train.dry_run`). A run that fails before
+    its first step is done leaves nothing in ``config.out``, and a resumption that is refused takes nothing from it.
+
+    Raises:
+        TypeError: ``config`` is no `PretrainConfig`.
+        ConfigError: the configuration does not fit the machine, the images or the number of processes.
+        MissingExtraError: a package of the extra ``train`` (or, for the sample images, ``samples``) is missing.
+        UnreadableFileError: a sample image of an installed package cannot be read.
+        RunFolderError: ``config.out`` cannot be used.
+        StoreError: the images cannot be read.
+        CheckpointError: a checkpoint cannot be written or read.
+        TrainingError: the loss or its gradient is not finite in too many steps on end.
+        MainRankError, LostRankError: another process cannot go on.
+    """
+    check_kind("config", config, PretrainConfig, "a PretrainConfig")
+    with ExitStack() as held:  # the main rank's hold on the folder
+        with join_ranks(config.run.device) as ranks:
+            if config.dry_run:
+                lines = rehearse(Pretraining(config, Path(config.out), ranks))
+                if ranks.main:
+                    print("\n".join(lines), flush=True)
+                return RunResult(Path(config.out), 0, finished=True)
+            folder = ranks.on_main(lambda: held.enter_context(open_run_folder(config)))
+            with StopRequest() as stop:
+                run = Pretraining(config, folder, ranks)
+                run.resume()
+                run.train(stop)
+                if run.stopping and ranks.count > 1:
+                    stop.ignore_further()  # torchrun's, to the ranks that leave last
+            if run.stopping:
+                reason = stop.signal_name or "a signal to another rank"
+                ranks.say(f"{reason}: stopped after step {run.step_done}; go on with --resume --out {folder}")
+        if ranks.main and not run.stopping:
+            finish(run)  # a signal now ends the process at once: nothing is lost, --resume comes back here
+        return RunResult(folder, run.step_done, finished=not run.stopping)
