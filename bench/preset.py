@@ -14,7 +14,8 @@ from torch import Tensor
 from bench.command import Line, Options, table_row
 from bench.timing import machine, summary
 from dexcore.train.config import PRESETS, PretrainConfig
-from dexcore.train.device import fast_layers, uses_bf16
+from dexcore.train.device import compute_dtype, uses_bf16
+from dexcore.nn import fast_layers
 from dexcore.train.finish import finish
 from dexcore.train.loop import Pretraining
 from dexcore.train.run_folder import open_run_folder
@@ -42,7 +43,7 @@ class PartsOfStep:
     def take(self, batches: Iterable[Batch]) -> list[dict[str, float]]:
         """A step for each of the batches; each one's seconds by part (`PARTS`)."""
         training, taken = self.training, []
-        with fast_layers(training.model, training.device, training.config.run.precision):
+        with fast_layers(training.model, compute_dtype(training.device, training.config.run.precision)):
             began = time.perf_counter()
             for batch in batches:
                 self._note("data")

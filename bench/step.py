@@ -6,7 +6,7 @@
     published       bench.published.PublishedTraining, with the same weights, images, masks and router noise
     published, fast layers
                     the same with dexcore's choice of kernels outside the DEX layers, where it is another than PyTorch's
-                    (`dexcore.train.device.fast_layers`): what that alone brings
+                    (`dexcore.nn.fast_layers`): what that alone brings
     published, float32
                     the same without autocast, beside the bf16 steps on a CPU
 
@@ -52,8 +52,9 @@ from dexcore.data.synthetic import SyntheticMVU
 from dexcore.extras import MissingExtraError
 from dexcore.nn.mlp import DEXMlp
 from dexcore.train.config import DataConfig, ModelConfig, PretrainConfig, RunConfig
-from dexcore.train.device import fast_bf16, fast_layers
-from dexcore.train.linear import faster_by_onednn
+from dexcore.train.device import compute_dtype, fast_bf16
+from dexcore.nn import fast_layers
+from dexcore.nn.linear import faster_by_onednn
 from dexcore.train.loop import Pretraining
 from dexcore.train.schedules import StepValues
 
@@ -159,7 +160,7 @@ def _steering(layer: DEXMlp, images: int, turn: int) -> Tensor:
 def take_step(training: Training, batch: Batch, values: StepValues, fast: bool = False) -> dict[str, Any]:
     """One step as its loop takes it; ``fast``: the published one with dexcore's choice of kernels (`fast_layers`)."""
     if fast or isinstance(training, Pretraining):
-        with fast_layers(training.model, training.device, training.config.run.precision):
+        with fast_layers(training.model, compute_dtype(training.device, training.config.run.precision)):
             return training.step(batch, values)
     return training.step(batch, values)
 
@@ -302,7 +303,7 @@ def step_flops(training: Training, batch: Batch) -> int:
     With the kernels of bf16 on a CPU, in either precision: the counter knows the parts of attention, but not the fused
     one there.
     """
-    with FlopCounterMode(display=False) as counter, fast_layers(training.model, training.device, "bf16"):
+    with FlopCounterMode(display=False) as counter, fast_layers(training.model, torch.bfloat16):
         training.step(batch, _VALUES)
     return counter.get_total_flops()
 

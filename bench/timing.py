@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from dexcore.train.linear import faster_by_onednn, linear
+from dexcore.nn.linear import faster_by_onednn, linear
 
 RESULTS = Path(__file__).parent / "results"
 CPU = torch.device("cpu")

@@ -5,6 +5,7 @@ from dexcore.nn.aux_losses import AuxLosses, aux_losses
 from dexcore.nn.block import DEXBlock
 from dexcore.nn.control import set_aux, set_mode, set_noise_std, set_router_noise
 from dexcore.nn.directors import LeftOut, discard_load, left_out, record_load, share_load, update_directors
+from dexcore.nn.fast_layers import fast_layers
 from dexcore.nn.mlp import DEXMlp
 from dexcore.nn.param_groups import param_groups
 from dexcore.nn.records import Routing
@@ -20,6 +21,7 @@ __all__ = [
     "aux_losses",
     "collapse",
     "discard_load",
+    "fast_layers",
     "left_out",
     "param_groups",
     "record_load",

@@ -1,5 +1,5 @@
 """What `torch.utils.flop_counter.FlopCounterMode` counts for the DEX ops: their GEMMs, as it does for PyTorch's own;
-and for oneDNN's dense layer (`dexcore.train.linear`), which it does not know.
+and for oneDNN's dense layer (`dexcore.nn.linear`), which it does not know.
 
 A multiplication and an addition are two FLOPs; elementwise work counts nothing, as there. Importing this module
 registers the formulas. Axes as in `dexcore.ops.expert_mlp`; shapes take the tensors' places.

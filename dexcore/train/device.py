@@ -1,17 +1,12 @@
 """Which device a run uses, and in which precision it is fast there."""
 
 import textwrap
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
-import torch.nn.functional as F
-from torch import nn
 
 from dexcore.ops.backend import BackendUnavailableError, resolve
 from dexcore.train.config import ConfigError
-from dexcore.train.linear import ONEDNN_DTYPES, faster_by_onednn, linear
 
 
 def choose_device(name: str, local_rank: int | None = None) -> torch.device:
@@ -74,41 +69,11 @@ def uses_bf16(device: torch.device, precision: str) -> bool:
     return precision == "bf16" or (precision == "auto" and fast_bf16(device))
 
 
+def compute_dtype(device: torch.device, precision: str) -> torch.dtype:
+    """What ``precision`` computes in on ``device``."""
+    return torch.bfloat16 if uses_bf16(device, precision) else torch.float32
+
+
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
     """The context to compute losses in: bf16 autocast, or nothing."""
     return torch.autocast(device.type, dtype=torch.bfloat16) if uses_bf16(device, precision) else nullcontext()
-
-
-@contextmanager
-def fast_layers(model: nn.Module, device: torch.device, precision: str) -> Iterator[None]:
-    """The context to train in: timm's attention and PyTorch's dense layers run the kernels that are fast there.
-
-    On a CPU: PyTorch's fused attention is slower in bf16 than its parts (torch 2.14), and dense layers take oneDNN
-    where that is the faster (`faster_by_onednn`). ``python -m bench.step`` times the published step with and without.
-    """
-    fused, dense = [], []
-    if device.type == "cpu" and uses_bf16(device, precision):
-        fused = [layer for layer in model.modules() if getattr(layer, "fused_attn", False)]
-    if faster_by_onednn(device):
-        # One that has a forward of its own keeps it: what wraps layers sets such, and so does this context.
-        dense = [m for m in model.modules() if type(m) is nn.Linear and "forward" not in vars(m)]
-    for layer in fused:
-        layer.fused_attn = False  # type: ignore[assignment]  # timm's flag
-    for layer in dense:
-        layer.forward = partial(_forward, layer)  # type: ignore[method-assign]  # hides its class's
-    try:
-        yield
-    finally:
-        for layer in fused:
-            layer.fused_attn = True  # type: ignore[assignment]
-        for layer in dense:
-            del layer.forward
-
-
-def _forward(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
-    weight, bias = layer.weight, layer.bias
-    autocast = torch.is_autocast_enabled(x.device.type)
-    dtype = torch.get_autocast_dtype(x.device.type) if autocast else torch.float32
-    if x.ndim > 1 and dtype in ONEDNN_DTYPES and {x.dtype, weight.dtype} <= {torch.float32, dtype}:
-        return linear(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
-    return F.linear(x, weight, bias)

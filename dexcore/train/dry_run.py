@@ -6,7 +6,8 @@ from statistics import median
 
 import torch
 
-from dexcore.train.device import fast_layers, uses_bf16
+from dexcore.nn import fast_layers
+from dexcore.train.device import compute_dtype, uses_bf16
 from dexcore.train.loop import Pretraining
 from dexcore.train.provenance import device_name
 
@@ -21,7 +22,7 @@ def rehearse(run: Pretraining) -> list[str]:
     """
     config, ranks, schedule = run.config, run.ranks, run.schedule
     run.model.train()
-    with fast_layers(run.model, run.device, config.run.precision):
+    with fast_layers(run.model, compute_dtype(run.device, config.run.precision)):
         run.warm_up()
         batches = iter(run.batches(workers=0))
         times = []

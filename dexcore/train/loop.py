@@ -23,6 +23,7 @@ from dexcore.extras import require
 from dexcore.nn import (
     aux_losses,
     discard_load,
+    fast_layers,
     param_groups,
     record_load,
     set_noise_std,
@@ -35,7 +36,7 @@ from dexcore.ops.backend import resolve
 from dexcore.train.build import build_model
 from dexcore.train.checkpoint import Progress, load_checkpoint, save_checkpoint
 from dexcore.train.config import ConfigError, PretrainConfig
-from dexcore.train.device import autocast, check_backend, choose_device, fast_layers
+from dexcore.train.device import autocast, check_backend, choose_device, compute_dtype
 from dexcore.train.gradient_norm import gradient_norm
 from dexcore.train.journal import Journal
 from dexcore.train.provenance import check_images, describe_images, record_start
@@ -114,7 +115,7 @@ class Pretraining:
             record_start(self.folder, self.step_done, self.device, describe_images(self.images, self.rows))
         with (
             Journal(self.folder, self.step_done, total, self.ranks) as journal,
-            fast_layers(self.model, self.device, self.config.run.precision),
+            fast_layers(self.model, compute_dtype(self.device, self.config.run.precision)),
         ):
             self.warm_up()
             batches = iter(self.batches(self.config.data.workers))  # its workers begin while the experts are measured

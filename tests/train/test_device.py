@@ -2,14 +2,9 @@
 
 import pytest
 import torch
-from timm.models.vision_transformer import VisionTransformer
-from torch import nn
-from torch.profiler import ProfilerActivity, profile
 
-from assertions import assert_close
-from dexcore.train import device
 from dexcore.train.config import ConfigError
-from dexcore.train.device import autocast, choose_device, fast_bf16, fast_layers
+from dexcore.train.device import autocast, choose_device, compute_dtype, fast_bf16
 
 _CPU = torch.device("cpu")
 
@@ -45,64 +40,4 @@ def test_processes_on_one_machine_get_a_device_each():
 def test_precision_decides_what_a_product_is_computed_in(precision, bf16):
     with autocast(_CPU, precision):
         product = torch.ones(2, 2) @ torch.ones(2, 2)
-    assert product.dtype == (torch.bfloat16 if bf16 else torch.float32)
-
-
-@pytest.mark.parametrize(("precision", "in_parts"), [("bf16", True), ("fp32", False)])
-def test_attention_runs_in_parts_where_the_fused_kernel_is_slow_and_fused_again_after(precision, in_parts):
-    model = VisionTransformer(img_size=16, patch_size=8, embed_dim=8, depth=2, num_heads=2)
-    flags = [block.attn.fused_attn for block in model.blocks]
-    assert all(flags)
-    with fast_layers(model, _CPU, precision):
-        assert [block.attn.fused_attn for block in model.blocks] == [not in_parts] * 2
-    assert [block.attn.fused_attn for block in model.blocks] == flags
-
-
-@pytest.fixture
-def onednn_is_faster(monkeypatch):
-    monkeypatch.setattr(device, "faster_by_onednn", lambda device: True)
-
-
-def calls_onednn(run):
-    with profile(activities=[ProfilerActivity.CPU]) as profiler:
-        run()
-    return "mkldnn::_linear_pointwise" in {event.name for event in profiler.events()}
-
-
-@pytest.mark.usefixtures("onednn_is_faster")
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_dense_layers_run_by_onednn_where_it_is_faster_and_as_before_after(precision):
-    model = VisionTransformer(img_size=16, patch_size=8, embed_dim=8, depth=2, num_heads=2)
-    images, bound = torch.randn(2, 3, 16, 16), 1e-4 if precision == "fp32" else 0.3
-
-    def results():
-        with autocast(_CPU, precision):
-            y = model(images)
-        return [y, *torch.autograd.grad(y.float().square().sum(), [*model.parameters()])]
-
-    expected = results()
-    with fast_layers(model, _CPU, precision), fast_layers(model, _CPU, precision):
-        assert calls_onednn(results)
-        for name, mine, plain in zip(("y", *dict(model.named_parameters())), results(), expected, strict=True):
-            assert_close(mine, plain, bound=bound, name=name)
-            assert mine.dtype == plain.dtype
-    assert all(torch.equal(again, plain) for again, plain in zip(results(), expected, strict=True))
-    assert not calls_onednn(results)
-
-
-@pytest.mark.usefixtures("onednn_is_faster")
-def test_only_plain_dense_layers_in_a_fitting_precision_run_by_onednn():
-    class Own(nn.Linear):
-        pass
-
-    wrapped = nn.Linear(4, 4)
-    own_forward = wrapped.forward = lambda x: x + 1
-    x = torch.randn(2, 4)
-    others = [(Own(4, 4), x), (wrapped, x), (nn.Linear(4, 4).double(), x.double()), (nn.Linear(4, 4), x[0])]
-    for layer, given in others:
-        with fast_layers(layer, _CPU, "fp32"):
-            assert not calls_onednn(lambda layer=layer, given=given: layer(given))
-    assert wrapped.forward is own_forward
-    with fast_layers(others[-1][0], _CPU, "fp32"), autocast(_CPU, "bf16"):
-        assert others[-1][0](x).dtype == torch.bfloat16
-        assert others[-1][0](x[0]).dtype == torch.bfloat16
+    assert product.dtype == compute_dtype(_CPU, precision) == (torch.bfloat16 if bf16 else torch.float32)

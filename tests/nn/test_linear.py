@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import dexcore.ops.flops  # noqa: F401  # teaches FlopCounterMode oneDNN's dense layer
 from assertions import assert_close
-from dexcore.train.linear import ONEDNN_DTYPES, faster_by_onednn, linear
+from dexcore.nn.linear import ONEDNN_DTYPES, faster_by_onednn, linear
 
 sizes = st.integers(1, 70)
 
