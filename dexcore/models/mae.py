@@ -3,6 +3,7 @@
 Axes: B images, L patches, P prefix tokens (class and register tokens), K = patch height * width * channels.
 """
 
+import math
 from functools import partial
 from typing import Any, NamedTuple, Self
 
@@ -111,13 +112,7 @@ class MaskedAutoencoder(PretrainedMixin, nn.Module):
         self.decoder_heads = decoder_heads
         self.mask_ratio = mask_ratio
         self.norm_pix_loss = norm_pix_loss
-        self.num_patches: int = encoder.patch_embed.num_patches
-        self.num_visible = int(self.num_patches * (1 - mask_ratio))
-        if not 0 < self.num_visible < self.num_patches:
-            raise ValueError(
-                f"mask_ratio must leave at least one of {self.num_patches} patches visible and one hidden, "
-                f"got {mask_ratio}"
-            )
+        self._take_grid()
         weight = encoder.patch_embed.proj.weight
         patch_values = weight[0].numel()
         if norm_pix_loss and patch_values == 1:
@@ -174,15 +169,82 @@ class MaskedAutoencoder(PretrainedMixin, nn.Module):
         vit = self.encoder
         if encoder:
             projection = vit.patch_embed.proj
-            nn.init.xavier_uniform_(projection.weight.flatten(1))
+            drawn = nn.init.xavier_uniform_(projection.weight.flatten(1))  # of a channels_last weight this is a copy
+            projection.weight.copy_(drawn.view(projection.weight.shape))
             if projection.bias is not None:
                 nn.init.zeros_(projection.bias)
             for token in (vit.cls_token, vit.reg_token, getattr(vit, "dist_token", None)):
                 if token is not None:
                     nn.init.normal_(token, std=_TOKEN_STD)
-        grid, prefix = vit.patch_embed.grid_size, vit.num_prefix_tokens
-        _positions(vit).copy_(sincos_positions(vit.embed_dim, grid, 0 if vit.no_embed_class else prefix))
-        self.decoder_pos_embed.copy_(sincos_positions(self.decoder_pos_embed.shape[-1], grid, prefix))
+        self._fill_positions()
+
+    @torch.no_grad()
+    def set_input_size(self, img_size: int | tuple[int, int]) -> None:
+        """Take images of another size: the grid of patches, and the positions of encoder and decoder, follow.
+
+        No weight changes but positions, which are drawn for the new grid (`sincos_positions`). As a parameter's shape
+        changes, call it before the optimizer and DDP are made. It also mends a model whose encoder alone was resized.
+
+        Args:
+            img_size: pixels, of a square or (height, width); multiples of the patch size.
+
+        Raises:
+            ValueError: no multiple of the patch size, too few patches for ``mask_ratio``, or the encoder's patch size
+                was changed. The model is as before.
+        """
+        embed = self.encoder.patch_embed
+        self._check_patch_size()
+        size = tuple(img_size) if isinstance(img_size, tuple | list) else (img_size, img_size)
+        multiples = f"a positive multiple of the patch size {embed.patch_size}"
+        for pixels, patch in zip(size, embed.patch_size, strict=True):
+            check_whole("img_size", pixels, 1)
+            if pixels % patch:
+                raise ValueError(f"img_size must be {multiples}, got {img_size}")
+        patches = math.prod(pixels // patch for pixels, patch in zip(size, embed.patch_size, strict=True))
+        self._count_visible(patches)  # refused before anything changes
+        self.encoder.set_input_size(img_size=size)
+        self._take_grid()
+        tokens = self.encoder.num_prefix_tokens + self.num_patches
+        shape = (1, tokens, self.decoder_pos_embed.shape[-1])
+        self.decoder_pos_embed = nn.Parameter(self.decoder_pos_embed.new_empty(shape), requires_grad=False)
+        self._fill_positions()
+
+    def _take_grid(self) -> None:
+        embed = self.encoder.patch_embed
+        self._grid: tuple[int, int] = tuple(embed.grid_size)
+        self.num_patches: int = embed.num_patches
+        self.num_visible = self._count_visible(self.num_patches)
+
+    def _count_visible(self, patches: int) -> int:
+        visible = int(patches * (1 - self.mask_ratio))
+        if not 0 < visible < patches:
+            raise ValueError(
+                f"mask_ratio must leave at least one of {patches} patches visible and one hidden, got {self.mask_ratio}"
+            )
+        return visible
+
+    def _fill_positions(self) -> None:
+        vit, prefix = self.encoder, self.encoder.num_prefix_tokens
+        _positions(vit).copy_(sincos_positions(vit.embed_dim, self._grid, 0 if vit.no_embed_class else prefix))
+        self.decoder_pos_embed.copy_(sincos_positions(self.decoder_pos_embed.shape[-1], self._grid, prefix))
+
+    def _check_patch_size(self) -> None:
+        if self.encoder.patch_embed.proj.weight[0].numel() != self.decoder_pred.out_features:
+            raise ValueError(
+                f"encoder's patches have become {self.encoder.patch_embed.patch_size} pixels, of which the decoder "
+                "predicts another number: set the patch size first, then build the MaskedAutoencoder around the encoder"
+            )
+
+    def _check_grid(self) -> None:
+        """Refuse an encoder that was resized behind the autoencoder's back."""
+        embed = self.encoder.patch_embed
+        if tuple(embed.grid_size) != self._grid:
+            self._check_patch_size()
+            raise ValueError(
+                f"encoder was resized to {embed.img_size}, a grid of {embed.grid_size} patches, and the decoder was "
+                f"built for {self._grid}: call set_input_size({embed.img_size}) of the MaskedAutoencoder, which "
+                "resizes both"
+            )
 
     def no_weight_decay(self) -> set[str]:
         """Parameters of its own that are not decayed; the encoder names its own."""
@@ -343,11 +405,12 @@ class MaskedAutoencoder(PretrainedMixin, nn.Module):
     def _check_inputs(self, images: torch.Tensor, noise: torch.Tensor | None) -> None:
         check_kind("images", images, torch.Tensor, "a tensor")
         check_kind("noise", noise, torch.Tensor | None, "a tensor or None")
+        self._check_grid()
         expected = (self.encoder.in_chans, *self.encoder.patch_embed.img_size)
         if images.ndim != 4 or tuple(images.shape[1:]) != expected:
             raise ValueError(
                 f"images must be [B, {', '.join(map(str, expected))}], the encoder's channels, height and "
-                f"width, got {list(images.shape)}"
+                f"width, got {list(images.shape)} (set_input_size takes images of another size)"
             )
         if not images.is_floating_point():
             raise TypeError(f"images must be floating point, got {images.dtype}")

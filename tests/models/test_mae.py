@@ -202,6 +202,43 @@ def test_weights_are_drawn_as_mae_does():
     assert_close(encoder.blocks[0].ls1.gamma, torch.full((64,), 0.1))
 
 
+def test_the_patch_embedding_of_a_channels_last_encoder_is_drawn_too():
+    models = []
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        torch.manual_seed(0)
+        encoder = DEXVisionTransformer(**TINY, num_experts=3).to(memory_format=memory_format)
+        with torch.no_grad():
+            encoder.patch_embed.proj.weight.fill_(7)
+        models.append(tiny(encoder))
+    plain, other = (model.encoder.patch_embed.proj.weight for model in models)
+    assert other.is_contiguous(memory_format=torch.channels_last)
+    assert plain.std().item() == pytest.approx(math.sqrt(2 / (16 + 3 * 64)), rel=0.1)
+    assert torch.equal(other, plain)
+    images, noise = inputs(models[0])
+    assert_close(models[1](images, noise).loss, models[0](images, noise).loss, bound=1e-5)
+
+
+def test_every_strided_weight_is_drawn_as_a_contiguous_one_is():
+    """A transposed storage under the same shape, as weights come from some converters."""
+
+    def strided(model):
+        for module in model.modules():
+            for name, parameter in [*module.named_parameters(recurse=False)]:
+                if parameter.ndim > 1:
+                    turned = parameter.detach().mT.contiguous().mT
+                    setattr(module, name, nn.Parameter(turned.fill_(7), requires_grad=parameter.requires_grad))
+        return model
+
+    model = tiny(strided(DEXVisionTransformer(**TINY, num_experts=3)))
+    model = strided(model)
+    assert not model.encoder.patch_embed.proj.weight.is_contiguous()
+    model.init_weights()
+    for name, tensor in model.named_parameters():
+        if tensor.ndim > 1:
+            assert not tensor.eq(7).any(), name
+    assert_experts_equal_the_director(model)
+
+
 def assert_experts_equal_the_director(model):
     for layer in (m for m in model.modules() if isinstance(m, DEXMlp)):
         assert layer.router.activation_frequency.eq(0).all()
@@ -296,6 +333,55 @@ def test_the_loss_is_float32_under_autocast_and_near_the_full_precision_one():
     assert output.pred.dtype == torch.bfloat16
     assert output.loss.item() == pytest.approx(expected.loss.item(), rel=0.02)
     assert all(gradient.isfinite().all() for gradient in gradients(model).values())
+
+
+@pytest.mark.parametrize("resized_before", [False, True])
+@pytest.mark.parametrize("reg_tokens", [0, 2])
+def test_a_resized_autoencoder_is_one_built_at_that_size_with_the_same_weights(resized_before, reg_tokens):
+    arguments = {**TINY, "num_experts": 3, "reg_tokens": reg_tokens}
+    model = shake(tiny(DEXVisionTransformer(**arguments)))
+    if resized_before:
+        model.encoder.set_input_size((48, 40))
+    model.set_input_size((48, 40))
+    expected = tiny(DEXVisionTransformer(**{**arguments, "img_size": (48, 40)}))
+    assert {name: t.shape for name, t in expected.state_dict().items()} == {
+        name: t.shape for name, t in model.state_dict().items()
+    }
+    assert torch.equal(model.encoder.pos_embed, expected.encoder.pos_embed)
+    assert torch.equal(model.decoder_pos_embed, expected.decoder_pos_embed)
+    assert not model.encoder.pos_embed.requires_grad
+    assert not model.decoder_pos_embed.requires_grad
+    assert (model.num_patches, model.num_visible) == (30, 7)
+    expected.load_state_dict(model.state_dict())
+    images, noise = inputs(expected)
+    assert torch.equal(model(images, noise).loss, expected(images, noise).loss)
+    rebuilt = MaskedAutoencoder.from_description(model.describe())
+    rebuilt.load_state_dict(model.state_dict())
+    assert torch.equal(rebuilt(images, noise).loss, expected(images, noise).loss)
+
+
+@pytest.mark.parametrize("size", [(48, 40), (64, 16)])  # the second has as many patches, in another grid
+def test_an_encoder_resized_alone_is_refused_with_what_to_do(size):
+    model = tiny()
+    model.encoder.set_input_size(size)
+    with pytest.raises(ValueError, match=r"encoder was resized .* call set_input_size\(\(\d+, \d+\)\) of the Masked"):
+        model(torch.randn(2, 3, *size))
+
+
+def test_sizes_and_patches_that_an_autoencoder_cannot_take_are_refused_and_change_nothing():
+    model = tiny()
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    for size in (36, (48, 36)):
+        with pytest.raises(ValueError, match="img_size must be a positive multiple of the patch size"):
+            model.set_input_size(size)
+    with pytest.raises(ValueError, match="mask_ratio must leave at least one of 1 patches"):
+        model.set_input_size(8)
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+    model(*inputs(model))
+    model.encoder.set_input_size(patch_size=16)
+    for attempt in (lambda: model(torch.randn(2, 3, 32, 32)), lambda: model.set_input_size(32)):
+        with pytest.raises(ValueError, match="set the patch size first"):
+            attempt()
 
 
 @pytest.mark.parametrize(
