@@ -13,9 +13,9 @@ from torch import Tensor
 
 from bench.command import Line, Options, table_row
 from bench.timing import machine, summary
+from dexcore.nn import fast_layers
 from dexcore.train.config import PRESETS, PretrainConfig
 from dexcore.train.device import compute_dtype, uses_bf16
-from dexcore.nn import fast_layers
 from dexcore.train.finish import finish
 from dexcore.train.loop import Pretraining
 from dexcore.train.run_folder import open_run_folder

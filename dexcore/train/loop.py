@@ -45,7 +45,7 @@ from dexcore.train.run_folder import CHECKPOINTS_FOLDER, check_not_begun, write_
 from dexcore.train.sample_store import open_images, sample_store
 from dexcore.train.schedules import Schedule, StepValues
 from dexcore.train.similarity import expert_similarity, moments
-from dexcore.train.stop import StopRequest, leave_signals_to_parent
+from dexcore.train.stop import StopRequest, leave_signals_to_parent, signals_held_back
 
 
 class TrainingError(RuntimeError):
@@ -118,7 +118,8 @@ class Pretraining:
             fast_layers(self.model, compute_dtype(self.device, self.config.run.precision)),
         ):
             self.warm_up()
-            batches = iter(self.batches(self.config.data.workers))  # its workers begin while the experts are measured
+            with signals_held_back():
+                batches = iter(self.batches(self.config.data.workers))  # workers begin while experts are measured
             self._measure_experts(journal)
             started = time.perf_counter()
             for batch in batches:

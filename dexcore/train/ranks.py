@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dexcore.train.device import choose_device
+from dexcore.train.stop import Stopped
 
 T = TypeVar("T")
 
@@ -69,17 +70,23 @@ class Ranks:
 
         Raises:
             MainRankError: it failed there (where the error itself is raised).
+            Stopped: a signal ended it there.
         """
         if self.group is None:
             return do()
-        answer: list[tuple[bool, T | None]] = [(False, None)]
+        answer: list[tuple[str, T | None]] = [("failed", None)]
         try:
             if self.main:
-                answer = [(True, do())]
+                answer = [("done", do())]
+        except Stopped:
+            answer = [("stopped", None)]
+            raise
         finally:
             dist.broadcast_object_list(answer, src=0, group=self.group)
-        done, result = answer[0]
-        if not done:
+        how, result = answer[0]
+        if how == "stopped":
+            raise Stopped
+        if how == "failed":
             raise MainRankError("the main rank failed")
         return result  # type: ignore[return-value]  # T may be None
 

@@ -1,5 +1,6 @@
 """A run from its configuration to a trained model and its report: `pretrain`."""
 
+import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +10,9 @@ from dexcore.train.config import PretrainConfig
 from dexcore.train.dry_run import rehearse
 from dexcore.train.finish import finish
 from dexcore.train.loop import Pretraining
-from dexcore.train.ranks import join_ranks
+from dexcore.train.ranks import LostRankError, environment_rank, join_ranks
 from dexcore.train.run_folder import open_run_folder
-from dexcore.train.stop import EXIT_STOPPED, StopRequest
+from dexcore.train.stop import EXIT_STOPPED, Stopped, StopRequest
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,8 @@ class RunResult:
     Attributes:
         folder: of the run.
         step: steps done, over all its resumptions.
-        finished: False where a signal stopped it; it can be resumed. A dry run is finished after no step.
+        finished: False where a signal stopped it, in training or around it; it can be resumed. A dry run is finished
+            after no step.
     """
 
     folder: Path
@@ -38,8 +40,10 @@ def pretrain(config: PretrainConfig) -> RunResult:
     """Train a masked autoencoder, or go on with its training, then evaluate it and write the report.
 
     Under torchrun all processes call it; they share every batch, and the main one alone writes and speaks. Prints
-    progress on stderr and, at the end, the summary on stdout. SIGTERM, SIGINT and SIGUSR1, to any of the processes,
-    end the run after the step in hand or the next, with a checkpoint.
+    progress on stderr and, at the end, the summary on stdout. SIGTERM, SIGINT and SIGUSR1, to any of the processes or
+    to their whole process group, end the run after the step in hand or the next, with a checkpoint. Before the first
+    step and after the last there is no step to save: they end the run at once, and ``resume`` begins it, or goes on
+    with its evaluation.
 
     With ``config.dry_run`` it prints how the run would go instead (`dexcore.train.dry_run`). A run that fails before
     its first step is done leaves nothing in ``config.out``, and a resumption that is refused takes nothing from it.
@@ -56,23 +60,59 @@ def pretrain(config: PretrainConfig) -> RunResult:
         MainRankError, LostRankError: another process cannot go on.
     """
     check_kind("config", config, PretrainConfig, "a PretrainConfig")
-    with ExitStack() as held:  # the main rank's hold on the folder
-        with join_ranks(config.run.device) as ranks:
-            if config.dry_run:
-                lines = rehearse(Pretraining(config, Path(config.out), ranks))
-                if ranks.main:
-                    print("\n".join(lines), flush=True)
-                return RunResult(Path(config.out), 0, finished=True)
+    if config.dry_run:
+        return _dry_run(config)
+    with StopRequest() as stop:
+        try:
+            return _run(config, stop)
+        except Stopped:
+            if environment_rank()[0] == 0:
+                print(
+                    f"{stop.signal_name}: stopped before a step of this start; nothing is lost, --resume begins or "
+                    f"goes on: --out {config.out}",
+                    file=sys.stderr,
+                    flush=True,
+                )
+        except LostRankError:
+            if not stop:
+                raise
+        return RunResult(Path(config.out), 0, finished=False)
+
+
+def _dry_run(config: PretrainConfig) -> RunResult:
+    with join_ranks(config.run.device) as ranks:
+        lines = rehearse(Pretraining(config, Path(config.out), ranks))
+        if ranks.main:
+            print("\n".join(lines), flush=True)
+    return RunResult(Path(config.out), 0, finished=True)
+
+
+def _run(config: PretrainConfig, stop: StopRequest) -> RunResult:
+    with ExitStack() as held, join_ranks(config.run.device) as ranks:  # held: the main rank's hold on the folder
+        with stop.at_once(ranks.main):
             folder = ranks.on_main(lambda: held.enter_context(open_run_folder(config)))
-            with StopRequest() as stop:
-                run = Pretraining(config, folder, ranks)
-                run.resume()
-                run.train(stop)
-                if run.stopping and ranks.count > 1:
-                    stop.ignore_further()  # torchrun's, to the ranks that leave last
-            if run.stopping:
-                reason = stop.signal_name or "a signal to another rank"
-                ranks.say(f"{reason}: stopped after step {run.step_done}; go on with --resume --out {folder}")
-        if ranks.main and not run.stopping:
-            finish(run)  # a signal now ends the process at once: nothing is lost, --resume comes back here
+            run = Pretraining(config, folder, ranks)
+            run.resume()
+        run.train(stop)
+        if run.stopping:
+            if ranks.count > 1:
+                stop.ignore_further()  # torchrun's, to the ranks that leave last
+            reason = stop.signal_name or "a signal to another rank"
+            ranks.say(f"{reason}: stopped after step {run.step_done}; go on with --resume --out {folder}")
+        elif ranks.main and not _finished(run, stop):
+            return RunResult(folder, run.step_done, finished=False)
         return RunResult(folder, run.step_done, finished=not run.stopping)
+
+
+def _finished(run: Pretraining, stop: StopRequest) -> bool:
+    """Evaluate and report; False where a signal came before or meanwhile: --resume comes back here."""
+    try:
+        with stop.at_once():
+            finish(run)
+    except Stopped:
+        run.ranks.say(
+            f"{stop.signal_name}: stopped after the last step, before the report was done; make it with --resume "
+            f"--out {run.folder}"
+        )
+        return False
+    return True

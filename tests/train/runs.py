@@ -95,8 +95,8 @@ def similarities(out: str | Path) -> list[dict[str, Any]]:
 
 
 def start(config: PretrainConfig, folder: Path) -> subprocess.Popen[str]:
-    """The example in a process of its own, with ``config`` in a file in ``folder``."""
-    return _process([str(EXAMPLE), *flags(config, folder)], {})
+    """The example in a process of its own, the first of a process group, with ``config`` in a file in ``folder``."""
+    return _process([str(EXAMPLE), *flags(config, folder)], {}, group=0)
 
 
 def flags(config: PretrainConfig, folder: Path) -> list[str]:
@@ -107,20 +107,23 @@ def flags(config: PretrainConfig, folder: Path) -> list[str]:
 
 
 def start_ranks(count: int, arguments: list[str]) -> list[subprocess.Popen[str]]:
-    """``python arguments`` in ``count`` processes with the environment that torchrun gives them."""
+    """``python arguments`` in ``count`` processes, a process group, with the environment that torchrun gives them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
-    ranks = [{**group, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
-    return [_process(arguments, environment) for environment in ranks]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
+    processes: list[subprocess.Popen[str]] = []
+    for rank in map(str, range(count)):
+        group = processes[0].pid if processes else 0
+        processes.append(_process(arguments, {**shared, "RANK": rank, "LOCAL_RANK": rank}, group))
+    return processes
 
 
-def _process(arguments: list[str], environment: dict[str, str]) -> subprocess.Popen[str]:
+def _process(arguments: list[str], environment: dict[str, str], group: int) -> subprocess.Popen[str]:
     # The same number of threads as here: sums are cut by it.
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), **environment}
-    command = [sys.executable, *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    command, pipe = [sys.executable, *arguments], subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment, process_group=group)
 
 
 def ends(processes: list[subprocess.Popen[str]]) -> tuple[list[int], list[str], list[str]]:
