@@ -25,9 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="make a run's report again, from the numbers in its folder",
         description="Write report.html, its pictures and summary.json into a run's folder, from the numbers that the "
         "run left there: metrics.jsonl, similarity.jsonl, config.yaml, evaluation.npz, analysis.npz. Needs no model, "
-        "no image and no network.",
+        "no image and no network. Of a run that is under way, was stopped or has diverged, it shows what there is.",
     )
-    report.add_argument("run", type=Path, metavar="RUN", help="the folder of a finished run (its --out)")
+    report.add_argument("run", type=Path, metavar="RUN", help="the folder of a run (its --out)")
     arguments = parser.parse_args(argv)
     try:
         return _report(arguments.run)
@@ -37,9 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _report(run: Path) -> int:
-    from dexcore.report import build_report
+    from dexcore.report import build_report, is_unfinished, report_unfinished
 
-    print("\n".join(build_report(run).lines()))
+    found = report_unfinished(run) if is_unfinished(run) else build_report(run)
+    print("\n".join(found.lines()))
     return 0
 
 

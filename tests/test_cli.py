@@ -41,7 +41,7 @@ def test_report_makes_the_page_from_the_numbers_alone(run):
     assert "<h1>DEX pre-training: run</h1>" in (run / "report.html").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("broken", ["nowhere", "evaluation.npz", "analysis.npz", "metrics.jsonl", "config.yaml"])
+@pytest.mark.parametrize("broken", ["nowhere", "evaluation.npz", "metrics.jsonl", "config.yaml"])
 def test_what_is_missing_is_an_error_in_one_line(tmp_path, capsys, broken):
     folder = write_run(tmp_path / "run", make_evaluation())
     if broken == "nowhere":

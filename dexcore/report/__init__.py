@@ -6,5 +6,18 @@ from dexcore.report.files import run_files
 from dexcore.report.numbers import RunNumbers
 from dexcore.report.page import build_report
 from dexcore.report.summary import Summary, summarize
+from dexcore.report.unfinished import Unfinished, is_unfinished, report_unfinished
 
-__all__ = ["Analysis", "Evaluation", "Examples", "RunNumbers", "Summary", "build_report", "run_files", "summarize"]
+__all__ = [
+    "Analysis",
+    "Evaluation",
+    "Examples",
+    "RunNumbers",
+    "Summary",
+    "Unfinished",
+    "build_report",
+    "is_unfinished",
+    "report_unfinished",
+    "run_files",
+    "summarize",
+]

@@ -11,6 +11,7 @@ SUMMARY_FILE = "summary.json"
 REPORT_FILE = "report.html"
 PICTURES_FOLDER = "report"
 MODEL_FOLDER = "model"
+LOCK_FILE = ".lock"  # held by the process that trains
 
 
 def run_files(run_folder: str | Path) -> dict[str, Path]:

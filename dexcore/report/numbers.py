@@ -45,7 +45,7 @@ class RunNumbers:
             raise FileNotFoundError(f"{folder}: no such folder, expected the folder of a run")
         similarity = SimilarityCourse.read(folder / SIMILARITY_FILE)  # before the steps: a trainer may be writing both
         numbers = cls(
-            config=_read_config(folder / CONFIG_FILE),
+            config=read_config(folder / CONFIG_FILE),
             history=History.read(folder / METRICS_FILE),
             evaluation=Evaluation.load(folder / EVALUATION_FILE),
             analysis=Analysis.load(folder / ANALYSIS_FILE),
@@ -76,7 +76,8 @@ def _check_steps(folder: Path, steps: int, similarity: SimilarityCourse) -> None
         )
 
 
-def _read_config(path: Path) -> Mapping[str, Any]:
+def read_config(path: Path) -> Mapping[str, Any]:
+    """A run's configuration, as YAML gives it; FileNotFoundError or ValueError names the file."""
     yaml = require("yaml", "train")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file, expected the run's configuration")

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from dexcore.files import write_whole
-from dexcore.report.files import CONFIG_FILE, METRICS_FILE, MODEL_FOLDER, SIMILARITY_FILE
+from dexcore.report.files import CONFIG_FILE, LOCK_FILE, METRICS_FILE, MODEL_FOLDER, SIMILARITY_FILE
 from dexcore.train.arguments import read_yaml, to_yaml
 from dexcore.train.config import PretrainConfig, differences
 
@@ -28,7 +28,6 @@ SKIPPED_FILE = "skipped.jsonl"
 STARTS_FILE = "starts.jsonl"
 CHECKPOINTS_FOLDER = "checkpoints"
 _FIRST_FILES = frozenset({CONFIG_FILE, STARTS_FILE, METRICS_FILE, SIMILARITY_FILE, SKIPPED_FILE})  # before any step
-_LOCK = ".lock"
 
 
 class RunFolderError(RuntimeError):
@@ -83,14 +82,14 @@ def _held(folder: Path) -> Iterator[None]:
     """Hold ``folder``; after an error before the first step what was not there at the beginning is removed."""
     with _clear_errors(folder):
         before = {*os.listdir(folder)}
-        lock = open(folder / _LOCK, "a")  # noqa: SIM115
+        lock = open(folder / LOCK_FILE, "a")  # noqa: SIM115
     with lock:
         _hold(lock, folder)
         try:
             yield
         except BaseException:
             if not _came_to_a_step(folder):
-                for name in {_LOCK, *_FIRST_FILES} - before:
+                for name in {LOCK_FILE, *_FIRST_FILES} - before:
                     with suppress(OSError):
                         (folder / name).unlink()
             raise
@@ -103,8 +102,8 @@ def _hold(lock: IO[str], folder: Path) -> None:
         # lockf and not flock: a record lock belongs to this process alone, so that a forked data worker which
         # outlives a killed run does not hold the folder. The kernel drops it when the process dies.
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not os.path.samestat(os.fstat(lock.fileno()), os.stat(folder / _LOCK)):
-            raise FileNotFoundError(_LOCK)  # removed by a run that failed meanwhile: a third may hold a new one
+        if not os.path.samestat(os.fstat(lock.fileno()), os.stat(folder / LOCK_FILE)):
+            raise FileNotFoundError(LOCK_FILE)  # removed by a run that failed meanwhile: a third may hold a new one
     except OSError as error:
         raise RunFolderError(
             f"out: another run is writing into {folder}; wait for it, or give this one another --out"
