@@ -31,8 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         stopped the run, which ``--resume`` goes on with.
     """
     keep_freed_memory()
-    rank, _ = environment_rank()
+    rank = 0
     try:
+        rank, _ = environment_rank()
         config = parse(argv) if rank == 0 else _parse_in_silence(argv)
         if config is None:
             return 0

@@ -21,7 +21,7 @@ import torch
 
 import dexcore
 from dexcore.data.dataset import MODALITIES, MVUDataset
-from dexcore.train.ranks import environment_rank
+from dexcore.train.ranks import environment_number, environment_rank
 from dexcore.train.run_folder import STARTS_FILE, LineFile, RunFolderError
 
 _PACKAGES = ("torch", "timm", "triton", "numpy", "safetensors", "pyarrow", "opencv-python-headless", "Pillow")
@@ -110,7 +110,7 @@ def command(arguments: list[str]) -> str:
     count = environment_rank()[1]
     if count == 1:
         return shlex.join(["python", *arguments])
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", count))
+    here = environment_number("LOCAL_WORLD_SIZE", 1, count, count)
     machines = [] if here == count else ["--nnodes", str(count // here)]
     return shlex.join(["torchrun", *machines, "--nproc-per-node", str(here), *(a for a in arguments if a != "-u")])
 

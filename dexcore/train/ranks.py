@@ -8,19 +8,23 @@ compute.
 
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from dexcore.train.config import ConfigError
 from dexcore.train.device import choose_device
 from dexcore.train.stop import Stopped
 
 T = TypeVar("T")
+_SILENT_SECONDS = 15.0  # ranks of one start meet sooner
 
 
 class MainRankError(RuntimeError):
@@ -95,33 +99,70 @@ ALONE = Ranks()
 
 
 def environment_rank() -> tuple[int, int]:
-    """This process's rank and the number of processes, as torchrun puts them in the environment; else (0, 1)."""
-    count = int(os.environ.get("WORLD_SIZE", "1"))
-    return (int(os.environ.get("RANK", "0")) if count > 1 else 0), count
+    """This process's rank and the number of processes, as torchrun puts them in the environment; else (0, 1).
+
+    Raises:
+        ConfigError: a variable holds something else, or others are missing beside it; the message names it.
+    """
+    count = environment_number("WORLD_SIZE", 1, 2**31, 1)
+    if count == 1:
+        return 0, 1
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    if missing:
+        raise ConfigError(
+            f"environment: WORLD_SIZE={count} says that {count} processes train together, but {' and '.join(missing)} "
+            f"{'is' if len(missing) == 1 else 'are'} not set; start them with torchrun, which sets all, or unset "
+            "WORLD_SIZE to train alone"
+        )
+    environment_number("MASTER_PORT", 1, 65535)
+    return environment_number("RANK", 0, count - 1), count
+
+
+def environment_number(name: str, least: int, most: int, default: int | None = None) -> int:
+    """A whole number from the environment.
+
+    Raises:
+        ConfigError: it is something else, or missing without a default.
+    """
+    text = os.environ.get(name, None if default is None else str(default))
+    try:
+        number = int(text or "")
+    except ValueError:
+        number = least - 1
+    if not least <= number <= most:
+        got = "nothing" if text is None else repr(text)
+        raise ConfigError(
+            f"environment: {name} must be a whole number in {least}..{most}, as torchrun sets it, got {got}; unset "
+            "WORLD_SIZE to train alone"
+        )
+    return number
 
 
 @contextmanager
-def join_ranks(device: str) -> Iterator[Ranks]:
+def join_ranks(device: str, patience: float = 300.0) -> Iterator[Ranks]:
     """Meet the other processes that torchrun started, and part at the end. A process alone meets nobody.
 
     Args:
         device: the run's ``run.device``; it decides between gloo (CPU) and NCCL (CUDA).
+        patience: seconds to wait for the others; that it waits is said after a few.
 
     Raises:
-        ConfigError: the device is not there.
-        LostRankError: another rank ended while this one waited for it.
+        ConfigError: the device is not there, or the environment is not what torchrun sets.
+        LostRankError: the others did not come, or one ended while this one waited for it.
     """
     rank, count = environment_rank()
     if count == 1:
         yield ALONE
         return
-    local_rank = int(os.environ.get("LOCAL_RANK", rank))
+    local_rank = environment_number("LOCAL_RANK", 0, count - 1, rank)
     own = choose_device(device, local_rank)
+    store = _meet(rank, count, patience)
     if own.type == "cpu":
-        dist.init_process_group("gloo")
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=count)
     else:
         torch.accelerator.set_device_index(own)
-        dist.init_process_group(dist.get_default_backend_for_device(own), device_id=own)
+        backend = dist.get_default_backend_for_device(own)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=count, device_id=own)
     try:
         yield Ranks(rank, count, local_rank, dist.group.WORLD)
     except RuntimeError as error:
@@ -133,6 +174,30 @@ def join_ranks(device: str) -> Iterator[Ranks]:
         ) from error
     finally:
         dist.destroy_process_group()
+
+
+def _meet(rank: int, count: int, patience: float) -> dist.Store:
+    """Wait until all processes are there, through the store that the environment names."""
+    place = f"MASTER_ADDR:MASTER_PORT = {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    waits = f"rank {rank} waits for the other {count - 1} of {count} processes at {place}, {patience:.0f} s at most"
+    teller = threading.Timer(min(_SILENT_SECONDS, patience / 2), print, [waits], {"file": sys.stderr, "flush": True})
+    teller.daemon = True
+    teller.start()
+    limit = timedelta(seconds=patience)
+    try:
+        store, _, _ = next(dist.rendezvous("env://", rank, count, timeout=limit))
+        store.set(f"dexcore/rank{rank}", "here")
+        store.wait([f"dexcore/rank{other}" for other in range(count)], limit)
+    except (dist.DistError, RuntimeError, OSError) as error:
+        raise LostRankError(
+            f"rank {rank} did not meet the other {count - 1} of {count} processes at {place} within {patience:.0f} s: "
+            "start all of them, with the same address and port, each with a RANK of its own "
+            f"({str(error).splitlines()[0]})"
+        ) from error
+    finally:
+        teller.cancel()
+    store.set_timeout(dist.default_pg_timeout)
+    return store
 
 
 def _says_lost(error: RuntimeError) -> bool:

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,7 +17,8 @@ from runs import EXAMPLE, STEPS, ends, flags, metrics, similarities, start_ranks
 
 from dexcore.train.config import ConfigError, DexConfig, PretrainConfig
 from dexcore.train.loop import Pretraining
-from dexcore.train.ranks import Ranks
+from dexcore.train.command import main
+from dexcore.train.ranks import LostRankError, Ranks, environment_rank, join_ranks
 from dexcore.train.run_folder import open_run_folder
 from dexcore.train.stop import EXIT_STOPPED, StopRequest
 
@@ -227,3 +229,55 @@ def test_one_process_gathers_nothing():
     vector = torch.arange(3.0)
     assert Ranks().gather(vector) is vector
     assert Ranks().on_main(lambda: "done") == "done"
+
+
+_TWO = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"WORLD_SIZE": ""}, r"WORLD_SIZE must be a whole number in 1\.\..*got ''"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE must be .*got 'two'"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE must be .*got '0'"),
+        ({"RANK": None, "MASTER_ADDR": None, "MASTER_PORT": None}, "RANK and MASTER_ADDR and MASTER_PORT are not set"),
+        ({"MASTER_ADDR": ""}, "WORLD_SIZE=2 .* MASTER_ADDR is not set"),
+        ({"RANK": "2"}, r"RANK must be a whole number in 0\.\.1, .*got '2'"),
+        ({"RANK": "-1"}, r"RANK must be .*got '-1'"),
+        ({"RANK": "first"}, "RANK must be .*got 'first'"),
+        ({"LOCAL_RANK": ""}, "LOCAL_RANK must be .*got ''"),
+        ({"LOCAL_RANK": "2"}, "LOCAL_RANK must be .*got '2'"),
+        ({"MASTER_PORT": "http"}, "MASTER_PORT must be .*got 'http'"),
+        ({"MASTER_PORT": "65536"}, "MASTER_PORT must be .*got '65536'"),
+    ],
+)
+def test_an_environment_that_torchrun_does_not_make_is_refused_by_name(store, tmp_path, monkeypatch, capsys, changed, words):
+    for name, value in {**_TWO, **changed}.items():
+        monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=words), join_ranks("cpu", patience=1):
+        pass
+    monkeypatch.setenv("RANK", "0") if "LOCAL_RANK" in changed else None
+    assert main(flags(tiny(store, tmp_path / "run"), tmp_path)) == 2
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_environment_for_one_process_needs_no_other_variable(monkeypatch):
+    for name in _TWO:
+        monkeypatch.delenv(name, raising=False)
+    assert environment_rank() == (0, 1)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert environment_rank() == (0, 1)
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_rendezvous_that_nobody_answers_says_so_and_ends(monkeypatch, capfd, rank):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    for name, value in {**_TWO, "RANK": rank, "MASTER_PORT": port}.items():
+        monkeypatch.setenv(name, value)
+    began = time.monotonic()
+    with pytest.raises(LostRankError, match=rf"rank {rank} did not meet .* 127\.0\.0\.1:{port} within 4 s"):
+        join_ranks("cpu", patience=4).__enter__()
+    assert time.monotonic() - began < 60
+    assert f"rank {rank} waits for the other 1 of 2 processes" in capfd.readouterr().err
