@@ -1,5 +1,28 @@
-"""Hand-written Triton kernels, one family a file; installed as ``dexcore.kernels``."""
+"""Hand-written Triton kernels, one family a file; installed as ``dexcore.kernels``.
 
-from dexcore.kernels.warmup import warm_up
+From the repository's root this folder is also found as ``kernels``, the name of Hugging Face's package, which
+transformers imports. Under that name it hands over to theirs, or is not there.
+"""
 
-__all__ = ["warm_up"]
+if __name__ == "kernels":
+    import importlib.machinery
+    import importlib.util
+    import sys
+    from pathlib import Path
+
+    _root = Path(__file__).resolve().parents[1]
+    _elsewhere = [entry for entry in sys.path if Path(entry or ".").resolve() != _root]
+    _theirs = importlib.machinery.PathFinder.find_spec("kernels", _elsewhere)
+    if _theirs is None or _theirs.loader is None:
+        raise ModuleNotFoundError(
+            f"No module named 'kernels': {Path(__file__).parent} holds dexcore's, which are imported as "
+            "dexcore.kernels; Hugging Face's come with `pip install kernels`",
+            name="kernels",
+        )
+    _module = importlib.util.module_from_spec(_theirs)
+    sys.modules["kernels"] = _module  # what `import kernels` gives
+    _theirs.loader.exec_module(_module)
+else:
+    from dexcore.kernels.warmup import warm_up
+
+    __all__ = ["warm_up"]
