@@ -2,7 +2,7 @@
 
 import sys
 import time
-from statistics import median
+from statistics import median, quantiles
 
 import torch
 
@@ -21,20 +21,23 @@ def rehearse(run: Pretraining) -> list[str]:
     Changes the model in memory and writes nothing.
     """
     config, ranks, schedule = run.config, run.ranks, run.schedule
+    workers = config.data.workers
     run.model.train()
     with fast_layers(run.model, compute_dtype(run.device, config.run.precision)):
         run.warm_up()
         batches = iter(run.batches(workers=0))
-        times = []
-        for _ in range(min(_WARM_UP + _TIMED, schedule.total_steps)):
+        times: list[tuple[float, float]] = []
+        steps = min(_WARM_UP + _TIMED, schedule.total_steps)
+        ranks.say(f"dry run: {steps} steps, the first of which takes longest; an estimate follows each")
+        for _ in range(steps):
             began = time.perf_counter()
             batch = next(batches)
             loaded = time.perf_counter()
             run.step(batch, schedule.at(run.step_done))  # ends with a transfer from the device
             times.append((loaded - began, time.perf_counter() - loaded))
+            ranks.say(_estimate(times, steps, workers, schedule.total_steps))
     prepare, step = map(median, zip(*times[-_TIMED:], strict=True))
-    workers = config.data.workers
-    seconds = max(prepare / workers, step) if workers else prepare + step
+    seconds = _seconds(prepare, step, workers)
     trained = sum(parameter.numel() for parameter in run.parameters)
     fixed = sum(parameter.numel() for parameter in run.model.parameters()) - trained
     precision = "bf16" if uses_bf16(run.device, config.run.precision) else "fp32"
@@ -51,6 +54,30 @@ def rehearse(run: Pretraining) -> list[str]:
         f"{config.data.batch_size / seconds:.0f} images/s",
         f"  to finish  {_duration(seconds * schedule.total_steps)}, and the evaluation",
     ]
+
+
+def _seconds(prepare: float, step: float, workers: int) -> float:
+    """Of a whole step, of which workers prepare the images meanwhile."""
+    return max(prepare / workers, step) if workers else prepare + step
+
+
+def _estimate(times: list[tuple[float, float]], steps: int, workers: int, total_steps: int) -> str:
+    """What the steps so far say, in a line: a guess after one, then the quartiles of those behind the warm-up.
+
+    The first step takes longer than those that follow, up to three times or so: hence its spread.
+    """
+    seconds = [_seconds(*one, workers) for one in times]
+    settled = seconds[_WARM_UP:] if len(seconds) > _WARM_UP else seconds[1:]
+    if len(settled) > 1:
+        low, _, high = quantiles(settled, n=4, method="inclusive")
+    elif settled:
+        low, high = min(settled[0], seconds[0]) / 1.5, max(settled[0], seconds[0])
+    else:
+        low, high = seconds[0] / 3, seconds[0] * 1.2
+    return (
+        f"  step {len(times)} of {steps}: {seconds[-1]:.3g} s; so far {low:.3g} to {high:.3g} s a step, "
+        f"{_duration(low * total_steps)} to {_duration(high * total_steps)} to finish"
+    )
 
 
 def _peak_memory(device: torch.device) -> int:

@@ -5,7 +5,6 @@ No environment variable, user name or remote address of a repository is stored: 
 
 import importlib.metadata
 import json
-import os
 import platform
 import shlex
 import subprocess

@@ -15,9 +15,9 @@ import pytest
 import torch
 from runs import EXAMPLE, STEPS, ends, flags, metrics, similarities, start_ranks, state, tiny, wait_for_steps
 
+from dexcore.train.command import main
 from dexcore.train.config import ConfigError, DexConfig, PretrainConfig
 from dexcore.train.loop import Pretraining
-from dexcore.train.command import main
 from dexcore.train.ranks import LostRankError, Ranks, environment_rank, join_ranks
 from dexcore.train.run_folder import open_run_folder
 from dexcore.train.stop import EXIT_STOPPED, StopRequest
@@ -251,7 +251,9 @@ _TWO = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0
         ({"MASTER_PORT": "65536"}, "MASTER_PORT must be .*got '65536'"),
     ],
 )
-def test_an_environment_that_torchrun_does_not_make_is_refused_by_name(store, tmp_path, monkeypatch, capsys, changed, words):
+def test_an_environment_that_torchrun_does_not_make_is_refused_by_name(
+    store, tmp_path, monkeypatch, capsys, changed, words
+):
     for name, value in {**_TWO, **changed}.items():
         monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=words), join_ranks("cpu", patience=1):
