@@ -194,7 +194,8 @@ class MaskedAutoencoder(PretrainedMixin, nn.Module):
         """
         embed = self.encoder.patch_embed
         self._check_patch_size()
-        size = tuple(img_size) if isinstance(img_size, tuple | list) else (img_size, img_size)
+        height, width = img_size if isinstance(img_size, tuple | list) else (img_size, img_size)
+        size = (height, width)
         multiples = f"a positive multiple of the patch size {embed.patch_size}"
         for pixels, patch in zip(size, embed.patch_size, strict=True):
             check_whole("img_size", pixels, 1)

@@ -76,6 +76,7 @@ def _forward(layer: nn.Linear, x: Tensor) -> Tensor:
     autocast = torch.is_autocast_enabled(x.device.type)
     dtype = torch.get_autocast_dtype(x.device.type) if autocast else torch.float32
     known = x.ndim > 1 and x.device.type == "cpu" and dtype in ONEDNN_DTYPES
-    if known and {x.dtype, weight.dtype} <= {torch.float32, dtype}:
+    fits = x.shape[-1] == weight.shape[1]  # PyTorch's error names the shapes, oneDNN's does not
+    if known and fits and {x.dtype, weight.dtype} <= {torch.float32, dtype}:
         return linear(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
     return F.linear(x, weight, bias)
