@@ -172,8 +172,11 @@ def test_a_data_worker_outlives_a_strangers_signal_and_ends_by_its_own_process(n
 def test_signals_are_held_back_from_workers_while_they_start_and_not_lost_for_the_parent():
     with StopRequest() as stop:
         with signals_held_back():
+            held = signal.pthread_sigmask(signal.SIG_BLOCK, [])  # what a child inherits
+            assert {getattr(signal, name) for name in SIGNALS} <= held
             os.kill(os.getpid(), signal.SIGUSR1)
-            assert not stop
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, []).isdisjoint({signal.SIGTERM, signal.SIGINT})
+        time.sleep(0.1)  # another thread may have been told
         assert stop.signal_name == "SIGUSR1"
 
 
