@@ -1,29 +1,93 @@
-"""Shared by all tests: offline, deterministic, two threads; Triton's kernels are interpreted, but for ``-m gpu``."""
+"""Shared by all tests: offline, deterministic; Triton's kernels are interpreted, but for ``-m gpu``; and several at once.
+
+Where pytest-xdist is installed they run on as many workers as there are cores, at most `MOST_WORKERS`, with one thread
+each; but for single tests (``file::test``), ``-m gpu``, ``--pdb``, ``-s`` and ``--benchmark-enable``. ``-n`` says
+otherwise.
+"""
 
 import os
 import sys
-from itertools import pairwise
 
-# Before anything imports timm, and timm Triton. Tests on a GPU need compiled kernels, and a run of their own.
-ON_GPU = any(option == "-m" and "gpu" in marks and "not gpu" not in marks for option, marks in pairwise(sys.argv))
-if ON_GPU:
-    # Before cuBLAS starts: without it older PyTorch refuses deterministic algorithms, which fill memory with NaN.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-else:
-    os.environ["TRITON_INTERPRET"] = "1"
+# Before anything imports NumPy: its threads slow the interpreter's small products.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from _pytest.mark.expression import Expression  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
-torch.set_num_threads(2)
+MOST_WORKERS = 8  # more wait for memory and for the longest test
 
 # On a slow machine no test is wrong; under CI hypothesis leaves this check out by itself.
 slow = [HealthCheck.too_slow]
 settings.register_profile("dexcore", deadline=None, derandomize=True, max_examples=25, suppress_health_check=slow)
 settings.load_profile("dexcore")
+
+
+def pytest_addoption(pluginmanager):
+    # The first hook called: before any other conftest imports timm, and timm Triton, which reads the variable once.
+    # A worker of pytest-xdist is given the same options, though not the command line.
+    if selects_only_gpu(pluginmanager.getplugin("pytestconfig").known_args_namespace.markexpr):
+        # Before cuBLAS starts: without it older PyTorch refuses deterministic algorithms, which fill memory with NaN.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    else:
+        assert "triton" not in sys.modules, "Triton was imported before it was told to interpret"
+        os.environ["TRITON_INTERPRET"] = "1"
+
+
+def selects_only_gpu(expression):
+    """Whether ``-m expression`` selects tests marked gpu and no others."""
+
+    def selects(*marks):
+        return not expression or Expression.compile(expression).evaluate(lambda name, /, **_: name in marks)
+
+    try:
+        return (selects("gpu") or selects("gpu", "slow")) and not (selects() or selects("slow"))
+    except SyntaxError:
+        return False  # pytest refuses it
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads them
+def pytest_cmdline_main(config):
+    options = config.option
+    if getattr(options, "numprocesses", 0) is None and not options.tx and runs_many(config):
+        options.numprocesses = min(cores(), MOST_WORKERS)
+        if options.dist == "no":
+            options.dist = "loadgroup"
+
+
+def runs_many(config):
+    """Whether to run tests on several cores, where the command line does not say."""
+    options = config.option
+    looked_at = options.usepdb or options.trace or options.capture == "no" or options.collectonly
+    timed = getattr(options, "benchmark_enable", False)
+    single = any("::" in argument for argument in config.args)
+    return not (looked_at or timed or single or selects_only_gpu(options.markexpr) or cores() == 1)
+
+
+def cores():
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-benchmark reads it
+def pytest_configure(config):
+    if not getattr(config.option, "benchmark_enable", True):
+        config.option.benchmark_disable = True
+    threads = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
+    torch.set_num_threads(threads)
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # for the processes that tests start
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu") is None or not torch.cuda.is_available():
+        return
+    import triton
+
+    if triton.knobs.runtime.interpret:
+        pytest.fail("the kernels would be interpreted: run the tests of a GPU alone, by -m gpu, without TRITON_INTERPRET")
 
 
 @pytest.fixture(autouse=True)
