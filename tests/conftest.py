@@ -52,7 +52,8 @@ def selects_only_gpu(expression):
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads them
 def pytest_cmdline_main(config):
     options = config.option
-    if getattr(options, "numprocesses", 0) is None and not options.tx and runs_many(config):
+    worker = "PYTEST_XDIST_WORKER" in os.environ  # it calls this too: it would start workers of its own, without end
+    if not worker and getattr(options, "numprocesses", 0) is None and not options.tx and runs_many(config):
         options.numprocesses = min(cores(), MOST_WORKERS)
         if options.dist == "no":
             options.dist = "loadgroup"
@@ -79,6 +80,13 @@ def pytest_configure(config):
     threads = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
     torch.set_num_threads(threads)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # for the processes that tests start
+
+
+def pytest_ignore_collect(collection_path, config):
+    # A GPU's machine may lack the packages that other tests import, and its minutes are dear.
+    if collection_path.suffix == ".py" and selects_only_gpu(config.option.markexpr):
+        return "pytest.mark.gpu" not in collection_path.read_text(encoding="utf-8") or None
+    return None
 
 
 def pytest_runtest_setup(item):

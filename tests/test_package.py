@@ -14,6 +14,8 @@ sys.path.append(str(ROOT / "tests" / "report"))
 
 from made_runs import make_evaluation, write_run  # noqa: E402
 
+pytestmark = pytest.mark.xdist_group("package")  # one wheel and environment for all
+
 PACKAGES_OF_EXTRAS = ("tyro", "pyarrow", "cv2", "matplotlib", "pydicom", "nibabel", "nilearn", "skimage")
 MOST_SECONDS_BEYOND_TIMM = 0.2
 SAY_WHERE = "import dexcore, dexcore.kernels, dexcore.nn; print(dexcore.__file__); print(dexcore.kernels.__file__)"

@@ -11,6 +11,8 @@ from dexcore.data.filter import reject_reason
 from dexcore.data.samples import SAMPLES, build_samples, sample_records, synthetic_records
 from dexcore.extras import MissingExtraError
 
+pytestmark = pytest.mark.xdist_group("samples")  # the samples are read once
+
 _REAL = {Modality.CT, Modality.MR, Modality.XRAY, Modality.ULTRASOUND, Modality.FUNDUS, Modality.PATHOLOGY}
 
 

@@ -1,5 +1,7 @@
 """The report in a real browser, at a phone's width, light and dark, and on a desk."""
 
+import os
+
 import numpy as np
 import pytest
 from browser import BROWSERS, find_browser, look_at
@@ -8,8 +10,16 @@ from made_runs import make_evaluation, write_run
 from dexcore.report import build_report
 
 PHONE, DESK = 390, 1440
-BROWSER = find_browser()
-pytestmark = pytest.mark.skipif(BROWSER is None, reason=f"no browser here: none of {', '.join(BROWSERS)} is installed")
+pytestmark = pytest.mark.xdist_group("browser")  # one page for all
+
+
+@pytest.fixture(scope="module")
+def browser():
+    found = find_browser()
+    if found is None:
+        reason = f"no browser here: none of {', '.join(BROWSERS)} is installed"
+        pytest.fail(f"CI is set, and {reason}") if os.environ.get("CI") else pytest.skip(reason)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +35,8 @@ def report(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def looks(report, tmp_path_factory):
-    return {dark: look_at(BROWSER, report, tmp_path_factory.mktemp("profile"), PHONE, dark) for dark in (False, True)}
+def looks(browser, report, tmp_path_factory):
+    return {dark: look_at(browser, report, tmp_path_factory.mktemp("profile"), PHONE, dark) for dark in (False, True)}
 
 
 @pytest.mark.parametrize("dark", [False, True])
@@ -42,8 +52,8 @@ def test_nothing_goes_wrong_on_a_phone(looks, report, dark):
     assert seen.smallest_text >= 13
 
 
-def test_nothing_goes_wrong_on_a_desk(report, tmp_path):
-    seen = look_at(BROWSER, report, tmp_path / "profile", DESK)
+def test_nothing_goes_wrong_on_a_desk(browser, report, tmp_path):
+    seen = look_at(browser, report, tmp_path / "profile", DESK)
     assert seen.width == DESK
     assert seen.scroll_width <= DESK
     assert seen.missing == seen.console == seen.requests == []
@@ -54,7 +64,7 @@ def test_the_page_follows_the_readers_choice_of_light_and_dark(looks):
     assert max(int(part) for part in looks[True].background[4:-1].split(",")) < 50
 
 
-def test_a_page_with_faults_is_found_out(tmp_path):
+def test_a_page_with_faults_is_found_out(browser, tmp_path):
     page = tmp_path / "faulty.html"
     page.write_text(
         "<!DOCTYPE html><html><body style='margin:0'><p style='font-size:9px'>small</p>"
@@ -62,7 +72,7 @@ def test_a_page_with_faults_is_found_out(tmp_path):
         "<div style='width:600px'>wide</div><script>console.error('a fault')</script></body></html>",
         encoding="utf-8",
     )
-    seen = look_at(BROWSER, page, tmp_path / "profile", PHONE)
+    seen = look_at(browser, page, tmp_path / "profile", PHONE)
     assert seen.scroll_width == 600
     assert seen.missing == ["gone", "asked"]
     assert seen.requests == ["/elsewhere.png"]

@@ -16,6 +16,8 @@ from dexcore.train.analyze import analyze
 from dexcore.train.evaluate import batches, evaluate
 from dexcore.train.loop import build_model
 
+pytestmark = pytest.mark.xdist_group("analyze")  # one analysis for all
+
 _CPU = torch.device("cpu")
 
 

@@ -1,0 +1,113 @@
+"""How the tests themselves are run: on several cores, on a GPU's machine, from a checkout that is not installed."""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+OPTIONAL = ("pydicom", "nibabel", "nilearn", "skimage", "cv2", "pyarrow", "matplotlib", "tyro", "yaml", "onnx")
+
+ON_A_BARE_MACHINE = f"""
+import os, sys
+sys.modules.update(dict.fromkeys({OPTIONAL}, None))
+import pytest
+code = pytest.main(["--collect-only", "-q", "-mgpu"])
+print("interpreted:", "TRITON_INTERPRET" in os.environ)
+print("from:", sys.modules["dexcore.kernels"].__file__)
+sys.exit(code)
+"""
+
+TESTS = """
+import pytest
+import triton
+
+
+@pytest.mark.gpu
+def test_on_a_gpu():
+    assert not triton.knobs.runtime.interpret
+
+
+def test_interpreted():
+    assert triton.knobs.runtime.interpret
+"""
+
+
+def environment(**more):
+    hidden = ("TRITON_INTERPRET", "PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER", "PYTHONPATH")
+    return {name: value for name, value in os.environ.items() if name not in hidden} | more
+
+
+@pytest.fixture(scope="module")
+def selects_only_gpu():
+    spec = importlib.util.spec_from_file_location("suite", ROOT / "tests" / "conftest.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.selects_only_gpu
+
+
+@pytest.mark.parametrize("expression", ["gpu", "gpu and not slow", "slow and gpu", "(gpu)"])
+def test_kernels_are_compiled_where_tests_of_a_gpu_alone_are_chosen(selects_only_gpu, expression):
+    assert selects_only_gpu(expression)
+
+
+@pytest.mark.parametrize(
+    "expression", ["", "not slow and not gpu", "slow", "not slow", "slow or gpu", "not gpu", "no expression ("]
+)
+def test_and_interpreted_elsewhere(selects_only_gpu, expression):
+    assert not selects_only_gpu(expression)
+
+
+@pytest.fixture
+def suite(tmp_path):
+    """Runs pytest on two tests beside a copy of this suite's conftest; ``gpu``: PyTorch says that there is one."""
+
+    def run(*arguments, gpu=False):
+        shutil.copy(ROOT / "tests" / "conftest.py", tmp_path)
+        if gpu:
+            with (tmp_path / "conftest.py").open("a") as file:
+                file.write("\ntorch.cuda.is_available = lambda: True\n")
+        (tmp_path / "test_it.py").write_text(TESTS)
+        (tmp_path / "pytest.ini").write_text("[pytest]\naddopts = -m 'not slow and not gpu'\nmarkers =\n  gpu\n  slow\n")
+        command = [sys.executable, "-m", "pytest", *arguments]
+        return subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
+
+    return run
+
+
+def test_a_worker_of_xdist_compiles_the_kernels_too(suite):
+    done = suite("-mgpu", "-n1")
+    assert done.returncode == 0, done.stdout
+    assert "1 passed" in done.stdout
+
+
+def test_a_test_of_a_gpu_that_would_be_interpreted_fails(suite):
+    done = suite("-m", "", "-n0", gpu=True)
+    assert "1 passed, 1 error" in done.stdout
+    assert "the kernels would be interpreted: run the tests of a GPU alone" in done.stdout
+
+
+def test_a_plain_run_uses_the_cores_and_a_single_test_does_not(suite):
+    workers = min(len(os.sched_getaffinity(0)), 8)
+    if workers == 1:
+        pytest.skip("one core")
+    assert f"{workers} workers" in suite().stdout
+    single = suite("test_it.py::test_interpreted").stdout
+    assert "1 passed" in single
+    assert "workers" not in single
+
+
+def test_tests_of_a_gpu_are_found_where_only_the_core_is_installed_and_the_checkout_is_not():
+    # Without site's .pth files nothing that is installed in editable form is found.
+    folders = os.pathsep.join(entry for entry in sys.path if entry.endswith("site-packages"))
+    bare = environment(PYTHONPATH=folders, PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
+    command = [sys.executable, "-S", "-P", "-c", ON_A_BARE_MACHINE]
+    done = subprocess.run(command, cwd=ROOT, env=bare, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "tests/ops/test_triton_on_gpu.py::test_twice_the_same_bits" in done.stdout
+    assert "interpreted: False" in done.stdout
+    assert f"from: {ROOT / 'kernels'}" in done.stdout
