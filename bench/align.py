@@ -104,6 +104,8 @@ def kernels_step(kind: str, shape: Shape, dtype: torch.dtype, device: torch.devi
 def make_steps(kind: str, shape: Shape, dtype: torch.dtype, options: Options) -> dict[str, Callable[[], list[Tensor]]]:
     """The contenders' steps; "eager" is what the others may err by."""
     steps = {name: make_step(loss, shape, dtype, options.device) for name, loss in losses(kind).items()}
+    if not options.compiled:
+        del steps["compiled"]
     return steps | ({"kernels": kernels_step(kind, shape, dtype, options.device)} if options.on_gpu else {})
 
 

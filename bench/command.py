@@ -32,12 +32,14 @@ class Options:
         quick: small shapes and few rounds, to see that everything runs; the times mean nothing and are not saved.
         save: add the lines to bench/results and draw them.
         seconds: about how long to measure one table's contenders together.
+        compiled: whether what `torch.compile` makes competes too; on a GPU it takes half a minute to make.
     """
 
     device: torch.device
     quick: bool = False
     save: bool = False
     seconds: float = 12.0
+    compiled: bool = True
 
     @property
     def dtypes(self) -> tuple[torch.dtype, ...]:

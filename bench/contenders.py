@@ -185,7 +185,8 @@ def make_layer(contender: str, shape: Shape, device: torch.device = CPU, keep: s
     torch.manual_seed(0)
     if contender == "dense":
         return Dense(shape.width).to(device)
-    pool = DEXMlp(shape.width, 4 * shape.width, num_experts=EXPERTS, top_k=TOP_K, keep=keep)
+    # Drawn where it is used: a GPU draws at once what takes one thread of the host a second.
+    pool = DEXMlp(shape.width, 4 * shape.width, num_experts=EXPERTS, top_k=TOP_K, keep=keep, device=device)
     with torch.no_grad():
         pool.router.weight.normal_(std=shape.width**-0.5)
         for experts, director in pool.expert_director_pairs():

@@ -57,15 +57,15 @@ class Model(NamedTuple):
 
 def make_model(size: Size, routing_name: str, device: torch.device) -> Model:
     """Random directors and experts, and the shares of a batch."""
-    generator = torch.Generator().manual_seed(4)
+    generator = torch.Generator(device).manual_seed(4)
     omega = expert_load(*routing(routing_name, _IMAGES, EXPERTS, TOP_K), EXPERTS)
     omega = (omega / omega.sum()).to(device)
     directors, experts = [], []
     hidden = 4 * size.width
     for _ in range(size.layers):
         for shape in ((hidden, size.width), (hidden,), (size.width, hidden), (size.width,)):
-            directors.append(torch.randn(shape, generator=generator).to(device))
-            experts.append(torch.randn(EXPERTS, *shape, generator=generator).to(device))
+            directors.append(torch.randn(shape, generator=generator, device=device))
+            experts.append(torch.randn(EXPERTS, *shape, generator=generator, device=device))
     return Model(directors, experts, [omega] * len(directors))
 
 

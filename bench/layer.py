@@ -38,7 +38,7 @@ from bench.contenders import (
 )
 from bench.contenders import check as check_step
 from bench.routings import ROUTINGS, counts
-from bench.timing import captured, ceilings, interleaved, machine, peak_gpu_memory, peak_memory
+from bench.timing import CPU, captured, ceilings, interleaved, machine, peak_gpu_memory, peak_memory
 
 SHAPES = (Shape(32, 65, 768), Shape(16, 65, 384), Shape(64, 17, 192))
 GOALS = dict(zip(SHAPES, (1.15, 1.30, 1.50), strict=True))
@@ -50,12 +50,16 @@ FORWARD_BACKWARD = "dexcore, no GEMA"
 KEEP_Z, KEEP_NONE = "dexcore, keep z", "dexcore, keep none"
 
 
-def bare_gemms(shape: Shape, dtype: torch.dtype, director_rows: int) -> Callable[[], object]:
+def bare_gemms(
+    shape: Shape, dtype: torch.dtype, director_rows: int, device: torch.device = CPU
+) -> Callable[[], object]:
     """The layer's GEMMs alone, each as one, into memory that is there already."""
     rows, width, hidden = TOP_K * shape.images * shape.tokens, shape.width, 4 * shape.width
-    x, y = torch.randn(rows, width).to(dtype), torch.empty(rows, width, dtype=dtype)
-    h, u = torch.empty(rows, hidden, dtype=dtype), torch.empty(rows, hidden, dtype=dtype)
-    w1, w2 = torch.randn(hidden, width).to(dtype), torch.randn(width, hidden).to(dtype)
+    x, w1, w2 = (
+        torch.randn(shape, device=device).to(dtype) for shape in ((rows, width), (hidden, width), (width, hidden))
+    )
+    y = torch.empty_like(x)
+    h, u = (torch.empty(rows, hidden, dtype=dtype, device=device) for _ in range(2))
     dw1, dw2 = torch.empty_like(w1), torch.empty_like(w2)
     d = director_rows
 

@@ -1,6 +1,6 @@
 """Time the GEMM kernels' tiles on this GPU, and write the fastest into kernels/configs.json.
 
-    python -m bench.tune                                      # the ViTs' layers in bf16
+    python -m bench.tune                                      # ViT-B's layers in bf16
     python -m bench.tune --layers 192x768 --dtypes float16    # one of them
     python -m bench.tune --dry-run                            # print, write nothing
 
@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -23,6 +24,7 @@ import triton
 from torch import Tensor
 from triton.testing import do_bench
 
+from bench.command import Line
 from bench.contenders import EXPERTS, TOP_K
 from bench.routings import routing
 from bench.timing import machine, write_line
@@ -46,7 +48,7 @@ from dexcore.kernels.expert_wgrad import expert_wgrad
 from dexcore.kernels.launch import compiling
 from dexcore.kernels.plan import make_plan
 
-LAYERS = ((192, 768), (384, 1536), (768, 3072), (1024, 4096), (1280, 5120))
+LAYERS = ((768, 3072),)
 IMAGES, TOKENS = 224, 65
 OVER_ROWS = ("up", "down", "dact", "dx")
 NO_GPU = 2  # exit code
@@ -58,8 +60,8 @@ Times = dict[str, dict[Gemm, float]]  # kernel -> tile -> milliseconds
 Call = Callable[[Gemm], list[Tensor]]
 
 
-def candidates(key: Key) -> list[Gemm]:
-    """Tiles worth compiling: 16 to 128 elements a thread, within the shared memory."""
+def candidates(key: Key, few: bool = False) -> list[Gemm]:
+    """Tiles worth compiling: 16 to 128 elements a thread, within the shared memory; ``few``: the likeliest."""
     single = key.dtype == torch.float32
     rows, columns = ((32, 64, 128), (32, 64, 128)) if single else ((64, 128, 256), (64, 128, 256))
     tiles = [
@@ -70,6 +72,7 @@ def candidates(key: Key) -> list[Gemm]:
         tile
         for tile in tiles
         if 16 <= tile.block_m * tile.block_n // (32 * tile.warps) <= 128
+        and not (few and (tile.block_k < max(tiles).block_k or tile.stages < 3 or tile.block_m < 128))
         and tile.shared_memory(key.dtype.itemsize) <= SHARED_MEMORY[key.architecture]
         and max(tile.block_n, tile.block_k) <= widest
     ]
@@ -197,10 +200,16 @@ def fastest(times: Times) -> LayerConfig:
     return LayerConfig(*(best(name, block_m if name in OVER_ROWS else None) for name in LayerConfig._fields))
 
 
-def tune(key: Key, device: torch.device, table_file: Path | None) -> LayerConfig:
-    """Time a layer's kernels, print what was found, and put it into the table."""
+def tune(
+    key: Key,
+    device: torch.device,
+    table_file: Path | None,
+    few: bool = False,
+    write: Callable[[Line], None] = partial(write_line, "tune"),
+) -> LayerConfig:
+    """Time a layer's kernels, print what was found, and put it into the table and into the results (``write``)."""
     rule = layer_config(*key)
-    calls, tiles = kernels(key, device), candidates(key)
+    calls, tiles = kernels(key, device), candidates(key, few)
     print(f"  compiled in {compile_ahead(calls, rule, tiles):.0f} s", flush=True)
     times = time_all(calls, rule, tiles, _BOUND[key.dtype])
     found = fastest(times)
@@ -211,7 +220,7 @@ def tune(key: Key, device: torch.device, table_file: Path | None) -> LayerConfig
         line[name] = {"ms": after, "tile": getattr(found, name), "before_ms": before, "before": getattr(rule, name)}
     if table_file is not None:
         write_table(table_file, read_table(table_file) | {key: found})
-        write_line("tune", line)
+        write(line)
     return found
 
 
@@ -225,8 +234,9 @@ def _layer(text: str) -> tuple[int, int]:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [str(dtype).removeprefix("torch.") for dtype in DTYPES]
-    parser.add_argument("--layers", type=_layer, nargs="+", default=LAYERS, help="DxH ... (default: the ViTs')")
+    parser.add_argument("--layers", type=_layer, nargs="+", default=LAYERS, help="DxH ... (default: 768x3072, ViT-B)")
     parser.add_argument("--dtypes", choices=names, nargs="+", default=["bfloat16"], help="(default: bfloat16)")
+    parser.add_argument("--few", action="store_true", help="the likeliest tiles alone: a minute a layer")
     parser.add_argument("--dry-run", action="store_true", help="print what is fastest, write nothing")
     options = parser.parse_args(arguments)
     device = torch.device("cuda")
@@ -242,7 +252,7 @@ def main(arguments: list[str] | None = None) -> int:
     for name, (width, hidden) in product(options.dtypes, options.layers):
         key = Key(architecture, width, hidden, getattr(torch, name))
         print(f"{architecture} {width}x{hidden} {name}", flush=True)
-        tune(key, device, None if options.dry_run else TABLE_FILE)
+        tune(key, device, None if options.dry_run else TABLE_FILE, options.few)
     return 0
 
 

@@ -74,6 +74,14 @@ def test_every_candidate_could_stand_in_the_table(architecture, dtype):
         check(key, LayerConfig(*[candidate] * 6))
 
 
+def test_the_likeliest_tiles_are_few_and_large():
+    key = Key("sm_90", 768, 3072, torch.bfloat16)
+    few = tune.candidates(key, few=True)
+    assert 4 <= len(few) <= 20
+    assert {*few} <= {*tune.candidates(key)}
+    assert all(candidate.block_m >= 128 and candidate.block_k == 64 for candidate in few)
+
+
 COMPILE = """
 import sys
 
@@ -172,15 +180,14 @@ def test_the_table_keeps_its_other_layers(tmp_path, monkeypatch):
     write_table(path, {other: LayerConfig(*[tile(64)] * 6)})
     calls = dict.fromkeys(LayerConfig._fields, lambda candidate: [torch.ones(3)])
     monkeypatch.setattr(tune, "kernels", lambda key, device: calls)
-    monkeypatch.setattr(tune, "candidates", lambda key: [SMALL])
+    monkeypatch.setattr(tune, "candidates", lambda key, few: [SMALL])
     monkeypatch.setattr(tune, "layer_config", lambda *key: LayerConfig(*[tile(64)] * 6))
     monkeypatch.setattr(tune, "machine", lambda device: {})
-    monkeypatch.setattr(tune, "write_line", lambda name, line: lines.append((name, line)))
-    tune.tune(KEY, torch.device("cpu"), None)
+        tune.tune(KEY, torch.device("cpu"), None)
     assert read_table(path).keys() == {other}
     assert not lines
-    tune.tune(KEY, torch.device("cpu"), path)
+    tune.tune(KEY, torch.device("cpu"), path, write=lines.append)
     assert read_table(path) == {other: LayerConfig(*[tile(64)] * 6), KEY: RULE}
-    ((name, line),) = lines
-    assert name == "tune"
+    (line,) = lines
+    assert line["bench"] == "tune"
     assert (line["dx"]["ms"], line["dx"]["before_ms"]) == (32 * 32, 64 * 64)
