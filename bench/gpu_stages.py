@@ -18,13 +18,12 @@ from torch import nn
 from bench import align, contenders, ema, layer
 from bench.command import Options, dtype_name, measured_ceilings
 from bench.contenders import EXPERTS, REFERENCE, TOP_K, Shape, step_flops
-from bench.timing import CPU, captured, interleaved, machine
+from bench.timing import CPU, captured, interleaved, largest_gemm, machine
 
 _BF16 = torch.bfloat16
 _DTYPES = (torch.bfloat16, torch.float32, torch.float16)
 _QUICK = Shape(4, 5, 32)
 _PACKAGES = ("torch", "triton", "timm", "einops", "numpy", "safetensors", "pytest", "hypothesis")
-_GEMM_SIDE = 8192
 
 
 class Results:
@@ -112,13 +111,6 @@ def ceilings(options: Options, out: Results) -> None:
         out.say(f"{dtype_name(dtype)}: GEMM {gemm / 1e3:.4g} TFLOP/s, copy {copy:.4g} GB/s", **found)
 
 
-def _gemm(options: Options) -> tuple[Callable[[], object], float]:
-    """The largest GEMM, timed beside what is read against it, at the same clocks; and its FLOPs."""
-    side = 128 if options.quick else _GEMM_SIDE
-    a, b = (torch.randn(side, side, device=options.device).to(_BF16) for _ in range(2))
-    return partial(torch.mm, a, b, out=torch.empty_like(a)), 2 * side**3
-
-
 def _steps(options: Options, **settings: bool) -> tuple[Shape, partial]:
     shape = _QUICK if options.quick else REFERENCE
     return shape, partial(
@@ -130,7 +122,7 @@ def layer_step(options: Options, out: Results) -> None:
     shape, make = _steps(options)
     worst = contenders.check(shape, _BF16, options.device, "uniform")
     out.say(f"results are the published loop's: differ by {worst:.2g} of {contenders.BOUND[_BF16]:.2g} allowed")
-    gemm, gemm_flops = _gemm(options)
+    gemm, gemm_flops = largest_gemm(_BF16, options.device, options.quick)
     rows = shape.images * shape.tokens
     calls = {
         "dexcore": make("dexcore"),
@@ -147,14 +139,15 @@ def layer_step(options: Options, out: Results) -> None:
         out.say(f"{name}: {time.median * 1e3:.3f} ms, {share:.2f} of the largest GEMM's rate", **vars(time))
     out.goal("speedup", times["published"].median / times["dexcore"].median)
     out.goal("gemm_share", step_flops(shape) / times["dexcore, no GEMA"].median / rate)  # graph's replaces it
-    out.say(f"bare GEMMs take {times['bare GEMMs'].median / times['dexcore, no GEMA'].median:.2f} of forward and backward")
+    bare = times["bare GEMMs"].median / times["dexcore, no GEMA"].median
+    out.say(f"bare GEMMs take {bare:.2f} of forward and backward")
 
 
 def graph(options: Options, out: Results) -> None:
     shape, make = _steps(options)
     layer.check_captured(shape, _BF16, options.device)
     out.say("a captured step replays the same bits")
-    gemm, gemm_flops = _gemm(options)
+    gemm, gemm_flops = largest_gemm(_BF16, options.device, options.quick)
     calls = {
         "whole step": captured(make("dexcore")),
         "forward and backward": captured(make("dexcore", update=False)),

@@ -155,6 +155,13 @@ def ceilings(dtype: torch.dtype, device: torch.device = CPU, quick: bool = False
     return {"gemm_gflops": gemm / 1e9, "copy_gbs": 2 * 4 * length / times["copy"].median / 1e9}
 
 
+def largest_gemm(dtype: torch.dtype, device: torch.device, quick: bool = False) -> tuple[Callable[[], object], int]:
+    """A GEMM to be timed in turn with what is read against it, at the same clocks, and its FLOPs."""
+    side = 256 if quick else 8192
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    return partial(torch.mm, a, b, out=torch.empty_like(a)), 2 * side**3
+
+
 def machine(device: torch.device = CPU) -> dict[str, Any]:
     """What the numbers were measured on."""
     cpu = platform.processor() or platform.machine()

@@ -67,12 +67,13 @@ def candidates(key: Key, few: bool = False) -> list[Gemm]:
     tiles = [
         Gemm(*numbers) for numbers in product(rows, columns, (16, 32) if single else (32, 64), (4, 8), (1, 2, 3, 4))
     ]
+    deepest = max(tile.block_k for tile in tiles)
     widest = max(16, triton.next_power_of_2(max(key.width, key.hidden)))
     return [
         tile
         for tile in tiles
         if 16 <= tile.block_m * tile.block_n // (32 * tile.warps) <= 128
-        and not (few and (tile.block_k < max(tiles).block_k or tile.stages < 3 or tile.block_m < 128))
+        and not (few and (tile.block_k < deepest or tile.stages < 3 or tile.block_m < 128))
         and tile.shared_memory(key.dtype.itemsize) <= SHARED_MEMORY[key.architecture]
         and max(tile.block_n, tile.block_k) <= widest
     ]

@@ -183,7 +183,7 @@ def test_the_table_keeps_its_other_layers(tmp_path, monkeypatch):
     monkeypatch.setattr(tune, "candidates", lambda key, few: [SMALL])
     monkeypatch.setattr(tune, "layer_config", lambda *key: LayerConfig(*[tile(64)] * 6))
     monkeypatch.setattr(tune, "machine", lambda device: {})
-        tune.tune(KEY, torch.device("cpu"), None)
+    tune.tune(KEY, torch.device("cpu"), None)
     assert read_table(path).keys() == {other}
     assert not lines
     tune.tune(KEY, torch.device("cpu"), path, write=lines.append)
