@@ -208,7 +208,9 @@ def tune(options: Options, out: Results) -> None:
     from dexcore.kernels.configs import Key, architecture_of
 
     key = Key(architecture_of(options.device), REFERENCE.width, 4 * REFERENCE.width, _BF16)
-    found = tuning.tune(key, options.device, out.file.with_name("configs.json"), few=True, write=lambda line: out.write(**line))
+    found = tuning.tune(
+        key, options.device, out.file.with_name("configs.json"), few=True, write=lambda line: out.write(**line)
+    )
     for name, tile in found._asdict().items():
         out.say(f"{name}: {tuple(tile)}")
 

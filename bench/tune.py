@@ -206,9 +206,9 @@ def tune(
     device: torch.device,
     table_file: Path | None,
     few: bool = False,
-    write: Callable[[Line], None] = partial(write_line, "tune"),
+    write: Callable[[Line], None] | None = None,
 ) -> LayerConfig:
-    """Time a layer's kernels, print what was found, and put it into the table and into the results (``write``)."""
+    """Time a layer's kernels, print what was found, and put it into the table and, by ``write``, the results."""
     rule = layer_config(*key)
     calls, tiles = kernels(key, device), candidates(key, few)
     print(f"  compiled in {compile_ahead(calls, rule, tiles):.0f} s", flush=True)
@@ -221,7 +221,7 @@ def tune(
         line[name] = {"ms": after, "tile": getattr(found, name), "before_ms": before, "before": getattr(rule, name)}
     if table_file is not None:
         write_table(table_file, read_table(table_file) | {key: found})
-        write(line)
+        (write or partial(write_line, "tune"))(line)
     return found
 
 

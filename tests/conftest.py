@@ -1,4 +1,4 @@
-"""Shared by all tests: offline, deterministic; Triton's kernels are interpreted, but for ``-m gpu``; and several at once.
+"""Shared by all tests: offline, deterministic; Triton's kernels are interpreted, but for ``-m gpu``.
 
 Where pytest-xdist is installed they run on as many workers as there are cores, at most `MOST_WORKERS`, with one thread
 each; but for single tests (``file::test``), ``-m gpu``, ``--pdb``, ``-s`` and ``--benchmark-enable``. ``-n`` says
@@ -13,10 +13,10 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
-from _pytest.mark.expression import Expression  # noqa: E402
-from hypothesis import HealthCheck, settings  # noqa: E402
+import pytest
+import torch
+from _pytest.mark.expression import Expression
+from hypothesis import HealthCheck, settings
 
 MOST_WORKERS = 8  # more wait for memory and for the longest test
 
@@ -95,7 +95,9 @@ def pytest_runtest_setup(item):
     import triton
 
     if triton.knobs.runtime.interpret:
-        pytest.fail("the kernels would be interpreted: run the tests of a GPU alone, by -m gpu, without TRITON_INTERPRET")
+        pytest.fail(
+            "the kernels would be interpreted: run the tests of a GPU alone, by -m gpu, without TRITON_INTERPRET"
+        )
 
 
 @pytest.fixture(autouse=True)

@@ -72,7 +72,9 @@ def suite(tmp_path):
             with (tmp_path / "conftest.py").open("a") as file:
                 file.write("\ntorch.cuda.is_available = lambda: True\n")
         (tmp_path / "test_it.py").write_text(TESTS)
-        (tmp_path / "pytest.ini").write_text("[pytest]\naddopts = -m 'not slow and not gpu'\nmarkers =\n  gpu\n  slow\n")
+        (tmp_path / "pytest.ini").write_text(
+            "[pytest]\naddopts = -m 'not slow and not gpu'\nmarkers =\n  gpu\n  slow\n"
+        )
         command = [sys.executable, "-m", "pytest", *arguments]
         return subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
 

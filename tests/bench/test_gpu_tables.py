@@ -17,7 +17,9 @@ CEILINGS = {torch.bfloat16: {"gemm_gflops": 1e-9, "copy_gbs": 1e9}}  # any GEMM 
 def options(monkeypatch):
     for bench in (layer, ema, align):
         monkeypatch.setattr(bench, "captured", lambda call: call)
-    return types.SimpleNamespace(on_gpu=True, device=CPU, quick=True, seconds=0, compiled=True, dtypes=(torch.bfloat16,))
+    return types.SimpleNamespace(
+        on_gpu=True, device=CPU, quick=True, seconds=0, compiled=True, dtypes=(torch.bfloat16,)
+    )
 
 
 def goals_of(lines):
