@@ -10,6 +10,7 @@ import pytest
 import torch
 from timm.layers import GELUTanh, Mlp
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
@@ -357,7 +358,7 @@ def test_compiles_without_a_graph_break():
 
 def test_a_falling_sigma_does_not_compile_again():
     layer = make()
-    counter = torch._dynamo.testing.CompileCounter()
+    counter = CompileCounter()
     compiled = torch.compile(layer, fullgraph=True, backend=counter)
     for sigma in (1.0, 0.7, 0.3):
         set_noise_std(layer, sigma)

@@ -14,6 +14,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 
 from assertions import assert_close
@@ -251,7 +252,7 @@ def test_activation_checkpointing_counts_every_layer_once(every, compiled, losse
 
 def test_a_training_loop_is_compiled_once():
     model = nn.Sequential(*(DEXMlp(8, 12, num_experts=4) for _ in range(3)))
-    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(model, fullgraph=True, backend=counter)
     for _ in range(4):
         for micro in torch.randn(4, 2, 3, 8).split(2):
