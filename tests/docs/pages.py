@@ -1,9 +1,9 @@
 """The code blocks of a Markdown page: found, and run in order as a reader would.
 
-    ```python                  run; all Python blocks of a page share one namespace and one empty working folder
-    ```bash                    not run, but where ``<!-- run -->`` stands before it
-    <!-- setup                 Python up to the end of the comment: run at this place, not shown to the reader
-    <!-- not run: REASON -->   the block that follows is not run, and is listed with the reason
+```python                  run; all Python blocks of a page share one namespace and one empty working folder
+```bash                    not run, but where ``<!-- run -->`` stands before it
+<!-- setup                 Python up to the end of the comment: run at this place, not shown to the reader
+<!-- not run: REASON -->   the block that follows is not run, and is listed with the reason
 """
 
 import os
