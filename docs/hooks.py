@@ -37,7 +37,8 @@ def on_page_markdown(markdown: str, **_: object) -> str:
 
 
 def _inline(text: str) -> str:
-    return INLINE.sub(lambda found: convert(found[1]), text)
+    # In a span: Markdown takes a line that begins with <math> for a block.
+    return INLINE.sub(lambda found: f"<span>{convert(found[1])}</span>", text)
 
 
 def _block(latex: str) -> str:
