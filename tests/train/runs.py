@@ -33,9 +33,9 @@ STEPS = 40
 SECONDS_UNTIL_STUCK = 600  # on a machine that is not idle two starts alone take a minute
 
 
-def write_images(folder: Path, seed: int = 0, images: int = 24, one_heldout_in: int = 6) -> Path:
+def write_images(folder: Path, seed: int = 0, images: int = 24, one_heldout_in: int = 6, size: int = 64) -> Path:
     """A store of synthetic images, the last of every six held out."""
-    synthetic = SyntheticMVU(_MODALITIES, size=64, seed=seed)
+    synthetic = SyntheticMVU(_MODALITIES, size=size, seed=seed)
     records = []
     for index in range(images):
         sample = synthetic.sample(index)
