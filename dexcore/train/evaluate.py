@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from dexcore.data.augment import CHANNEL_STATISTICS, center, to_tensor
+from dexcore.data.augment import CHANNEL_STATISTICS
 from dexcore.data.dataset import MODALITIES, MVUDataset
 from dexcore.data.keyed import Stream, generator
 from dexcore.data.manifest import ImageDecodeError
@@ -17,6 +17,7 @@ from dexcore.nn.mlp import DEXMlp, dex_layers
 from dexcore.report.evaluation import Evaluation, Examples
 from dexcore.train.config import PretrainConfig
 from dexcore.train.device import autocast
+from dexcore.view import evaluation_view
 
 _log = logging.getLogger(__name__)
 _BATCH = 64
@@ -104,7 +105,9 @@ def batches(
                 _log.warning("not evaluated: %s", error)
                 continue
             sample_id.append(row)
-            tensors.append(to_tensor(center(pixels, config.model.image_size), config.data.statistics))
+            tensors.append(
+                evaluation_view(pixels, config.model.image_size, *CHANNEL_STATISTICS[config.data.statistics])
+            )
             draws = generator(config.run.seed, epoch, row, Stream.MASK)
             noise.append(torch.from_numpy(draws.random(model.num_patches, dtype=np.float32)))
         if sample_id:

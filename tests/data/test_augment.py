@@ -11,8 +11,9 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as reference
 
 from dexcore.data import augment as recipe
-from dexcore.data.augment import Box, augment, center, draw, to_tensor, warp
+from dexcore.data.augment import augment, draw, to_tensor
 from dexcore.data.keyed import Stream, generator
+from dexcore.view import Box, center, warp
 
 
 def textured(height: int, width: int, channels: int | None = 3) -> np.ndarray:
