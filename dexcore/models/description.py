@@ -102,12 +102,20 @@ def _check_kind(argument: str, module: nn.Module, *expected: type[nn.Module]) ->
 def vit_arguments(description: dict[str, Any]) -> dict[str, Any]:
     """The keyword arguments of the constructor, from what `describe_vit` returned."""
     arguments = dict(description)
-    eps = arguments.pop("norm_eps")
-    check_number("norm_eps", eps, "a number from 0 to 1", lambda x: 0 <= x <= 1)
-    arguments["norm_layer"] = partial(LayerNorm, eps=eps)
+    arguments["norm_layer"] = norm_layer(arguments.pop("norm_eps"))
     for size in ("img_size", "patch_size"):
         arguments[size] = tuple(arguments[size])
     return arguments
+
+
+def norm_layer(norm_eps: float) -> partial[LayerNorm]:
+    """timm's argument ``norm_layer``, which JSON cannot say.
+
+    Raises:
+        TypeError, ValueError: ``norm_eps`` is no number from 0 to 1.
+    """
+    check_number("norm_eps", norm_eps, "a number from 0 to 1", lambda x: 0 <= x <= 1)
+    return partial(LayerNorm, eps=norm_eps)
 
 
 def check_same_anatomy(original: nn.Module, rebuilt: nn.Module) -> None:

@@ -9,12 +9,13 @@ from typing import Any, NamedTuple, Self
 
 import torch
 from einops import rearrange
-from timm.layers import Mlp, PatchEmbed
+from timm.layers import Mlp, PatchEmbed, resample_abs_pos_embed
 from timm.models import checkpoint_seq, named_apply
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
 from dexcore.checks import check_kind, check_number, check_whole
+from dexcore.models.inputs import carry_inputs, checked_size
 from dexcore.models.pretrained import PretrainedMixin
 from dexcore.models.vit import build_encoder, describe_encoder
 from dexcore.nn import DEXMlp
@@ -340,6 +341,30 @@ class MaskedAutoencoder(PretrainedMixin, nn.Module):
             mean, deviation = self.patch_statistics(images)
             pred = pred * deviation + mean
         return self.unpatchify(pred)
+
+    @property
+    def vision_transformer(self) -> VisionTransformer:
+        return self.encoder
+
+    def adapted(self, num_classes: int | None, in_chans: int | None, img_size: int | tuple[int, int] | None) -> Self:
+        for argument, value in {"num_classes": num_classes, "in_chans": in_chans}.items():
+            if value is not None:
+                raise ValueError(
+                    f"{argument} must be None, got {value!r}: a MaskedAutoencoder predicts the channels that it was "
+                    f"trained on and has no classifier; DEXVisionTransformer.from_pretrained takes {argument}, for its "
+                    "encoder"
+                )
+        description = self.describe()
+        description["encoder"]["arguments"]["img_size"] = checked_size(img_size)
+        other = self.from_description(description)
+        state, vit = self.state_dict(), self.encoder
+        prefix = {"encoder.pos_embed": 0 if vit.no_embed_class else vit.num_prefix_tokens}
+        for name, tokens in {**prefix, "decoder_pos_embed": vit.num_prefix_tokens}.items():
+            grids = {"new_size": other.encoder.patch_embed.grid_size, "old_size": vit.patch_embed.grid_size}
+            state[name] = resample_abs_pos_embed(state[name], **grids, num_prefix_tokens=tokens)
+        other.load_state_dict(state, assign=True)
+        carry_inputs(vit, other.encoder)
+        return other
 
     def describe(self) -> dict[str, Any]:
         return {

@@ -1,4 +1,4 @@
-"""Saving and loading models: a folder with ``model.safetensors`` and ``config.json``."""
+"""Saving and loading models: a folder with ``model.safetensors``, ``config.json`` and a model card."""
 
 import argparse
 import json
@@ -6,21 +6,23 @@ import os
 import pickle
 import re
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from safetensors.torch import load_file, save
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 import dexcore
 from dexcore.checks import check_path
 from dexcore.files import write_sealed
+from dexcore.models.card import CARD_FILE, model_card
 from dexcore.models.description import materialize
+from dexcore.models.hub import CONFIG_FILE, WEIGHTS_FILE, local_folder
+from dexcore.models.inputs import described_inputs, normalization_of, preprocess, restore_inputs, set_inputs
 
-WEIGHTS_FILE = "model.safetensors"
-CONFIG_FILE = "config.json"
 FORMAT_VERSION = 1
 _NAMES_IN_A_MESSAGE = 8
 _ADVICE = re.compile(r"\s+(?:Please use|In PyTorch 2\.6)")
@@ -46,11 +48,66 @@ class PretrainedMixin:
         """The model that `describe` described, with fresh weights."""
         raise NotImplementedError
 
+    @property
+    def vision_transformer(self) -> VisionTransformer:
+        """The transformer that sees the images: the model itself, or an autoencoder's encoder."""
+        raise NotImplementedError
+
+    @property
+    def normalization(self) -> dict[str, list[str]]:
+        """Modality -> how its raw pixels came to lie in [0, 1], names of `dexcore.data.normalize`; {} if unknown."""
+        return normalization_of(self.vision_transformer)
+
+    def set_preprocessing(
+        self,
+        mean: Sequence[float],
+        std: Sequence[float],
+        normalization: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
+        """Note how the model's images are made, for `preprocess`, for timm and for those who load it.
+
+        They are the centre square, resized by area (`dexcore.view.evaluation_view`), their channels normalized:
+        what `dexcore.train` shows its models. Written into timm's ``pretrained_cfg`` of the transformer.
+
+        Args:
+            mean: of each channel, in units of [0, 1]; one number, or one a channel.
+            std: standard deviation of each channel.
+            normalization: modality -> names of what brought its raw pixels to [0, 1] (`dexcore.data.normalize`).
+
+        Raises:
+            TypeError, ValueError: a value is of another kind or out of its range; the message names it.
+        """
+        set_inputs(self.vision_transformer, mean, std, normalization or {})
+
+    def preprocess(self, images: Any) -> torch.Tensor:
+        """What the model was shown in evaluation of these images: the centre square, resized, normalized.
+
+        Args:
+            images: an image, or several: a list of them (of any sizes), or one array of four axes. An image is gray,
+                [H, W], or has 1 or 3 channels: last in a NumPy array, [H, W, C], first in a tensor, [C, H, W].
+                Its values are floats in [0, 1], or uint8 or uint16 as files and stores hold them. Raw CT or PET
+                values are brought to [0, 1] first: ``normalization`` says how.
+
+        Returns:
+            float32 [C, S, S], or [B, C, S, S] for several, on the CPU; to the bit what the run's evaluation made of
+            the same array. Gray is repeated for all channels.
+
+        Raises:
+            ImportError: OpenCV (the extra ``train``) is missing.
+            TypeError, ValueError: an image is of another type, shape or range; or the model, not square or of other
+                channels, was prepared for in another way or does not say how.
+        """
+        return preprocess(self.vision_transformer, images)
+
+    def adapted(self, num_classes: int | None, in_chans: int | None, img_size: int | tuple[int, int] | None) -> Self:
+        """The model with another classifier, other channels or another image size; see `from_pretrained`."""
+        raise NotImplementedError
+
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write ``model.safetensors`` (every tensor in its own dtype) and ``config.json`` into ``folder``.
 
         A killed save leaves the old model, the new one, or a folder without ``config.json``, which
-        `from_pretrained` refuses.
+        `from_pretrained` refuses. Where there is no ``README.md``, a short model card is written too.
 
         Raises:
             TypeError: ``folder`` is no path.
@@ -62,35 +119,55 @@ class PretrainedMixin:
         check_path("folder", folder)
         check_has_data(self)
         versions = {"format_version": FORMAT_VERSION, "dexcore_version": dexcore.__version__}
-        config = json.dumps(versions | self.describe(), indent=2) + "\n"
+        described = self.describe() | described_inputs(self.vision_transformer)
+        config = json.dumps(versions | described, indent=2) + "\n"
         tensors = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        weights = save(tensors, {"format": "pt"})
-        write_sealed({folder / WEIGHTS_FILE: weights, folder / CONFIG_FILE: config.encode()})
+        files = {folder / WEIGHTS_FILE: save(tensors, {"format": "pt"})}
+        if not (folder / CARD_FILE).exists():  # its text may be someone's
+            files[folder / CARD_FILE] = model_card(self.vision_transformer, described["class"]).encode()
+        write_sealed({**files, folder / CONFIG_FILE: config.encode()})
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike[str]) -> Self:
+    def from_pretrained(
+        cls,
+        folder: str | os.PathLike[str],
+        *,
+        num_classes: int | None = None,
+        in_chans: int | None = None,
+        img_size: int | tuple[int, int] | None = None,
+        revision: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        token: str | bool | None = None,
+    ) -> Self:
         """The model that `save_pretrained` wrote, on the CPU, in evaluation mode.
 
         It has its numbers in memory of its own: the files may be changed or removed afterwards.
         `DEXVisionTransformer.from_pretrained` also takes a saved `MaskedAutoencoder` and returns its encoder.
 
+        Args:
+            folder: what `save_pretrained` wrote, a run's ``model``; or ``"user/name"`` on the Hugging Face Hub, where
+                no folder of that name is here (``"./user/name"`` is always a folder).
+            num_classes: of another classifier, drawn anew; 0 for none.
+            in_chans: channels of the images; the patch embedding is adapted as timm does.
+            img_size: pixels, one number or height and width; positions are resampled as timm does.
+            revision: branch, tag or commit on the Hub.
+            cache_dir: where files of the Hub are kept; default: huggingface_hub's.
+            token: for a private model; default: the one that was logged in with.
+
         Raises:
-            TypeError: ``folder`` is no path.
-            FileNotFoundError: there is no such folder, or one of the two files is not in it.
+            TypeError: ``folder`` is no path, or a size no whole number.
+            FileNotFoundError: there is no such folder nor a model on the Hub, or one of the two files is not in it.
             ModelFileError: ``folder`` is a file; or a file in it cannot be read, is of a newer format or another
                 class, or the tensors are not exactly those of the model.
+            ValueError: the model cannot be given such a size; or ``revision`` with a folder that is here.
         """
         check_path("folder", folder)
-        folder = Path(folder)
+        folder = local_folder(folder, revision=revision, cache_dir=cache_dir, token=token)
         config_path, weights_path = folder / CONFIG_FILE, folder / WEIGHTS_FILE
-        if folder.is_file():
-            raise ModelFileError(f"{folder} is a file; expected a folder that save_pretrained wrote")
-        for path, what in ((folder, "folder"), (config_path, "file"), (weights_path, "file")):
-            if not path.exists():
-                raise FileNotFoundError(f"{path}: no such {what}; expected a folder that save_pretrained wrote")
-        description = _read_config(config_path)
+        _check_folder(folder)
+        config = description = _read_config(config_path)
         tensors = read_safetensors(weights_path)
         encoder = description.get("encoder")
         if description["class"] != cls.__name__ and encoder and encoder["class"] == cls.__name__:
@@ -112,6 +189,12 @@ class PretrainedMixin:
         assert isinstance(model, nn.Module)
         load_exactly(model, tensors, str(weights_path), assign=True)
         materialize(model)
+        try:
+            restore_inputs(model.vision_transformer, config)
+        except (TypeError, ValueError) as error:
+            raise ModelFileError(f"{config_path}: {shorten([str(error)])}") from error
+        if not (num_classes is None and in_chans is None and img_size is None):
+            model = model.adapted(num_classes, in_chans, img_size)
         return model.eval()
 
 
@@ -239,12 +322,28 @@ def is_plain(tensor: torch.Tensor) -> bool:
     )
 
 
+def _check_folder(folder: Path) -> None:
+    if folder.is_file():
+        raise ModelFileError(f"{folder} is a file; expected a folder that save_pretrained wrote")
+    within = sorted(path.parent for path in folder.glob(f"*/{CONFIG_FILE}") if (path.parent / WEIGHTS_FILE).is_file())
+    if within and not (folder / CONFIG_FILE).exists():
+        raise FileNotFoundError(f"{folder} is not a model's folder but holds one: pass {within[0]}")
+    for path, what in ((folder, "folder"), (folder / CONFIG_FILE, "file"), (folder / WEIGHTS_FILE, "file")):
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: no such {what}; expected a folder that save_pretrained wrote")
+
+
 def _read_config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ModelFileError(f"{path} is no config.json of dexcore: {error}") from error
     version = config.get("format_version") if isinstance(config, dict) else None
+    if isinstance(config, dict) and version is None and "architecture" in config:
+        raise ModelFileError(
+            f"{path} was written by timm, not by save_pretrained: open it with "
+            f'timm.create_model("local-dir:{path.parent}", pretrained=True)'
+        )
     if type(version) is not int or version < 1:  # True is an int
         raise ModelFileError(f'{path} is no config.json of dexcore: expected an object with a number "format_version"')
     if version > FORMAT_VERSION:

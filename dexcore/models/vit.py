@@ -16,8 +16,10 @@ from dexcore.models.description import (
     NotDescribableError,
     check_same_anatomy,
     describe_vit,
+    norm_layer,
     vit_arguments,
 )
+from dexcore.models.inputs import GENERIC, adapt
 from dexcore.models.pretrained import PretrainedMixin, check_fit, load_exactly
 from dexcore.nn import DEXBlock, DEXMlp
 from dexcore.nn.upcycle import per_block
@@ -109,6 +111,14 @@ class DEXVisionTransformer(PretrainedMixin, VisionTransformer):
     def _model_args(self, arguments: dict[str, Any]) -> None:
         self.__dict__["_model_args"] = arguments
 
+    @property
+    def vision_transformer(self) -> Self:
+        return self
+
+    def adapted(self, num_classes: int | None, in_chans: int | None, img_size: int | tuple[int, int] | None) -> Self:
+        adapt(self, num_classes, in_chans, img_size)
+        return self
+
     def describe(self) -> dict[str, Any]:
         return describe_encoder(self)
 
@@ -180,6 +190,9 @@ def build_encoder(description: dict[str, Any]) -> VisionTransformer:
     return VisionTransformer(**vit_arguments(description["arguments"]))
 
 
+_OF_AUTOENCODER = "encoder.patch_embed.proj.weight"  # in the file of a MaskedAutoencoder
+
+
 def _cfg(**kwargs: Any) -> dict[str, Any]:
     return {
         "num_classes": 1000,
@@ -199,6 +212,7 @@ def _cfg(**kwargs: Any) -> dict[str, Any]:
 
 default_cfgs = generate_default_cfgs(
     {
+        GENERIC: _cfg(),
         "dex_vit_tiny_patch16_224": _cfg(),
         "dex_vit_small_patch16_224": _cfg(),
         "dex_vit_base_patch16_224": _cfg(),
@@ -212,10 +226,16 @@ default_cfgs = generate_default_cfgs(
 def _fit_checkpoint(checkpoint: dict[str, Any], model: VisionTransformer) -> dict[str, Any]:
     """timm's filter of pretrained weights; a dense MLP's go into the director and into every expert.
 
+    Of a saved autoencoder's weights it takes the encoder's.
+
     Raises:
         ModelFileError: the blocks are not the model's own. timm would leave what is missing random, with a warning,
             where the number of classes is another.
     """
+    if _OF_AUTOENCODER in checkpoint:
+        checkpoint = {
+            name.removeprefix("encoder."): tensor for name, tensor in checkpoint.items() if name.startswith("encoder.")
+        }
     tensors = checkpoint_filter_fn(checkpoint, model)
     for name, layer in model.named_modules():
         if isinstance(layer, DEXMlp) and f"{name}.fc1.weight" in tensors:
@@ -233,6 +253,8 @@ def _fit_checkpoint(checkpoint: dict[str, Any], model: VisionTransformer) -> dic
 
 
 def _create(variant: str, pretrained: bool, architecture: dict[str, int], **kwargs: Any) -> nn.Module:
+    if "norm_eps" in kwargs:  # a saved model's
+        kwargs.setdefault("norm_layer", norm_layer(kwargs.pop("norm_eps")))
     return build_model_with_cfg(
         DEXVisionTransformer,
         variant,
@@ -241,6 +263,12 @@ def _create(variant: str, pretrained: bool, architecture: dict[str, int], **kwar
         feature_cfg={"out_indices": kwargs.pop("out_indices", 3), "feature_cls": "getter"},
         **{**architecture, **kwargs},
     )
+
+
+@register_model
+def dex_vit(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """DEX ViT of any size: what a saved model of another than the sizes below is to timm. Alone it is ViT-B/16."""
+    return _create(GENERIC, pretrained, {}, **kwargs)
 
 
 @register_model

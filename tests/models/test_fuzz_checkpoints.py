@@ -240,7 +240,8 @@ def config_value(rng, text):
     """One value anywhere in it replaced, removed, or a new key beside it."""
     config = json.loads(text)
     places = [(config, key) for key in config]
-    for inner in (config["arguments"], config["encoder"], config["encoder"]["arguments"]):
+    said = (config["pretrained_cfg"], config["normalization"])
+    for inner in (config["arguments"], config["encoder"], config["encoder"]["arguments"], *said):
         places += [(inner, key) for key in inner]
     inner, key = rng.choice(places)
     values = [
@@ -339,6 +340,7 @@ def feed_folders(count, seed, folder):
     """Feed ``count`` spoilt folders of `save_pretrained` to `from_pretrained`."""
     rng = random.Random(seed)
     model = autoencoder()
+    model.set_preprocessing([0.5] * 3, [0.2] * 3, {"CT": ["hu_window"]})
     model.save_pretrained(folder)
     weights, config = folder / "model.safetensors", folder / "config.json"
     good_weights, good_config = weights.read_bytes(), config.read_text()

@@ -63,6 +63,7 @@ def test_an_autoencoder_comes_back_bit_by_bit_and_can_be_trained(tmp_path):
     again(IMAGES, NOISE).loss.backward()
     assert again.encoder.blocks[0].mlp.experts.fc1.weight.grad.abs().sum() > 0
     assert sorted(path.name for path in (tmp_path / "new" / "model").iterdir()) == [
+        "README.md",
         "config.json",
         "model.safetensors",
     ]

@@ -51,8 +51,8 @@ def test_timm_builds_each_registered_model_in_its_size_with_eight_experts_of_whi
 
 
 def test_the_module_exports_the_class_and_every_registered_model():
-    assert set(vit.__all__) == {"DEXVisionTransformer", *SIZES}
-    assert set(timm.list_models("dex_vit_*")) == set(SIZES)
+    assert set(vit.__all__) == {"DEXVisionTransformer", "dex_vit", *SIZES}
+    assert set(timm.list_models("dex_vit*")) == {"dex_vit", *SIZES}
     assert dexcore.models.DEXVisionTransformer is DEXVisionTransformer
 
 

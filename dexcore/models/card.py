@@ -1,0 +1,91 @@
+"""The model card: README.md beside the weights, as the Hugging Face Hub shows it."""
+
+from collections.abc import Sequence
+
+from timm.models.vision_transformer import VisionTransformer
+
+from dexcore.models.inputs import knows_view
+from dexcore.nn import DEXMlp
+
+CARD_FILE = "README.md"
+_FOLDER = "path/to/this/folder"
+_NOTHING_KNOWN = (
+    "Nothing is recorded here of the images and the training. Whoever hands the model on should say what it was "
+    "trained on and how it was measured."
+)
+
+
+def model_card(vit: VisionTransformer, kind: str, sections: Sequence[tuple[str, str]] = ()) -> str:
+    """A card's text: what the model is, how to load it, then ``sections``.
+
+    Args:
+        vit: the model, or an autoencoder's encoder.
+        kind: class name of the saved model.
+        sections: heading and Markdown text of each; () says that nothing is recorded.
+    """
+    tags = ["dexcore", "timm", "vision-transformer", "mixture-of-experts", "medical-imaging"]
+    tags += ["masked-autoencoder"] if kind == "MaskedAutoencoder" else []
+    # "unknown" is the Hub's word; what the images' owners allow nobody but the publisher can know.
+    front = ["---", "library_name: dexcore", "license: unknown", "pipeline_tag: image-feature-extraction", "tags:"]
+    parts = [
+        "\n".join([*front, *(f"- {tag}" for tag in tags), "---"]),
+        f"# {_title(vit, kind)}",
+        _anatomy(vit, kind),
+        "## How to load it",
+        _how_to_load(vit, kind),
+    ]
+    for heading, text in sections or [("Data and training", _NOTHING_KNOWN)]:
+        parts += [f"## {heading}", text]
+    return "\n\n".join(parts) + "\n"
+
+
+def _title(vit: VisionTransformer, kind: str) -> str:
+    name = "Director-Experts vision transformer" if _dex_layers(vit) else "Vision transformer"
+    return f"{name}, pre-trained as a masked autoencoder" if kind == "MaskedAutoencoder" else name
+
+
+def _anatomy(vit: VisionTransformer, kind: str) -> str:
+    (height, width), (rows, columns) = vit.patch_embed.img_size, vit.patch_embed.patch_size
+    layers = _dex_layers(vit)
+    numbers = sum(parameter.numel() for parameter in vit.parameters())
+    text = (
+        f"{len(vit.blocks)} blocks of width {vit.embed_dim}; images of {height} x {width} pixels and {vit.in_chans} "
+        f"channels in patches of {rows} x {columns}; {numbers:,} parameters"
+    )
+    if layers:
+        experts, chosen = ([getattr(layer, name) for layer in layers] for name in ("num_experts", "top_k"))
+        text += f"; experts in each block {_listed(experts)}, of which an image is given {_listed(chosen)}"
+    classifier = f", with a classifier of {vit.num_classes} classes" if vit.num_classes else ", without a classifier"
+    return text + classifier + (", beside the autoencoder's decoder." if kind == "MaskedAutoencoder" else ".")
+
+
+def _dex_layers(vit: VisionTransformer) -> list[DEXMlp]:
+    return [block.mlp for block in vit.blocks if isinstance(block.mlp, DEXMlp)]
+
+
+def _listed(numbers: list[int]) -> str:
+    return str(numbers[0]) if len(set(numbers)) == 1 else ", ".join(map(str, numbers))
+
+
+def _how_to_load(vit: VisionTransformer, kind: str) -> str:
+    if not _dex_layers(vit):
+        return (
+            "```python\nfrom dexcore.models import MaskedAutoencoder\n"
+            f'encoder = MaskedAutoencoder.from_pretrained("{_FOLDER}").encoder\n```'
+        )
+    lines = [
+        "from dexcore.models import DEXVisionTransformer",
+        f'encoder = DEXVisionTransformer.from_pretrained("{_FOLDER}")  # or "user/name" on the Hugging Face Hub',
+    ]
+    if knows_view(vit):
+        lines += [
+            "images = encoder.preprocess([image])  # each [H, W] or [H, W, 3]: uint8, uint16 or floats in [0, 1]",
+            "features = encoder.forward_features(images)  # [1, tokens, width], the class token first",
+        ]
+    whole = ""
+    if kind == "MaskedAutoencoder":
+        whole = " The whole autoencoder is opened by `dexcore.models.MaskedAutoencoder.from_pretrained`."
+    return (
+        "\n".join(["```python", *lines, "```"]) + f"\n\nThrough timm, after `import dexcore`: "
+        f'`timm.create_model("local-dir:{_FOLDER}", pretrained=True)`, or `"hf-hub:user/name"`.{whole}'
+    )
