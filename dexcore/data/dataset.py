@@ -88,6 +88,11 @@ class MVUDataset(Dataset[dict[str, Any]]):
         return self._strings("group")
 
     @cached_property
+    def normalization(self) -> np.ndarray:
+        """How every image came to lie in [0, 1], a name of `dexcore.data.normalize`, str objects [n]."""
+        return self._strings("normalization")
+
+    @cached_property
     def split(self) -> np.ndarray:
         """The split of every image, str objects [n]: "train" or "heldout"."""
         return self._strings("split")

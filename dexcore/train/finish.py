@@ -2,11 +2,14 @@
 
 from safetensors import SafetensorError
 
+from dexcore.files import write_whole
+from dexcore.models.card import CARD_FILE
 from dexcore.report import build_report
 from dexcore.report.files import ANALYSIS_FILE, EVALUATION_FILE, MODEL_FOLDER
 from dexcore.train.analyze import analyze
 from dexcore.train.evaluate import evaluate
 from dexcore.train.loop import Pretraining
+from dexcore.train.run_card import note_inputs, run_card
 from dexcore.train.run_folder import RunFolderError
 
 
@@ -17,6 +20,7 @@ def finish(run: Pretraining) -> None:
         RunFolderError: the folder cannot be written (a full disk, for example); nothing trained is lost.
     """
     try:
+        note_inputs(run.model, run.images, run.rows, run.config)
         run.model.save_pretrained(run.folder / MODEL_FOLDER)
         run.ranks.say("evaluating")
         evaluation = evaluate(run.model, run.images, run.config, run.device)
@@ -27,6 +31,8 @@ def finish(run: Pretraining) -> None:
             summary = build_report(run.folder)
         except ValueError as error:
             raise RunFolderError(f"{run.folder}: the training is done, its report cannot be made: {error}") from error
+        card = run_card(run.model, run.images, run.config, summary)
+        write_whole(run.folder / MODEL_FOLDER / CARD_FILE, card.encode())
     except (OSError, SafetensorError) as error:
         raise RunFolderError(
             f"{run.folder}: the training is done, its model and report cannot be written: {error}; "
