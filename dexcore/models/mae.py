@@ -183,8 +183,9 @@ class MaskedAutoencoder(PretrainedMixin, nn.Module):
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
         """Take images of another size: the grid of patches, and the positions of encoder and decoder, follow.
 
-        No weight changes but positions, which are drawn for the new grid (`sincos_positions`). As a parameter's shape
-        changes, call it before the optimizer and DDP are made. It also mends a model whose encoder alone was resized.
+        No weight changes but positions: MAE's are drawn for the new grid (`sincos_positions`), others, as of a dense
+        checkpoint, are resampled as timm does. As a parameter's shape changes, call it before the optimizer and DDP are
+        made. It also mends a model whose encoder alone was resized.
 
         Args:
             img_size: pixels, of a square or (height, width); multiples of the patch size.
@@ -204,12 +205,15 @@ class MaskedAutoencoder(PretrainedMixin, nn.Module):
                 raise ValueError(f"img_size must be {multiples}, got {img_size}")
         patches = math.prod(pixels // patch for pixels, patch in zip(size, embed.patch_size, strict=True))
         self._count_visible(patches)  # refused before anything changes
-        self.encoder.set_input_size(img_size=size)
+        before, vit, decoder = self._grid, self.encoder, self.decoder_pos_embed
+        prefix, encoder_prefix = vit.num_prefix_tokens, 0 if vit.no_embed_class else vit.num_prefix_tokens
+        fixed = _are_sincos(_positions(vit), before, embed.grid_size, encoder_prefix)
+        decoder_fixed = _are_sincos(decoder, before, before, prefix)
+        vit.set_input_size(img_size=size)
         self._take_grid()
-        tokens = self.encoder.num_prefix_tokens + self.num_patches
-        shape = (1, tokens, self.decoder_pos_embed.shape[-1])
-        self.decoder_pos_embed = nn.Parameter(self.decoder_pos_embed.new_empty(shape), requires_grad=False)
-        self._fill_positions()
+        positions = resample_abs_pos_embed(decoder, self._grid, before, num_prefix_tokens=prefix)
+        self.decoder_pos_embed = nn.Parameter(positions.contiguous(), requires_grad=False)
+        self._fill_positions(encoder=fixed, decoder=decoder_fixed)
 
     def _take_grid(self) -> None:
         embed = self.encoder.patch_embed
@@ -225,10 +229,12 @@ class MaskedAutoencoder(PretrainedMixin, nn.Module):
             )
         return visible
 
-    def _fill_positions(self) -> None:
+    def _fill_positions(self, encoder: bool = True, decoder: bool = True) -> None:
         vit, prefix = self.encoder, self.encoder.num_prefix_tokens
-        _positions(vit).copy_(sincos_positions(vit.embed_dim, self._grid, 0 if vit.no_embed_class else prefix))
-        self.decoder_pos_embed.copy_(sincos_positions(self.decoder_pos_embed.shape[-1], self._grid, prefix))
+        if encoder:
+            _positions(vit).copy_(sincos_positions(vit.embed_dim, self._grid, 0 if vit.no_embed_class else prefix))
+        if decoder:
+            self.decoder_pos_embed.copy_(sincos_positions(self.decoder_pos_embed.shape[-1], self._grid, prefix))
 
     def _check_patch_size(self) -> None:
         if self.encoder.patch_embed.proj.weight[0].numel() != self.decoder_pred.out_features:
@@ -354,17 +360,9 @@ class MaskedAutoencoder(PretrainedMixin, nn.Module):
                     f"trained on and has no classifier; DEXVisionTransformer.from_pretrained takes {argument}, for its "
                     "encoder"
                 )
-        description = self.describe()
-        description["encoder"]["arguments"]["img_size"] = checked_size(img_size)
-        other = self.from_description(description)
-        state, vit = self.state_dict(), self.encoder
-        prefix = {"encoder.pos_embed": 0 if vit.no_embed_class else vit.num_prefix_tokens}
-        for name, tokens in {**prefix, "decoder_pos_embed": vit.num_prefix_tokens}.items():
-            grids = {"new_size": other.encoder.patch_embed.grid_size, "old_size": vit.patch_embed.grid_size}
-            state[name] = resample_abs_pos_embed(state[name], **grids, num_prefix_tokens=tokens)
-        other.load_state_dict(state, assign=True)
-        carry_inputs(vit, other.encoder)
-        return other
+        self.set_input_size(checked_size(img_size))
+        carry_inputs(self.encoder, self.encoder)
+        return self
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -480,6 +478,13 @@ def _positions(encoder: VisionTransformer) -> nn.Parameter:
     if encoder.pos_embed is None:
         raise ValueError("encoder must have positions: build it with pos_embed='learn'")
     return encoder.pos_embed
+
+
+def _are_sincos(positions: torch.Tensor, grid: tuple[int, int], now: tuple[int, int], prefix: int) -> bool:
+    """Whether positions of the grid ``now`` are `sincos_positions` of ``grid``, as timm resamples them."""
+    drawn = sincos_positions(positions.shape[-1], grid, prefix).float()
+    resampled = resample_abs_pos_embed(drawn, list(now), list(grid), num_prefix_tokens=prefix)
+    return torch.allclose(positions.detach().float().cpu(), resampled, atol=0.02)  # half precision, too
 
 
 def _check_encoder(encoder: nn.Module) -> None:

@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 from plain_mae import Sizes, cut, plain_mae, position
+from timm.layers import resample_abs_pos_embed
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
@@ -339,7 +340,9 @@ def test_the_loss_is_float32_under_autocast_and_near_the_full_precision_one():
 @pytest.mark.parametrize("reg_tokens", [0, 2])
 def test_a_resized_autoencoder_is_one_built_at_that_size_with_the_same_weights(resized_before, reg_tokens):
     arguments = {**TINY, "num_experts": 3, "reg_tokens": reg_tokens}
-    model = shake(tiny(DEXVisionTransformer(**arguments)))
+    model = tiny(DEXVisionTransformer(**arguments))
+    drawn = {name: t.clone() for name, t in model.state_dict().items() if "pos_embed" in name}
+    shake(model).load_state_dict(drawn, strict=False)
     if resized_before:
         model.encoder.set_input_size((48, 40))
     model.set_input_size((48, 40))
@@ -358,6 +361,18 @@ def test_a_resized_autoencoder_is_one_built_at_that_size_with_the_same_weights(r
     rebuilt = MaskedAutoencoder.from_description(model.describe())
     rebuilt.load_state_dict(model.state_dict())
     assert torch.equal(rebuilt(images, noise).loss, expected(images, noise).loss)
+
+
+def test_positions_that_were_learned_are_resampled_with_the_autoencoder():
+    model, learned = tiny(), torch.randn(1, 17, 16)
+    with torch.no_grad():
+        model.encoder.pos_embed.copy_(learned)
+    model.set_input_size(48)
+    expected = resample_abs_pos_embed(learned, [6, 6], [4, 4], num_prefix_tokens=1)
+    assert torch.equal(model.encoder.pos_embed, expected)
+    assert torch.equal(
+        model.decoder_pos_embed, tiny(DEXVisionTransformer(**{**TINY, "img_size": 48})).decoder_pos_embed
+    )
 
 
 @pytest.mark.parametrize("size", [(48, 40), (64, 16)])  # the second has as many patches, in another grid

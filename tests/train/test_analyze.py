@@ -31,6 +31,7 @@ def setup(store, tmp_path_factory):
             layer.router.weight.mul_(100)
             for parameter in layer.experts.parameters():
                 parameter.add_(0.5 * torch.randn_like(parameter) * parameter.std())
+            layer.router.activation_frequency.fill_(0.25)  # as if the directors had followed
     images = open_mvu(store)
     evaluation = evaluate(model, images, config, _CPU)
     return model, images, config, evaluation, analyze(model, images, evaluation, config, _CPU)
