@@ -60,6 +60,20 @@ def mix_align(student: Tensor, teacher: Tensor, kind: str = "kd", *, backend: st
     return _mix_align(student, teacher, kind, False, chosen)[0]
 
 
+def align_floor(teacher: Tensor, kind: str) -> Tensor:
+    """What `mix_align` is at agreement: the teacher's entropy for "kd", else 0. 0-dim, in the teacher's precision.
+
+    "kd" reaches it where softmax(student) = softmax(teacher / 0.5): at a student that is twice the teacher plus a
+    constant a row, and not at one that equals it. The clamp at 1e-6 lets it go lower, by at most 1e-6 D.
+    """
+    teacher = teacher.detach().to(torch.promote_types(teacher.dtype, torch.float32))
+    rows = teacher.shape[:-1].numel()
+    if kind != "kd" or not rows:
+        return teacher.new_zeros(())
+    log_p = (teacher * teacher_scale(kind)).log_softmax(-1)
+    return -(log_p.exp() * log_p).sum() / rows
+
+
 def teacher_scale(kind: str) -> float:
     """What `align_rows` finds the teacher multiplied by: where a GEMM makes the teacher, it costs no pass there."""
     return 1 / TEACHER_TEMPERATURE if kind == "kd" else 1.0

@@ -93,7 +93,7 @@ class Analysis:
             FileNotFoundError: there is no such file.
             ValueError: the file (named) is truncated, damaged, or no analysis of this version.
         """
-        arrays = read_arrays(path, _FORMAT, _CONTENT)
+        _, arrays = read_arrays(path, (_FORMAT,), _CONTENT)
         try:
             return cls(
                 expert_similarity=[arrays[f"expert_similarity_{number}"] for number in range(int(arrays["blocks"]))],

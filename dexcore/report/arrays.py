@@ -3,7 +3,7 @@
 import io
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +23,11 @@ def write_arrays(path: str | Path, version: int, arrays: Mapping[str, np.ndarray
     write_whole(Path(path), buffer.getvalue())
 
 
-def read_arrays(path: str | Path, version: int, content: str) -> dict[str, np.ndarray]:
-    """Read what `write_arrays` wrote; ``content`` says what is expected, for the messages.
+def read_arrays(path: str | Path, versions: Sequence[int], content: str) -> tuple[int, dict[str, np.ndarray]]:
+    """Read what `write_arrays` wrote in one of ``versions``, the last being today's; ``content`` is for the messages.
+
+    Returns:
+        The file's version and its arrays.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -39,9 +42,9 @@ def read_arrays(path: str | Path, version: int, content: str) -> dict[str, np.nd
     except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path}: truncated or damaged, expected an .npz with {content}") from error
     found = arrays.pop("format", None)
-    if found is None or found != version:
-        raise ValueError(f"{path}: format {found}, expected {content} in format {version}")
-    return arrays
+    if found is None or found not in versions:
+        raise ValueError(f"{path}: format {found}, expected {content} in format {versions[-1]}")
+    return int(found), arrays
 
 
 def coerce(owner: object, name: str, dtype: npt.DTypeLike, shape: tuple[int | None, ...] | None = None) -> np.ndarray:

@@ -4,12 +4,12 @@ from typing import Any
 
 import numpy as np
 
-from dexcore.report.history import History
+from dexcore.report.history import History, SimilarityCourse
 from dexcore.report.pictures import BLUE, NEUTRAL, RED, Picture, new_figure, styled, to_png
 
 _LOSSES = {
     "loss_self": "Reconstruction loss (masked patches)",
-    "loss_align": "Alignment of experts and director",
+    "loss_align": "Alignment loss, its floor unknown",
     "loss_balance": "Balance of the experts",
 }
 _PROGRESS = {
@@ -22,13 +22,13 @@ _PROGRESS = {
 }
 
 
-def course_pictures(history: History) -> list[Picture]:
+def course_pictures(history: History, similarity: SimilarityCourse) -> list[Picture]:
     """Losses and schedules, as far as they were recorded."""
     pictures = []
     with styled():
         losses = _recorded(history, _LOSSES)
         if losses:
-            pictures.append(_losses(history, losses))
+            pictures.append(_losses(history, losses, similarity))
         progress = _recorded(history, _PROGRESS)
         if progress:
             pictures.append(_schedules(history, progress))
@@ -44,12 +44,16 @@ def _recorded(history: History, titles: dict[str, str]) -> list[tuple[np.ndarray
     ]
 
 
-def _losses(history: History, losses: list[tuple[np.ndarray, str]]) -> Picture:
+def _losses(history: History, losses: list[tuple[np.ndarray, str]], similarity: SimilarityCourse) -> Picture:
     figure = new_figure(2.9 + 1.6 * (len(losses) - 1))
     ratios = [1.9] + [1.0] * (len(losses) - 1)
     axes = figure.subplots(len(losses), 1, sharex=True, squeeze=False, height_ratios=ratios)[:, 0]
+    aligned = bool(similarity.align_kind)
     for axis, (values, title) in zip(axes, losses, strict=True):
-        _curve(axis, history.step, values, title, smooth=True)
+        if title == _LOSSES["loss_align"] and aligned:
+            _alignment(axis, similarity)
+        else:
+            _curve(axis, history.step, values, title, smooth=True)
     axes[-1].set_xlabel("step")
     return Picture(
         name="losses.png",
@@ -62,11 +66,43 @@ def _losses(history: History, losses: list[tuple[np.ndarray, str]]) -> Picture:
         png=to_png(figure),
         detail=(
             "Where targets are normalized patch by patch (the default), a reconstruction loss of 1.0 is what "
-            "predicting each patch as its own mean over all channels costs. The alignment loss compares experts and "
-            "director; as a cross-entropy it has a floor above zero. The balance loss is 1.0 when all experts are used "
-            "evenly, and as large as the number of experts when one takes everything."
+            "predicting each patch as its own mean over all channels costs. The balance loss is 1.0 when all experts "
+            "are used evenly, and as large as the number of experts when one takes everything. "
+            f"{_about_alignment(similarity)}"
         ),
     )
+
+
+def _alignment(axis: Any, similarity: SimilarityCourse) -> None:
+    """The alignment loss above what it is at agreement: mean over blocks, and from the lowest to the highest."""
+    above = similarity.align
+    minus = " minus the teacher's entropy" if similarity.align_kind == "kd" else ""
+    axis.set_title(f"Alignment loss{minus}")
+    axis.fill_between(similarity.step, above.min(axis=1), above.max(axis=1), color=BLUE, alpha=0.2, linewidth=0)
+    axis.plot(similarity.step, above.mean(axis=1), "o-", color=BLUE, linewidth=2, markersize=3.5)
+    axis.set_ylim(bottom=0)
+    axis.grid(True, axis="y")
+    axis.locator_params(axis="y", nbins=4)
+
+
+def _about_alignment(similarity: SimilarityCourse) -> str:
+    if not similarity.align_kind:
+        return (
+            "The alignment loss compares experts and director. As a cross-entropy (kd) its floor is the entropy of the "
+            "director's output, which this run did not measure: its height says nothing."
+        )
+    told = (
+        "The alignment loss compares experts and director, at the moments at which the experts are compared and on the "
+        "same few images, masked, so that 0 is agreement: the line is the mean over blocks, the band reaches from the "
+        "lowest block to the highest."
+    )
+    if similarity.align_kind == "kd":
+        told += (
+            " It is a cross-entropy; its least value, the entropy of the director's output as the teacher, is "
+            "subtracted. The teacher's temperature is 0.5 and the student's 1, so agreement is an output of the "
+            "experts that is twice the director's: experts that equal it, as all do at step 0, are above 0."
+        )
+    return told
 
 
 def _schedules(history: History, progress: list[tuple[np.ndarray, str]]) -> Picture:

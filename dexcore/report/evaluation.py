@@ -8,7 +8,10 @@ import numpy as np
 
 from dexcore.report.arrays import coerce, read_arrays, write_arrays
 
-_FORMAT = 1
+_FORMAT = 2
+_FORMAT_BEFORE = 1  # without the patches' means; hidden patches were known by their gray alone
+_GRAY_BEFORE = 128
+NOT_SHOWN = np.array([0.60, 0.67, 0.80], dtype=np.float32)  # a blue that no gray image has
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,18 +23,19 @@ class Examples:
         synthetic: bool [m], made by a simulation.
         heldout: bool [m], False for a training image.
         input: float32 [m, S, S, 3] in [0, 1], what the model was asked about.
-        masked: the same with the hidden patches blanked.
-        reconstruction: the prediction in every patch.
-        pasted: the prediction in the hidden patches, the input in the others.
+        hidden: bool [m, S, S], True in patches that the model did not see.
+        reconstruction: as input, the prediction in every patch; only hidden ones were ever asked for in training.
+        patch_mean: as input, every patch filled with its own mean over pixels and channels, which is given away where
+            targets are normalized patch by patch; nan where an older version did not keep it.
     """
 
     modality: np.ndarray
     synthetic: np.ndarray
     heldout: np.ndarray
     input: np.ndarray
-    masked: np.ndarray
+    hidden: np.ndarray
     reconstruction: np.ndarray
-    pasted: np.ndarray
+    patch_mean: np.ndarray
 
     def __post_init__(self) -> None:
         coerce(self, "modality", np.int64)
@@ -43,12 +47,27 @@ class Examples:
                 raise ValueError(f"{name}: shape {image.shape}, expected [{len(self)}, height, width, 3]")
             if image.shape != self.input.shape:
                 raise ValueError(f"{name}: shape {image.shape}, expected {self.input.shape} as of input")
+        coerce(self, "hidden", np.bool_, self.input.shape[:3])
 
     def __len__(self) -> int:
         return len(self.modality)
 
+    @property
+    def masked(self) -> np.ndarray:
+        """What the model saw: the input, hidden patches in the color `NOT_SHOWN`."""
+        return np.where(self.hidden[..., None], NOT_SHOWN, self.input)
 
-_IMAGES = ("input", "masked", "reconstruction", "pasted")
+    def only_hidden(self, image: np.ndarray) -> np.ndarray:
+        """``image``, such as ``reconstruction``, in the hidden patches alone, the visible ones `NOT_SHOWN`."""
+        return np.where(self.hidden[..., None], image, NOT_SHOWN)
+
+    @property
+    def has_patch_mean(self) -> bool:
+        """Whether ``patch_mean`` was kept."""
+        return bool(np.isfinite(self.patch_mean).any())
+
+
+_IMAGES = ("input", "reconstruction", "patch_mean")
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,6 +127,19 @@ class Evaluation:
     def __len__(self) -> int:
         return len(self.modality)
 
+    def groups(self, chosen_n: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """The groups of the images ``chosen_n`` (bool [n], default all): what counts as one case.
+
+        A group's name counts within its modality only: two sources may both have a "patient 1".
+
+        Returns:
+            The modality of each of g groups, int64 [g], and the group of each image, int64 [chosen].
+        """
+        chosen = slice(None) if chosen_n is None else chosen_n
+        keys = np.stack([self.modality, np.unique(self.group, return_inverse=True)[1]])[:, chosen]
+        groups, group_n = np.unique(keys, axis=1, return_inverse=True)
+        return groups[0], group_n.reshape(-1)
+
     def save(self, path: str | Path) -> None:
         """Write one .npz without pickles, whole or not at all; the examples' images are rounded to 8 bits."""
         arrays: dict[str, np.ndarray] = {
@@ -131,8 +163,12 @@ class Evaluation:
             FileNotFoundError: there is no such file.
             ValueError: the file (named) is truncated, damaged, or no evaluation of this version.
         """
-        arrays = read_arrays(path, _FORMAT, "an evaluation's numbers")
+        version, arrays = read_arrays(path, (_FORMAT_BEFORE, _FORMAT), "an evaluation's numbers")
         try:
+            if version == _FORMAT_BEFORE:
+                blanked = arrays["examples_masked"]
+                arrays["examples_hidden"] = (blanked == _GRAY_BEFORE).all(axis=-1)
+                arrays["examples_patch_mean"] = np.full(blanked.shape, np.nan, np.float32)
             examples = {field.name: arrays[f"examples_{field.name}"] for field in fields(Examples)}
             for name in _IMAGES:
                 examples[name] = examples[name].astype(np.float32) / 255

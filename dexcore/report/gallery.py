@@ -1,32 +1,38 @@
-"""The picture of reconstructions: input, masked, reconstruction, pasted, a row a modality."""
+"""The picture of reconstructions: input, what was visible, patch mean alone, prediction; a row a modality."""
 
 import numpy as np
 
 from dexcore.report.evaluation import Evaluation
 from dexcore.report.pictures import WIDTH, Picture, new_figure, styled, to_png
 
-_COLUMNS = ("input", "masked", "reconstruction", "pasted")
 _GAP, _LABEL, _HEADER = 0.06, 0.26, 0.28  # inches
 
 
 def gallery_picture(evaluation: Evaluation) -> Picture | None:
-    """One row a modality that has an example: a held-out one where there is any, real before synthetic."""
+    """One row a modality that has an example: a held-out one where there is any, real before synthetic.
+
+    What a column does not show is blank: no visible patch stands among the predicted ones, to be admired with them.
+    """
     chosen = _chosen(evaluation)
     if not chosen:
         return None
     examples = evaluation.examples
+    columns = {"input": examples.input, "visible": examples.masked}
+    if examples.has_patch_mean:
+        columns["patch mean alone"] = examples.only_hidden(examples.patch_mean)
+    columns["prediction"] = examples.only_hidden(examples.reconstruction)
     side = (WIDTH - 3 * _GAP) / 4
     row = _LABEL + side + _GAP
     height = _HEADER + row * len(chosen)
     with styled():
         figure = new_figure(height, layout=None)
-        for column, name in enumerate(_COLUMNS):
+        for column, (name, images) in enumerate(columns.items()):
             left = column * (side + _GAP)
             figure.text((left + side / 2) / WIDTH, 1 - 0.5 * _HEADER / height, name, ha="center", va="center")
             for number, index in enumerate(chosen):
                 bottom = height - _HEADER - number * row - _LABEL - side
                 axis = figure.add_axes((left / WIDTH, bottom / height, side / WIDTH, side / height))
-                axis.imshow(np.nan_to_num(getattr(examples, name)[index]).clip(0, 1), aspect="auto")
+                axis.imshow(np.nan_to_num(images[index]).clip(0, 1), aspect="auto")
                 axis.set_axis_off()
         for number, index in enumerate(chosen):
             baseline = height - _HEADER - number * row - _LABEL / 2 - 0.03
@@ -39,16 +45,20 @@ def gallery_picture(evaluation: Evaluation) -> Picture | None:
         name="reconstructions.png",
         title="Reconstructions",
         reading=(
-            "From the visible patches of the second column alone the model predicts the third; the fourth has its "
-            "prediction pasted into the hidden patches."
+            "From the visible patches of the second column alone the model predicts the hidden ones, in the last; "
+            "pale blue is what a column does not show."
+            if "patch mean alone" not in columns
+            else "From the visible patches of the second column alone the model predicts the hidden ones, in the last; "
+            "what it shows beyond the third, every hidden patch filled with its own mean, is the model's, and pale "
+            "blue is what a column does not show."
         ),
-        bad="hidden patches that are flat or all alike, or structure that comes only in training images.",
+        bad="a prediction that looks like the patch mean alone, or structure that comes only in training images.",
         png=png,
         detail=(
             "Where targets are normalized patch by patch (the default), the model predicts structure inside a patch "
-            "alone, and each patch's mean and deviation are taken from the target: the coarse brightness of the last "
-            "two columns is given, what happens inside a patch is the model's. Its guess at visible patches, in the "
-            "third column alone, is never trained and may be noise."
+            "alone, and each patch's mean and deviation are taken from the target: the coarse picture, bright where "
+            "the image is bright, and how strong a patch's contrast is, are given away; what happens inside a patch is "
+            "the model's. Its guess at visible patches is never trained, and not shown."
         ),
     )
 

@@ -40,7 +40,7 @@ def principal_components(features_nd: np.ndarray, components: int) -> tuple[np.n
     return projected, shares
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Neighbors:
     """How often an image's nearest neighbors are of its class.
 
@@ -49,12 +49,14 @@ class Neighbors:
             same; nan where fewer than two classes can be asked about.
         chance: 1 / classes: what random features reach.
         classes, images: how many it rests on.
+        right_n: float64 [n], 1 or 0 an image; nan for an image that was not asked about.
     """
 
     accuracy: float
     chance: float
     classes: int
     images: int
+    right_n: np.ndarray
 
 
 def neighbor_accuracy(features_nd: np.ndarray, label_n: np.ndarray, apart_n: np.ndarray) -> Neighbors:
@@ -71,8 +73,9 @@ def neighbor_accuracy(features_nd: np.ndarray, label_n: np.ndarray, apart_n: np.
             usable &= ~own
     features, apart = features_nd[usable].astype(np.float64), apart_n[usable]
     classes, label = np.unique(label_n[usable], return_inverse=True)
+    right_n = np.full(len(features_nd), np.nan)
     if len(classes) < 2:
-        return Neighbors(math.nan, math.nan, len(classes), len(features))
+        return Neighbors(math.nan, math.nan, len(classes), len(features), right_n)
     features = features - features.mean(axis=0)
     features = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
     likeness = features @ features.T
@@ -80,8 +83,9 @@ def neighbor_accuracy(features_nd: np.ndarray, label_n: np.ndarray, apart_n: np.
     nearest = np.argsort(-likeness, axis=1, kind="stable")[:, :NEIGHBORS]
     valid = np.isfinite(np.take_along_axis(likeness, nearest, axis=1))
     right = _majority(np.where(valid, label[nearest], -1), len(classes)) == label
+    right_n[usable] = right
     accuracy = float(np.mean([right[label == index].mean() for index in range(len(classes))]))
-    return Neighbors(accuracy, 1 / len(classes), len(classes), len(features))
+    return Neighbors(accuracy, 1 / len(classes), len(classes), len(features), right_n)
 
 
 def _majority(label_nk: np.ndarray, classes: int) -> np.ndarray:

@@ -1,7 +1,7 @@
 """The course of a run: files of one JSON object a line, read into columns."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +69,15 @@ class SimilarityCourse:
         step: int64 [moments], rising: steps done.
         blocks: an entry a DEX block, float64 [moments, R_block + 1, R_block + 1]: linear CKA as in
             `dexcore.report.analysis.Analysis.expert_similarity`; nan where it was not measurable.
+        align: float64 [moments, blocks], the alignment loss minus what it is at agreement; nan where a moment has none,
+            as in folders of older versions.
+        align_kind: "kd", "cosine" or "mse"; "" where there is none.
     """
 
     step: np.ndarray
     blocks: tuple[np.ndarray, ...]
+    align: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
+    align_kind: str = ""
 
     @classmethod
     def read(cls, path: str | Path) -> "SimilarityCourse":
@@ -89,7 +94,8 @@ class SimilarityCourse:
         blocks = _blocks(path, records, "blocks", axes=2)
         if any(block.shape[1] != block.shape[2] or block.shape[1] < 2 for block in blocks):
             raise ValueError(f"{path}: blocks holds something else than matrices of [experts + 1] twice")
-        return cls(np.array([record["step"] for record in records], dtype=np.int64), blocks)
+        align, kind = _alignments(path, records, len(blocks))
+        return cls(np.array([record["step"] for record in records], dtype=np.int64), blocks, align, kind)
 
 
 def _records(path: Path, every_step: bool = False) -> list[dict[str, Any]]:
@@ -129,6 +135,23 @@ def _skipped(path: Path, records: list[dict[str, Any]]) -> np.ndarray:
     if not all(isinstance(one, bool) for one in found):
         raise ValueError(f"{path}: skipped is neither true nor false in every step")
     return np.array(found, dtype=np.bool_)
+
+
+def _alignments(path: Path, records: list[dict[str, Any]], blocks: int) -> tuple[np.ndarray, str]:
+    """Loss minus floor [records, blocks], nan where a record has none, and the loss's kind."""
+    above, kind = np.full((len(records), blocks), np.nan), ""
+    for number, record in enumerate(records):
+        entry = record.get("align")
+        if entry is None:
+            continue
+        try:
+            loss, floor = (np.array(entry[name], dtype=np.float64) for name in ("loss", "floor"))  # None becomes nan
+            above[number], kind = loss - floor, str(entry["kind"])
+        except (TypeError, ValueError, KeyError) as error:
+            raise ValueError(
+                f"{path}: align is not a loss and a floor for each of {blocks} blocks ({error})"
+            ) from error
+    return above, kind
 
 
 def _blocks(path: Path, records: list[dict[str, Any]], name: str, axes: int) -> tuple[np.ndarray, ...]:

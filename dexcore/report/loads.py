@@ -48,8 +48,12 @@ def load_picture(history: History) -> Picture | None:
     )
 
 
-def hunger_picture(history: History, blocks: tuple[Hunger, ...]) -> Picture | None:
-    """Each expert's share at the end, and how many starved over time; None where no load was recorded."""
+def hunger_picture(history: History, blocks: tuple[Hunger, ...], on_images: str = "") -> Picture | None:
+    """Each expert's share at the end, and how many starved over time; None where no load was recorded.
+
+    Args:
+        on_images: who starves on the evaluated images, before the first step and now, in words.
+    """
     if not blocks:
         return None
     with styled():
@@ -79,7 +83,8 @@ def hunger_picture(history: History, blocks: tuple[Hunger, ...]) -> Picture | No
             "balance loss or the exploration noise is too weak to bring them back."
         ),
         png=png,
-        found=f"{starving} of {experts} experts starve.",
+        found=f"{starving} of {experts} experts starve at the end of training."
+        + (f" {on_images}." if on_images else ""),
     )
 
 

@@ -15,8 +15,12 @@ _BLOCKS = 8  # drawn as matrices
 _AGREES = 0.1  # below it two halves of one modality do not agree with each other: a grey row
 
 
-def gradient_picture(analysis: Analysis, measured: Sequence[Conflict]) -> Picture | None:
-    """Cosines between the modalities' gradients; None where there is nothing to compare."""
+def gradient_picture(analysis: Analysis, measured: Sequence[Conflict], cosines_told: Sequence[str]) -> Picture | None:
+    """Cosines between the modalities' gradients; None where there is nothing to compare.
+
+    Args:
+        cosines_told: each part's means in words, those of step 0 beside them.
+    """
     if not measured:
         return None
     names = analysis.gradient_modalities
@@ -46,9 +50,6 @@ def gradient_picture(analysis: Analysis, measured: Sequence[Conflict]) -> Pictur
         bar.ax.set_yticklabels(["-100", "-50", "0", "50", "100"])
         bar.outline.set_visible(False)
         png = to_png(figure)
-    said = "; ".join(
-        f"{one.part}: {one.between:.2f} between modalities, {one.ceiling:.2f} between halves of one" for one in measured
-    )
     first, second, cosine = measured[0].opposed
     return Picture(
         name="gradients.png",
@@ -62,12 +63,13 @@ def gradient_picture(analysis: Analysis, measured: Sequence[Conflict]) -> Pictur
             "Blue in the shared weights is the conflict that experts are for, and no fault of theirs."
         ),
         png=png,
-        found=f"Mean cosine, {said}. Most opposed in the shared weights: {first} and {second}, {cosine:.2f}.",
+        found=f"{'. '.join(cosines_told)}. Most opposed in the shared weights: {first} and {second}, {cosine:.2f}.",
         detail=(
             "Cosines, times 100, between gradients of the reconstruction loss on training images, at the end of the "
             "run: above of the encoder's weights that every image uses, below of its experts. White has nothing to do "
             "with each other; at the end of a long training gradients mostly cancel, and white is what is left. "
-            "Modalities with fewer than two training images are not shown."
+            "Modalities with fewer than two training images are not shown. Of a cosine no spread is known: what "
+            "differs from step 0 is no finding by itself."
         ),
     )
 
@@ -76,8 +78,14 @@ def _rectangle(x: float, y: float, **style: Any) -> Any:
     return require("matplotlib.patches", "train").Rectangle((x, y), 1, 1, **style)
 
 
-def similarity_picture(analysis: Analysis, measured: Sequence[Likeness]) -> Picture | None:
-    """Likeness of the experts over depth, and two by two; None where no block has two experts."""
+def similarity_picture(
+    analysis: Analysis, measured: Sequence[Likeness], step0: Sequence[Likeness] | None
+) -> Picture | None:
+    """Likeness of the experts over depth, and two by two; None where no block has two experts.
+
+    Args:
+        step0: the same before the first step; None where it was not measured.
+    """
     blocks = analysis.expert_similarity
     if not any(math.isfinite(block.mean) for block in measured):
         return None
@@ -86,7 +94,7 @@ def similarity_picture(analysis: Analysis, measured: Sequence[Likeness]) -> Pict
     with styled():
         figure = new_figure(2.6 + 2.2 * rows)
         top, below = figure.subfigures(2, 1, height_ratios=[2.6, 2.2 * rows])
-        _over_depth(top, measured)
+        _over_depth(top, measured, step0)
         axes = list(below.subplots(rows, 2, squeeze=False).flat)
         for axis, number in zip(axes, shown, strict=False):
             image = axis.imshow(blocks[number], cmap="viridis", vmin=0, vmax=1)
@@ -113,21 +121,38 @@ def similarity_picture(analysis: Analysis, measured: Sequence[Likeness]) -> Pict
             "follows none of them)."
         ),
         png=png,
+        found=_likeness_told(measured, step0),
         detail=(
             "Linear CKA (unbiased), measured at the end of the run: 1 is the same up to rotation and scale, 0 "
-            "unrelated. At the start it is 1 by construction, every expert being a copy of the director. All experts "
+            "unrelated. A model that begins with every expert a copy of the director begins at 1. All experts "
             "are given the tokens that reach their block, those included that the router would never send them. Top: "
             "over depth. Below: expert by expert."
         ),
     )
 
 
-def _over_depth(figure: Any, measured: Sequence[Likeness]) -> None:
+def _likeness_told(measured: Sequence[Likeness], step0: Sequence[Likeness] | None) -> str:
+    told = []
+    for name, field in (("two experts", "mean"), ("an expert and the director", "director")):
+        now, then = (_mean([getattr(block, field) for block in blocks]) for blocks in (measured, step0 or ()))
+        if math.isfinite(now):
+            told.append(f"{name} {now:.2f} (step 0: {then:.2f})" if math.isfinite(then) else f"{name} {now:.2f}")
+    return f"Mean over blocks: {', '.join(told)}." if told else ""
+
+
+def _mean(values: Sequence[float]) -> float:
+    finite = [value for value in values if math.isfinite(value)]
+    return sum(finite) / len(finite) if finite else math.nan
+
+
+def _over_depth(figure: Any, measured: Sequence[Likeness], step0: Sequence[Likeness] | None) -> None:
     axis = figure.subplots()
     number = np.arange(1, len(measured) + 1)
     mean = np.array([block.mean for block in measured])
     lowest = np.array([block.lowest for block in measured])
-    axis.axhline(1, color=NEUTRAL, linewidth=1.2, linestyle=":", label="at the start")
+    if step0:
+        before = [block.mean for block in step0]
+        axis.plot(number, before, "_", color=NEUTRAL, markersize=16, markeredgewidth=2, label="step 0", clip_on=False)
     axis.vlines(number, lowest, mean, color=BLUE, alpha=0.4, linewidth=5)
     axis.plot(number, mean, "o", color=BLUE, markersize=8, label="two experts (bar: to the lowest)", clip_on=False)
     axis.plot(number, [block.director for block in measured], "D", color=RED, label="with the director", clip_on=False)

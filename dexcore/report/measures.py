@@ -157,19 +157,16 @@ def specialization(
     """
     if not len(evaluation) or not evaluation.gates:
         return ()
-    present, modality_n = np.unique(evaluation.modality, return_inverse=True)
+    present = np.unique(evaluation.modality)
     modalities = tuple(evaluation.modality_names[index] for index in present)
     synthetic = tuple(bool(evaluation.synthetic[evaluation.modality == index].any()) for index in present)
-    # A group's name counts within its modality only: two sources may both have a "patient 1".
-    keys = np.stack([modality_n, np.unique(evaluation.group, return_inverse=True)[1]])
-    groups, group_n = np.unique(keys, axis=1, return_inverse=True)
-    label_g = groups[0]
+    group_modality, group_n = evaluation.groups()
+    label_g = np.searchsorted(present, group_modality)
     random = np.random.default_rng(seed)
     labels_pg = np.stack([random.permutation(label_g) for _ in range(permutations)])
     blocks = []
     for gates_nr in evaluation.gates:
-        mass_gr = np.zeros((len(label_g), gates_nr.shape[1]))
-        np.add.at(mass_gr, group_n.reshape(-1), gates_nr)
+        mass_gr = gate_mass(gates_nr, group_n, len(label_g))
         blocks.append(_specialization(modalities, synthetic, mass_gr, label_g, labels_pg))
     return tuple(blocks)
 
@@ -197,6 +194,13 @@ def _specialization(
         p_value=math.nan if math.isnan(nmi) else (1 + reached) / (1 + len(null_p)),
         null_shares_mr=null_shares_pmr[np.abs(null_p - null_mean).argmin()],
     )
+
+
+def gate_mass(gates_nr: np.ndarray, group_n: np.ndarray, groups: int) -> np.ndarray:
+    """The sum of the gates of each group's images, float64 [g, r]."""
+    mass_gr = np.zeros((groups, gates_nr.shape[1]))
+    np.add.at(mass_gr, group_n, gates_nr)
+    return mass_gr
 
 
 def _shares(mass_gr: np.ndarray, label_g: np.ndarray, modalities: int) -> np.ndarray:

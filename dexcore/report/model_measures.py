@@ -10,7 +10,7 @@ from dexcore.report.evaluation import Evaluation
 from dexcore.report.geometry import Neighbors, neighbor_accuracy, principal_components
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Separation:
     """What the nearest neighbors of an image tell, in one mode of the encoder.
 
@@ -32,9 +32,7 @@ def separation(evaluation: Evaluation, analysis: Analysis) -> tuple[Separation, 
     if not len(evaluation):
         return ()
     modality, label = evaluation.modality, analysis.label
-    # A group's name counts within its modality only: two sources may both have a "patient 1".
-    keys = np.stack([modality, np.unique(evaluation.group, return_inverse=True)[1]])
-    group = np.unique(keys, axis=1, return_inverse=True)[1].reshape(-1)
+    _, group = evaluation.groups()
     return tuple(
         Separation(
             mode,

@@ -5,11 +5,34 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dexcore.extras import require
 from dexcore.report.analysis import Analysis
 from dexcore.report.evaluation import Evaluation
-from dexcore.report.files import ANALYSIS_FILE, CONFIG_FILE, EVALUATION_FILE, METRICS_FILE, SIMILARITY_FILE
+from dexcore.report.files import (
+    ANALYSIS_FILE,
+    CONFIG_FILE,
+    EVALUATION_FILE,
+    METRICS_FILE,
+    SIMILARITY_FILE,
+    STEP0_ANALYSIS_FILE,
+    STEP0_EVALUATION_FILE,
+)
 from dexcore.report.history import History, SimilarityCourse
+
+
+@dataclass(frozen=True, eq=False)
+class Step0:
+    """What was measured before the first step: the model as it was initialized.
+
+    Attributes:
+        evaluation: what was measured an image.
+        analysis: what was measured on the model.
+    """
+
+    evaluation: Evaluation
+    analysis: Analysis
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,6 +45,8 @@ class RunNumbers:
         evaluation: what was measured an image.
         analysis: what was measured on the model, on the same images.
         similarity: of the experts, over time.
+        step0: the same measured before the first step, on the same images; None where it was not.
+        step0_missing: then, what became of it, in words that follow "step 0 was".
     """
 
     config: Mapping[str, Any]
@@ -29,14 +54,17 @@ class RunNumbers:
     evaluation: Evaluation
     analysis: Analysis
     similarity: SimilarityCourse
+    step0: Step0 | None = None
+    step0_missing: str = "not measured"
 
     @classmethod
     def read(cls, folder: str | Path) -> "RunNumbers":
-        """Read metrics.jsonl, config.yaml, evaluation.npz, analysis.npz and, where it is there, similarity.jsonl.
+        """Read metrics.jsonl, config.yaml, evaluation.npz, analysis.npz and, where they are there, similarity.jsonl,
+        evaluation_step0.npz and analysis_step0.npz.
 
         Raises:
             FileNotFoundError: the folder or one of the first four is missing.
-            ValueError: one of them is empty or damaged, metrics.jsonl holds fewer steps than the model had done when
+            ValueError: a file is empty or damaged, metrics.jsonl holds fewer steps than the model had done when
                 it was measured, or analysis and evaluation are of different images; the message names it.
             MissingExtraError: PyYAML is not installed.
         """
@@ -44,23 +72,55 @@ class RunNumbers:
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder}: no such folder, expected the folder of a run")
         similarity = SimilarityCourse.read(folder / SIMILARITY_FILE)  # before the steps: a trainer may be writing both
+        evaluation, analysis = Evaluation.load(folder / EVALUATION_FILE), Analysis.load(folder / ANALYSIS_FILE)
+        step0, missing = _read_step0(folder, evaluation, analysis)
         numbers = cls(
             config=read_config(folder / CONFIG_FILE),
             history=History.read(folder / METRICS_FILE),
-            evaluation=Evaluation.load(folder / EVALUATION_FILE),
-            analysis=Analysis.load(folder / ANALYSIS_FILE),
+            evaluation=evaluation,
+            analysis=analysis,
             similarity=similarity,
+            step0=step0,
+            step0_missing=missing,
         )
         _check_steps(folder, len(numbers.history.step), similarity)
-        evaluation, analysis = numbers.evaluation, numbers.analysis
-        found = len(analysis), analysis.patches.shape[1]
-        expected = len(evaluation), len(evaluation.examples)
-        if found != expected:
-            raise ValueError(
-                f"{folder / ANALYSIS_FILE}: of {found[0]} images and {found[1]} examples, expected {expected[0]} and "
-                f"{expected[1]} as in {EVALUATION_FILE}"
-            )
+        _check_images(folder / ANALYSIS_FILE, analysis, evaluation, EVALUATION_FILE)
         return numbers
+
+
+def _check_images(path: Path, analysis: Analysis, evaluation: Evaluation, evaluation_file: str) -> None:
+    found = len(analysis), analysis.patches.shape[1]
+    expected = len(evaluation), len(evaluation.examples)
+    if found != expected:
+        raise ValueError(
+            f"{path}: of {found[0]} images and {found[1]} examples, expected {expected[0]} and {expected[1]} as in "
+            f"{evaluation_file}"
+        )
+
+
+def _read_step0(folder: Path, evaluation: Evaluation, analysis: Analysis) -> tuple[Step0 | None, str]:
+    """What was measured before the first step, or why there is nothing to compare with."""
+    files = folder / STEP0_EVALUATION_FILE, folder / STEP0_ANALYSIS_FILE
+    lost = [path.name for path in files if not path.is_file()]
+    if lost:
+        return None, f"not measured (there is no {' and no '.join(lost)}, as in runs that an older version began)"
+    step0 = Step0(Evaluation.load(files[0]), Analysis.load(files[1]))
+    _check_images(files[1], step0.analysis, step0.evaluation, STEP0_EVALUATION_FILE)
+    if not _comparable(step0, evaluation, analysis):
+        return None, "not measured on these images (run.evaluate_images was changed, or some can no longer be read)"
+    return step0, ""
+
+
+def _comparable(step0: Step0, evaluation: Evaluation, analysis: Analysis) -> bool:
+    before = step0.evaluation
+    return (
+        np.array_equal(before.sample_id, evaluation.sample_id)
+        and np.array_equal(before.heldout, evaluation.heldout)
+        and np.array_equal(before.modality, evaluation.modality)
+        and before.modality_names == evaluation.modality_names
+        and [gates.shape for gates in before.gates] == [gates.shape for gates in evaluation.gates]
+        and step0.analysis.gradient_modalities == analysis.gradient_modalities
+    )
 
 
 def _check_steps(folder: Path, steps: int, similarity: SimilarityCourse) -> None:

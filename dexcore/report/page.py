@@ -1,7 +1,7 @@
 """The report: one HTML file that carries its pictures, made from a run folder's numbers alone."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from html import escape
 from pathlib import Path
 
@@ -18,6 +18,8 @@ from dexcore.report.files import (
     PICTURES_FOLDER,
     REPORT_FILE,
     SIMILARITY_FILE,
+    STEP0_ANALYSIS_FILE,
+    STEP0_EVALUATION_FILE,
     SUMMARY_FILE,
     run_files,
 )
@@ -37,12 +39,17 @@ from dexcore.report.summary import Summary, summarize
 
 @dataclass(frozen=True)
 class _Section:
-    """A part of the page: what it asks, its pictures, and those that are folded away under a line."""
+    """A part of the page: what it asks, its pictures, and those that are folded away, by the line above them."""
 
     name: str
     title: str
     pictures: tuple[Picture, ...]
-    folded: tuple[Picture, ...] = ()
+    folded: Mapping[str, tuple[Picture, ...]] = field(default_factory=dict)
+
+    def all_pictures(self) -> Iterator[Picture]:
+        yield from self.pictures
+        for pictures in self.folded.values():
+            yield from pictures
 
 
 def build_report(run_folder: str | Path) -> Summary:
@@ -51,8 +58,8 @@ def build_report(run_folder: str | Path) -> Summary:
     Everything is read before anything is written. No model and no image is needed.
 
     Args:
-        run_folder: holds metrics.jsonl, config.yaml, evaluation.npz, analysis.npz, and similarity.jsonl unless the
-            run was made by an older version.
+        run_folder: holds metrics.jsonl, config.yaml, evaluation.npz, analysis.npz, and similarity.jsonl,
+            evaluation_step0.npz and analysis_step0.npz unless the run was begun by an older version.
 
     Returns:
         What summary.json holds; ``files["report"]`` is the page.
@@ -69,7 +76,7 @@ def build_report(run_folder: str | Path) -> Summary:
     sections = _sections(numbers, summary)
     page = _page(folder, numbers, summary, sections)
 
-    written = {picture.name: picture for section in sections for picture in (*section.pictures, *section.folded)}
+    written = {picture.name: picture for section in sections for picture in section.all_pictures()}
     (folder / PICTURES_FOLDER).mkdir(exist_ok=True)
     for old in (folder / PICTURES_FOLDER).glob("*.png"):
         if old.name not in written:  # of a report made by another version
@@ -87,29 +94,77 @@ def _sections(numbers: RunNumbers, summary: Summary) -> list[_Section]:
     def of(*pictures: Picture | None) -> tuple[Picture, ...]:
         return tuple(picture for picture in pictures if picture is not None)
 
+    compared = summary.compared
+    cosines = [summary.cosines(number) for number in range(len(summary.conflicts))]
+    step0 = _step0_pictures(numbers, summary)
     sections = [
-        _Section("learned", "What it learned", of(gallery_picture(evaluation), patch_picture(evaluation, analysis))),
+        _Section(
+            "learned",
+            "What it learned",
+            of(gallery_picture(evaluation), patch_picture(evaluation, analysis)),
+            step0["learned"],
+        ),
         _Section(
             "experts",
             "What the experts do",
             of(
-                depth_picture(summary.blocks),
+                depth_picture(summary.blocks, compared),
                 flow_picture(flow(evaluation), evaluation.modality_names),
-                similarity_picture(analysis, summary.likeness),
+                similarity_picture(analysis, summary.likeness, compared.step0.likeness if compared else None),
                 similarity_course_picture(numbers.similarity),
                 load_picture(history),
-                hunger_picture(history, summary.hunger),
+                hunger_picture(history, summary.hunger, summary.starving_on_images()),
             ),
-            tuple(block_pictures(summary.blocks)),
+            {
+                **step0["experts"],
+                "Block by block: modality and expert": tuple(block_pictures(summary.blocks, compared)),
+            },
         ),
         _Section(
             "modalities",
             "Between modalities",
-            of(map_picture(evaluation, analysis, summary.separation), gradient_picture(analysis, summary.conflicts)),
+            of(
+                map_picture(evaluation, analysis, [", ".join(told) or _FEW for told in _neighbors(summary)]),
+                gradient_picture(analysis, summary.conflicts, cosines),
+            ),
+            step0["modalities"],
         ),
-        _Section("course", "The course of training", tuple(course_pictures(history))),
+        _Section("course", "The course of training", tuple(course_pictures(history, numbers.similarity))),
     ]
-    return [section for section in sections if section.pictures or section.folded]
+    return [section for section in sections if any(True for _ in section.all_pictures())]
+
+
+_FEW = "modality of too few images to say"
+
+
+def _neighbors(summary: Summary) -> list[list[str]]:
+    return [list(summary.neighbors(number)) for number in range(len(summary.separation))]
+
+
+def _step0_pictures(numbers: RunNumbers, summary: Summary) -> dict[str, dict[str, tuple[Picture, ...]]]:
+    """What has no number to stand beside: pictures of the model before its first step, by section, folded away."""
+    found: dict[str, list[Picture | None]] = {"learned": [], "experts": [], "modalities": []}
+    if numbers.step0 and summary.compared:
+        evaluation, analysis = numbers.step0.evaluation, numbers.step0.analysis
+        before = replace(summary, **vars(summary.compared.step0), compared=None)
+        neighbors = [", ".join(told) or _FEW for told in _neighbors(before)]
+        cosines = [before.cosines(number) for number in range(len(before.conflicts))]
+        found["learned"] = [gallery_picture(evaluation), patch_picture(evaluation, analysis)]
+        found["experts"] = [flow_picture(flow(evaluation), evaluation.modality_names)]
+        found["modalities"] = [
+            map_picture(evaluation, analysis, neighbors),
+            gradient_picture(analysis, before.conflicts, cosines),
+        ]
+    return {
+        section: {"The same before the first step": tuple(_at_step0(picture) for picture in pictures if picture)}
+        for section, pictures in found.items()
+    }
+
+
+def _at_step0(picture: Picture) -> Picture:
+    return replace(
+        picture, name=picture.name.replace(".png", "_step0.png"), title=f"{picture.title} (before the first step)"
+    )
 
 
 def _page(folder: Path, numbers: RunNumbers, summary: Summary, sections: list[_Section]) -> str:
@@ -121,21 +176,22 @@ def _page(folder: Path, numbers: RunNumbers, summary: Summary, sections: list[_S
         f"<h1>{escape(title)}</h1>",
         f'<p class="quiet">{escape(_course(numbers.history))}</p>',
         f'<p class="headline">{escape(_headline(summary))}</p>',
+        f'<p class="headline">{escape(summary.verdict())}</p>',
         *(f'<p class="warning">{escape(text)}</p>' for text in _warnings(numbers.history, summary)),
         f"<nav>{links}</nav>",
         "<h3>Variance explained</h3>",
         "<p>The share of what varies inside hidden patches that the model predicts: 1 is perfect, 0 is what "
         "predicting each patch as its own mean colour reaches, below 0 is worse than that. Held-out images come "
-        "from files, volumes and patients that training never saw. <b>Bad:</b> a held-out column far below "
-        "the training column, or one modality near 0 beside good others.</p>",
+        "from files, volumes and patients that training never saw. Step 0 is the same model before training, on the "
+        "same images. <b>Bad:</b> a held-out column far below the training column, or one modality near 0 beside good "
+        "others.</p>",
         _variance_table(summary),
         *(f'<p class="quiet">{escape(note)}</p>' for note in summary.notes()),
     ]
     for section in sections:
         body.append(f'<h2 id="{section.name}">{escape(section.title)}</h2>')
         body += map(figure, section.pictures)
-        if section.folded:
-            body.append(folded("Block by block: modality and expert", map(figure, section.folded)))
+        body += [folded(line, map(figure, pictures)) for line, pictures in section.folded.items() if pictures]
     read = [name for name in _READ if (folder / name).is_file()]
     body += [
         f'<h2 id="{_USE[0]}">{_USE[1]}</h2>',
@@ -147,8 +203,15 @@ def _page(folder: Path, numbers: RunNumbers, summary: Summary, sections: list[_S
     return document(title, body)
 
 
-_READ = (METRICS_FILE, CONFIG_FILE, EVALUATION_FILE, ANALYSIS_FILE, SIMILARITY_FILE)
-_NEGLIGIBLE = 0.01  # mutual information of a collapsed router may be beyond chance and still nothing
+_READ = (
+    METRICS_FILE,
+    CONFIG_FILE,
+    EVALUATION_FILE,
+    ANALYSIS_FILE,
+    SIMILARITY_FILE,
+    STEP0_EVALUATION_FILE,
+    STEP0_ANALYSIS_FILE,
+)
 _USE = ("use", "Use the model")
 
 
@@ -168,23 +231,21 @@ def _course(history: History) -> str:
 
 
 def _headline(summary: Summary) -> str:
-    real = summary.training.mean_real.images or summary.heldout.mean_real.images
-    kind = "real" if real else "synthetic"
+    kind, mean = ("real", "mean_real") if summary.real else ("synthetic", "mean")
     sentences = []
-    for name, split in (("training", summary.training), ("held-out", summary.heldout)):
-        variance = split.mean_real if real else split.mean
+    for name, split in (("training", "training"), ("held-out", "heldout")):
+        variance = getattr(getattr(summary, split), mean)
         if variance.images:
             modalities = "modality" if variance.modalities == 1 else "modalities"
             images = f"{variance.images} {kind} {name} image{'s' * (variance.images != 1)}"
-            sentences.append(f"{100 * variance.value:.1f} % on {images} ({variance.modalities} {modalities})")
+            step0 = ""
+            if summary.compared:
+                before = getattr(getattr(summary.compared.step0, split), mean)
+                step0 = f"; {100 * before.value:.1f} % at step 0"
+            sentences.append(f"{100 * variance.value:.1f} % on {images} ({variance.modalities} {modalities}{step0})")
     if not sentences:
         return "No image was evaluated."
-    headline = "Masked-patch variance explained, mean over modalities: " + "; ".join(sentences) + "."
-    measurable = [block for block in summary.blocks if block.nmi == block.nmi]
-    if measurable:
-        above = sum(block.nmi > max(block.null_95, _NEGLIGIBLE) for block in measurable)
-        headline += f" Experts follow modalities beyond chance in {above} of {len(summary.blocks)} blocks."
-    return headline
+    return "Masked-patch variance explained, mean over modalities: " + "; ".join(sentences) + "."
 
 
 def _warnings(history: History, summary: Summary) -> Iterator[str]:
@@ -203,8 +264,22 @@ def _variance_table(summary: Summary) -> str:
     def cells(variance: Variance | None) -> tuple[str, str]:
         return ("–", "") if variance is None else (f"{variance.value:.3f}", str(variance.images))
 
-    head = ("", "training", "images", "held out", "images")
-    return table(head, [(label, *cells(training), *cells(heldout)) for label, training, heldout in summary.table()])
+    def beside(variance: Variance | None, step0: Variance | None) -> tuple[str, str]:
+        value, images = cells(variance)
+        return value, "" if step0 is None else f"{step0.value:.3f}, {images}"
+
+    rows = summary.table()
+    if summary.compared is None:
+        head: tuple[str, ...] = ("", "training", "images", "held out", "images")
+        return table(head, [(row.label, *cells(row.training), *cells(row.heldout)) for row in rows])
+    head = ("", "training", "step 0, images", "held out", "step 0, images")
+    return table(
+        head,
+        [
+            (row.label, *beside(row.training, row.training_step0), *beside(row.heldout, row.heldout_step0))
+            for row in rows
+        ],
+    )
 
 
 def _usage(folder: Path) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 
 from dexcore.report.evaluation import Evaluation
 from dexcore.report.history import History
+from dexcore.report.measures import Specialization
 
 STARVING = 0.1  # of an even share
 
@@ -40,6 +41,15 @@ def hunger(history: History, bins: int = 40) -> tuple[Hunger, ...]:
         starving = tuple(int(expert) + 1 for expert in np.flatnonzero(last < STARVING))
         blocks.append(Hunger(last, starving, course))
     return tuple(blocks)
+
+
+def starving_evaluated(blocks: Sequence[Specialization]) -> tuple[tuple[int, ...], ...]:
+    """Numbers (from 1) of every block's experts under `STARVING` on the evaluated images, modalities weighing the same.
+
+    There is no exploration noise there, unlike in training; so it can be asked of a model that was not trained yet.
+    """
+    shares = [np.nan_to_num(block.shares_mr.mean(axis=0)) * block.shares_mr.shape[1] for block in blocks]
+    return tuple(tuple(int(expert) + 1 for expert in np.flatnonzero(share_r < STARVING)) for share_r in shares)
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,7 +27,8 @@ th, td { padding: 0.25rem 0 0.25rem 0.4rem; border-bottom: 1px solid var(--line)
   font-weight: 400; font-variant-numeric: tabular-nums; }
 tbody th { padding-left: 0; text-align: left; }
 td:nth-of-type(odd) { font-weight: 600; }
-td:nth-of-type(even), thead th { color: var(--quiet); white-space: nowrap; }
+td:nth-of-type(even), thead th { color: var(--quiet); }
+td { white-space: nowrap; }
 details { margin: 2rem 0; border: 1px solid var(--line); border-radius: 6px; padding: 0 0.75rem; }
 details[open] { padding-bottom: 0.75rem; }
 summary { cursor: pointer; padding: 0.6rem 0; font-weight: 600; }

@@ -3,62 +3,82 @@
 import json
 import math
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import Any, NamedTuple
 
 from dexcore.checks import check_kind
 from dexcore.files import write_whole
-from dexcore.report.geometry import NEIGHBORS, Neighbors
-from dexcore.report.measures import (
-    PERMUTATIONS,
-    Specialization,
-    SplitVariance,
-    Variance,
-    specialization,
-    variance_explained,
-)
-from dexcore.report.model_measures import Conflict, Likeness, Separation, conflicts, likeness, separation
+from dexcore.report.as_json import changes_dict, measures_dict, number_or_none
+from dexcore.report.change import Change
+from dexcore.report.compared import NEIGHBOR_LABELS, Compared, Measures, compare, measure
+from dexcore.report.geometry import NEIGHBORS
+from dexcore.report.history import SimilarityCourse
+from dexcore.report.measures import PERMUTATIONS, SplitVariance, Variance
 from dexcore.report.numbers import RunNumbers
-from dexcore.report.routes import STARVING, Hunger, hunger
+from dexcore.report.routes import STARVING, Hunger, hunger, starving_evaluated
 
 _WIDTH = 100  # columns of a terminal
 
 
+class Row(NamedTuple):
+    """A line of the table of variance explained; None where a split has no image, or step 0 was not measured."""
+
+    label: str
+    training: Variance | None
+    training_step0: Variance | None
+    heldout: Variance | None
+    heldout_step0: Variance | None
+
+
 @dataclass(frozen=True, eq=False)
-class Summary:
-    """The measures of a run.
+class Alignment:
+    """The alignment loss minus what it is at agreement, mean over blocks, before the first step and at the last moment.
+
+    Attributes:
+        kind: "kd", "cosine" or "mse".
+        first, last: 0 where experts and director agree.
+    """
+
+    kind: str
+    first: float
+    last: float
+
+
+@dataclass(frozen=True, eq=False)
+class Summary(Measures):
+    """The measures of a run's trained model, beside those before its first step.
 
     Attributes:
         steps: done, skipped ones included.
         skipped: steps whose loss or gradient was not finite.
-        training: variance explained on training images.
-        heldout: variance explained on images the model never saw.
-        blocks: modality and expert, an entry a DEX block.
         hunger: use of the experts, an entry a DEX block; () where no load was recorded.
-        likeness: of the experts' outputs, an entry a DEX block.
-        separation: what nearest neighbors tell, in experts and in director mode.
-        conflicts: of the modalities' gradients, in the shared weights and in the experts.
+        alignment: of experts and director; None where it was not measured at two moments.
+        compared: the measures before the first step, and what changed; None where these were not measured.
+        step0_missing: then, why.
         files: where things are, by what they are.
     """
 
     steps: int
     skipped: int
-    training: SplitVariance
-    heldout: SplitVariance
-    blocks: tuple[Specialization, ...]
     hunger: tuple[Hunger, ...]
-    likeness: tuple[Likeness, ...]
-    separation: tuple[Separation, ...]
-    conflicts: tuple[Conflict, ...]
+    alignment: Alignment | None
+    compared: Compared | None
+    step0_missing: str
     files: Mapping[str, str]
 
     def lines(self) -> list[str]:
         """Plain text, aligned, at most 100 columns (paths are never cut)."""
-        return [*self._variance_lines(), "", *self._specialization_lines(), *self._model_lines(), *self._file_lines()]
+        return [
+            *self._variance_lines(),
+            "",
+            *self._specialization_lines(),
+            *self._model_lines(),
+            "",
+            *textwrap.wrap(self.verdict(), _WIDTH),
+            *self._file_lines(),
+        ]
 
     def save(self, path: str | Path) -> None:
         """Write JSON, whole or not at all; numbers that do not exist are null."""
@@ -67,113 +87,153 @@ class Summary:
 
     def as_dict(self) -> dict[str, Any]:
         """The content of summary.json."""
+        aligned = self.alignment
         return {
             "steps": {"done": self.steps, "skipped": self.skipped},
-            "variance_explained": {
-                "training": _split_dict(self.training),
-                "heldout": _split_dict(self.heldout),
-            },
-            "specialization": [
+            **measures_dict(self),
+            "load": [
                 {
                     "block": number,
-                    "experts": block.shares_mr.shape[1],
-                    "nmi": _number(block.nmi),
-                    "null_mean": _number(block.null_mean),
-                    "null_95": _number(block.null_95),
-                    "p_value": _number(block.p_value),
+                    "share": [round(share, 6) for share in block.share_r.tolist()],
+                    "starving": list(block.starving),
                 }
-                for number, block in enumerate(self.blocks, start=1)
-            ],
-            "load": [
-                {"block": number, "share": _rounded(block.share_r), "starving": list(block.starving)}
                 for number, block in enumerate(self.hunger, start=1)
             ],
-            "expert_similarity": [
-                {
-                    "block": number,
-                    "mean": _number(block.mean),
-                    "lowest": _number(block.lowest),
-                    "director": _number(block.director),
-                }
-                for number, block in enumerate(self.likeness, start=1)
-            ],
-            "nearest_neighbors": [
-                {
-                    "mode": one.mode,
-                    "modality": _neighbors_dict(one.modality),
-                    "label": _neighbors_dict(one.label),
-                    "label_across_modalities": _neighbors_dict(one.label_across),
-                }
-                for one in self.separation
-            ],
-            "gradient_cosines": [
-                {
-                    "part": one.part,
-                    "between_modalities": _number(one.between),
-                    "between_halves": _number(one.ceiling),
-                    "most_opposed": {"modalities": one.opposed[:2], "cosine": _number(one.opposed[2])},
-                }
-                for one in self.conflicts
-            ],
+            "alignment_above_agreement": None
+            if aligned is None
+            else {
+                "kind": aligned.kind,
+                "step_0": number_or_none(aligned.first),
+                "trained": number_or_none(aligned.last),
+            },
+            "step_0": None if self.compared is None else measures_dict(self.compared.step0),
+            "step_0_missing": self.step0_missing or None,
+            "change_since_step_0": None if self.compared is None else changes_dict(self.compared),
             "files": dict(self.files),
         }
 
-    def table(self) -> list[tuple[str, Variance | None, Variance | None]]:
-        """Rows (label, on training images, on held-out images); None where a split has no image."""
-        splits = (self.training, self.heldout)
+    def table(self) -> list[Row]:
+        """The lines of the table of variance explained: by modality, then over all."""
+        before = self.compared.step0 if self.compared else None
+        splits: list[SplitVariance | None] = [
+            self.training,
+            before.training if before else None,
+            self.heldout,
+            before.heldout if before else None,
+        ]
         labels: dict[tuple[str, bool], list[Variance | None]] = {}
         for column, split in enumerate(splits):
-            for row in split.rows:
-                labels.setdefault((row.modality, row.synthetic), [None, None])[column] = row.variance
+            for row in split.rows if split else ():
+                labels.setdefault((row.modality, row.synthetic), [None] * 4)[column] = row.variance
         rows = [
-            (modality + (" (synthetic)" if synthetic else ""), training, heldout)
-            for (modality, synthetic), (training, heldout) in labels.items()
+            Row(modality + (" (synthetic)" if synthetic else ""), *values)
+            for (modality, synthetic), values in labels.items()
         ]
-        rows.append(("mean over modalities", *_present(self.training.mean, self.heldout.mean)))
-        real = self.training.mean_real, self.heldout.mean_real
-        if any(part.images for part in real) and any(row.synthetic for split in splits for row in split.rows):
-            rows.append(("mean over modalities, real images", *_present(*real)))
-        rows.append(("all real images pooled", *_present(self.training.pooled_real, self.heldout.pooled_real)))
+        rows.append(Row("mean over modalities", *_present("mean", splits)))
+        if self.real and any(row.synthetic for split in splits if split for row in split.rows):
+            rows.append(Row("mean over modalities, real images", *_present("mean_real", splits)))
+        rows.append(Row("all real images pooled", *_present("pooled_real", splits)))
         return rows
 
     def notes(self) -> list[str]:
-        """What a reader of the table must know about held-out images that are missing."""
+        """What a reader of the table must know: held-out images that are missing, a step 0 that is."""
+        notes = []
+        if self.compared is None:
+            notes.append(f"step 0: {self.step0_missing}")
         if not self.heldout.mean.images:
-            return ["no image was held out: nothing here says how the model does on new images"]
+            return [*notes, "no image was held out: nothing here says how the model does on new images"]
         seen = {(row.modality, row.synthetic) for row in self.heldout.rows}
         missing = [row.modality for row in self.training.rows if (row.modality, row.synthetic) not in seen]
-        if not missing:
-            return []
-        number = self.heldout.mean.modalities
-        return [f"held out: mean over {number} modalities; none held out of {', '.join(missing)}"]
+        if missing:
+            number = self.heldout.mean.modalities
+            notes.append(f"held out: mean over {number} modalities; none held out of {', '.join(missing)}")
+        return notes
+
+    def verdict(self) -> str:
+        """What training changed, in words; nothing where nothing is beyond what other files would show."""
+        if self.compared is None:
+            return f"What training changed cannot be said: step 0 was {self.step0_missing}."
+        said = [*self._variance_verdicts(), *self._block_verdicts(), *self._neighbor_verdicts()]
+        if not said:
+            return "Against the same model before its first step no difference is shown: nothing is claimed."
+        return f"Against the same model before its first step: {'; '.join(said)}."
+
+    def _variance_verdicts(self) -> Iterator[str]:
+        assert self.compared is not None
+        for name, change in (("training", self.compared.training), ("held-out", self.compared.heldout)):
+            if change is not None and (change.rose or change.fell):
+                yield f"{'more' if change.rose else 'less'} variance is explained on {name} images ({change.told()})"
+
+    def _block_verdicts(self) -> Iterator[str]:
+        assert self.compared is not None
+        blocks = self.compared.blocks
+        more, less = (sum(getattr(block, name) for block in blocks) for name in ("rose", "fell"))
+        counted = [f"{word} in {count}" for word, count in (("more", more), ("less", less)) if count]
+        if counted:
+            yield f"experts follow modalities {' and '.join(counted)} of {len(blocks)} blocks"
+
+    def _neighbor_verdicts(self) -> Iterator[str]:
+        assert self.compared is not None
+        for one, mode in zip(self.separation, self.compared.separation, strict=True):
+            for name, change in mode.items():
+                if change.rose or change.fell:
+                    word = "better" if change.rose else "worse"
+                    told = change.told(percent=True)
+                    yield f"neighbors ({one.mode} mode) tell the {SPOKEN[name]} {word} ({told} points)"
 
     def _variance_lines(self) -> list[str]:
         lines = [
             "Share of masked-patch variance explained",
             "(1 is perfect, 0 is predicting every patch as its own mean colour)",
-            f"  {'':<34}{'training':>10}{'images':>8}{'held out':>12}{'images':>8}",
         ]
-        for label, training, heldout in self.table():
-            value, images = _cells(training)
-            value_heldout, images_heldout = _cells(heldout)
-            lines.append(f"  {label:<34}{value:>10}{images:>8}{value_heldout:>12}{images_heldout:>8}")
-        return lines + [f"  {note}" for note in self.notes()]
+        rows, before = self.table(), self.compared
+        columns = f"{'step 0':>10}" if before else ""
+        lines.append(f"  {'':<34}{'training':>10}{columns}{'images':>8}{'held out':>12}{columns}{'images':>8}")
+        for row in rows:
+            value, images = _cells(row.training)
+            value_heldout, images_heldout = _cells(row.heldout)
+            then, then_heldout = (
+                f"{_cells(one)[0]:>10}" if before else "" for one in (row.training_step0, row.heldout_step0)
+            )
+            lines.append(
+                f"  {row.label:<34}{value:>10}{then}{images:>8}{value_heldout:>12}{then_heldout}{images_heldout:>8}"
+            )
+        if before:
+            lines.append("  (step 0: the same model before training, on the same images)")
+            which = "mean over modalities" + (", real images" if self.real else "")
+            told = [
+                f"{name} {change.told()}"
+                for name, change in (("training", before.training), ("held out", before.heldout))
+                if change is not None and change.told()
+            ]
+            lines += _wrapped(f"since step 0, {which}: {', '.join(told)}") if told else []
+        return lines + [line for note in self.notes() for line in _wrapped(note)]
 
     def _specialization_lines(self) -> list[str]:
         if not self.blocks:
             return ["Modality and expert: no DEX block was evaluated"]
         if len(self.blocks[0].modalities) < 2:
             return ["Modality and expert: nothing to tell apart, the images are of one modality"]
+        before = self.compared
         lines = [
             "Normalized mutual information of modality and expert (0 unrelated, 1 one determines the other)",
             f"(null: modality labels permuted by file, volume or patient, {PERMUTATIONS} times)",
-            f"  {'block':<10}{'experts':>9}{'NMI':>9}{'null mean':>12}{'null 95 %':>12}{'p':>9}",
         ]
-        for number, block in enumerate(self.blocks, start=1):
+        if before:
             lines.append(
-                f"  {number:<10}{block.shares_mr.shape[1]:>9}{block.nmi:>9.3f}{block.null_mean:>12.3f}"
-                f"{block.null_95:>12.3f}{block.p_value:>9.3f}"
+                "(change: NMI minus its null, trained minus step 0, which follows what images look like already)"
             )
+        head = f"  {'block':<7}{'experts':>8}{'NMI':>8}{'null mean':>11}{'null 95 %':>11}{'p':>8}"
+        lines.append(head + (f"{'step 0: NMI':>12}{'null mean':>10}  change" if before else ""))
+        for number, block in enumerate(self.blocks, start=1):
+            line = (
+                f"  {number:<7}{block.shares_mr.shape[1]:>8}{block.nmi:>8.3f}{block.null_mean:>11.3f}"
+                f"{block.null_95:>11.3f}{block.p_value:>8.3f}"
+            )
+            if before:
+                then, change = before.step0.blocks[number - 1], before.blocks[number - 1]
+                line += f"{then.nmi:>12.3f}{then.null_mean:>10.3f}  {change.told()}"
+            lines.append(line.rstrip())
         return lines
 
     def _model_lines(self) -> list[str]:
@@ -181,42 +241,73 @@ class Summary:
         if self.skipped:
             lines.append(f"Skipped steps (loss or gradient not finite): {self.skipped} of {self.steps}")
         if self.hunger:
-            told = f"Starving experts (under {STARVING:g} of an even share at the end): {self.starving()}"
-            lines += textwrap.wrap(told, _WIDTH, subsequent_indent="  ")
-        for one in self.conflicts:
-            lines.append(
-                f"Gradient cosine, {one.part}: {one.between:.2f} between modalities, {one.ceiling:.2f} between halves "
-                "of one"
+            lines += _wrapped(
+                f"Starving experts (under {STARVING:g} of an even share at the end): {self.starving()}", indent=""
             )
-        for sep in self.separation:
-            known = {"modality": sep.modality, "label": sep.label, "label across modalities": sep.label_across}
-            numbers = [
-                f"{name} {found.accuracy:.2f} (chance {found.chance:.2f})"
-                for name, found in known.items()
-                if math.isfinite(found.accuracy)
-            ]
+            lines += _wrapped(self.starving_on_images(), indent="")
+        if self.alignment:
+            lines.append(f"{self.aligned()}")
+        lines += [line for number in range(len(self.conflicts)) for line in _wrapped(self.cosines(number), indent="")]
+        for number, sep in enumerate(self.separation):
+            numbers = list(self.neighbors(number))
             if numbers:
                 lines.append(f"{NEIGHBORS} nearest neighbors ({sep.mode} mode) tell")
-                lines.append(f"  {', '.join(numbers)}")
+                lines += [f"  {told}" for told in numbers]
         return ["", *lines] if lines else []
 
     def starving(self) -> str:
         """Which experts starve, in words: "none", or "2 of 16 (block 1: 3; block 4: 7)"."""
-        named = [
-            f"block {number}: {', '.join(map(str, block.starving))}"
-            for number, block in enumerate(self.hunger, start=1)
-            if block.starving
-        ]
-        if not named:
-            return "none"
-        experts = sum(len(block.share_r) for block in self.hunger)
-        return f"{sum(len(block.starving) for block in self.hunger)} of {experts} ({'; '.join(named)})"
+        return _named([block.starving for block in self.hunger], sum(len(block.share_r) for block in self.hunger))
+
+    def starving_on_images(self) -> str:
+        """The same on the evaluated images, before the first step and after the last."""
+        if not self.blocks:
+            return ""
+        experts = sum(block.shares_mr.shape[1] for block in self.blocks)
+        then = _named(starving_evaluated(self.compared.step0.blocks), experts) if self.compared else "not measured"
+        now = _named(starving_evaluated(self.blocks), experts)
+        return f"On the evaluated images, without exploration noise: {now} (step 0: {then})"
+
+    def aligned(self) -> str:
+        """The alignment loss, in words."""
+        if self.alignment is None:
+            return ""
+        one = self.alignment
+        minus = " minus the teacher's entropy" if one.kind == "kd" else ""
+        return f"Alignment loss ({one.kind}){minus}, 0 is agreement: {one.last:.4f} (step 0: {one.first:.4f})"
+
+    def cosines(self, number: int) -> str:
+        """The gradients' cosines of a part of the encoder, in words."""
+        one = self.conflicts[number]
+        step0 = self.compared.step0.conflicts if self.compared else ()
+        then = next((other for other in step0 if other.part == one.part), None)
+        beside = ("", "") if then is None else (f" (step 0: {then.between:.2f})", f" (step 0: {then.ceiling:.2f})")
+        return (
+            f"Gradient cosine, {one.part}: {one.between:.2f}{beside[0]} between modalities, "
+            f"{one.ceiling:.2f}{beside[1]} between halves of one"
+        )
+
+    def neighbors(self, number: int) -> Iterator[str]:
+        """What neighbors tell in one mode of the encoder, in words, one kind of label after the other."""
+        for name in NEIGHBOR_LABELS:
+            found = getattr(self.separation[number], name)
+            if not math.isfinite(found.accuracy):
+                continue
+            told = f"{SPOKEN[name]} {100 * found.accuracy:.0f} % (chance {100 * found.chance:.0f} %"
+            if self.compared:
+                then = getattr(self.compared.step0.separation[number], name)
+                change = self.compared.separation[number][name]
+                told += f", step 0 {100 * then.accuracy:.0f} %" + _points(change)
+            yield told + ")"
 
     def _file_lines(self) -> list[str]:
         if not self.files:
             return []
         width = max(len(name) for name in self.files)
         return ["", "Files", *(f"  {name:<{width}}  {path}" for name, path in self.files.items())]
+
+
+SPOKEN = {"modality": "modality", "label": "label", "label_across": "label from other modalities alone"}
 
 
 def summarize(numbers: RunNumbers, files: Mapping[str, str | Path] | None = None) -> Summary:
@@ -226,65 +317,46 @@ def summarize(numbers: RunNumbers, files: Mapping[str, str | Path] | None = None
         TypeError: ``numbers`` is something else, say, the folder's path.
     """
     check_kind("numbers", numbers, RunNumbers, "a RunNumbers, such as RunNumbers.read(folder)")
+    trained = measure(numbers.evaluation, numbers.analysis)
     return Summary(
+        **vars(trained),
         steps=len(numbers.history.step),
         skipped=int(numbers.history.skipped.sum()),
-        training=variance_explained(numbers.evaluation, heldout=False),
-        heldout=variance_explained(numbers.evaluation, heldout=True),
-        blocks=specialization(numbers.evaluation),
         hunger=hunger(numbers.history),
-        likeness=likeness(numbers.analysis.expert_similarity),
-        separation=separation(numbers.evaluation, numbers.analysis),
-        conflicts=conflicts(numbers.analysis),
+        alignment=_alignment(numbers.similarity),
+        compared=compare(numbers, trained),
+        step0_missing=numbers.step0_missing if numbers.step0 is None else "",
         files={name: str(path) for name, path in (files or {}).items()},
     )
 
 
-def _present(training: Variance, heldout: Variance) -> tuple[Variance | None, Variance | None]:
-    return training if training.images else None, heldout if heldout.images else None
+def _alignment(course: SimilarityCourse) -> Alignment | None:
+    if len(course.step) < 2 or course.step[0] != 0 or not course.align_kind:
+        return None
+    first, last = course.align[[0, -1]].mean(axis=1).tolist()
+    return Alignment(course.align_kind, first, last) if math.isfinite(first) else None
+
+
+def _present(field: str, splits: list[SplitVariance | None]) -> list[Variance | None]:
+    found = [None if split is None else getattr(split, field) for split in splits]
+    return [one if one is not None and one.images else None for one in found]
 
 
 def _cells(variance: Variance | None) -> tuple[str, str]:
     return ("-", "-") if variance is None else (f"{variance.value:.3f}", str(variance.images))
 
 
-def _number(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def _points(change: Change) -> str:
+    told = change.told(percent=True)
+    return f": {told} points" if told else ""
 
 
-def _rounded(values: np.ndarray) -> list[float]:
-    return [round(value, 6) for value in values.tolist()]
+def _named(starving: "tuple[tuple[int, ...], ...] | list[tuple[int, ...]]", experts: int) -> str:
+    named = [f"block {number}: {', '.join(map(str, block))}" for number, block in enumerate(starving, start=1) if block]
+    if not named:
+        return "none"
+    return f"{sum(map(len, starving))} of {experts} ({'; '.join(named)})"
 
 
-def _neighbors_dict(found: Neighbors) -> dict[str, Any]:
-    return {
-        "accuracy": _number(found.accuracy),
-        "chance": _number(found.chance),
-        "classes": found.classes,
-        "images": found.images,
-    }
-
-
-def _variance_dict(variance: Variance) -> dict[str, Any]:
-    return {
-        "value": _number(variance.value),
-        "images": variance.images,
-        "modalities": variance.modalities,
-    }
-
-
-def _split_dict(split: SplitVariance) -> dict[str, Any]:
-    return {
-        "modalities": [
-            {
-                "modality": row.modality,
-                "synthetic": row.synthetic,
-                "value": _number(row.variance.value),
-                "images": row.variance.images,
-            }
-            for row in split.rows
-        ],
-        "mean": _variance_dict(split.mean),
-        "mean_real": _variance_dict(split.mean_real),
-        "pooled_real": _variance_dict(split.pooled_real),
-    }
+def _wrapped(text: str, indent: str = "  ") -> list[str]:
+    return textwrap.wrap(text, _WIDTH, initial_indent=indent, subsequent_indent=indent + "  ")

@@ -77,7 +77,7 @@ def report_unfinished(run_folder: str | Path) -> Unfinished:
         folder / REPORT_FILE,
     )
     pictures: list[Picture | None] = [
-        *course_pictures(history),
+        *course_pictures(history, similarity),
         load_picture(history),
         hunger_picture(history, hunger(history)),
         similarity_course_picture(similarity),

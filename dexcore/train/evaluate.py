@@ -1,4 +1,4 @@
-"""A trained autoencoder's numbers on training and held-out images, for the report."""
+"""An autoencoder's numbers on training and held-out images, for the report: before training, and after it."""
 
 import logging
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ import torch
 from dexcore.data.augment import CHANNEL_STATISTICS
 from dexcore.data.dataset import MODALITIES, MVUDataset
 from dexcore.data.keyed import Stream, generator
-from dexcore.data.manifest import ImageDecodeError
+from dexcore.data.manifest import ImageDecodeError, StoreError
 from dexcore.models import MaskedAutoencoder
 from dexcore.nn.mlp import DEXMlp, dex_layers
 from dexcore.report.evaluation import Evaluation, Examples
@@ -21,7 +21,6 @@ from dexcore.view import evaluation_view
 
 _log = logging.getLogger(__name__)
 _BATCH = 64
-_HIDDEN_GRAY = np.float32(0.5)
 _NO_EPOCH = np.uint64(2**64 - 1)  # it and what lies below key masks that no epoch of training draws
 
 
@@ -41,6 +40,9 @@ def evaluate(model: MaskedAutoencoder, images: MVUDataset, config: PretrainConfi
     They are evenly spaced in the store, cut to the centre square, and masked by draws keyed on (seed, sample
     id); those that cannot be decoded are left out. A modality's example is the middle one of its held-out
     images, or of its training images where none is held out.
+
+    Raises:
+        StoreError: none of the images can be decoded.
     """
     model.eval()
     layers = dex_layers(model)
@@ -54,6 +56,8 @@ def evaluate(model: MaskedAutoencoder, images: MVUDataset, config: PretrainConfi
         total.append((variance * mask).sum(1).double().cpu().numpy())
         for block, layer in zip(gates, layers, strict=True):
             block.append(_dense_gates(layer).cpu().numpy())
+    if not sample_ids:
+        raise StoreError(f"data.store: no image of {images.name} that was to be evaluated can be decoded")
     sample_id = np.array(sample_ids)
     return Evaluation(
         modality_names=[modality.value for modality in MODALITIES],
@@ -158,17 +162,20 @@ def _examples(
 ) -> Examples:
     (batch,) = batches(images, example_rows(images, sample_id), model, config)
     pred, mask, _, _ = _reconstruct(model, batch, config, device)
-    hidden = model.unpatchify(mask.unsqueeze(-1).expand_as(pred)).cpu()
-    picture = model.reconstruct(batch.images.to(device), pred).cpu()
-    inputs = _pixels(batch.images, config.data.statistics)
+    on_device = batch.images.to(device)
+    hidden = model.unpatchify(mask.unsqueeze(-1).expand_as(pred))[:, 0]
+    mean, _ = model.patch_statistics(on_device)
+    pictures = {
+        "input": batch.images,
+        "patch_mean": model.unpatchify(mean.expand_as(pred)).cpu(),
+        "reconstruction": model.reconstruct(on_device, pred).cpu(),
+    }
     return Examples(
         modality=images.modality[batch.sample_id],
         synthetic=images.synthetic[batch.sample_id],
         heldout=images.split[batch.sample_id] == "heldout",
-        input=inputs,
-        masked=np.where(hidden.permute(0, 2, 3, 1).numpy() > 0, _HIDDEN_GRAY, inputs),
-        reconstruction=_pixels(picture, config.data.statistics),
-        pasted=_pixels(torch.where(hidden > 0, picture, batch.images), config.data.statistics),
+        hidden=hidden.cpu().numpy() > 0,
+        **{name: _pixels(picture, config.data.statistics) for name, picture in pictures.items()},
     )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -12,6 +13,7 @@ from dexcore.report.files import METRICS_FILE, SIMILARITY_FILE
 from dexcore.train.progress import ProgressDisplay
 from dexcore.train.ranks import Ranks
 from dexcore.train.run_folder import SKIPPED_FILE, LineFile
+from dexcore.train.similarity import Alignment
 
 
 class Journal:
@@ -52,10 +54,11 @@ class Journal:
             self._display.say(f"step {line['step']} skipped: loss or gradient is not finite ({self.skipped_path})")
         self._display.update(line["step"] + 1, line["loss"], line["images_per_second"])
 
-    def write_similarity(self, steps_done: int, blocks: Sequence[np.ndarray]) -> None:
-        """Write how alike the experts of each block are, as `expert_similarity` gives it, after so many steps."""
+    def write_similarity(self, steps_done: int, blocks: Sequence[np.ndarray], aligned: Alignment) -> None:
+        """Write how alike the experts of each block are, and how far from the director, after so many steps."""
         if self._writes:
-            self._similarity.write({"step": steps_done, "blocks": [np.round(block, 6).tolist() for block in blocks]})
+            alike = [np.round(block, 6).tolist() for block in blocks]
+            self._similarity.write({"step": steps_done, "blocks": alike, "align": asdict(aligned)})
 
     def sync(self) -> None:
         """Have what was written survive a power cut."""

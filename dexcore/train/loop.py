@@ -44,7 +44,8 @@ from dexcore.train.ranks import ALONE, Ranks
 from dexcore.train.run_folder import CHECKPOINTS_FOLDER, check_not_begun, write_config
 from dexcore.train.sample_store import open_images, sample_store
 from dexcore.train.schedules import Schedule, StepValues
-from dexcore.train.similarity import expert_similarity, moments
+from dexcore.train.similarity import alignment, expert_similarity, moments
+from dexcore.train.step0 import measure_step0
 from dexcore.train.stop import StopRequest, leave_signals_to_parent, signals_held_back
 
 
@@ -113,6 +114,8 @@ class Pretraining:
         if self.ranks.main:
             write_config(self.folder, self.config)
             record_start(self.folder, self.step_done, self.device, describe_images(self.images, self.rows))
+        if self.step_done == 0:
+            measure_step0(self.folder, self.model, self.images, self.config, self.device, self.ranks)
         with (
             Journal(self.folder, self.step_done, total, self.ranks) as journal,
             fast_layers(self.model, compute_dtype(self.device, self.config.run.precision)),
@@ -302,8 +305,8 @@ class Pretraining:
     def _measure_experts(self, journal: Journal) -> None:
         """At the moments for it, have the main rank write down how alike the experts are; the others go on."""
         if self.ranks.main and self.step_done in moments(self.schedule.total_steps):
-            found = expert_similarity(self.model, self.images, self.config, self.device)
-            journal.write_similarity(self.step_done, found)
+            given = self.model, self.images, self.config, self.device
+            journal.write_similarity(self.step_done, expert_similarity(*given), alignment(*given))
 
     def _check_skipped(self, path: Path) -> None:
         if self.skipped_in_a_row >= self.config.run.max_skipped:

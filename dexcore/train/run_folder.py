@@ -7,6 +7,7 @@ similarity.jsonl    a line a moment at which the experts were compared, "step" b
 skipped.jsonl       a line a step that was skipped, with its sample ids
 checkpoints/        see `dexcore.train.checkpoint`
 model/              the trained autoencoder, for `MaskedAutoencoder.from_pretrained`
+evaluation_step0.npz, analysis_step0.npz      what the model measures before its first step
 evaluation.npz, analysis.npz, summary.json, report.html, report/      see `dexcore.report`
 """
 
@@ -20,14 +21,32 @@ from pathlib import Path
 from typing import IO, Any
 
 from dexcore.files import write_whole
-from dexcore.report.files import CONFIG_FILE, LOCK_FILE, METRICS_FILE, MODEL_FOLDER, SIMILARITY_FILE
+from dexcore.report.files import (
+    CONFIG_FILE,
+    LOCK_FILE,
+    METRICS_FILE,
+    MODEL_FOLDER,
+    SIMILARITY_FILE,
+    STEP0_ANALYSIS_FILE,
+    STEP0_EVALUATION_FILE,
+)
 from dexcore.train.arguments import read_yaml, to_yaml
 from dexcore.train.config import PretrainConfig, differences
 
 SKIPPED_FILE = "skipped.jsonl"
 STARTS_FILE = "starts.jsonl"
 CHECKPOINTS_FOLDER = "checkpoints"
-_FIRST_FILES = frozenset({CONFIG_FILE, STARTS_FILE, METRICS_FILE, SIMILARITY_FILE, SKIPPED_FILE})  # before any step
+_FIRST_FILES = frozenset(  # before any step
+    {
+        CONFIG_FILE,
+        STARTS_FILE,
+        METRICS_FILE,
+        SIMILARITY_FILE,
+        SKIPPED_FILE,
+        STEP0_EVALUATION_FILE,
+        STEP0_ANALYSIS_FILE,
+    }
+)
 
 
 class RunFolderError(RuntimeError):

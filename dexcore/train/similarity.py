@@ -1,4 +1,6 @@
-"""How alike the experts of a block are, measured on the same few images at a handful of moments of a run."""
+"""How alike a block's experts are, and how far from the director, on the same few images at some moments of a run."""
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -9,10 +11,11 @@ from dexcore.data.dataset import MVUDataset
 from dexcore.data.manifest import StoreError
 from dexcore.models import MaskedAutoencoder
 from dexcore.nn.mlp import DEXMlp, dex_layers
+from dexcore.ops.mix_align import align_floor
 from dexcore.report.geometry import linear_cka
 from dexcore.train.config import PretrainConfig
 from dexcore.train.device import autocast
-from dexcore.train.evaluate import batches
+from dexcore.train.evaluate import Batch, batches
 
 _IMAGES = 30
 _TOKENS = 512  # of them all, that a block's experts are compared on
@@ -37,9 +40,7 @@ def expert_similarity(
     Raises:
         StoreError: none of these images can be decoded.
     """
-    batch = next(batches(images, _rows(images), model, config), None)
-    if batch is None:
-        raise StoreError(f"data.store: none of {_IMAGES} images from all over {images.name} can be decoded")
+    batch = _few(model, images, config)
     layers = dex_layers(model)
     inputs: list[Tensor] = []
     hooks = [layer.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0])) for layer in layers]
@@ -53,6 +54,57 @@ def expert_similarity(
         for hook in hooks:
             hook.remove()
     return [linear_cka(_outputs(layer, x.flatten(0, 1))) for layer, x in zip(layers, inputs, strict=True)]
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """The alignment loss of every DEX block, from the first on, and what it is where experts and director agree."""
+
+    kind: str
+    loss: list[float]
+    floor: list[float]
+
+
+@torch.no_grad()
+def alignment(model: MaskedAutoencoder, images: MVUDataset, config: PretrainConfig, device: torch.device) -> Alignment:
+    """Measure it on the images of `expert_similarity`, masked as in an evaluation, without exploration noise.
+
+    In training the loss is taken with its gradient in one pass, which does not know the floor: it is taken here, with
+    the loss of the same tokens. The model is left in the mode it was in; nothing is drawn at random.
+
+    Raises:
+        StoreError: none of these images can be decoded.
+    """
+    batch = _few(model, images, config)
+    layers = dex_layers(model)
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def keep(layer: torch.nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
+        seen.append((output, layer.director(arguments[0])))  # type: ignore[operator]  # a DEXMlp's
+
+    hooks = [layer.register_forward_hook(keep) for layer in layers]
+    training = model.training
+    model.eval()
+    try:
+        with autocast(device, config.run.precision):
+            model(batch.images.to(device), noise=batch.noise.to(device))
+    finally:
+        model.train(training)
+        for hook in hooks:
+            hook.remove()
+    losses, floors = [], []
+    for layer, pair in zip(layers, seen, strict=True):
+        experts, director = (tensor.float().cpu().double() for tensor in pair)
+        losses.append(ops.mix_align(experts, director, layer.align, backend="eager").item())
+        floors.append(align_floor(director, layer.align).item())
+    return Alignment(layers[0].align, losses, floors)
+
+
+def _few(model: MaskedAutoencoder, images: MVUDataset, config: PretrainConfig) -> Batch:
+    batch = next(batches(images, _rows(images), model, config), None)
+    if batch is None:
+        raise StoreError(f"data.store: none of {_IMAGES} images from all over {images.name} can be decoded")
+    return batch
 
 
 def _rows(images: MVUDataset) -> np.ndarray:

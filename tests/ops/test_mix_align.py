@@ -9,7 +9,7 @@ from torch.library import opcheck
 from assertions import assert_close
 from dexcore import ops
 from dexcore.ops import reference
-from dexcore.ops.mix_align import ALIGNS
+from dexcore.ops.mix_align import ALIGNS, align_floor, mix_align
 from ops import plain
 
 
@@ -108,3 +108,26 @@ def test_bad_arguments_are_named(arguments, error, message):
     good = {"student": torch.ones(2, 3, 4), "teacher": torch.ones(2, 3, 4)}
     with pytest.raises(error, match=message):
         ops.mix_align(**(good | arguments))
+
+
+@pytest.mark.parametrize("width", [3, 192])
+def test_agreement_is_the_teachers_entropy_and_no_student_is_below_it(width):
+    generator = torch.Generator().manual_seed(0)
+    teacher = torch.randn(2, 5, width, generator=generator, dtype=torch.float64)
+    floor = align_floor(teacher, "kd")
+    entropy = torch.distributions.Categorical(logits=teacher / 0.5).entropy().mean()
+    torch.testing.assert_close(floor, entropy)
+    agreeing = 2 * teacher + torch.randn(2, 5, 1, generator=generator, dtype=torch.float64)
+    torch.testing.assert_close(mix_align(agreeing, teacher, "kd"), floor)
+    assert mix_align(teacher, teacher, "kd") > floor + 0.01  # the temperatures differ
+    for scale in (0.1, 1.0, 30.0):
+        student = scale * torch.randn(2, 5, width, generator=generator, dtype=torch.float64)
+        assert mix_align(student, teacher, "kd") >= floor - 1e-6 * width
+
+
+@pytest.mark.parametrize("kind", ["cosine", "mse"])
+def test_other_kinds_are_zero_at_agreement(kind):
+    teacher = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
+    assert align_floor(teacher, kind) == 0
+    assert mix_align(teacher, teacher, kind).item() == pytest.approx(0, abs=1e-6)
+    assert align_floor(torch.zeros(0, 5, 8), kind) == align_floor(torch.zeros(0, 5, 8), "kd") == 0

@@ -13,9 +13,10 @@ NAMES = ("CT", "MR", "Photo")
 
 
 def make_examples(modality: Sequence[int], synthetic: Sequence[bool], heldout: Sequence[bool]) -> Examples:
-    """Random images, one an entry."""
-    images = np.random.default_rng(0).random((4, len(modality), 24, 24, 3))
-    return Examples(modality, synthetic, heldout, *images)
+    """Random images, one an entry; the left two thirds of each are hidden."""
+    images = np.random.default_rng(0).random((3, len(modality), 24, 24, 3))
+    hidden = np.tile(np.arange(24) < 16, (len(modality), 24, 1))
+    return Examples(modality, synthetic, heldout, images[0], hidden, *images[1:])
 
 
 def make_evaluation(
@@ -93,12 +94,19 @@ def write_run(
     nan_steps: Sequence[int] = (),
     analysis: Analysis | None = None,
     moments: Sequence[int] = (),
+    step0: Evaluation | None = None,
 ) -> Path:
-    """A run folder as a trainer leaves it; its experts were compared at ``moments``, if at any."""
+    """A run folder as a trainer leaves it; its experts were compared at ``moments``, if at any.
+
+    Without ``step0`` it is one of an older version, which measured nothing before the first step.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     evaluation.save(folder / "evaluation.npz")
     analysis = analysis or make_analysis(evaluation, [gates.shape[1] for gates in evaluation.gates])
     analysis.save(folder / "analysis.npz")
+    if step0 is not None:
+        step0.save(folder / "evaluation_step0.npz")
+        make_analysis(step0, [gates.shape[1] for gates in step0.gates]).save(folder / "analysis_step0.npz")
     (folder / "config.yaml").write_text("out: runs/x\nmodel:\n  dim: 192\n  note: <b>&\n", encoding="utf-8")
     lines = [json.dumps(step_record(step, load, lost=step in nan_steps)) for step in range(steps)]
     (folder / "metrics.jsonl").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
@@ -117,7 +125,8 @@ def similarity_record(step: int, experts: Sequence[int]) -> dict[str, object]:
         block[-1] = block[:, -1] = (1 + block[0, 0]) / 2
         np.fill_diagonal(block, 1)
         blocks.append(block.tolist())
-    return {"step": step, "blocks": blocks}
+    align = {"kind": "kd", "loss": [5 + 1 / (1 + step)] * len(experts), "floor": [5.0] * len(experts)}
+    return {"step": step, "blocks": blocks, "align": align}
 
 
 def step_record(step: int, load: Sequence[int] = (), lost: bool = False) -> dict[str, object]:

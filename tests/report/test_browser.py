@@ -27,8 +27,13 @@ def report(tmp_path_factory):
     rng = np.random.default_rng(0)
     gates = [rng.dirichlet(np.ones(count), 8) for count in (8, 8, 3)]
     name = "a-long-name-of-a-run-without-any-place-to-break-it-and-so-on-and-on"  # must not widen the page
+    untrained = make_evaluation(gates=gates, squared_error=np.full(8, 25.0))  # the widest numbers of step 0
     folder = write_run(
-        tmp_path_factory.mktemp("runs") / name, make_evaluation(gates=gates), load=(8, 8, 3), moments=(0, 3, 6)
+        tmp_path_factory.mktemp("runs") / name,
+        make_evaluation(gates=gates),
+        load=(8, 8, 3),
+        moments=(0, 3, 6),
+        step0=untrained,
     )
     build_report(folder)
     return folder / "report.html"

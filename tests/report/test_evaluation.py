@@ -6,6 +6,7 @@ import pytest
 from made_runs import make_evaluation, make_examples
 
 from dexcore.report import Evaluation
+from dexcore.report.evaluation import NOT_SHOWN
 
 
 def test_what_was_saved_comes_back(tmp_path):
@@ -19,7 +20,8 @@ def test_what_was_saved_comes_back(tmp_path):
     for saved, loaded in zip(gates, after.gates, strict=True):
         np.testing.assert_array_equal(loaded, saved, strict=True)
     np.testing.assert_array_equal(after.examples.heldout, before.examples.heldout)
-    for name in ("input", "masked", "reconstruction", "pasted"):
+    np.testing.assert_array_equal(after.examples.hidden, before.examples.hidden)
+    for name in ("input", "reconstruction", "patch_mean"):
         assert getattr(after.examples, name).dtype == np.float32
         np.testing.assert_allclose(getattr(after.examples, name), getattr(before.examples, name), atol=0.5 / 255)
 
@@ -92,5 +94,33 @@ def test_example_images_of_another_shape_are_named():
     with pytest.raises(ValueError, match="synthetic: shape"):
         make_examples([0, 1], [False], [False, False])
     examples = make_examples([0], [False], [False])
-    with pytest.raises(ValueError, match=r"pasted: shape \(1, 9, 9, 3\), expected \(1, 24, 24, 3\)"):
-        type(examples)([0], [0], [0], examples.input, examples.input, examples.input, np.ones((1, 9, 9, 3)))
+    with pytest.raises(ValueError, match=r"patch_mean: shape \(1, 9, 9, 3\), expected \(1, 24, 24, 3\)"):
+        type(examples)([0], [0], [0], examples.input, examples.hidden, examples.input, np.ones((1, 9, 9, 3)))
+    with pytest.raises(ValueError, match=r"hidden: shape \(1, 9, 9\), expected \(1, 24, 24\)"):
+        type(examples)([0], [0], [0], examples.input, np.ones((1, 9, 9)), examples.input, examples.input)
+
+
+def test_what_an_older_version_wrote_is_read_but_for_the_patches_means(tmp_path):
+    before = make_evaluation()
+    before.save(tmp_path / "evaluation.npz")
+    with np.load(tmp_path / "evaluation.npz") as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    hidden = arrays.pop("examples_hidden")
+    del arrays["examples_patch_mean"]
+    arrays["examples_masked"] = np.where(hidden[..., None], np.uint8(128), arrays["examples_input"])
+    arrays["examples_pasted"] = arrays["examples_input"]
+    np.savez_compressed(tmp_path / "older.npz", **(arrays | {"format": np.array(1)}))
+    after = Evaluation.load(tmp_path / "older.npz")
+    np.testing.assert_array_equal(after.squared_error, before.squared_error)
+    np.testing.assert_array_equal(after.examples.hidden, before.examples.hidden)
+    assert not after.examples.has_patch_mean
+
+
+def test_a_column_shows_what_was_visible_or_what_was_predicted_and_never_both():
+    examples = make_examples([0, 1], [False] * 2, [True] * 2)
+    left, right = (slice(None), slice(None), slice(0, 16)), (slice(None), slice(None), slice(16, 24))
+    prediction = examples.only_hidden(examples.reconstruction)
+    np.testing.assert_array_equal(prediction[left], examples.reconstruction[left])
+    np.testing.assert_array_equal(examples.masked[right], examples.input[right])
+    assert (prediction[right] == NOT_SHOWN).all()
+    assert (examples.masked[left] == NOT_SHOWN).all()

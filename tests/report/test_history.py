@@ -105,3 +105,23 @@ def test_what_is_damaged_in_the_experts_course_is_named(tmp_path, content, messa
     (tmp_path / "similarity.jsonl").write_text(content)
     with pytest.raises(ValueError, match=rf"similarity\.jsonl.*{message}"):
         SimilarityCourse.read(tmp_path / "similarity.jsonl")
+
+
+def test_the_alignment_above_its_floor_is_read_and_a_moment_without_it_is_nan(tmp_path):
+    records = [similarity_record(step, [4, 2]) for step in (0, 1, 3)]
+    records[1].pop("align")
+    records[2]["align"]["loss"][1] = None
+    course = SimilarityCourse.read(write(tmp_path / "similarity.jsonl", records))
+    np.testing.assert_allclose(course.align, [[1, 1], [np.nan, np.nan], [0.25, np.nan]])
+    assert course.align_kind == "kd"
+    older = SimilarityCourse.read(
+        write(tmp_path / "older.jsonl", [{k: r[k] for k in ("step", "blocks")} for r in records])
+    )
+    assert (older.align_kind, np.isnan(older.align).all()) == ("", True)
+
+
+def test_an_alignment_of_other_blocks_is_named(tmp_path):
+    record = similarity_record(0, [4, 2])
+    record["align"]["floor"] = [5.0, 5.0, 5.0]
+    with pytest.raises(ValueError, match=r"similarity\.jsonl: align is not a loss and a floor for each of 2 blocks"):
+        SimilarityCourse.read(write(tmp_path / "similarity.jsonl", [record]))

@@ -2,10 +2,11 @@ import json
 
 import numpy as np
 import pytest
-from made_runs import make_evaluation, make_numbers, one_hot
+from made_runs import make_analysis, make_evaluation, make_numbers, one_hot
 
 from dexcore.report import run_files, summarize
-from dexcore.report.history import History
+from dexcore.report.history import History, SimilarityCourse
+from dexcore.report.numbers import Step0
 
 
 def line_of(lines, start):
@@ -118,3 +119,81 @@ def test_the_json_holds_the_same_numbers_and_null_for_none(tmp_path):
     assert [one["part"] for one in stored["gradient_cosines"]] == ["shared weights", "experts"]
     assert [one["mean"] for one in stored["expert_similarity"]] == [pytest.approx(summary.likeness[0].mean), None]
     assert stored["files"] == {"report": "a/report.html"}
+
+
+MODALITY = np.repeat([0, 1, 2], 30)
+
+
+def trained_and_before(learned=0.4):
+    """A run whose experts came to follow modalities, and explained 0.4 more; its neighbors tell what they told."""
+    rng = np.random.default_rng(0)
+    before = make_evaluation(MODALITY, gates=[one_hot(rng.integers(0, 3, 90), 3)], squared_error=1 + rng.random(90) / 9)
+    trained = make_evaluation(
+        MODALITY, gates=[one_hot(MODALITY, 3)], squared_error=before.squared_error - learned, heldout=before.heldout
+    )
+    analysis = make_analysis(before, [3])
+    return make_numbers(trained, analysis=analysis, step0=Step0(before, analysis)), before, analysis
+
+
+def test_every_number_stands_beside_that_of_step_0():
+    numbers, *_ = trained_and_before()
+    course = SimilarityCourse(np.array([0, 4]), (), np.array([[0.2, 0.4], [0.1, 0.1]]), "kd")
+    numbers = make_numbers(
+        numbers.evaluation, analysis=numbers.analysis, step0=numbers.step0, similarity=course, config={}
+    )
+    lines = summarize(numbers).lines()
+    value, step0, images, *_ = line_of(lines, "CT")[1:]
+    assert float(value) - float(step0) == pytest.approx(0.4, abs=0.002)
+    assert images == "29"
+    block = line_of(lines, "1 ")
+    assert block[2] == "1.000"
+    assert float(block[6]) < 0.1  # step 0's
+    assert float(block[8]) > 0.7
+    text = "\n".join(lines)
+    assert "minus the teacher's entropy, 0 is agreement: 0.1000 (step 0: 0.3000)" in text
+    assert text.count(" (step 0: ") == 1 + 1 + 1 + 4  # the table's foot, alignment, starving, two cosines of two parts
+    assert text.count(", step 0 ") == 6  # what neighbors tell, in two modes
+    assert max(map(len, lines)) <= 100
+
+
+def test_the_verdict_is_about_the_difference():
+    numbers, before, analysis = trained_and_before()
+    verdict = summarize(numbers).verdict()
+    assert "more variance is explained on training images (+0.40 [" in verdict
+    assert "experts follow modalities more in 1 of 1 blocks" in verdict
+    assert "neighbors" not in verdict
+    same = make_numbers(before, analysis=analysis, step0=Step0(before, analysis))
+    assert summarize(same).verdict().endswith("no difference is shown: nothing is claimed.")
+    back = make_numbers(before, analysis=analysis, step0=Step0(numbers.evaluation, analysis))
+    verdict = summarize(back).verdict()
+    assert "less variance is explained" in verdict
+    assert "experts follow modalities less in 1 of 1 blocks" in verdict
+
+
+def test_an_untrained_router_that_follows_modalities_is_no_finding():
+    evaluation = make_evaluation(MODALITY, gates=[one_hot(MODALITY, 3)])
+    analysis = make_analysis(evaluation, [3])
+    summary = summarize(make_numbers(evaluation, analysis=analysis, step0=Step0(evaluation, analysis)))
+    assert summary.blocks[0].p_value < 0.01
+    assert "nothing is claimed" in summary.verdict()
+
+
+def test_where_step_0_was_not_measured_nothing_is_said_of_training():
+    numbers, *_ = trained_and_before()
+    lines = summarize(make_numbers(numbers.evaluation, analysis=numbers.analysis)).lines()
+    assert "What training changed cannot be said: step 0 was not measured." in lines
+    assert any(line.strip() == "step 0: not measured" for line in lines)
+    assert not any("change" in line.split() for line in lines)
+
+
+def test_the_json_holds_step_0_and_the_change():
+    numbers, *_ = trained_and_before()
+    found = json.loads(json.dumps(summarize(numbers).as_dict(), allow_nan=False))
+    assert found["step_0"]["specialization"][0]["nmi"] < 0.1
+    assert found["step_0"]["variance_explained"].keys() == found["variance_explained"].keys()
+    change = found["change_since_step_0"]
+    assert change["variance_explained_mean"]["training"]["verdict"] == "rose"
+    assert change["nmi_minus_null"][0]["low"] < change["nmi_minus_null"][0]["difference"]
+    alone = summarize(make_numbers(numbers.evaluation)).as_dict()
+    assert (alone["step_0"], alone["change_since_step_0"]) == (None, None)
+    assert alone["step_0_missing"] == "not measured"

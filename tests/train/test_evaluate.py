@@ -7,7 +7,8 @@ import pytest
 import torch
 from runs import tiny
 
-from dexcore.data.dataset import MODALITIES, open_mvu
+from dexcore.data.dataset import MODALITIES, MVUDataset, open_mvu
+from dexcore.data.manifest import ImageDecodeError, StoreError
 from dexcore.data.modality import Modality
 from dexcore.train.evaluate import _choose, batches, evaluate
 from dexcore.train.loop import build_model
@@ -63,11 +64,12 @@ def test_every_modality_and_split_is_there_and_gates_sum_to_one(setup):
 def test_the_pictures_are_what_their_names_say(setup):
     model, images, config = setup
     examples = evaluate(model, images, config, _CPU).examples
-    hidden = (examples.masked == 0.5).all(-1)
+    hidden = examples.hidden
     assert hidden.mean() == pytest.approx(0.75, abs=0.05)
-    assert np.array_equal(examples.masked[~hidden], examples.input[~hidden])
-    assert np.array_equal(examples.pasted[~hidden], examples.input[~hidden])
-    assert np.array_equal(examples.pasted[hidden], examples.reconstruction[hidden])
+    patches = hidden.reshape(len(examples), 4, 8, 4, 8).transpose(0, 1, 3, 2, 4).reshape(-1, 64)
+    assert (patches.all(axis=1) | ~patches.any(axis=1)).all()
+    means = examples.patch_mean.reshape(len(examples), 4, 8, 4, 8, 3)
+    assert np.ptp(means, axis=(2, 4)).max() < 1e-6  # one color a patch
     held_out = set(images.modality[images.split == "heldout"].tolist())
     assert examples.heldout.tolist() == [m in held_out for m in examples.modality]
 
@@ -76,3 +78,28 @@ def test_it_is_the_same_twice(setup):
     model, images, config = setup
     first, second = (evaluate(model, images, config, _CPU) for _ in range(2))
     assert np.array_equal(first.squared_error, second.squared_error)
+
+
+def test_the_patch_mean_alone_is_what_a_prediction_of_nothing_shows(setup):
+    model, images, config = setup
+    config = replace(config, data=replace(config.data, statistics="gray"))
+    with torch.no_grad():
+        model.decoder_pred.weight.zero_()
+        model.decoder_pred.bias.zero_()
+    examples = evaluate(model, images, config, _CPU).examples
+    np.testing.assert_allclose(examples.patch_mean, examples.reconstruction, atol=1e-6)
+    # The mean over a patch's pixels and channels, of the images as they are.
+    patch = examples.input.reshape(len(examples), 4, 8, 4, 8, 3)
+    expected = np.broadcast_to(patch.mean(axis=(2, 4, 5), keepdims=True), patch.shape)
+    np.testing.assert_allclose(examples.patch_mean.reshape(patch.shape), expected, atol=0.01)
+
+
+class _Spoilt(MVUDataset):
+    def read(self, index):
+        raise ImageDecodeError(f"row {index}")
+
+
+def test_a_store_without_an_image_that_can_be_read_is_a_clear_error(store, setup):
+    model, _, config = setup
+    with pytest.raises(StoreError, match=r"data\.store: no image of test that was to be evaluated can be decoded"):
+        evaluate(model, _Spoilt(store), config, _CPU)

@@ -8,14 +8,17 @@ import pytest
 import torch
 from runs import STEPS, metrics, similarities, state, tiny
 
+from dexcore import ops
 from dexcore.data.dataset import MVUDataset, open_mvu
 from dexcore.data.manifest import ImageDecodeError, StoreError
 from dexcore.nn import record_load, share_load, update_directors
+from dexcore.nn.mlp import dex_layers
 from dexcore.report import Analysis
 from dexcore.train.build import build_model
+from dexcore.train.evaluate import batches
 from dexcore.train.loop import Pretraining
 from dexcore.train.run_folder import open_run_folder
-from dexcore.train.similarity import expert_similarity, moments
+from dexcore.train.similarity import _rows, alignment, expert_similarity, moments
 from dexcore.train.stop import StopRequest
 
 _CPU = torch.device("cpu")
@@ -114,3 +117,34 @@ def test_a_store_that_cannot_be_read_is_a_clear_error(store, tmp_path):
     config = tiny(store, tmp_path)
     with pytest.raises(StoreError, match=r"data\.store: none of \d+ images from all over test can be decoded"):
         expert_similarity(build_model(config.model), _Spoilt(store), config, _CPU)
+
+
+def test_the_alignment_is_the_losses_of_the_layers_and_its_floor_their_agreement(store, tmp_path):
+    config = tiny(store, tmp_path, precision="fp32")
+    torch.manual_seed(0)
+    model, images = build_model(config.model).train(), open_mvu(store)
+    with torch.no_grad():
+        for layer in dex_layers(model):
+            for parameter in layer.experts.parameters():
+                parameter.add_(torch.randn_like(parameter))
+    found = alignment(model, images, config, _CPU)
+    assert found.kind == "kd"
+    assert model.training
+    inputs = {}
+    for layer in dex_layers(model):
+        layer.register_forward_pre_hook(lambda layer, arguments: inputs.update({layer: arguments[0]}))
+    (batch,) = batches(images, _rows(images), model, config)
+    with torch.no_grad():
+        model.eval()(batch.images, noise=batch.noise)
+        for layer, loss, floor in zip(dex_layers(model), found.loss, found.floor, strict=True):
+            teacher = layer.director(inputs[layer])
+            assert loss == pytest.approx(ops.mix_align(layer(inputs[layer]), teacher).item(), rel=1e-5)
+            entropy = torch.distributions.Categorical(logits=teacher / 0.5).entropy().mean().item()
+            assert floor == pytest.approx(entropy, rel=1e-5)
+            assert loss > floor
+
+
+def test_the_alignment_is_written_at_every_moment(whole_run):
+    lines = similarities(whole_run.out)
+    assert [len(line["align"]["loss"]) for line in lines] == [2] * len(lines)
+    assert all(loss > floor for line in lines for loss, floor in zip(*list(line["align"].values())[1:], strict=True))

@@ -1,0 +1,68 @@
+"""What the report measures, measured before the first step: training claims what differs from it, no more.
+
+A random router already follows what images look like, and random features tell modalities apart. The model as it was
+initialized is therefore run through the same code, on the same images and with the same masks, as at the end.
+"""
+
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from dexcore.data.dataset import MVUDataset
+from dexcore.models import MaskedAutoencoder
+from dexcore.report.files import STEP0_ANALYSIS_FILE, STEP0_EVALUATION_FILE
+from dexcore.train.analyze import analyze
+from dexcore.train.config import PretrainConfig
+from dexcore.train.evaluate import evaluate
+from dexcore.train.ranks import Ranks
+from dexcore.train.run_folder import RunFolderError
+
+_PATIENCE = timedelta(hours=6)  # of the other ranks: the collectives of training give up after minutes
+
+
+def measure_step0(
+    folder: Path,
+    model: MaskedAutoencoder,
+    images: MVUDataset,
+    config: PretrainConfig,
+    device: torch.device,
+    ranks: Ranks,
+) -> None:
+    """Have the main rank measure ``model`` before its first step and keep the numbers in ``folder``; the others wait.
+
+    Changes no weight, draws nothing from the generators of training, and leaves the model in the mode it was in.
+
+    Raises:
+        StoreError: no image can be decoded.
+        RunFolderError: the folder cannot be written.
+        MainRankError: either happened on the main rank.
+    """
+    if ranks.group is None:
+        _measure(folder, model, images, config, device)
+        return
+    patient = dist.new_group(backend="gloo", timeout=_PATIENCE)
+    try:
+        replace(ranks, group=patient).on_main(  # type: ignore[arg-type]  # every rank is a member
+            lambda: _measure(folder, model, images, config, device)
+        )
+    finally:
+        dist.destroy_process_group(patient)
+
+
+def _measure(
+    folder: Path, model: MaskedAutoencoder, images: MVUDataset, config: PretrainConfig, device: torch.device
+) -> None:
+    training = model.training
+    try:
+        evaluation = evaluate(model, images, config, device)
+        analysis = analyze(model, images, evaluation, config, device)
+    finally:
+        model.train(training)
+    try:
+        evaluation.save(folder / STEP0_EVALUATION_FILE)
+        analysis.save(folder / STEP0_ANALYSIS_FILE)
+    except OSError as error:
+        raise RunFolderError(f"{folder}: what is measured before the first step cannot be written: {error}") from error
