@@ -38,6 +38,9 @@ def trained(kind, **kwargs):
     model.eval()(IMAGES)
     chosen = [module.routing.indices for module in model.modules() if isinstance(module, DEXMlp)]
     assert all(len(indices[:, 0].unique()) > 1 for indices in chosen)
+    for module in model.modules():
+        if isinstance(module, DEXMlp):
+            module.router.activation_frequency.fill_(0.5)  # as if the directors had followed
     if kind == "director":
         set_mode(model, "director")
     return collapse(model) if kind == "collapsed" else model

@@ -23,6 +23,7 @@ from dexcore.nn import (
     aux_losses,
     collapse,
     param_groups,
+    set_aux,
     set_mode,
     set_noise_std,
     upcycle,
@@ -453,7 +454,9 @@ def test_flops_are_those_of_the_dense_model_and_its_experts(name, way):
         return counter.get_total_flops()
 
     tokens, mlp, router = 2 * 17, 4 * 24 * 96, 2 * 2 * 24 * 3
-    # Two experts and the director run where the dense model runs one MLP.
+    # Two experts run where the dense model runs one MLP, and the director where it is asked for.
+    assert flops(model) == flops(dense) + 3 * (tokens * mlp + router)
+    set_aux(model, "always")
     assert flops(model) == flops(dense) + 3 * (2 * tokens * mlp + router)
     set_mode(model, "director")
     assert flops(model) == flops(dense)

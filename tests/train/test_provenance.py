@@ -96,7 +96,8 @@ def test_the_printed_command_repeats_the_run(store, tmp_path):
 
 
 def test_a_command_under_torchrun_names_processes_and_machines(monkeypatch):
-    for name, value in (("WORLD_SIZE", "8"), ("RANK", "0"), ("LOCAL_WORLD_SIZE", "4")):
+    torchruns = {"WORLD_SIZE": "8", "RANK": "0", "LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "here", "MASTER_PORT": "29500"}
+    for name, value in torchruns.items():
         monkeypatch.setenv(name, value)
     expected = "torchrun --nnodes 2 --nproc-per-node 4 train.py --out 'my run'"
     assert provenance.command(["-u", "train.py", "--out", "my run"]) == expected
