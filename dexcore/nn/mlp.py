@@ -14,6 +14,7 @@ from dexcore.nn.mlp_checks import activation_name, check_linear, check_routing_a
 from dexcore.nn.records import Record, Routing, balance_loss
 from dexcore.ops.checks import check_choice
 from dexcore.ops.expert_mlp import KEEPS, PRECISIONS
+from dexcore.ops.library import is_exporting
 from dexcore.ops.mix_align import ALIGNS
 from dexcore.ops.routing import POOLS
 
@@ -244,7 +245,7 @@ class DEXMlp(nn.Module):
         )
         fc1, fc2 = self.experts.fc1, self.experts.fc2
         experts = (x, fc1.weight, fc1.bias, fc2.weight, fc2.bias)
-        exporting = torch.compiler.is_exporting()  # a program has no place for losses or record
+        exporting = is_exporting()  # a program has no place for losses or record
         if exporting or self.aux == "never" or not (self.training or self.aux == "always"):
             y = ops.expert_mlp(
                 *experts, gates, indices, self.activation, self.keep, self.precision, backend=self.backend

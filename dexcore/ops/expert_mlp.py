@@ -28,7 +28,7 @@ from dexcore.ops.checks import (
     refuse_transforms,
 )
 from dexcore.ops.expert_types import Experts, Gradients, Kept, Needs, empty_gradients, empty_kept
-from dexcore.ops.library import define_op
+from dexcore.ops.library import define_op, is_exporting
 
 KEEPS = ("both", "z", "none")
 PRECISIONS = ("ieee", "tf32", "tf32x3")
@@ -81,7 +81,7 @@ def expert_mlp(
     refuse_transforms("expert_mlp", *given)
     if torch.onnx.is_in_onnx_export():
         return onnx.expert_mlp(cast(given, compute), activation)
-    trained = torch.is_grad_enabled() and not torch.compiler.is_exporting()  # no program keeps what no backward reads
+    trained = torch.is_grad_enabled() and not is_exporting()  # no program keeps what no backward reads
     if trained and any(t is not None and t.requires_grad for t in given):
         return _ExpertMlp.apply(*given, keep, activation, precision, chosen, compute)
     return _expert_mlp(*cast(given, compute), "nothing", activation, precision, chosen)[0]

@@ -1,4 +1,4 @@
-"""How an op is made known to PyTorch: schema, implementation, and what it returns on fake tensors."""
+"""How an op is made known to PyTorch: schema, implementation, what it returns on fake tensors, who traces it."""
 
 from collections.abc import Callable, Iterable
 from functools import wraps
@@ -33,6 +33,15 @@ def define_op(name: str, run: Callable[..., Any], fake: Callable[..., Any], muta
     if not mutates:
         torch.library.register_autograd(f"dexcore::{name}", refuse, lib=_LIBRARY)
     return getattr(torch.ops.dexcore, name).default
+
+
+def is_exporting() -> bool:
+    """Whether `torch.export` is tracing, and not `torch.compile`.
+
+    Inside torch.compile PyTorch 2.10 and 2.11 say yes to `torch.compiler.is_exporting` always; the flag it returns
+    elsewhere is right there too.
+    """
+    return getattr(torch.compiler, "_is_exporting_flag", torch.compiler.is_exporting())
 
 
 def _devices(arguments: Iterable[Any]) -> Any:
