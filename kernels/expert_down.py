@@ -271,9 +271,9 @@ def _grouped_rows_kernel(
     if expert < 0:
         return
     of_experts = tile < expert_tiles
+    weight_ptr += expert.to(tl.int64) * N * K  # not in the branch, in which Triton 3.6 cannot compile it for AMD
     if of_experts:
         rows, inside = tile_rows(tile, expert, starts_ptr, tile_starts_ptr, tokens, BLOCK_M)
-        weight_ptr += expert.to(tl.int64) * N * K
     else:
         rows = (tile - expert_tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
         inside = rows < director_rows
