@@ -1,9 +1,11 @@
-"""The command ``dexcore``: what is done with a run's folder, by name.
+"""The command ``dexcore``: pre-training, and what is done with a run's folder, by name.
 
-    dexcore report RUN      make the report of a run again, from the numbers in its folder
+    dexcore pretrain [FLAGS]    pre-train, as examples/pretrain_mvu.py does
+    dexcore report RUN          make the report of a run again, from the numbers in its folder
+    dexcore --version           the versions of dexcore, torch and triton
 
-Pre-training itself is ``python examples/pretrain_mvu.py``. Returns 0 when done, 2 after an error, told in a line on
-stderr.
+Under torchrun: ``torchrun --nproc-per-node 2 --no-python dexcore pretrain``. Returns 0 when done, 2 after an error,
+told in a line on stderr, 75 where a signal stopped the pre-training.
 """
 
 import argparse
@@ -18,8 +20,54 @@ EXIT_ERROR = 2
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (default: this process's); the return value is the process's."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:1] == ["pretrain"]:  # its flags are not argparse's
+        from dexcore.train.command import main as pretrain
+
+        return pretrain(argv[1:], "dexcore pretrain")
+    arguments = _parser().parse_args(argv)
+    try:
+        return _report(arguments.run)
+    except (MissingExtraError, OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_ERROR
+
+
+def versions() -> str:
+    """One line: what a bug report begins with."""
+    import torch
+
+    import dexcore
+
+    try:
+        import triton
+    except ImportError:
+        kernels = "no triton"
+    else:
+        kernels = f"triton {triton.__version__}"
+    python = ".".join(map(str, sys.version_info[:3]))
+    return f"dexcore {dexcore.__version__}, torch {torch.__version__}, {kernels}, python {python}"
+
+
+class _Version(argparse.Action):
+    """argparse's own action wants the text before anyone asked for it."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(versions())
+        parser.exit()
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dexcore", description="Director-Experts vision transformers.")
+    parser.add_argument(
+        "--version", action=_Version, nargs=0, help="show the versions of dexcore, torch and triton, and exit"
+    )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands.add_parser(
+        "pretrain",
+        help="pre-train a Director-Experts masked autoencoder on medical images",
+        add_help=False,
+    )
     report = commands.add_parser(
         "report",
         help="make a run's report again, from the numbers in its folder",
@@ -28,12 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "no image and no network. Of a run that is under way, was stopped or has diverged, it shows what there is.",
     )
     report.add_argument("run", type=Path, metavar="RUN", help="the folder of a run (its --out)")
-    arguments = parser.parse_args(argv)
-    try:
-        return _report(arguments.run)
-    except (MissingExtraError, OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_ERROR
+    return parser
 
 
 def _report(run: Path) -> int:

@@ -12,7 +12,8 @@
     # Go on after a kill:
     python examples/pretrain_mvu.py --resume
 
-Returns 0 when done, 2 after an error, 75 when a signal stopped it and ``--resume`` goes on.
+An installed dexcore has the same as a command, ``dexcore pretrain``. Returns 0 when done, 2 after an error, 75 when a
+signal stopped it and ``--resume`` goes on.
 """
 
 from dexcore.train.command import main

@@ -1,5 +1,6 @@
 """The package as it is installed: from a wheel, with nothing but what it requires; and from the repository's root."""
 
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -36,9 +37,24 @@ def _nothing_from_pythonpath():
 
 
 @pytest.fixture(scope="module")
-def built_wheel(tmp_path_factory):
+def sources(tmp_path_factory):
+    """A copy of what a wheel is built from, without what earlier builds left, and with rooms that nothing names."""
+    folder = tmp_path_factory.mktemp("sources")
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder)
+    for name in ("dexcore", "kernels"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        room = folder / name / "new_room"
+        room.mkdir()
+        (room / "__init__.py").touch()
+        (room / "table.json").write_text("{}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def built_wheel(sources, tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
-    python("-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT), cwd=folder)
+    python("-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(sources), cwd=folder)
     (wheel,) = folder.glob("*.whl")
     return wheel
 
@@ -89,18 +105,14 @@ def requirements(package: Distribution) -> list[Distribution]:
     return list(found.values())
 
 
-def test_a_wheel_holds_every_module_and_the_tables(unpacked_wheel):
+def test_a_wheel_holds_every_module_and_table_of_the_tree_and_nothing_else(sources, unpacked_wheel):
     _, names = unpacked_wheel
-    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "dexcore").rglob("*.py")}
-    kernels = {f"dexcore/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "kernels").rglob("*.py")}
-    assert kernels
-    assert (modules | kernels) <= set(names)
-    assert {"dexcore/py.typed", "dexcore/data/mvu_sources.csv", "dexcore/data/downstream_tasks.csv"} <= set(names)
-    tables = {f"dexcore/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "kernels").glob("*.json")}
-    assert "dexcore/kernels/configs.json" in tables
-    assert tables <= set(names)
-    top = {name.split("/")[0] for name in names if not name.split("/")[0].endswith(".dist-info")}
-    assert top == {"dexcore"}
+    files = [path for room in ("dexcore", "kernels") for path in (sources / room).rglob("*") if path.is_file()]
+    expected = {path.relative_to(sources).as_posix() for path in files}
+    expected = {name if name.startswith("dexcore/") else f"dexcore/{name}" for name in expected}
+    assert {"dexcore/py.typed", "dexcore/data/mvu_sources.csv", "dexcore/kernels/configs.json"} <= expected
+    assert {"dexcore/new_room/table.json", "dexcore/kernels/new_room/__init__.py"} <= expected
+    assert {name for name in names if ".dist-info/" not in name} == expected
 
 
 def test_an_installed_wheel_has_its_kernels_inside(unpacked_wheel):

@@ -18,8 +18,10 @@ from dexcore.report.files import CONFIG_FILE
 from dexcore.train.config import PRESETS, ConfigError, PretrainConfig, flat, shown
 
 
-def parse(argv: Sequence[str] | None = None) -> PretrainConfig | None:
+def parse(argv: Sequence[str] | None = None, program: str | None = None) -> PretrainConfig | None:
     """Read a command line (default: this process's); None where it only asked for ``--print-config``.
+
+    ``program`` is the command's name in help and errors; the script's by default.
 
     Raises:
         ConfigError: a file or a flag is wrong; the message names the field.
@@ -49,7 +51,7 @@ def parse(argv: Sequence[str] | None = None) -> PretrainConfig | None:
         """
         return config_fields, print_config
 
-    config, print_config = tyro.cli(arguments, args=argv)
+    config, print_config = tyro.cli(arguments, prog=program, args=argv)
     if print_config:
         print(to_yaml(config), end="")
         return None

@@ -1,4 +1,4 @@
-"""Pre-training as a command: what examples/pretrain_mvu.py runs."""
+"""Pre-training as a command: what ``dexcore pretrain`` and examples/pretrain_mvu.py run."""
 
 import os
 import sys
@@ -23,8 +23,12 @@ from dexcore.train.run_folder import RunFolderError
 EXIT_ERROR = 2
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, program: str | None = None) -> int:
     """Pre-train as a command line (default: this process's) says.
+
+    Args:
+        argv: the flags.
+        program: what the help calls the command; the script's name by default.
 
     Returns:
         What the process should return: 0; 2 after an error, told in a line on stderr; 75 where a signal
@@ -34,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rank = 0
     try:
         rank, _ = environment_rank()
-        config = parse(argv) if rank == 0 else _parse_in_silence(argv)
+        config = parse(argv, program) if rank == 0 else _parse_in_silence(argv)
         if config is None:
             return 0
         result = pretrain(config)

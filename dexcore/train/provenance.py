@@ -25,6 +25,7 @@ from dexcore.train.run_folder import STARTS_FILE, LineFile, RunFolderError
 
 _PACKAGES = ("torch", "timm", "triton", "numpy", "safetensors", "pyarrow", "opencv-python-headless", "Pillow")
 _SECONDS_FOR_GIT = 10
+_COMMAND = "dexcore"
 
 
 def describe_images(images: MVUDataset, rows: np.ndarray) -> dict[str, Any]:
@@ -98,20 +99,30 @@ def _image_differences(folder: Path, now: Mapping[str, Any]) -> list[str]:
 
 
 def repeat_command(out: str) -> str:
-    """The command that repeats the run in folder ``out`` into another one, for a script that takes our flags."""
+    """The command that repeats the run in folder ``out`` into another one, for a program that takes our flags."""
     again = Path(out)
     flags = ["--config", str(again / "config.yaml"), "--out", str(again.with_name(f"{again.name}-again"))]
-    return command([sys.argv[0], *flags])
+    script = Path(sys.argv[0])
+    if script.parent == Path(dexcore.__file__).parent:  # python -m dexcore, or -m dexcore.cli
+        return command(["-m", _COMMAND, "pretrain", *flags])
+    return command([sys.argv[0], *(["pretrain"] if script.name == _COMMAND else []), *flags])
 
 
 def command(arguments: list[str]) -> str:
-    """A shell's line that runs Python with ``arguments``, under torchrun where this process is."""
+    """A shell's line that runs Python with ``arguments``, under torchrun where this process is.
+
+    The installed command is called by its name, wherever it lies.
+    """
     count = environment_rank()[1]
+    own = Path(arguments[0]).name == _COMMAND
+    if own:
+        arguments = [_COMMAND, *arguments[1:]]
     if count == 1:
-        return shlex.join(["python", *arguments])
+        return shlex.join(arguments if own else ["python", *arguments])
     here = environment_number("LOCAL_WORLD_SIZE", 1, count, count)
     machines = [] if here == count else ["--nnodes", str(count // here)]
-    return shlex.join(["torchrun", *machines, "--nproc-per-node", str(here), *(a for a in arguments if a != "-u")])
+    words = [*machines, "--nproc-per-node", str(here), *(["--no-python"] if own else [])]
+    return shlex.join(["torchrun", *words, *(a for a in arguments if a != "-u")])
 
 
 def device_name(device: torch.device) -> str:
