@@ -1,9 +1,9 @@
 """What every kernel takes on every architecture, compiled ahead of time: no GPU is needed.
 
-    python -m bench.resources            # build, print the table, write bench/results/resources.json
-    python -m bench.resources --check    # build and compare with bench/results/resources.json instead of writing it
+    python -m bench.resources            # build, print the table, write it into bench/results
+    python -m bench.resources --check    # build and compare with the table in bench/results instead of writing it
 
-`bench.matrix` says what is compiled. A ninja graph with an edge an entry builds it in build/aot, so that only what
+Each version of Triton has a table of its own, bench/results/resources-VERSION.json. `bench.matrix` says what is compiled. A ninja graph with an edge an entry builds it in build/aot, so that only what
 depends on a changed file is compiled again. The command fails, and names the entry, where a kernel breaks a rule:
 
 - a stack or a spill on sm_80 or sm_90;
@@ -28,10 +28,26 @@ from bench import matrix
 from bench.compile_entry import layer_tiles
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "bench" / "results" / "resources.json"
+RESULTS = ROOT / "bench" / "results"
 BUILD = ROOT / "build" / "aot"
 
 Records = dict[str, list[dict[str, Any]]]
+
+
+def table_file() -> Path:
+    """Where the running Triton's table stands."""
+    return RESULTS / f"resources-{triton.__version__}.json"
+
+
+def committed() -> dict[str, Any] | None:
+    """The entries of the running Triton's table; None, and a line that says so, where it has none."""
+    file = table_file()
+    if not file.is_file():
+        known = sorted(path.stem.removeprefix("resources-") for path in RESULTS.glob("resources-*.json"))
+        print(f"no table of Triton {triton.__version__} is committed, only of {', '.join(known)}: nothing is compared")
+        return None
+    entries: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))["entries"]
+    return entries
 
 
 def build(entries: list[str], folder: Path, jobs: int) -> Records:
@@ -105,19 +121,14 @@ def main() -> None:
         for wrong in matrix.broken_rules(entry, record)
     ]
     if options.check:
-        committed = json.loads(RESULTS.read_text(encoding="utf-8"))
-        if committed["triton"] != triton.__version__:
-            print(
-                f"the committed results are of Triton {committed['triton']}, this is {triton.__version__}: not compared"
-            )
-        else:
-            complaints += [
-                f"{entry}: differs from the committed results"
-                for entry in entries
-                if committed["entries"].get(entry) != records[entry]
-            ]
+        expected = committed()
+        complaints += [
+            f"{entry}: differs from the committed results"
+            for entry in entries
+            if expected is not None and expected.get(entry) != records[entry]
+        ]
     elif not options.only:
-        RESULTS.write_text(text(records), encoding="utf-8")
+        table_file().write_text(text(records), encoding="utf-8")
     if complaints:
         raise SystemExit("\n".join(["", *complaints]))
 

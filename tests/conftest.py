@@ -18,6 +18,8 @@ import torch
 from _pytest.mark.expression import Expression
 from hypothesis import HealthCheck, settings
 
+pytest_plugins = ["interpreter"]  # skips by name what cannot be interpreted here
+
 MOST_WORKERS = 8  # more wait for memory and for the longest test
 
 # On a slow machine no test is wrong; under CI hypothesis leaves this check out by itself.

@@ -107,10 +107,10 @@ with compiling(found.append):
         call(rule)
         call(sound)
 assert len(found) == 4 and all(kernel.asm["cubin"] for kernel in found)
-with compiling(found.append):
-    calls["wgrad1"](unsound)
 assert not compiled_again
-try:
+try:  # Triton 3.6 forgets what did not compile, and raises in the call; 3.8 where the kernel is used
+    with compiling(found.append):
+        calls["wgrad1"](unsound)
     found[-1].asm
 except triton.runtime.errors.TritonError as error:
     print(type(error).__name__)
