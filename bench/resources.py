@@ -3,8 +3,9 @@
     python -m bench.resources            # build, print the table, write it into bench/results
     python -m bench.resources --check    # build and compare with the table in bench/results instead of writing it
 
-Each version of Triton has a table of its own, bench/results/resources-VERSION.json. `bench.matrix` says what is compiled. A ninja graph with an edge an entry builds it in build/aot, so that only what
-depends on a changed file is compiled again. The command fails, and names the entry, where a kernel breaks a rule:
+Each version of Triton has a table of its own, bench/results/resources-VERSION.json. `bench.matrix` says what is
+compiled. A ninja graph with an edge an entry builds it in build/aot, so that only what depends on a changed file is
+compiled again. The command fails, and names the entry, where a kernel breaks a rule:
 
 - a stack or a spill on sm_80 or sm_90;
 - more shared memory than a block may have;

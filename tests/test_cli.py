@@ -1,14 +1,18 @@
 """The command `dexcore`, in a process of its own and in this one."""
 
 import importlib
+import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 
+import dexcore
 from dexcore.cli import main
+from dexcore.train import command as train_command
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "tests" / "report"))
@@ -61,6 +65,44 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path, capsys):
     (folder / "report").write_text("a file where the pictures go")
     assert main(["report", str(folder)]) == 2
     assert capsys.readouterr().err.startswith("error: ")
+
+
+@pytest.mark.parametrize("line", [["dexcore"], ["dexcore.cli"]])
+def test_the_version_is_that_of_all_that_computes(line):
+    done = subprocess.run([sys.executable, "-m", *line, "--version"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"dexcore {dexcore.__version__}, torch {torch.__version__}, ")
+    assert "triton" in done.stdout
+    assert done.stdout.count("\n") == 1
+
+
+def _told(capsys, command, line):
+    """Exit code, output and errors of a command line, with the program's name taken out."""
+    try:
+        code = command(line)
+    except SystemExit as left:
+        code = left.code
+    told = capsys.readouterr()
+    return code, *(re.sub(r"dexcore pretrain|pretrain_mvu\.py", "PROGRAM", text) for text in told)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [(["--help"], 0), (["--print-config"], 0), (["--run.device", "abacus"], 2), (["--run.epocs", "3"], 2)],
+)
+def test_pretrain_says_and_returns_what_the_example_does(line, expected, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["examples/pretrain_mvu.py"])
+    monkeypatch.setenv("COLUMNS", "4000")  # help is wrapped by the width, which the program's name takes from
+    example = _told(capsys, train_command.main, line)
+    assert example == _told(capsys, main, ["pretrain", *line])
+    assert example[0] == expected
+    assert any(example[1:])
+
+
+def test_pretrains_help_names_the_command(capsys):
+    with pytest.raises(SystemExit):
+        main(["pretrain", "--help"])
+    assert capsys.readouterr().out.startswith("usage: dexcore pretrain ")
 
 
 @pytest.mark.parametrize("line", [[], ["report"], ["reprt", "x"]])

@@ -101,3 +101,20 @@ def test_a_command_under_torchrun_names_processes_and_machines(monkeypatch):
         monkeypatch.setenv(name, value)
     expected = "torchrun --nnodes 2 --nproc-per-node 4 train.py --out 'my run'"
     assert provenance.command(["-u", "train.py", "--out", "my run"]) == expected
+
+
+@pytest.mark.parametrize(
+    ("script", "ranks", "expected"),
+    [
+        ("train.py", 1, "python train.py"),
+        ("/somewhere/bin/dexcore", 1, "dexcore pretrain"),
+        (str(Path(dexcore.__file__).parent / "cli.py"), 1, "python -m dexcore pretrain"),
+        ("/somewhere/bin/dexcore", 2, "torchrun --nproc-per-node 2 --no-python dexcore pretrain"),
+        (str(Path(dexcore.__file__).parent / "__main__.py"), 2, "torchrun --nproc-per-node 2 -m dexcore pretrain"),
+    ],
+)
+def test_the_command_that_repeats_a_run_is_the_one_that_began_it(script, ranks, expected, monkeypatch):
+    for name, value in (("WORLD_SIZE", str(ranks)), ("RANK", "0")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", [script, "--anything"])
+    assert provenance.repeat_command("runs/a") == f"{expected} --config runs/a/config.yaml --out runs/a-again"
