@@ -119,7 +119,7 @@ def main() -> None:
         f"{entry}: {record['kernel']}: {wrong}"
         for entry, found in records.items()
         for record in found
-        for wrong in matrix.broken_rules(entry, record)
+        for wrong in matrix.broken_rules(entry, record, triton.__version__)
     ]
     if options.check:
         expected = committed()

@@ -1,7 +1,6 @@
 """The command `dexcore`, in a process of its own and in this one."""
 
 import importlib
-import re
 import subprocess
 import sys
 import tomllib
@@ -77,13 +76,13 @@ def test_the_version_is_that_of_all_that_computes(line):
 
 
 def _told(capsys, command, line):
-    """Exit code, output and errors of a command line, with the program's name taken out."""
+    """Exit code, output and errors of a command line."""
     try:
         code = command(line)
     except SystemExit as left:
         code = left.code
     told = capsys.readouterr()
-    return code, *(re.sub(r"dexcore pretrain|pretrain_mvu\.py", "PROGRAM", text) for text in told)
+    return code, told.out, told.err
 
 
 @pytest.mark.parametrize(
@@ -91,8 +90,7 @@ def _told(capsys, command, line):
     [(["--help"], 0), (["--print-config"], 0), (["--run.device", "abacus"], 2), (["--run.epocs", "3"], 2)],
 )
 def test_pretrain_says_and_returns_what_the_example_does(line, expected, capsys, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["examples/pretrain_mvu.py"])
-    monkeypatch.setenv("COLUMNS", "4000")  # help is wrapped by the width, which the program's name takes from
+    monkeypatch.setattr(sys, "argv", ["dexcore pretrain"])  # else help would differ by the script's name alone
     example = _told(capsys, train_command.main, line)
     assert example == _told(capsys, main, ["pretrain", *line])
     assert example[0] == expected

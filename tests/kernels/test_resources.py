@@ -69,7 +69,7 @@ def test_a_table_keeps_the_rules(matrix, version):
         (entry, record["kernel"], wrong)
         for entry, records in TABLES[version].items()
         for record in records
-        for wrong in matrix.broken_rules(entry, record)
+        for wrong in matrix.broken_rules(entry, record, version)
     ]
     assert not broken
 
