@@ -6,8 +6,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from dexcore.nn.balance import balance_loss, mean_probs
 from dexcore.nn.mlp import DEXMlp, check_class_token, dex_layers
-from dexcore.nn.records import Routing, balance_loss, mean_probs, process_group, say_left_out, take_losses
+from dexcore.nn.processes import process_group
+from dexcore.nn.records import Routing, judge_last_forward, say_left_out
 
 
 class AuxLosses(NamedTuple):
@@ -48,7 +50,7 @@ def aux_losses(model: nn.Module, group: dist.ProcessGroup | None = None) -> AuxL
     if all(layer.routing is None for layer in layers):
         raise RuntimeError("aux_losses needs a forward of the model before it")
     check_class_token(model)
-    fresh = take_losses([layer.record for layer in layers])
+    fresh = judge_last_forward([layer.record for layer in layers])
     if not any(fresh):
         raise RuntimeError(
             "no forward since update_directors or discard_load: call aux_losses after the forward and before them"
@@ -90,8 +92,9 @@ def _losses(layer: DEXMlp, routing: Routing) -> tuple[Tensor, Tensor]:
             "the last forward ran in eval mode, which computes no auxiliary losses: call aux_losses after a training "
             'forward and before you evaluate, or ask for them in eval by set_aux(model, "always")'
         )
-    trained = layer.training and layer.router.weight.requires_grad
-    if torch.is_grad_enabled() and trained and not routing.probs.requires_grad:
+    trained = [*layer.experts.parameters(), *layer.router.parameters()]
+    learns = layer.training and any(parameter.requires_grad for parameter in trained)
+    if torch.is_grad_enabled() and learns and not routing.align_loss.requires_grad:
         raise RuntimeError(
             "the last forward recorded no gradient for the auxiliary losses: it ran in eval mode (call aux_losses "
             "before you evaluate), under no_grad, or under activation checkpointing with use_reentrant=True (pass "

@@ -15,7 +15,8 @@ from torch.nn.utils.parametrize import is_parametrized
 from dexcore.checks import check_kind
 from dexcore.nn.mlp import FREQUENCY_DECAY, DEXMlp, dex_layers
 from dexcore.nn.mlp_checks import check_linear
-from dexcore.nn.records import countable, process_group, say_left_out
+from dexcore.nn.processes import process_group
+from dexcore.nn.records import countable, say_left_out
 from dexcore.ops import expert_load, group_ema_
 
 
@@ -23,7 +24,7 @@ class LeftOut(NamedTuple):
     """Of one DEX layer, what `update_directors` left as it was since numbers were not finite."""
 
     updates: int  # the whole director, since the experts' use of a batch was not finite
-    elements: int  # of the director, that stand still now: an expert's there is not finite
+    elements: int  # of the director, that stand still now: it, or an expert that was ever used, is not finite there
 
 
 @torch.no_grad()
@@ -39,7 +40,7 @@ def record_load(model: nn.Module) -> None:
     ready = countable(records)
     if not any(ready):
         raise RuntimeError("no training forward since the last call: there is no use of experts to record")
-    say_left_out("record_load", records, ready)
+    _say_left_out("record_load", layers, ready)
     for layer, counted in zip(layers, ready, strict=True):
         if counted:
             layer.record.add(_last_load(layer))
@@ -140,9 +141,11 @@ def update_directors(model: nn.Module, momentum: float, group: dist.ProcessGroup
     wrong = ~torch.stack(totals).isfinite()
     for i, (layer, omega) in enumerate(zip(layers, omegas, strict=True)):
         step = (1 - FREQUENCY_DECAY) * omega.any().to(omega.dtype)  # 0 where no image came, without a branch
-        layer.router.activation_frequency.lerp_(omega, step)
+        frequency = layer.router.activation_frequency
+        # One that is not finite, as an old checkpoint may hold, begins anew.
+        frequency.copy_(torch.where(frequency.isfinite(), frequency.lerp(omega, step), omega))
         layer.record.count_skipped(wrong[i])
-        layer.record.consume()
+        layer.record.consume(updated=True)
 
 
 def left_out(model: nn.Module) -> list[LeftOut]:
@@ -157,8 +160,12 @@ def left_out(model: nn.Module) -> list[LeftOut]:
     counts = []
     for layer in dex_layers(model):
         skipped = layer.record.skipped
-        standing = [~expert.detach().isfinite().all(0) for expert, _ in layer.expert_director_pairs()]
-        counts.append(LeftOut(0 if skipped is None else int(skipped), sum(int(s.sum()) for s in standing)))
+        used = layer.router.activation_frequency != 0
+        standing = 0
+        for expert, director in layer.expert_director_pairs():
+            follows = director.detach().isfinite() & expert.detach()[used].isfinite().all(0)
+            standing += int((~follows).sum())
+        counts.append(LeftOut(0 if skipped is None else int(skipped), standing))
     return counts
 
 
@@ -201,8 +208,15 @@ def _loads(layers: list[DEXMlp]) -> list[Tensor]:
             )
         return [_no_load(layer) if (load := layer.record.recorded) is None else load for layer in layers]
     ready = countable(records)
-    say_left_out("update_directors", records, ready)
+    _say_left_out("update_directors", layers, ready)
     return [_last_load(layer) if counted else _no_load(layer) for layer, counted in zip(layers, ready, strict=True)]
+
+
+def _say_left_out(by: str, layers: list[DEXMlp], ready: list[bool]) -> None:
+    """But for layers that are kept in eval mode."""
+    say_left_out(
+        by, [layer.record for layer in layers], [r or not m.training for r, m in zip(ready, layers, strict=True)]
+    )
 
 
 def _last_load(layer: DEXMlp) -> Tensor:

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from dexcore import ops
 from dexcore.checks import check_kind, check_number, check_whole
+from dexcore.nn.balance import balance_loss
 from dexcore.nn.mlp_checks import activation_name, check_linear, check_routing_arguments, refuse_unsupported
-from dexcore.nn.records import Record, Routing, balance_loss
+from dexcore.nn.records import Record, Routing
 from dexcore.ops.checks import check_choice
 from dexcore.ops.expert_mlp import KEEPS, PRECISIONS
 from dexcore.ops.library import is_exporting
@@ -257,7 +258,9 @@ class DEXMlp(nn.Module):
             y, align_loss = ops.dex_mlp(*experts, *director, gates, indices, *settings, backend=self.backend)
             routing = Routing(gates, indices, probs, align_loss, balance_loss(probs))
         if not exporting:
-            self.record.write(routing, self.training)
+            learned = (self.router.weight, *experts[1:])
+            learns = any(parameter is not None and parameter.requires_grad for parameter in learned)
+            self.record.write(routing, self.training, learns)
         return y
 
     def _director_tensors(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
@@ -276,6 +279,14 @@ class DEXMlp(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         """Without tensors of a batch."""
         return {**self.__dict__, "router_noise": None}
+
+    def _replicate_for_data_parallel(self) -> "DEXMlp":
+        if self.training:
+            raise RuntimeError(
+                "a DEX layer does not train under torch.nn.DataParallel, whose copies would each keep a part of the "
+                "batch's use of experts; use torch.nn.parallel.DistributedDataParallel"
+            )
+        return super()._replicate_for_data_parallel()
 
     def __prepare_scriptable__(self) -> NoReturn:
         """torch.jit.script asks for this before it reads any code."""

@@ -52,7 +52,7 @@ def check_routing_arguments(num_experts: int, top_k: int, tau: float) -> None:
 
 def check_linear(name: str, layer: nn.Module) -> None:
     """Raise TypeError unless ``layer``, called ``name``, is a plain or parametrized nn.Linear of floating numbers."""
-    weight = layer.weight
+    weight = getattr(layer, "weight", None)
     if not (isinstance(layer, nn.Linear) and isinstance(weight, Tensor) and weight.is_floating_point()):
         kind = type(layer)
         raise TypeError(

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import warnings
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -162,8 +163,15 @@ def _refuse_unmoved_directors(layers: list[DEXMlp]) -> None:
     Experts begin as copies of the director, so that they differ from each other (a single one from the director) once
     they were trained.
     """
+    if any(layer.record.pending is not None and not layer.record.updated for layer in layers):
+        warnings.warn(
+            "the model ran in training and update_directors was not called since it was made or loaded: if an "
+            "optimizer step followed, collapse returns directors that are behind their experts",
+            stacklevel=3,
+        )
     for i, layer in enumerate(layers):
-        if layer.router.activation_frequency.any():
+        frequency = layer.router.activation_frequency
+        if layer.mode == "director" or frequency.is_meta or frequency.any():
             continue
         for experts, director in layer.expert_director_pairs():
             others = director[None] if layer.num_experts == 1 else experts[1:]

@@ -1,6 +1,7 @@
 """Training loops as users write them, forgotten calls included: right, or loud."""
 
 import copy
+import gc
 import os
 import socket
 import warnings
@@ -12,10 +13,11 @@ import timm
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from timm.layers import LayerScale
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from assertions import assert_close
 from dexcore.nn import (
@@ -26,10 +28,11 @@ from dexcore.nn import (
     left_out,
     param_groups,
     record_load,
+    share_load,
     upcycle,
     update_directors,
 )
-from dexcore.nn.records import Record
+from dexcore.nn.records import Record, _Stamp
 from nn.tiny import IMAGES, TINY, layers
 
 
@@ -225,6 +228,142 @@ def test_collapse_refuses_directors_that_never_followed():
     collapse(model)
 
 
+def test_streams_that_run_in_turn_are_held_to_the_order_in_which_they_ran():
+    """Layers a0 a1 b0 b1 run as a0 b0 a1 b1."""
+    model = nn.ModuleList(DEXMlp(8, 12, num_experts=4) for _ in range(4))
+    x = torch.randn(5, 3, 8)
+
+    def forward(pairs):
+        for i in range(pairs):
+            model[i](x), model[2 + i](x)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(2):
+            forward(2)
+            aux_losses(model)
+            update_directors(model, 0.9)
+    forward(2)
+    before = [copy.deepcopy(layer.state_dict()) for layer in model]
+    forward(1)
+    with pytest.warns(UserWarning, match=r"leaves out the DEX layers \[1, 3\]"):
+        aux_losses(model)
+    update_directors(model, 0.5)
+    assert [unchanged(layer, state) for layer, state in zip(model, before, strict=True)] == [False, True, False, True]
+
+
+def test_another_model_that_runs_in_between_hides_no_early_exit():
+    student, teacher = vit(), vit().requires_grad_(False)
+    student(IMAGES)
+    x, y = (model._pos_embed(model.patch_embed(IMAGES)) for model in (student, teacher))
+    for own, other in zip(student.blocks[:2], teacher.blocks[:2], strict=True):
+        x, y = own(x), other(y)
+    with pytest.warns(UserWarning, match=r"leaves out the DEX layers \[2\]"):
+        losses = aux_losses(student)
+    (x.sum() + losses.align).backward()
+
+
+def test_a_layer_frozen_in_eval_is_left_out_without_a_word_and_hides_no_early_exit():
+    model = vit()
+    model.blocks[0].eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        step(model, optimizer_of(model))
+    with pytest.warns(UserWarning, match=r"leaves out the DEX layers \[2\]"):
+        early_exit(model)
+
+
+def test_losses_without_gradient_are_an_error_with_a_frozen_router_too():
+    model = vit()
+    for layer in layers(model):
+        layer.router.requires_grad_(False)
+    with torch.no_grad():
+        model(IMAGES)
+    with pytest.raises(RuntimeError, match="recorded no gradient"):
+        aux_losses(model)
+
+
+def test_a_forward_for_pseudo_labels_in_between_is_no_reentrant_checkpoint():
+    layer = DEXMlp(8, 12, num_experts=4)
+    x = torch.randn(5, 3, 8, requires_grad=True)
+    y = checkpoint(nn.Sequential(layer, LayerScale(8)), x, use_reentrant=False)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        layer(x)
+    y.sum().backward()
+    update_directors(layer, 0.9)
+
+
+def test_a_poisoned_layer_is_counted_and_its_frequency_begins_anew():
+    model = vit(depth=1)
+    (layer,) = layers(model)
+    layer.router.activation_frequency.fill_(float("nan"))
+    with torch.no_grad():
+        layer.director.fc1.weight[0, 0] = float("nan")
+    assert left_out(model) == [(0, 1)]
+    model(IMAGES)
+    update_directors(model, 0.9)
+    assert_close(layer.router.activation_frequency.sum(), torch.tensor(1.0))
+    assert left_out(model) == [(0, 1)]
+
+
+def test_an_expert_that_was_never_used_holds_no_director_back():
+    model = vit(depth=1)
+    (layer,) = layers(model)
+    with torch.no_grad():
+        layer.router.weight.zero_()  # a tie: experts 0 and 1 for all images
+        layer.experts.fc1.weight[3] = float("nan")
+    model(IMAGES)
+    update_directors(model, 0.9)
+    assert left_out(model) == [(0, 0)]
+    assert layer.director.fc1.weight.isfinite().all()
+
+
+def test_more_is_not_recorded_over_what_was_shared():
+    layer = DEXMlp(8, 12)
+    layer(torch.randn(2, 3, 8))
+    record_load(layer)
+    share_load(layer, torch.zeros(1))
+    layer(torch.randn(2, 3, 8))
+    with pytest.raises(RuntimeError, match="shared between processes already"):
+        record_load(layer)
+
+
+def test_data_parallel_training_is_refused_by_name():
+    layer = DEXMlp(8, 12)
+    with pytest.raises(RuntimeError, match="DistributedDataParallel"):
+        layer._replicate_for_data_parallel()
+    assert isinstance(layer.eval()._replicate_for_data_parallel(), DEXMlp)
+
+
+def test_collapse_of_a_trained_model_warns_where_training_went_on_without_updates():
+    model = vit()
+    step(model, optimizer_of(model))
+    loaded = vit()
+    loaded.load_state_dict(model.state_dict())
+    loaded(IMAGES).square().mean().backward()
+    with pytest.warns(UserWarning, match="directors that are behind their experts"):
+        collapse(loaded)
+    update_directors(loaded, 0.9)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        collapse(loaded)
+
+
+def test_stamps_of_compiled_forwards_do_not_pile_up():
+    model = nn.Sequential(*(DEXMlp(8, 12, num_experts=4) for _ in range(2)))
+    idle = copy.deepcopy(model)  # holds a stamp of an early forward
+    for layer in idle:
+        torch.compile(layer, backend="aot_eager")(torch.randn(2, 3, 8))
+    calls = [torch.compile(layer, backend="aot_eager") for layer in model]
+    for _ in range(5):
+        calls[1](calls[0](torch.randn(2, 3, 8))).sum().backward()
+        update_directors(model, 0.9)
+    gc.collect()
+    stamps = [thing for thing in gc.get_objects() if isinstance(thing, _Stamp)]
+    assert sum(stamp.next is not None for stamp in stamps) <= 2
+
+
 @pytest.mark.parametrize("every", [True, False])
 @pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("losses", [True, False])
@@ -237,7 +376,8 @@ def test_activation_checkpointing_counts_every_layer_once(every, compiled, losse
         x = torch.randn(5, 3, 8, requires_grad=True)
         y = x
         for i, call in enumerate(calls):
-            y = checkpoint(call, y, use_reentrant=False) if again and (every or i == 1) else call(y)
+            with set_checkpoint_early_stop(False):  # so that the repetition reaches the record
+                y = checkpoint(call, y, use_reentrant=False) if again and (every or i == 1) else call(y)
         loss = y.square().sum()
         if losses:
             loss = loss + aux_losses(model).align
@@ -270,6 +410,8 @@ def test_compiled_code_leaves_out_what_it_did_not_reach_too():
     calls[1](calls[0](x))
     with pytest.warns(UserWarning, match=r"leaves out the DEX layers \[2\]"):
         aux_losses(model)
+    update_directors(model, 0.9)
+    assert [bool(layer.router.activation_frequency.any()) for layer in model] == [True, True, False]
 
 
 def test_a_copied_layer_has_a_record_of_its_own():
@@ -292,6 +434,7 @@ def _train_ddp(rank, code, folder):
     space = {"TINY": TINY, "loader": batches, "timm": timm, "torch": torch, "upcycle": upcycle}
     space |= {"aux_losses": aux_losses, "param_groups": param_groups, "update_directors": update_directors}
     space["criterion"] = nn.functional.cross_entropy
+    torch.manual_seed(0)
     exec(code, space)
     torch.save(space["model"].state_dict(), folder / f"{rank}.pt")
     dist.destroy_process_group()
@@ -306,6 +449,7 @@ def test_the_documented_ddp_loop_has_equal_directors_on_two_ranks(tmp_path):
         (tmp_path / "port").write_text(str(free.getsockname()[1]))
     mp.spawn(_train_ddp, (code, tmp_path), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    torch.manual_seed(0)
     start = upcycle(timm.create_model("vit_tiny_patch16_224", **TINY), num_experts=4).state_dict()
     for name, tensor in first.items():
         assert torch.equal(tensor, second[name]), name
