@@ -13,6 +13,7 @@ from assertions import assert_close
 from dexcore.nn import (
     DEXMlp,
     aux_losses,
+    left_out,
     param_groups,
     record_load,
     set_aux,
@@ -160,6 +161,12 @@ def _rank(rank, folder, images):
     grads = [p.grad for p in model.parameters() if p.requires_grad]
     _check_alone(images[rank * 3 : rank * 3 + 3], dist.new_subgroups(1)[0])
     torch.save((values / 2, grads, model.state_dict()), f"{folder}/{rank}.pt")
+    before = [tensor.clone() for tensor in model.state_dict().values()]
+    poison = float("nan") if rank == 0 else 0.0  # an image of one rank alone
+    model(images[rank * 3 : rank * 3 + 3] + poison)
+    update_directors(model, 0.5)
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), before, strict=True))
+    assert left_out(model) == [(1, 0)] * 3
     dist.destroy_process_group()
 
 
