@@ -17,7 +17,7 @@ from dexcore.ops.backend import resolve
 from dexcore.ops.checks import check_floating, check_same_device, check_shape
 from dexcore.ops.library import define_op
 
-_BLOCK = 1 << 17  # elements of a director worked on at once: they stay in cache
+_BLOCK = 1 << 18  # elements of a director worked on at once: they stay in cache
 
 
 @torch.no_grad()
@@ -94,11 +94,13 @@ def _move_on_cpu(director: Tensor, expert: Tensor, weight: Tensor, momentum: flo
     flat = director.view(-1) if director.is_contiguous() else director.reshape(-1)
     rows = expert.reshape(expert.shape[0], -1)
     for part, pool in zip(flat.split(_BLOCK), rows.split(_BLOCK, dim=1), strict=True):
-        columns = pool.t().to(weight.dtype)
-        moved = torch.addmv(part.to(weight.dtype), columns, weight, beta=momentum, alpha=1 - momentum).to(part.dtype)
-        if not math.isfinite(moved.sum(dtype=weight.dtype)):  # or the sum alone overflows: the longer way is right too
-            moved = _moved(part, pool, weight, momentum)
-        part.copy_(moved)
+        before = part.clone()
+        moved = part if part.dtype == weight.dtype else part.to(weight.dtype)
+        moved.addmv_(pool.t().to(weight.dtype), weight, beta=momentum, alpha=1 - momentum)
+        if moved is not part:
+            part.copy_(moved)
+        if not math.isfinite(part.sum(dtype=weight.dtype)):  # or the sum alone overflows: the longer way is right too
+            part.copy_(_moved(before, pool, weight, momentum))
     if not director.is_contiguous():
         director.copy_(flat.view(director.shape))
 
