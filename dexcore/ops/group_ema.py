@@ -93,8 +93,9 @@ def _move_on_cpu(director: Tensor, expert: Tensor, weight: Tensor, momentum: flo
         return
     flat = director.view(-1) if director.is_contiguous() else director.reshape(-1)
     rows = expert.reshape(expert.shape[0], -1)
+    kept = flat.new_empty(min(_BLOCK, len(flat)))  # one for all blocks, so that it stays in cache
     for part, pool in zip(flat.split(_BLOCK), rows.split(_BLOCK, dim=1), strict=True):
-        before = part.clone()
+        before = kept[: len(part)].copy_(part)
         moved = part if part.dtype == weight.dtype else part.to(weight.dtype)
         moved.addmv_(pool.t().to(weight.dtype), weight, beta=momentum, alpha=1 - momentum)
         if moved is not part:
