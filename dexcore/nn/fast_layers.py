@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,8 +33,9 @@ def fast_layers(model: nn.Module, dtype: torch.dtype | None = None) -> Iterator[
 
     So results differ from those outside by roundings of ``dtype``, and no parameter, buffer or name changes: a
     checkpoint written inside loads outside. Everything is as before when the context is left, by an error too. On other
-    devices it does nothing. Layers added inside are left alone; a copy of the model made inside keeps the fast dense
-    layers. Compile the model (``torch.compile``) without it: the compiler chooses kernels of its own.
+    devices it does nothing. Layers added inside are left alone. What is copied, collapsed or pickled inside has plain
+    dense layers, and attention as it is inside. Compile the model (``torch.compile``) without it: the compiler chooses
+    kernels of its own.
 
     Args:
         model: a timm vision transformer, a `MaskedAutoencoder`, or any module that holds such layers.
@@ -58,17 +60,22 @@ def fast_layers(model: nn.Module, dtype: torch.dtype | None = None) -> Iterator[
         layer.fused_attn = False  # type: ignore[assignment]  # timm's flag
     for layer in dense:
         layer.forward = partial(_forward, layer)  # type: ignore[method-assign]  # hides its class's
+        layer.__getstate__ = partial(_plain_state, layer)  # type: ignore[method-assign]  # copies and pickles ask it
     try:
         yield
     finally:
         for layer in fused:
             layer.fused_attn = True  # type: ignore[assignment]
         for layer in dense:
-            del layer.forward
+            del layer.forward, layer.__getstate__
 
 
 def _computed_in(parameter: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else parameter.dtype
+
+
+def _plain_state(layer: nn.Linear) -> dict[str, Any]:
+    return {name: value for name, value in vars(layer).items() if name not in ("forward", "__getstate__")}
 
 
 def _forward(layer: nn.Linear, x: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Fast layers in a loop of the user's own: the same numbers to rounding, and all as before afterwards."""
 
 import copy
+import pickle
 import sys
 from contextlib import nullcontext
 
@@ -11,7 +12,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from assertions import assert_close
-from dexcore.nn import aux_losses, fast_layers, upcycle, update_directors
+from dexcore.nn import aux_losses, collapse, fast_layers, upcycle, update_directors
 
 module = sys.modules["dexcore.nn.fast_layers"]  # the function hides it
 
@@ -78,6 +79,27 @@ def test_only_plain_dense_layers_in_a_fitting_precision_run_by_onednn():
     with fast_layers(others[-1][0]), _autocast(torch.bfloat16):
         assert others[-1][0](x).dtype == torch.bfloat16
         assert others[-1][0](x[0]).dtype == torch.bfloat16
+
+
+@pytest.mark.usefixtures("onednn_is_faster")
+def test_what_is_copied_or_pickled_inside_has_plain_dense_layers():
+    model = VisionTransformer(img_size=16, patch_size=8, embed_dim=8, depth=1, num_heads=2)
+    images = torch.randn(2, 3, 16, 16)
+    expected = model(images)
+    with fast_layers(model):
+        pickled = pickle.dumps(model)
+        copies = [
+            copy.deepcopy(model),
+            copy.copy(model.head),
+            pickle.loads(pickled),
+            collapse(upcycle(copy.deepcopy(model))),
+        ]
+        assert calls_onednn(lambda: model(images))
+        with fast_layers(copies[0]):
+            assert calls_onednn(lambda: copies[0](images))
+    assert b"dexcore" not in pickled
+    assert not any({"forward", "__getstate__"} & vars(layer).keys() for m in (model, *copies) for layer in m.modules())
+    assert all(torch.equal(m(images), expected) for m in (copies[0], copies[2]))
 
 
 def _trained(model, context, dtype, steps=3):
