@@ -19,7 +19,7 @@ from dexcore.models.description import (
     norm_layer,
     vit_arguments,
 )
-from dexcore.models.inputs import GENERIC, adapt
+from dexcore.models.inputs import GENERIC, adapt, carry_inputs
 from dexcore.models.pretrained import PretrainedMixin, check_fit, load_exactly
 from dexcore.nn import DEXBlock, DEXMlp
 from dexcore.nn.upcycle import per_block
@@ -114,6 +114,19 @@ class DEXVisionTransformer(PretrainedMixin, VisionTransformer):
     @property
     def vision_transformer(self) -> Self:
         return self
+
+    def set_input_size(self, *args: Any, **kwargs: Any) -> None:
+        super().set_input_size(*args, **kwargs)
+        self._carry_inputs()
+
+    def reset_classifier(self, *args: Any, **kwargs: Any) -> None:
+        super().reset_classifier(*args, **kwargs)
+        self._carry_inputs()
+
+    def _carry_inputs(self) -> None:
+        """Where the model says how its images were made, say it of those that it takes now."""
+        if hasattr(self, "input_normalization"):
+            carry_inputs(self, self)
 
     def adapted(self, num_classes: int | None, in_chans: int | None, img_size: int | tuple[int, int] | None) -> Self:
         adapt(self, num_classes, in_chans, img_size)

@@ -65,6 +65,17 @@ def test_a_loaded_model_tells_timm_how_its_images_were_made(tmp_path, statistics
     }
 
 
+def test_a_loaded_model_that_is_resized_tells_timm_its_new_size_and_classes(saved):
+    model = DEXVisionTransformer.from_pretrained(saved)
+    before = resolve_model_data_config(model)
+    model.set_input_size(48)
+    model.reset_classifier(5)
+    assert resolve_model_data_config(model) == before | {"input_size": (3, 48, 48)}
+    assert (model.pretrained_cfg["input_size"], model.pretrained_cfg["num_classes"]) == ((3, 48, 48), 5)
+    assert model.normalization == METHODS
+    assert model.preprocess(picture(np.uint8)).shape == (3, 48, 48)
+
+
 @pytest.mark.parametrize("channels", [None, 3])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
 def test_preprocess_is_the_evaluation_view_of_the_data_to_the_bit(saved, dtype, channels):
