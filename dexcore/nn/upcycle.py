@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from timm.layers import AttentionPoolLatent, Mlp, RelPosMlp
+from timm.layers import AttentionPoolLatent, LayerNorm, Mlp, RelPosMlp
 from timm.models import is_model
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -17,6 +17,8 @@ from dexcore.checks import check_kind
 from dexcore.nn.mlp import DEXMlp, activation_name
 
 COLLAPSE_TO = ("director", "average")
+_ANY_SIZE = "vit_base_patch16_224"  # of timm's: what a model that is no size of timm's is, with all its arguments
+_TIMM_NORM_EPS = 1e-6  # of timm's vision transformers, unless norm_layer says another
 ExpertWeights = Tensor | Sequence[Tensor | Sequence[float]]
 
 
@@ -153,7 +155,7 @@ def collapse(model: nn.Module, to: str = "director", weights: ExpertWeights | No
         kind = type(module)
         if _is_of_dexcore(kind):
             module.__class__ = next((base for base in kind.__mro__ if base.__module__.startswith("timm.")), kind)
-    _name_plain_architecture(plain)
+        _name_plain_architecture(module)
     return plain
 
 
@@ -228,12 +230,16 @@ def _name_plain_architecture(plain: Any) -> None:
     foreign = {name for name, value in arguments.items() if name in ours or _is_of_dexcore(value)}
     if foreign:
         plain._model_args = {name: value for name, value in arguments.items() if name not in foreign}
+    if "norm_eps" in arguments and (eps := plain._model_args.pop("norm_eps")) != _TIMM_NORM_EPS:
+        # JSON has no layers: timm refuses to write this one, where it would rebuild the model with its own epsilon.
+        plain._model_args["norm_layer"] = partial(LayerNorm, eps=eps)
     cfg = getattr(plain, "pretrained_cfg", None) or {}
-    name = cfg.get("architecture", "")
+    name = cfg.get("architecture") or ""
     if name.startswith("dex_"):
         name = name.removeprefix("dex_")
         if not is_model(name):  # a size of ours: timm saves the image size beside the name
-            name = name.rpartition("_")[0] + "_224"
+            size = f"{name.rpartition('_')[0]}_224"
+            name = size if is_model(size) else _ANY_SIZE
         plain.pretrained_cfg = plain.default_cfg = {**cfg, "architecture": name}
 
 

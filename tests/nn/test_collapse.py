@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 import timm
 import torch
+from timm.layers import LayerNorm
 from timm.models import save_for_hf
 from timm.models.vision_transformer import Block, VisionTransformer
 
@@ -74,6 +75,45 @@ def test_what_timm_saves_of_a_collapsed_model_timm_alone_loads(tmp_path):
         "assert 'dexcore' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+
+
+def test_what_timm_saves_of_a_loaded_and_collapsed_model_timm_alone_loads(tmp_path):
+    """Of any size, of a registered one, and the encoder of an autoencoder."""
+    of_any_size = DEXVisionTransformer(**TINY, num_experts=3)
+    models = {
+        "any": of_any_size,
+        "registered": timm.create_model("dex_vit_tiny_patch16_224", depth=2, num_experts=3, num_classes=5),
+        "ours": timm.create_model("dex_vit_base_patch16_256", depth=1, embed_dim=16, num_heads=2, num_experts=3),
+        "pooled": DEXVisionTransformer(**{**TINY, "num_classes": 0}, num_experts=3, global_pool="avg", pool="mean"),
+        "autoencoder": MaskedAutoencoder(DEXVisionTransformer(**TINY, num_experts=3), 24, 1, 3),
+    }
+    for name, model in models.items():
+        trained(model).save_pretrained(tmp_path / f"{name}.dex")
+        plain = collapse(type(model).from_pretrained(tmp_path / f"{name}.dex"))
+        plain = plain.encoder.eval() if name == "autoencoder" else plain
+        save_for_hf(plain, tmp_path / name)
+        images = torch.randn(1, 3, *plain.patch_embed.img_size)
+        torch.save((images, plain(images)), tmp_path / f"{name}.pt")
+    code = (
+        "import sys, timm, torch\n"
+        f"torch.set_num_threads({torch.get_num_threads()})\n"  # how BLAS rounds depends on it
+        "for name in sys.argv[2:]:\n"
+        "    model = timm.create_model(f'local-dir:{sys.argv[1]}/{name}', pretrained=True).eval()\n"
+        "    images, expected = torch.load(f'{sys.argv[1]}/{name}.pt')\n"
+        "    assert torch.equal(model(images), expected), name\n"
+        "    assert model.blocks[0].norm1.eps == 1e-6\n"
+        "assert 'dexcore' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path), *models], check=True)
+
+
+def test_a_norms_epsilon_that_timms_file_cannot_say_is_refused_and_not_lost(tmp_path):
+    model = trained(DEXVisionTransformer(**TINY, num_experts=3, norm_layer=partial(LayerNorm, eps=1e-5)))
+    model.save_pretrained(tmp_path / "model")
+    plain = collapse(DEXVisionTransformer.from_pretrained(tmp_path / "model"))
+    assert plain.blocks[0].norm1.eps == 1e-5
+    with pytest.raises(ValueError, match="'norm_layer' is not serializable"):
+        save_for_hf(plain, tmp_path / "plain")
 
 
 def test_the_average_is_the_experts_weighted_mean():
