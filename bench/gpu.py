@@ -214,7 +214,9 @@ def main(arguments: list[str] | None = None) -> int:
     def end(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, end)
+    for name in ("SIGTERM", "SIGHUP"):  # a lost connection too: the stages are in sessions of their own
+        if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) != signal.SIG_IGN:  # as nohup wants it
+            signal.signal(getattr(signal, name), end)
     code = 0
     try:
         run.all_stages()

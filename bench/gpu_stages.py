@@ -118,7 +118,7 @@ def _steps(options: Options, **settings: bool) -> tuple[Shape, partial]:
     )
 
 
-def layer_step(options: Options, out: Results) -> None:
+def layer_step(options: Options, out: Results, prefix: str = "") -> None:
     shape, make = _steps(options)
     worst = contenders.check(shape, _BF16, options.device, "uniform")
     out.say(f"results are the published loop's: differ by {worst:.2g} of {contenders.BOUND[_BF16]:.2g} allowed")
@@ -137,8 +137,8 @@ def layer_step(options: Options, out: Results) -> None:
         flops = gemm_flops if name == "largest GEMM" else step_flops(shape)
         share = flops / time.median / rate
         out.say(f"{name}: {time.median * 1e3:.3f} ms, {share:.2f} of the largest GEMM's rate", **vars(time))
-    out.goal("speedup", times["published"].median / times["dexcore"].median)
-    out.goal("gemm_share", step_flops(shape) / times["dexcore, no GEMA"].median / rate)  # graph's replaces it
+    out.goal(f"{prefix}speedup", times["published"].median / times["dexcore"].median)
+    out.goal(f"{prefix}gemm_share", step_flops(shape) / times["dexcore, no GEMA"].median / rate)  # graph's replaces it
     bare = times["bare GEMMs"].median / times["dexcore, no GEMA"].median
     out.say(f"bare GEMMs take {bare:.2f} of forward and backward")
 
@@ -219,7 +219,7 @@ def tuned_layer(options: Options, out: Results) -> None:
     from dexcore.kernels import configs
 
     configs.TABLE_FILE = out.file.with_name("configs.json")
-    layer_step(options, out)
+    layer_step(options, out, "tuned_")  # beside the page's goals: the graph's share counts there
 
 
 STAGES = {

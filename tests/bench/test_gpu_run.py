@@ -5,11 +5,14 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from bench import gpu
+from bench import gpu, gpu_stages
+from bench.command import Options
+from bench.timing import CPU
 
 ROOT = Path(__file__).parents[2]
 
@@ -44,11 +47,12 @@ def test_a_rehearsal_ends_with_its_page(tmp_path):
     assert sum(file.stat().st_size for file in files) < 2**20
 
 
-def test_a_signal_in_the_middle_leaves_a_page_of_what_was_done(tmp_path):
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_signal_in_the_middle_leaves_a_page_of_what_was_done(tmp_path, name):
     out = tmp_path / "results"
     process = start(out)
     first = process.stdout.readline()
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(getattr(signal, name))
     process.communicate()
     assert process.returncode == 75
     assert first.startswith("environment: done")
@@ -86,6 +90,8 @@ def test_the_page_reads_the_goals_from_what_is_on_disk(run):
         {"stage": "layer", "goal": "speedup", "value": 2.6},
         {"stage": "layer", "goal": "gemm_share", "value": 0.8},
         {"stage": "graph", "goal": "gemm_share", "value": 0.7},  # the later one counts
+        {"stage": "tuned layer", "goal": "tuned_gemm_share", "value": 0.9},
+        {"stage": "tuned layer", "goal": "tuned_speedup", "value": 0.9},
     ]
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (run.out / "results.jsonl").write_text(text + '{"stage": "ema", "goal": "ema_sh')  # killed while it wrote
@@ -95,6 +101,16 @@ def test_the_page_reads_the_goals_from_what_is_on_disk(run):
         (line,) = [line for line in page.splitlines() if line.startswith(goal.name)]
         assert line.endswith(word)
     assert "0.70  missed" in page
+
+
+def test_the_tuned_layer_leaves_the_goals_that_were_measured_before_it(run, monkeypatch):
+    configs = pytest.importorskip("dexcore.kernels.configs")
+    monkeypatch.setattr(configs, "TABLE_FILE", configs.TABLE_FILE)  # the stage sets another
+    options = replace(Options(CPU, quick=True), seconds=0.0, compiled=False)
+    gpu_stages.tuned_layer(options, gpu_stages.Results("tuned layer", run.out))
+    keys = {line["goal"] for line in run.lines() if "goal" in line}
+    assert keys == {"tuned_gemm_share", "tuned_speedup"}
+    assert not keys & {goal.key for goal in gpu.GOALS}
 
 
 def test_a_folder_with_something_in_it_is_refused(tmp_path, capsys):
