@@ -10,6 +10,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -157,13 +158,13 @@ def join_ranks(device: str, patience: float = 300.0) -> Iterator[Ranks]:
     local_rank = environment_number("LOCAL_RANK", 0, count - 1, rank)
     own = choose_device(device, local_rank)
     store = _meet(rank, count, patience)
-    if own.type == "cpu":
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=count)
-    else:
-        torch.accelerator.set_device_index(own)
-        backend = dist.get_default_backend_for_device(own)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=count, device_id=own)
     try:
+        if own.type == "cpu":
+            dist.init_process_group("gloo", store=store, rank=rank, world_size=count)
+        else:
+            torch.accelerator.set_device_index(own)
+            backend = dist.get_default_backend_for_device(own)
+            dist.init_process_group(backend, store=store, rank=rank, world_size=count, device_id=own)
         yield Ranks(rank, count, local_rank, dist.group.WORLD)
     except RuntimeError as error:
         if not _says_lost(error):
@@ -173,7 +174,8 @@ def join_ranks(device: str, patience: float = 300.0) -> Iterator[Ranks]:
             "why, and --resume goes on from the newest checkpoint"
         ) from error
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():  # not where a signal came first
+            dist.destroy_process_group()
 
 
 def _meet(rank: int, count: int, patience: float) -> dist.Store:
@@ -183,11 +185,11 @@ def _meet(rank: int, count: int, patience: float) -> dist.Store:
     teller = threading.Timer(min(_SILENT_SECONDS, patience / 2), print, [waits], {"file": sys.stderr, "flush": True})
     teller.daemon = True
     teller.start()
-    limit = timedelta(seconds=patience)
+    met: Future[dist.Store] = Future()
+    # C++ waits there without an ear for signals: not in the main thread, whose handlers could not run meanwhile.
+    threading.Thread(target=_wait_for_all, args=(rank, count, timedelta(seconds=patience), met), daemon=True).start()
     try:
-        store, _, _ = next(dist.rendezvous("env://", rank, count, timeout=limit))
-        store.set(f"dexcore/rank{rank}", "here")
-        store.wait([f"dexcore/rank{other}" for other in range(count)], limit)
+        store = met.result()
     except (dist.DistError, RuntimeError, OSError) as error:
         raise LostRankError(
             f"rank {rank} did not meet the other {count - 1} of {count} processes at {place} within {patience:.0f} s: "
@@ -198,6 +200,17 @@ def _meet(rank: int, count: int, patience: float) -> dist.Store:
         teller.cancel()
     store.set_timeout(dist.default_pg_timeout)
     return store
+
+
+def _wait_for_all(rank: int, count: int, limit: timedelta, met: "Future[dist.Store]") -> None:
+    try:
+        store, _, _ = next(dist.rendezvous("env://", rank, count, timeout=limit))
+        store.set(f"dexcore/rank{rank}", "here")
+        store.wait([f"dexcore/rank{other}" for other in range(count)], limit)
+    except BaseException as error:  # the main thread's to raise
+        met.set_exception(error)
+    else:
+        met.set_result(store)
 
 
 def _says_lost(error: RuntimeError) -> bool:

@@ -88,7 +88,9 @@ def _dry_run(config: PretrainConfig) -> RunResult:
 
 
 def _run(config: PretrainConfig, stop: StopRequest) -> RunResult:
-    with ExitStack() as held, join_ranks(config.run.device) as ranks:  # held: the main rank's hold on the folder
+    with ExitStack() as held, ExitStack() as met:  # held: the main rank's hold on the folder
+        with stop.at_once():
+            ranks = met.enter_context(join_ranks(config.run.device))
         with stop.at_once(ranks.main):
             folder = ranks.on_main(lambda: held.enter_context(open_run_folder(config)))
             run = Pretraining(config, folder, ranks)

@@ -108,15 +108,24 @@ def flags(config: PretrainConfig, folder: Path) -> list[str]:
 
 def start_ranks(count: int, arguments: list[str]) -> list[subprocess.Popen[str]]:
     """``python arguments`` in ``count`` processes, a process group, with the environment that torchrun gives them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
+    shared = _meeting_place(count)
     processes: list[subprocess.Popen[str]] = []
     for rank in map(str, range(count)):
         group = processes[0].pid if processes else 0
         processes.append(_process(arguments, {**shared, "RANK": rank, "LOCAL_RANK": rank}, group))
     return processes
+
+
+def start_one_of_two(rank: int, arguments: list[str]) -> subprocess.Popen[str]:
+    """``python arguments`` as one of two ranks, the other of which never comes."""
+    return _process(arguments, {**_meeting_place(2), "RANK": str(rank), "LOCAL_RANK": str(rank)}, group=0)
+
+
+def _meeting_place(count: int) -> dict[str, str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
 
 
 def _process(arguments: list[str], environment: dict[str, str], group: int) -> subprocess.Popen[str]:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from runs import EXAMPLE, ends, flags, metrics, start, start_ranks, tiny, wait_for_steps
+from runs import EXAMPLE, ends, flags, metrics, start, start_one_of_two, start_ranks, tiny, wait_for_steps
 from torch.utils.data import DataLoader, Dataset
 
 from dexcore.train import PretrainConfig
@@ -104,6 +104,21 @@ def test_a_signal_before_the_first_step_leaves_nothing_and_resume_begins(tmp_pat
     assert f"{name}: stopped before a step" in said
     assert not out.exists()
     assert not [*(tmp_path / "cache").rglob("*.arrow")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_while_a_rank_waits_for_the_others_ends_it_within_seconds(store, tmp_path, rank):
+    config = _run(store, tmp_path / "run", workers=0)
+    process = start_one_of_two(rank, [str(EXAMPLE), *flags(config, tmp_path)])
+    _read_until(process, f"rank {rank} waits for the other 1 of 2 processes")
+    process.send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    (code,), _, (said,) = ends([process])
+    assert time.monotonic() - began < 20
+    assert code == EXIT_STOPPED, said
+    assert ("SIGTERM: stopped before a step" in said) == (rank == 0)
+    assert not Path(config.out).exists()
 
 
 @pytest.mark.slow
