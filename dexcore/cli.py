@@ -72,8 +72,9 @@ def _parser() -> argparse.ArgumentParser:
         "report",
         help="make a run's report again, from the numbers in its folder",
         description="Write report.html, its pictures and summary.json into a run's folder, from the numbers that the "
-        "run left there: metrics.jsonl, similarity.jsonl, config.yaml, evaluation.npz, analysis.npz. Needs no model, "
-        "no image and no network. Of a run that is under way, was stopped or has diverged, it shows what there is.",
+        "run left there: metrics.jsonl, similarity.jsonl, config.yaml, evaluation.npz, analysis.npz, and the "
+        "last two of before training, evaluation_step0.npz and analysis_step0.npz. Needs no model, no image and no "
+        "network. Of a run that is under way, was stopped or has diverged, it shows what there is.",
     )
     report.add_argument("run", type=Path, metavar="RUN", help="the folder of a run (its --out)")
     return parser
