@@ -167,7 +167,8 @@ class PretrainedMixin:
         folder = local_folder(folder, revision=revision, cache_dir=cache_dir, token=token)
         config_path, weights_path = folder / CONFIG_FILE, folder / WEIGHTS_FILE
         _check_folder(folder)
-        config = description = _read_config(config_path)
+        config = _read_config(config_path)
+        description = config
         tensors = read_safetensors(weights_path)
         encoder = description.get("encoder")
         if description["class"] != cls.__name__ and encoder and encoder["class"] == cls.__name__:

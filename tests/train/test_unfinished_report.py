@@ -64,7 +64,6 @@ def test_a_run_whose_every_step_was_not_finite_has_a_report_too(store, tmp_path,
 
 
 def test_a_run_under_way_says_so(store, tmp_path):
-
     config = tiny(store, tmp_path / "run")
     with open_run_folder(config) as folder:
         run = Pretraining(config, folder)
