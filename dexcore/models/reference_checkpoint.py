@@ -101,7 +101,10 @@ def save_reference_checkpoint(model: nn.Module, path: str | os.PathLike[str]) ->
         tensors |= _to_authors(name.removeprefix(prefix), tensor)
     content = io.BytesIO()
     torch.save({"model": tensors}, content)
-    write_whole(Path(path), content.getbuffer())
+    # Released also where the write fails: held by the error's traceback, a view is collected together with what it
+    # shows, which Python complains of, and 3.12.0 and 3.12.1 crash on (CPython's issue 111049).
+    with content.getbuffer() as view:
+        write_whole(Path(path), view)
 
 
 def _encoder_prefix(model: nn.Module) -> str:

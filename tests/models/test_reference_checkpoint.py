@@ -1,8 +1,10 @@
 """Checkpoints in the layout of the method's authors."""
 
 import argparse
+import gc
 import os
 import re
+import sys
 
 import pytest
 import torch
@@ -269,6 +271,17 @@ def test_a_checkpoint_that_cannot_be_written_is_an_error_that_names_it(tmp_path)
     for place in (tmp_path / "gone" / "x.pth", tmp_path):
         with pytest.raises(OSError, match=f"{place}'$"):
             save_reference_checkpoint(encoder(), place)
+
+
+def test_an_error_of_writing_is_collected_without_a_word(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(sys, "unraisablehook", said.append)
+    with pytest.raises(OSError, match="gone") as caught:
+        save_reference_checkpoint(encoder(), tmp_path / "gone" / "x.pth")
+    caught.value.cycle = caught.value  # as whoever keeps an error in a frame of its traceback does
+    del caught
+    gc.collect()
+    assert not said
 
 
 def test_wrong_arguments_are_refused_by_name(tmp_path):
