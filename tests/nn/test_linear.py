@@ -66,7 +66,7 @@ def test_only_what_is_trained_gets_a_gradient(trained):
     [("AMD EPYC 9R14", True, True), ("AMD EPYC 7R13", False, False), ("Intel(R) Xeon(R) Platinum", True, False)],
 )
 def test_it_is_for_amds_cpus_with_avx512_alone(name, avx512, faster, monkeypatch):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": name, "avx512_f": avx512})
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": name, "avx512_f": avx512}, raising=False)
     assert faster_by_onednn(torch.device("cpu")) == faster
     assert not faster_by_onednn(torch.device("meta"))
 
