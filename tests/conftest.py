@@ -79,7 +79,8 @@ def cores():
 def pytest_configure(config):
     if not getattr(config.option, "benchmark_enable", True):
         config.option.benchmark_disable = True
-    threads = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
+    several = getattr(config.option, "numprocesses", None)  # workers inherit what is set here
+    threads = 1 if several or "PYTEST_XDIST_WORKER" in os.environ else 2
     torch.set_num_threads(threads)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # for the processes that tests start
 

@@ -23,7 +23,9 @@ sys.exit(code)
 """
 
 TESTS = """
+import os
 import pytest
+import torch
 import triton
 
 
@@ -34,11 +36,15 @@ def test_on_a_gpu():
 
 def test_interpreted():
     assert triton.knobs.runtime.interpret
+
+
+def test_processes_that_a_test_starts_have_its_threads():
+    assert os.environ["OMP_NUM_THREADS"] == str(torch.get_num_threads())
 """
 
 
 def environment(**more):
-    hidden = ("TRITON_INTERPRET", "PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER", "PYTHONPATH")
+    hidden = ("TRITON_INTERPRET", "PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER", "PYTHONPATH", "OMP_NUM_THREADS")
     return {name: value for name, value in os.environ.items() if name not in hidden} | more
 
 
@@ -76,7 +82,8 @@ def suite(tmp_path):
             "[pytest]\naddopts = -m 'not slow and not gpu'\nmarkers =\n  gpu\n  slow\n"
         )
         command = [sys.executable, "-m", "pytest", *arguments]
-        return subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
+        beside = environment(PYTHONPATH=str(ROOT / "tests"))  # what the conftest imports
+        return subprocess.run(command, cwd=tmp_path, env=beside, capture_output=True, text=True, check=False)
 
     return run
 
@@ -89,7 +96,7 @@ def test_a_worker_of_xdist_compiles_the_kernels_too(suite):
 
 def test_a_test_of_a_gpu_that_would_be_interpreted_fails(suite):
     done = suite("-m", "", "-n0", gpu=True)
-    assert "1 passed, 1 error" in done.stdout
+    assert "2 passed, 1 error" in done.stdout
     assert "the kernels would be interpreted: run the tests of a GPU alone" in done.stdout
 
 
@@ -97,7 +104,9 @@ def test_a_plain_run_uses_the_cores_and_a_single_test_does_not(suite):
     workers = min(len(os.sched_getaffinity(0)), 8)
     if workers == 1:
         pytest.skip("one core")
-    assert f"{workers} workers" in suite().stdout
+    several = suite().stdout
+    assert f"{workers} workers" in several
+    assert "2 passed" in several
     single = suite("test_it.py::test_interpreted").stdout
     assert "1 passed" in single
     assert "workers" not in single
