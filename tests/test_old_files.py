@@ -61,7 +61,8 @@ def test_an_old_run_is_resumed_and_takes_the_step_it_took(old, monkeypatch, caps
     again = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
     assert again[0] == steps[0]
     for name in ("loss", "grad_norm", "loss_align"):
-        assert again[1][name] == pytest.approx(steps[1][name], rel=1e-4), name
+        # The run's precision is auto: bf16 where it was made, float32 on other CPUs and with torch 2.10 (7e-4 away).
+        assert again[1][name] == pytest.approx(steps[1][name], rel=2e-3), name
     assert "resuming" in capsys.readouterr().err
 
 
