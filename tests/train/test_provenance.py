@@ -114,7 +114,8 @@ def test_a_command_under_torchrun_names_processes_and_machines(monkeypatch):
     ],
 )
 def test_the_command_that_repeats_a_run_is_the_one_that_began_it(script, ranks, expected, monkeypatch):
-    for name, value in (("WORLD_SIZE", str(ranks)), ("RANK", "0")):
+    torchruns = {"WORLD_SIZE": str(ranks), "RANK": "0", "MASTER_ADDR": "here", "MASTER_PORT": "29500"}
+    for name, value in torchruns.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(sys, "argv", [script, "--anything"])
     assert provenance.repeat_command("runs/a") == f"{expected} --config runs/a/config.yaml --out runs/a-again"
