@@ -20,7 +20,11 @@ ROOT = Path(__file__).parents[2]
 def start(out, *arguments):
     environment = os.environ | {"PYTHON": sys.executable}
     command = ["bash", str(ROOT / "bench" / "gpu.sh"), "--device", "cpu", "--out", str(out), *arguments]
-    return subprocess.Popen(command, cwd=out.parent, env=environment, stdout=subprocess.PIPE, text=True)
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored where the tests run under nohup, and inherited
+    try:
+        return subprocess.Popen(command, cwd=out.parent, env=environment, stdout=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture
