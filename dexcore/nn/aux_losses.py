@@ -27,8 +27,8 @@ def aux_losses(model: nn.Module, group: dist.ProcessGroup | None = None) -> AuxL
 
     Layers that the last forward did not reach (an early exit, ``forward_intermediates(stop_early=True)``) are left
     out, as if the model ended where the forward did, and a warning says so once; so are layers that you keep in eval
-    mode beside others in training. Call it before the next forward, and
-    before `update_directors`, which consumes what a forward left behind.
+    mode beside others in training. Call it before the next forward, and before `update_directors`, which consumes what
+    a forward left behind.
 
     Args:
         model: holds DEX layers.

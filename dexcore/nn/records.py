@@ -289,7 +289,7 @@ def _stale(records: Sequence[Record], stamps: Sequence[_Stamp], training: bool) 
     ages = [stamp.age for stamp in stamps]
     known = [age for age in ages if age is not None]
     # All ran once since what they left was counted or consumed: a complete forward, which tells the order.
-    once = [not (stamp.counted or record._over.counted is False) for record, stamp in zip(records, stamps, strict=True)]
+    once = [record._over.counted and not stamp.counted for record, stamp in zip(records, stamps, strict=True)]
     if training and all(once) and len(known) == len(records):
         for position, known_age in enumerate(sorted(known)):
             records[ages.index(known_age)]._position = position
