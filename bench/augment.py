@@ -2,7 +2,7 @@
 
     python -m bench.augment
 
-    dexcore         dexcore.data.augment: one filter and one warp
+    dexcore         dexcore.data.feed.augment: one filter and one warp
     published       the published loader's way: the image to float32, crop, resize by INTER_AREA, flip, warpAffine
     opencv          the same steps, but the crop alone to float32: as fast as they get one by one
     torchvision     transforms.v2 on tensors: resized_crop (antialias), horizontal_flip, rotate, to float32; on uint8
@@ -24,8 +24,8 @@ import torch
 from bench.command import Ceilings, Goal, Line, Options, Refused, run, table_row
 from bench.contenders import WrongResultError
 from bench.timing import interleaved, machine
-from dexcore.data.augment import Draw, augment, draw
-from dexcore.data.keyed import Stream, generator
+from dexcore.data.feed.augment import Draw, augment, draw
+from dexcore.data.feed.keyed import Stream, generator
 from dexcore.extras import require
 
 SPEEDUP = 2.0  # the goal, over the published and over torchvision's steps

@@ -5,7 +5,7 @@ by ``s`` is, if nothing is rotated, OpenCV's INTER_AREA up to a share of d / (2 
 each axis, which lies on neighbouring pixels; d is how far ``s`` is from the nearest odd number. So it is the same at 3
 and 5, and furthest, a quarter, at 2. INTER_AREA itself takes about twice as long, and has no rotation.
 
-It stands below models and data: training images are warped here (`dexcore.data.augment`), evaluation images
+It stands below models and data: training images are warped here (`dexcore.data.feed.augment`), evaluation images
 (`evaluation_view`), and what a saved model is asked about (its ``preprocess``).
 """
 

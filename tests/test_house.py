@@ -21,8 +21,20 @@ MAY_USE = {
 }
 
 
-def imported_rooms(path):
-    """Rooms of dexcore that a file imports, anywhere in it."""
+# Inside dexcore.data: an image's way. What lies beside the rooms (modality, record, normalize) uses none of them;
+# samples, which walks the whole way, and the package itself use all.
+MAY_USE_IN_DATA = {
+    "readers": set(),
+    "store": set(),
+    "synthetic": set(),
+    "assemble": {"readers", "store"},
+    "feed": {"store"},
+}
+
+
+def imported_rooms(path, inside="dexcore"):
+    """Rooms of ``inside`` that a file imports, anywhere in it."""
+    depth = inside.count(".") + 1
     rooms = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         names = []
@@ -31,7 +43,7 @@ def imported_rooms(path):
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
             names = [f"{node.module}.{alias.name}" for alias in node.names]
-        rooms |= {name.split(".")[1] for name in names if name.startswith("dexcore.")}
+        rooms |= {name.split(".")[depth] for name in names if name.startswith(f"{inside}.")}
     return rooms
 
 
@@ -42,6 +54,20 @@ def test_arrows_point_down_only(room):
     assert files
     for path in files:
         foreign = (imported_rooms(path) & set(MAY_USE)) - {room} - MAY_USE[room]
+        assert not foreign, f"{path.relative_to(ROOT)} imports {foreign}"
+
+
+def test_an_images_way_has_no_step_back():
+    data = ROOT / "dexcore" / "data"
+    assert {path.name for path in data.iterdir() if path.is_dir() and path.name != "__pycache__"} == set(
+        MAY_USE_IN_DATA
+    )
+    for path in data.rglob("*.py"):
+        room = path.relative_to(data).parts[0]
+        if room in ("__init__.py", "samples.py"):
+            continue
+        foreign = (imported_rooms(path, "dexcore.data") & set(MAY_USE_IN_DATA)) - {room}
+        foreign -= MAY_USE_IN_DATA.get(room, set())
         assert not foreign, f"{path.relative_to(ROOT)} imports {foreign}"
 
 

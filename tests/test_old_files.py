@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dexcore.cli import main
-from dexcore.data.dataset import open_mvu
+from dexcore.data.feed.dataset import open_mvu
 from dexcore.models import DEXVisionTransformer, MaskedAutoencoder
 
 FIXTURES = Path(__file__).parent / "fixtures"

@@ -1,9 +1,9 @@
 """Medical Vision Universe: its sources, and images from a file to a training batch.
 
-A file's way: `readers` -> `normalize` -> `slices` -> `filter` -> `store` -> `order` -> `augment`.
+A file's way: `readers` -> `assemble` -> `store` -> `feed`; `synthetic` makes images of its own.
 """
 
-from dexcore.data.dataset import MVUDataset, open_mvu
+from dexcore.data.feed.dataset import MVUDataset, open_mvu
 from dexcore.data.modality import SOURCES, Modality, Source
 from dexcore.data.synthetic import SyntheticMVU
 

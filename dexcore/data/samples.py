@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dexcore.checks import check_whole
-from dexcore.data.filter import reject_reason
+from dexcore.data.assemble.filter import reject_reason
+from dexcore.data.assemble.slices import AXES, slices
 from dexcore.data.modality import Modality
 from dexcore.data.normalize import normalize
 from dexcore.data.readers import Scan, read_file
 from dexcore.data.record import ImageRecord, Split
-from dexcore.data.slices import AXES, slices
 from dexcore.data.synthetic import SyntheticMVU
 from dexcore.extras import require
 

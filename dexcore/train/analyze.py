@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dexcore.data.dataset import MVUDataset
+from dexcore.data.feed.dataset import MVUDataset
 from dexcore.data.synthetic import SyntheticMVU, stored_label
 from dexcore.models import MaskedAutoencoder
 from dexcore.nn import set_mode

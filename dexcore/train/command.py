@@ -7,8 +7,8 @@ from contextlib import redirect_stderr, redirect_stdout
 
 import torch
 
-from dexcore.data.manifest import StoreError
 from dexcore.data.readers import UnreadableFileError
+from dexcore.data.store.manifest import StoreError
 from dexcore.extras import MissingExtraError
 from dexcore.train.arguments import parse
 from dexcore.train.checkpoint import CheckpointError

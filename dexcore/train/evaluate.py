@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from dexcore.data.augment import CHANNEL_STATISTICS
-from dexcore.data.dataset import MODALITIES, MVUDataset
-from dexcore.data.keyed import Stream, generator
-from dexcore.data.manifest import ImageDecodeError, StoreError
+from dexcore.data.feed.augment import CHANNEL_STATISTICS
+from dexcore.data.feed.dataset import MODALITIES, MVUDataset
+from dexcore.data.feed.keyed import Stream, generator
+from dexcore.data.store.manifest import ImageDecodeError, StoreError
 from dexcore.models import MaskedAutoencoder
 from dexcore.nn.mlp import DEXMlp, dex_layers
 from dexcore.report.evaluation import Evaluation, Examples

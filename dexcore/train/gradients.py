@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dexcore.data.dataset import MVUDataset
+from dexcore.data.feed.dataset import MVUDataset
 from dexcore.models import MaskedAutoencoder
 from dexcore.nn.mlp import dex_layers
 from dexcore.report.evaluation import Evaluation

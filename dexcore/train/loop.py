@@ -17,8 +17,8 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from dexcore.data.dataset import PretrainView, ReplacementLimit
-from dexcore.data.order import GlobalBatchSampler, GlobalOrder
+from dexcore.data.feed.dataset import PretrainView, ReplacementLimit
+from dexcore.data.feed.order import GlobalBatchSampler, GlobalOrder
 from dexcore.extras import require
 from dexcore.nn import (
     aux_losses,

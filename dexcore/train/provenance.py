@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 import dexcore
-from dexcore.data.dataset import MODALITIES, MVUDataset
+from dexcore.data.feed.dataset import MODALITIES, MVUDataset
 from dexcore.train.ranks import environment_number, environment_rank
 from dexcore.train.run_folder import STARTS_FILE, LineFile, RunFolderError
 

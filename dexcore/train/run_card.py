@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from dexcore.data.augment import CHANNEL_STATISTICS
-from dexcore.data.dataset import MODALITIES, MVUDataset
+from dexcore.data.feed.augment import CHANNEL_STATISTICS
+from dexcore.data.feed.dataset import MODALITIES, MVUDataset
 from dexcore.models import MaskedAutoencoder
 from dexcore.models.card import model_card
 from dexcore.report.summary import Summary

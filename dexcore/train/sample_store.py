@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dexcore.data.dataset import MVUDataset, open_mvu
-from dexcore.data.manifest import StoreError
+from dexcore.data.feed.dataset import MVUDataset, open_mvu
 from dexcore.data.samples import build_samples
+from dexcore.data.store.manifest import StoreError
 
 # What the sample store's bytes depend on, beside this package's own code.
 _PACKAGES = (

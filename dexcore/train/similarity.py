@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from dexcore import ops
-from dexcore.data.dataset import MVUDataset
-from dexcore.data.manifest import StoreError
+from dexcore.data.feed.dataset import MVUDataset
+from dexcore.data.store.manifest import StoreError
 from dexcore.models import MaskedAutoencoder
 from dexcore.nn.mlp import DEXMlp, dex_layers
 from dexcore.ops.mix_align import align_floor

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from dexcore.data.dataset import MVUDataset
+from dexcore.data.feed.dataset import MVUDataset
 from dexcore.models import MaskedAutoencoder
 from dexcore.report.files import STEP0_ANALYSIS_FILE, STEP0_EVALUATION_FILE
 from dexcore.train.analyze import analyze

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dexcore.data import Modality
-from dexcore.data.filter import reject_reason
+from dexcore.data.assemble.filter import reject_reason
 from dexcore.data.samples import SAMPLES, build_samples, sample_records, synthetic_records
 from dexcore.extras import MissingExtraError
 

@@ -11,7 +11,7 @@ from timm.data import create_transform, resolve_model_data_config
 from timm.models import save_for_hf
 from timm.models.vision_transformer import VisionTransformer
 
-from dexcore.data.augment import CHANNEL_STATISTICS, to_tensor
+from dexcore.data.feed.augment import CHANNEL_STATISTICS, to_tensor
 from dexcore.data.modality import Modality
 from dexcore.data.synthetic import SyntheticMVU
 from dexcore.models import DEXVisionTransformer, MaskedAutoencoder, ModelFileError

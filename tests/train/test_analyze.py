@@ -5,7 +5,7 @@ import pytest
 import torch
 from runs import tiny
 
-from dexcore.data.dataset import MODALITIES, open_mvu
+from dexcore.data.feed.dataset import MODALITIES, open_mvu
 from dexcore.data.modality import Modality
 from dexcore.data.record import ImageRecord
 from dexcore.data.store import write_store

@@ -7,9 +7,9 @@ import pytest
 import torch
 from runs import tiny
 
-from dexcore.data.dataset import MODALITIES, MVUDataset, open_mvu
-from dexcore.data.manifest import ImageDecodeError, StoreError
+from dexcore.data.feed.dataset import MODALITIES, MVUDataset, open_mvu
 from dexcore.data.modality import Modality
+from dexcore.data.store.manifest import ImageDecodeError, StoreError
 from dexcore.train.evaluate import _choose, batches, evaluate
 from dexcore.train.loop import build_model
 

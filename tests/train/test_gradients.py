@@ -5,7 +5,7 @@ import pytest
 import torch
 from runs import tiny
 
-from dexcore.data.dataset import open_mvu
+from dexcore.data.feed.dataset import open_mvu
 from dexcore.nn.mlp import dex_layers
 from dexcore.train.evaluate import batches, evaluate
 from dexcore.train.gradients import _IMAGES, _cosines, _gradients, _halves, _parts, _sketch, gradient_cosines

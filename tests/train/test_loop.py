@@ -12,8 +12,8 @@ import pytest
 import torch
 from runs import STEPS, metrics, start, state, tiny, write_images
 
-from dexcore.data.manifest import StoreError
 from dexcore.data.store import Store
+from dexcore.data.store.manifest import StoreError
 from dexcore.extras import MissingExtraError
 from dexcore.models import DEXVisionTransformer, MaskedAutoencoder
 from dexcore.report import Evaluation

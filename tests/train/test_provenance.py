@@ -13,7 +13,7 @@ import torch
 from runs import EXAMPLE, metrics, start, tiny, write_images
 
 import dexcore
-from dexcore.data.dataset import open_mvu
+from dexcore.data.feed.dataset import open_mvu
 from dexcore.train import pretrain, provenance
 from dexcore.train.run_folder import RunFolderError
 

@@ -10,8 +10,8 @@ import torch
 import yaml
 from timm.data import resolve_model_data_config
 
-from dexcore.data.augment import CHANNEL_STATISTICS
-from dexcore.data.dataset import open_mvu
+from dexcore.data.feed.augment import CHANNEL_STATISTICS
+from dexcore.data.feed.dataset import open_mvu
 from dexcore.data.modality import Modality
 from dexcore.models import DEXVisionTransformer, MaskedAutoencoder
 from dexcore.train.evaluate import batches

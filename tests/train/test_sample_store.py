@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from dexcore.data.manifest import StoreError
+from dexcore.data.store.manifest import StoreError
 from dexcore.extras import MissingExtraError
 from dexcore.train.sample_store import cache_folder, open_images, sample_store
 

@@ -9,8 +9,8 @@ import torch
 from runs import STEPS, metrics, similarities, state, tiny
 
 from dexcore import ops
-from dexcore.data.dataset import MVUDataset, open_mvu
-from dexcore.data.manifest import ImageDecodeError, StoreError
+from dexcore.data.feed.dataset import MVUDataset, open_mvu
+from dexcore.data.store.manifest import ImageDecodeError, StoreError
 from dexcore.nn import record_load, share_load, update_directors
 from dexcore.nn.mlp import dex_layers
 from dexcore.report import Analysis

@@ -11,7 +11,7 @@ import pytest
 import torch
 from runs import metrics, state, tiny
 
-from dexcore.data.dataset import open_mvu
+from dexcore.data.feed.dataset import open_mvu
 from dexcore.report import Analysis, Evaluation, build_report
 from dexcore.train import pretrain
 from dexcore.train.analyze import analyze

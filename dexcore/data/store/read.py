@@ -1,0 +1,106 @@
+"""Reading a store: through memory maps, an image when it is asked for."""
+
+import operator
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dexcore.data.store.manifest import COLUMNS, MANIFEST, ImageDecodeError, Manifest, Shard, StoreError, schema
+from dexcore.data.store.png import decode_png
+from dexcore.extras import require
+
+
+class Store:
+    """A store opened for reading: its shards are mapped, and an image is read when it is asked for.
+
+    Args:
+        folder: of a store that `write_store` wrote.
+
+    Raises:
+        StoreError: the folder holds no store, or a shard is missing, of another size or not readable; the
+            message names the file.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+        self.manifest = Manifest.load(folder)
+        self._batches: list[Any] = []
+        starts = [0]
+        self._shard_of_batch: list[str] = []
+        for shard in self.manifest.shards:
+            for batch in map_shard(self.folder, shard):
+                self._batches.append(batch)
+                self._shard_of_batch.append(shard.name)
+                starts.append(starts[-1] + batch.num_rows)
+        if starts[-1] != self.manifest.images:
+            raise StoreError(f"{self.folder} holds {starts[-1]} images, {MANIFEST} says {self.manifest.images}")
+        self._starts = np.array(starts)
+
+    def __len__(self) -> int:
+        return self.manifest.images
+
+    def column(self, name: str) -> Any:
+        """Give a column over all rows, a pyarrow ChunkedArray."""
+        pa = require("pyarrow", "train")
+        return pa.chunked_array([batch.column(name) for batch in self._batches])
+
+    def row(self, index: int) -> dict[str, Any]:
+        """Give what is known about one image: every column but the image, and its ``path``."""
+        batch, place = self._locate(index)
+        row = {name: batch.column(name)[place].as_py() for name in COLUMNS}
+        return row | {"path": batch.column("image").field("path")[place].as_py()}
+
+    def encoded(self, index: int) -> memoryview:
+        """Give the PNG file of one image, without a copy."""
+        batch, place = self._locate(index)
+        return memoryview(batch.column("image").field("bytes")[place].as_buffer())
+
+    def image(self, index: int) -> np.ndarray:
+        """Decode one image: uint8 or uint16 [H, W], or uint8 [H, W, 3].
+
+        Raises:
+            ImageDecodeError: its bytes do not decode; the message names shard and row.
+        """
+        batch, place = self._locate(index)
+        shape = (batch.column("height")[place].as_py(), batch.column("width")[place].as_py())
+        try:
+            return decode_png(self.encoded(index), shape, batch.column("bit_depth")[place].as_py())
+        except ValueError as error:
+            raise ImageDecodeError(f"{self.where(index)} {error}") from error
+
+    def where(self, index: int) -> str:
+        """Name the shard and the row in it that hold an image."""
+        number = int(np.searchsorted(self._starts, index, side="right")) - 1
+        name = self._shard_of_batch[number]
+        first = self._starts[self._shard_of_batch.index(name)]
+        return f"{self.folder / name}, row {index - first} (image {index})"
+
+    def _locate(self, index: int) -> tuple[Any, int]:
+        index = operator.index(index)  # 1.5 is no row, though it lies between two
+        if not 0 <= index < len(self):
+            raise IndexError(f"image {index} of a store of {len(self)}")
+        number = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return self._batches[number], int(index - self._starts[number])
+
+
+def map_shard(folder: Path, shard: Shard) -> list[Any]:
+    """Map a shard and give its record batches, whose buffers lie in the map."""
+    pa = require("pyarrow", "train")
+    path = folder / shard.name
+    if not path.is_file():
+        raise StoreError(f"{path} is missing, {MANIFEST} names it")
+    size = path.stat().st_size
+    if size != shard.size:  # a map beyond a file's end kills the process at the first touch
+        raise StoreError(f"{path} has {size} bytes, {MANIFEST} says {shard.size}")
+    try:
+        with pa.ipc.open_stream(pa.memory_map(str(path))) as reader:
+            if not reader.schema.equals(schema()):
+                raise StoreError(f"{path} has the columns {reader.schema.names}, expected {schema().names}")
+            batches = list(reader)
+        for batch in batches:
+            batch.validate(full=True)  # damaged offsets would be followed out of the map
+        return batches
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise StoreError(f"{path} is no readable Arrow stream: {error}") from error
