@@ -44,7 +44,7 @@ def read_dicom(path: str | os.PathLike[str], every: int = 1) -> Scan:
         RefusedError: the file holds no image, or lies about its size, or is over a limit.
         Exception: pydicom and its decoders raise many more on broken files.
     """
-    pydicom = require("pydicom", "samples")
+    pydicom = require("pydicom", "data")
     with open(path, "rb") as file:
         _refuse_bomb(pydicom, file)
         file.seek(0)

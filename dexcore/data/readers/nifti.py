@@ -24,7 +24,7 @@ def read_nifti(path: str | os.PathLike[str]) -> Scan:
         RefusedError: not gray, not three-dimensional, larger than the file can hold, or over a limit.
         Exception: nibabel raises many more on broken files.
     """
-    nibabel = require("nibabel", "samples")
+    nibabel = require("nibabel", "data")
     image = nibabel.load(path)
     if not isinstance(image, nibabel.Nifti1Image):  # Nifti2Image is one too
         raise RefusedError(f"expected NIfTI, found {type(image).__name__}")

@@ -48,6 +48,9 @@ class Scan:
             None where the file does not say (floats).
         frames: the number in the file of each entry of the first axis (None for a volume).
         metadata: what the file says about itself, under DICOM's keywords (``Modality``, ``PatientID``, ...).
+        spacing: mm between pixels: (between rows, between columns) for frames, along (x, y, z) for a volume; a file
+            that knows the ratio alone gives it with the smaller side as 1. None where the file does not say.
+        units: what the values measure, "HU" or "SUV"; None for other units and where the file does not say.
     """
 
     pixels: np.ndarray
@@ -55,6 +58,8 @@ class Scan:
     levels: tuple[float, float] | None = None
     frames: tuple[int, ...] | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
+    spacing: tuple[float, ...] | None = None
+    units: Literal["HU", "SUV"] | None = None
 
 
 def check_size(height: int, width: int, frames: int = 1, channels: int = 1) -> None:
