@@ -11,11 +11,14 @@ from dexcore.extras import require
 _DEFLATE_RATIO = 1032  # the most that deflate can shrink anything
 
 
-def read_nifti(path: str | os.PathLike[str]) -> Scan:
+def read_nifti(path: str | os.PathLike[str], volume: int = 0) -> Scan:
     """Read one NIfTI-1 or NIfTI-2 file, in the closest canonical orientation.
 
-    Of a file with several volumes (time points, diffusion directions: the same anatomy again) the first is
-    read. NaN voxels become the smallest finite value.
+    NaN voxels become the smallest finite value.
+
+    Args:
+        path: the file.
+        volume: of several (time points, diffusion directions), which is read.
 
     Returns:
         A scan of layout "volume": float32 [x, y, z], scaled by the file's slope and intercept.
@@ -35,11 +38,15 @@ def read_nifti(path: str | os.PathLike[str]) -> Scan:
         raise RefusedError(f"{len(shape)} axes, expected a volume of at least 3")
     check_size(shape[0], shape[1], shape[2])
     _check_declared_size(image, path)
-    first = (..., *(0 for _ in shape[3:]))
-    voxels = np.asarray(image.dataobj[first], dtype=np.float32)
+    volumes = int(np.prod(shape[3:]))
+    if volume >= volumes:
+        raise RefusedError(f"volume {volume} was asked for, the file holds {volumes}")
+    chosen = (..., *np.unravel_index(volume, shape[3:], order="F")) if volumes > 1 else (..., *(0 for _ in shape[3:]))
+    voxels = np.asarray(image.dataobj[chosen], dtype=np.float32)
     orientation = nibabel.orientations.io_orientation(image.affine)
     voxels = nibabel.orientations.apply_orientation(voxels, orientation)
-    return Scan(make_finite(np.ascontiguousarray(voxels)), "volume", metadata={"Shape": " x ".join(map(str, shape))})
+    metadata = {"Shape": " x ".join(map(str, shape))}
+    return Scan(make_finite(np.ascontiguousarray(voxels)), "volume", metadata=metadata, volumes=volumes)
 
 
 def _check_declared_size(image: Any, path: str | os.PathLike[str]) -> None:

@@ -51,6 +51,7 @@ class Scan:
         spacing: mm between pixels: (between rows, between columns) for frames, along (x, y, z) for a volume; a file
             that knows the ratio alone gives it with the smaller side as 1. None where the file does not say.
         units: what the values measure, "HU" or "SUV"; None for other units and where the file does not say.
+        volumes: how many volumes the file holds, of which this is one (time points, diffusion directions).
     """
 
     pixels: np.ndarray
@@ -60,6 +61,7 @@ class Scan:
     metadata: Mapping[str, str] = field(default_factory=dict)
     spacing: tuple[float, ...] | None = None
     units: Literal["HU", "SUV"] | None = None
+    volumes: int = 1
 
 
 def check_size(height: int, width: int, frames: int = 1, channels: int = 1) -> None:

@@ -132,7 +132,7 @@ def test_a_palette_becomes_colour():
         ("test-SR.dcm", "without pixel data"),
         ("waveform_ecg.dcm", "without pixel data"),
         ("rtplan.dcm", "without pixel data"),
-        ("README.txt", "neither DICOM"),
+        ("README.txt", "of no known kind"),
     ],
 )
 def test_a_file_without_a_whole_image_is_refused_by_name(name, reason):

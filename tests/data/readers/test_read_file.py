@@ -24,7 +24,11 @@ def test_a_wrong_extension_does_not_matter(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(b"", "empty"), (b"P5 2 2 255 abcd", "neither DICOM"), (b"\x89PNG\r\n\x1a\n", "UnidentifiedImageError")],
+    [
+        (b"", "empty"),
+        (b"P5 2 2 255 abcd", "of no known kind, expected one of dicom"),
+        (b"\x89PNG\r\n\x1a\n", "UnidentifiedImageError"),
+    ],
 )
 def test_what_is_no_image_is_refused_by_name(tmp_path, content, reason):
     path = tmp_path / "größe.png"
@@ -77,7 +81,7 @@ def test_reading_changes_no_logging(tmp_path, caplog):
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "pydicom", None)
-    with pytest.raises(MissingExtraError, match=r"pydicom .* pip install 'dexcore\[samples\]'"):
+    with pytest.raises(MissingExtraError, match=r"pydicom .* pip install 'dexcore\[data\]'"):
         read_file(PYDICOM / "CT_small.dcm")
 
 
