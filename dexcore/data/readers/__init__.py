@@ -27,6 +27,7 @@ _FRAMES = {
     Kind.BMP: ("image", "read_image"),
     Kind.TIFF: ("image", "read_image"),
     Kind.NUMPY: ("image", "read_numpy"),
+    Kind.HEIDELBERG: ("heidelberg", "read_heidelberg"),
 }
 _VOLUMES = {
     Kind.NIFTI: ("nifti", "read_nifti"),

@@ -1,0 +1,20 @@
+"""Broken files of every kind are read or refused: no crash, no hang, no GiB, nothing on the terminal."""
+
+import numpy as np
+import pytest
+from fuzz import read_mutations
+from made_kinds import write_vol
+
+_RNG = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("count", [50, pytest.param(2000, marks=pytest.mark.slow)])
+def test_mutated_files_are_read_or_refused(tmp_path, count):
+    sources, mutated = tmp_path / "sources", tmp_path / "mutated"
+    sources.mkdir()
+    mutated.mkdir()
+    files = [
+        write_vol(sources / "heidelberg.vol", _RNG.random((3, 20, 30), np.float32)),
+    ]
+    for name, outcomes in read_mutations(files, mutated, count).items():
+        assert min(outcomes["read"], outcomes["refused"]) > 0, (name, outcomes)
