@@ -24,6 +24,8 @@ class ImageRecord:
         path: where the image came from, for people; with ``#frame`` or ``#axis=index`` for a slice.
         synthetic: made by `SyntheticMVU`, not by a scanner or a camera.
         split: training or held out.
+        spacing: mm between the pixels of ``image``, which are square; None where it is not known.
+        burned_in: whether text is burned into the pixels, where the file says so; else None.
     """
 
     image: np.ndarray
@@ -35,3 +37,5 @@ class ImageRecord:
     path: str
     synthetic: bool = False
     split: Split = "train"
+    spacing: float | None = None
+    burned_in: bool | None = None

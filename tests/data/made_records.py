@@ -1,6 +1,6 @@
 """Records for tests of the store: noise, so that no two images are alike."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -30,3 +30,8 @@ def made_records(count: int, seed: int = 0) -> Iterator[ImageRecord]:
             synthetic=index % 3 == 2,
             split="heldout" if index % 5 == 4 else "train",
         )
+
+
+def as_stored(records: Iterable[ImageRecord]) -> list[ImageRecord]:
+    """The records in the order of a store's rows."""
+    return sorted(records, key=lambda record: record.source)

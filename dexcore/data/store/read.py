@@ -7,8 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from dexcore.data.store.manifest import COLUMNS, MANIFEST, ImageDecodeError, Manifest, Shard, StoreError, schema
-from dexcore.data.store.png import decode_png
+from dexcore.data.store.codec import decode
+from dexcore.data.store.manifest import (
+    COLUMNS,
+    MANIFEST,
+    ImageDecodeError,
+    Manifest,
+    Shard,
+    StoreError,
+    columns,
+    schema,
+)
 from dexcore.extras import require
 
 
@@ -30,26 +39,32 @@ class Store:
         starts = [0]
         self._shard_of_batch: list[str] = []
         for shard in self.manifest.shards:
-            for batch in map_shard(self.folder, shard):
+            for batch in map_shard(self.folder, shard, self.manifest.version):
                 self._batches.append(batch)
                 self._shard_of_batch.append(shard.name)
                 starts.append(starts[-1] + batch.num_rows)
         if starts[-1] != self.manifest.images:
             raise StoreError(f"{self.folder} holds {starts[-1]} images, {MANIFEST} says {self.manifest.images}")
         self._starts = np.array(starts)
+        self._columns = columns(self.manifest.version)
 
     def __len__(self) -> int:
         return self.manifest.images
 
     def column(self, name: str) -> Any:
-        """Give a column over all rows, a pyarrow ChunkedArray."""
+        """Give a column over all rows, a pyarrow ChunkedArray; all null where the store's version has none."""
         pa = require("pyarrow", "train")
+        if name in COLUMNS and name not in self._columns:
+            return pa.chunked_array([pa.nulls(len(self), pa.type_for_alias(COLUMNS[name]))])
         return pa.chunked_array([batch.column(name) for batch in self._batches])
 
     def row(self, index: int) -> dict[str, Any]:
-        """Give what is known about one image: every column but the image, and its ``path``."""
+        """Give what is known about one image: every column but the image, and its ``path``.
+
+        What the store's version has no column for is None.
+        """
         batch, place = self._locate(index)
-        row = {name: batch.column(name)[place].as_py() for name in COLUMNS}
+        row = dict.fromkeys(COLUMNS) | {name: batch.column(name)[place].as_py() for name in self._columns}
         return row | {"path": batch.column("image").field("path")[place].as_py()}
 
     def encoded(self, index: int) -> memoryview:
@@ -66,7 +81,7 @@ class Store:
         batch, place = self._locate(index)
         shape = (batch.column("height")[place].as_py(), batch.column("width")[place].as_py())
         try:
-            return decode_png(self.encoded(index), shape, batch.column("bit_depth")[place].as_py())
+            return decode(self.encoded(index), shape, batch.column("bit_depth")[place].as_py())
         except ValueError as error:
             raise ImageDecodeError(f"{self.where(index)} {error}") from error
 
@@ -85,8 +100,12 @@ class Store:
         return self._batches[number], int(index - self._starts[number])
 
 
-def map_shard(folder: Path, shard: Shard) -> list[Any]:
-    """Map a shard and give its record batches, whose buffers lie in the map."""
+def map_shard(folder: Path, shard: Shard, version: int) -> list[Any]:
+    """Map a shard and give its record batches, whose buffers lie in the map.
+
+    Raises:
+        StoreError: it is missing, of another size, or no shard of a store of this ``version``; the message names it.
+    """
     pa = require("pyarrow", "train")
     path = folder / shard.name
     if not path.is_file():
@@ -96,8 +115,8 @@ def map_shard(folder: Path, shard: Shard) -> list[Any]:
         raise StoreError(f"{path} has {size} bytes, {MANIFEST} says {shard.size}")
     try:
         with pa.ipc.open_stream(pa.memory_map(str(path))) as reader:
-            if not reader.schema.equals(schema()):
-                raise StoreError(f"{path} has the columns {reader.schema.names}, expected {schema().names}")
+            if not reader.schema.equals(schema(version)):
+                raise StoreError(f"{path} has the columns {reader.schema.names}, expected {schema(version).names}")
             batches = list(reader)
         for batch in batches:
             batch.validate(full=True)  # damaged offsets would be followed out of the map

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dexcore.data.store.png import decode_png, encode_png, quantize
+from dexcore.data.store.codec import decode, encode, quantize
 
 
 @given(
@@ -15,7 +15,7 @@ def test_pixels_come_back_as_they_were(height, width, kind):
     dtype, channels = kind
     rng = np.random.default_rng(height * 41 + width)
     pixels = rng.integers(0, np.iinfo(dtype).max, (height, width, *channels), dtype=dtype, endpoint=True)
-    decoded = decode_png(encode_png(pixels), (height, width), 8 * pixels.itemsize)
+    decoded = decode(encode(pixels), (height, width), 8 * pixels.itemsize)
     assert decoded.dtype == dtype
     assert np.array_equal(decoded, pixels)
 
@@ -46,30 +46,30 @@ def test_the_shorter_side_is_at_most_the_largest_side(shape, expected):
 
 def test_broken_bytes_are_an_error_and_never_a_crash():
     pixels = np.random.default_rng(0).integers(0, 65535, (32, 32)).astype(np.uint16)
-    data = encode_png(pixels)
+    data = encode(pixels)
     rng = np.random.default_rng(1)
     broken = [data[:cut] for cut in range(0, len(data) - 30, 41)]
     broken += [b"", bytes(100), data[::-1], data[8:]]
     for image in broken:
         with pytest.raises(ValueError, match="is no readable PNG"):
-            decode_png(image, (32, 32), 16)
+            decode(image, (32, 32), 16)
     noticed = 0
     for place in rng.integers(0, len(data), 200):
         flipped = bytearray(data)
         flipped[place] ^= 1 << rng.integers(8)
         try:
-            decode_png(bytes(flipped), (32, 32), 16)
+            decode(bytes(flipped), (32, 32), 16)
         except ValueError:
             noticed += 1
     assert noticed > 180
 
 
 def test_another_size_or_depth_is_refused():
-    data = encode_png(np.zeros((8, 9), np.uint8))
+    data = encode(np.zeros((8, 9), np.uint8))
     with pytest.raises(ValueError, match="8 x 9 pixels, expected 9 x 8"):
-        decode_png(data, (9, 8), 8)
+        decode(data, (9, 8), 8)
     with pytest.raises(ValueError, match="holds uint8 pixels, expected 16 bit"):
-        decode_png(data, (8, 9), 16)
+        decode(data, (8, 9), 16)
 
 
 @pytest.mark.parametrize(
