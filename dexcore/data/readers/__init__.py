@@ -26,7 +26,8 @@ _FRAMES = {
     Kind.JPEG: ("image", "read_image"),
     Kind.BMP: ("image", "read_image"),
     Kind.TIFF: ("image", "read_image"),
-    Kind.NUMPY: ("image", "read_numpy"),
+    Kind.NUMPY: ("arrays", "read_numpy"),
+    Kind.NPZ: ("arrays", "read_npz"),
     Kind.HEIDELBERG: ("heidelberg", "read_heidelberg"),
 }
 _VOLUMES = {

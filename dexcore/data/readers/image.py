@@ -1,4 +1,4 @@
-"""Common image files (PNG, JPEG, TIFF, BMP) and NumPy arrays."""
+"""Common image files (PNG, JPEG, TIFF, BMP)."""
 
 import os
 from typing import Any
@@ -57,31 +57,6 @@ def _to_array(image: Any) -> np.ndarray:
         black = require("PIL.Image", "train").new("RGBA", rgba.size, (0, 0, 0, 255))
         image = require("PIL.Image", "train").alpha_composite(black, rgba)
     return np.asarray(image.convert("RGB"))
-
-
-def read_numpy(path: str | os.PathLike[str], every: int = 1) -> Scan:
-    """Read a ``.npy`` array: [height, width] or [height, width, 3], or a stack of either.
-
-    Three axes of which the last is 3 are one RGB image.
-
-    Raises:
-        RefusedError: another shape or dtype, or over a limit.
-        ValueError: the header is broken, claims more than the file holds, or the array holds Python objects.
-    """
-    array = np.load(path, mmap_mode="r", allow_pickle=False)
-    if array.dtype.kind not in "biuf":
-        raise RefusedError(f"an array of {array.dtype}, expected integers or floats")
-    color = array.ndim in (3, 4) and array.shape[-1] == 3
-    if array.ndim - color == 2:
-        array = array[None]
-    if array.ndim - color != 3:
-        raise RefusedError(f"an array of shape {array.shape}, expected one image or a stack of them")
-    array = array[::every]
-    check_size(array.shape[1], array.shape[2], array.shape[0], 3 if color else 1)
-    native = np.uint8 if array.dtype.kind == "b" else array.dtype.newbyteorder("=")
-    pixels = make_finite(np.array(array, dtype=native))
-    levels = (0.0, 1.0) if array.dtype.kind == "b" else _levels(pixels)
-    return Scan(pixels, "frames", levels, tuple(range(0, len(array) * every, every)))
 
 
 def _levels(pixels: np.ndarray) -> tuple[float, float] | None:

@@ -11,6 +11,9 @@ import numpy as np
 MAX_FRAME_PIXELS = 1 << 26  # one 2-D image: 67 megapixels; mammograms have 25
 MAX_SCAN_VALUES = 1 << 29  # all that is read of one file: 512 x 512 x 2048 voxels, 2 GiB as float32
 MAX_INFLATED_BYTES = 1 << 28  # a deflated DICOM data set
+# Deflate shrinks zeros to a thousandth, images hardly ever to a hundredth. Small files are not worth a question.
+MAX_RATIO = 200
+RATIO_FROM_BYTES = 1 << 26
 
 
 class UnreadableFileError(ValueError):
@@ -77,6 +80,16 @@ def check_size(height: int, width: int, frames: int = 1, channels: int = 1) -> N
         raise RefusedError(f"{height} x {width} pixels, expected at most {MAX_FRAME_PIXELS}")
     if frames * height * width * channels > MAX_SCAN_VALUES:
         raise RefusedError(f"{shape} values, expected at most {MAX_SCAN_VALUES}")
+
+
+def check_ratio(inflated: int, compressed: int) -> None:
+    """Refuse a bomb: what is large, and was compressed by more than images are.
+
+    Raises:
+        RefusedError: with both sizes.
+    """
+    if inflated > RATIO_FROM_BYTES and inflated > MAX_RATIO * compressed:
+        raise RefusedError(f"{compressed} bytes that inflate to {inflated}, expected at most {MAX_RATIO} times as many")
 
 
 def make_finite(pixels: np.ndarray) -> np.ndarray:

@@ -13,8 +13,14 @@ def test_mutated_files_are_read_or_refused(tmp_path, count):
     sources, mutated = tmp_path / "sources", tmp_path / "mutated"
     sources.mkdir()
     mutated.mkdir()
+    stack = _RNG.integers(0, 999, (5, 30, 40), dtype=np.int16)
+    np.save(sources / "array.npy", stack)
+    np.savez(sources / "arrays.npz", image=stack, spacing=np.ones(3))
+    np.savez_compressed(sources / "compressed.npz", *stack)
     files = [
+        *sorted(sources.iterdir()),
         write_vol(sources / "heidelberg.vol", _RNG.random((3, 20, 30), np.float32)),
     ]
-    for name, outcomes in read_mutations(files, mutated, count).items():
-        assert min(outcomes["read"], outcomes["refused"]) > 0, (name, outcomes)
+    outcomes = read_mutations(files, mutated, count)
+    assert all(outcome["refused"] for outcome in outcomes.values()), outcomes
+    assert sum(outcome["read"] for outcome in outcomes.values()) > count, outcomes

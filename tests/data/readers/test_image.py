@@ -1,4 +1,4 @@
-"""PNG, JPEG, TIFF, BMP and NumPy: every mode that medical images come in, and broken files."""
+"""PNG, JPEG, TIFF and BMP: every mode that medical images come in, and broken files."""
 
 import numpy as np
 import pytest
@@ -113,39 +113,3 @@ def test_a_truncated_file_is_refused(tmp_path, suffix, share):
     path.write_bytes(data[: int(share * len(data))])
     with pytest.raises(UnreadableFileError, match=path.name):
         read_file(path)
-
-
-@pytest.mark.parametrize(
-    ("array", "shape"),
-    [
-        (_GRAY, (1, 30, 40)),
-        (_RGB, (1, 30, 40, 3)),
-        (np.zeros((7, 30, 40), np.int16), (4, 30, 40)),
-        (np.zeros((7, 30, 40, 3), np.uint8), (4, 30, 40, 3)),
-        (np.ones((4, 4), bool), (1, 4, 4)),
-    ],
-)
-def test_numpy_arrays_are_one_image_or_a_stack(tmp_path, array, shape):
-    np.save(tmp_path / "a.npy", array)
-    scan = read_file(tmp_path / "a.npy", every=2)
-    assert scan.pixels.shape == shape
-    np.testing.assert_array_equal(
-        scan.pixels.ravel(), array[::2].ravel() if len(shape) == array.ndim else array.ravel()
-    )
-
-
-@pytest.mark.parametrize(
-    ("array", "reason"),
-    [
-        (np.array([{}]), "ValueError"),
-        (np.zeros(5), "shape"),
-        (np.zeros((2, 2, 2, 2)), "shape"),
-        (np.zeros((0, 5)), "no pixel"),
-        (np.zeros((2, 2), np.complex64), "complex64"),
-        (np.full((2, 2), np.nan), "finite"),
-    ],
-)
-def test_other_arrays_are_refused(tmp_path, array, reason):
-    np.save(tmp_path / "a.npy", array)
-    with pytest.raises(UnreadableFileError, match=reason):
-        read_file(tmp_path / "a.npy")
