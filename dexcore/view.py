@@ -11,7 +11,7 @@ It stands below models and data: training images are warped here (`dexcore.data.
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +22,10 @@ from dexcore.extras import require
 MAX_SIZE = 32766  # pixels a side: OpenCV 4 rotates no larger image
 
 LARGEST = {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0, np.dtype(np.float32): 1.0}  # what 1 is stored as
+
+
+_ROUNDINGS = 1e-4  # how far beyond [0, 1] a resized image may lie
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # of red, green and blue: ITU-R BT.601, as Pillow and OpenCV
 
 
 class Box(NamedTuple):
@@ -48,7 +52,56 @@ def evaluation_view(image: np.ndarray, size: int, mean: Sequence[float], std: Se
     Raises:
         TypeError, ValueError: as for `warp`.
     """
+    check_image(image)
+    _check_channels(image, len(mean))
     return to_tensor(center(image, size), mean, std)
+
+
+def as_pixels(image: Any, channels: int = 3) -> np.ndarray:
+    """Give an image as `warp` takes it.
+
+    Args:
+        image: an array, [H, W] or [H, W, C]; a tensor, [H, W] or [C, H, W]; or a PIL image. Whole numbers of 8 or 16
+            unsigned bits, or floats in [0, 1].
+        channels: that it may have beside 1 and 3.
+
+    Raises:
+        TypeError: it is none of these.
+        ValueError: it has other axes or channels, another type, or floats outside [0, 1].
+    """
+    shape = " x ".join(map(str, getattr(image, "shape", ())))
+    if isinstance(image, torch.Tensor):
+        image = image.detach().cpu()
+        image = (image.float() if image.is_floating_point() else image).numpy()
+        if image.ndim == 3:
+            image = np.ascontiguousarray(np.moveaxis(image, 0, -1))
+        layout = "[H, W] or [C, H, W] (a tensor's channels come first, an array's last)"
+    elif isinstance(image, np.ndarray):
+        layout = "[H, W] or [H, W, C] (an array's channels come last, a tensor's first)"
+    elif type(image).__module__.startswith("PIL."):
+        image = _of_pillow(image)
+        layout = "gray or RGB"
+    else:
+        raise TypeError(f"image must be a numpy array, a tensor or a PIL image, got {type(image).__name__}")
+    if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3, channels)) or not image.size:
+        numbers = "1 or 3" if channels in (1, 3) else f"1, 3 or {channels}"
+        raise ValueError(f"image must be {layout} with {numbers} channels, got {shape}")
+    if image.ndim == 3 and image.shape[2] == 1:
+        image = image[..., 0]
+    if image.dtype.kind == "f":
+        image = image.astype(np.float32, copy=False)
+        if not (image.min() >= -_ROUNDINGS and image.max() <= 1 + _ROUNDINGS):
+            raise ValueError(f"image must lie in [0, 1], got {image.min()} to {image.max()}")
+    check_image(image)
+    return image
+
+
+def _of_pillow(image: Any) -> np.ndarray:
+    if image.mode.startswith("I;16"):
+        return np.asarray(image).astype(np.uint16)
+    if image.mode in ("L", "RGB", "F"):
+        return np.array(image)
+    return np.array(image.convert("L" if image.mode in ("1", "LA") else "RGB"))
 
 
 def center(image: np.ndarray, size: int) -> np.ndarray:
@@ -64,7 +117,8 @@ def to_tensor(image: np.ndarray, mean: Sequence[float], std: Sequence[float]) ->
     """Normalize the channels.
 
     Args:
-        image: float32 in [0, 1], [S, S] (repeated for all channels) or [S, S, 3].
+        image: float32 in [0, 1], [S, S] (repeated for all channels) or [S, S, C]; RGB becomes gray where ``mean`` is
+            of one channel (luma, ITU-R BT.601).
         mean: of each channel.
         std: standard deviation of each channel.
 
@@ -77,8 +131,9 @@ def to_tensor(image: np.ndarray, mean: Sequence[float], std: Sequence[float]) ->
     check_image(image)
     if image.dtype != np.float32:
         raise ValueError(f"image has dtype {image.dtype}, expected float32 in [0, 1]")
-    if image.ndim == 3 and len(mean) != image.shape[2]:
-        raise ValueError(f"image has {image.shape[2]} channels, expected {len(mean)}, as mean and std have")
+    _check_channels(image, len(mean))
+    if image.ndim == 3 and len(mean) == 1:
+        image = image @ LUMA if image.shape[2] == 3 else image[..., 0]
     tensor = np.empty((len(mean), *image.shape[:2]), np.float32)
     # Channel by channel: numpy is several times slower over an image whose channels lie innermost.
     for channel, (plane, level, deviation) in enumerate(zip(tensor, mean, std, strict=True)):
@@ -91,7 +146,7 @@ def warp(image: np.ndarray, box: Box, size: int, flip: bool = False, angle: floa
     """Resize a crop to a square, flip it horizontally, rotate it about its centre, all at once.
 
     Args:
-        image: uint8, uint16 or float32 in [0, 1], [H, W] or [H, W, 3]. Values are not checked, which would take
+        image: uint8, uint16 or float32 in [0, 1], [H, W] or [H, W, C]. Values are not checked, which would take
             a pass over the image: what is outside [0, 1], or NaN, gives such pixels.
         box: the crop, inside the image.
         size: of the output, pixels, from 1 to ``MAX_SIZE``.
@@ -99,7 +154,7 @@ def warp(image: np.ndarray, box: Box, size: int, flip: bool = False, angle: floa
         angle: degrees, counter-clockwise as one sees it, after the flip.
 
     Returns:
-        float32 in [0, 1] (roundings may add 1e-6), [size, size] or [size, size, 3].
+        float32 in [0, 1] (roundings may add 1e-6), [size, size] or [size, size, C].
 
     Raises:
         TypeError: ``size`` is no whole number, ``box`` no `Box`, ``flip`` no bool, or ``angle`` no number.
@@ -120,6 +175,9 @@ def warp(image: np.ndarray, box: Box, size: int, flip: bool = False, angle: floa
 
 def resample(image: np.ndarray, box: Box, size: int, flip: bool = False, angle: float = 0.0) -> np.ndarray:
     """`warp` without its checks."""
+    if image.ndim == 3 and image.shape[2] != 3:  # OpenCV warps no more than 4 channels at once, and drops a single axis
+        planes = [resample(plane, box, size, flip, angle) for plane in np.moveaxis(image, 2, 0)]
+        return np.stack(planes, axis=2)
     cv2 = require("cv2", "train")
     crop = image[box.top : box.top + box.height, box.left : box.left + box.width]
     filtered = None
@@ -174,11 +232,16 @@ def check_view(image: np.ndarray, size: int) -> None:
     check_whole("size", size, 1, MAX_SIZE)
 
 
+def _check_channels(image: np.ndarray, expected: int) -> None:
+    if image.ndim == 3 and image.shape[2] != expected and (image.shape[2], expected) != (3, 1):
+        raise ValueError(f"image has {image.shape[2]} channels, expected {expected}, as mean and std have")
+
+
 def check_image(image: np.ndarray) -> None:
-    """Raise ValueError unless ``image`` is uint8, uint16 or float32, [H, W] or [H, W, 3]."""
+    """Raise ValueError unless ``image`` is uint8, uint16 or float32, [H, W] or [H, W, C]."""
     if not isinstance(image, np.ndarray):
         raise ValueError(f"image is a {type(image).__name__}, expected a numpy array")
     if image.dtype not in LARGEST:
         raise ValueError(f"image has dtype {image.dtype}, expected uint8, uint16, or float32 in [0, 1]")
-    if not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)) or not image.size:
-        raise ValueError(f"image has shape {image.shape}, expected [H, W] or [H, W, 3], and no side of 0")
+    if image.ndim not in (2, 3) or not image.size:
+        raise ValueError(f"image has shape {image.shape}, expected [H, W] or [H, W, C], and no side of 0")

@@ -11,7 +11,6 @@ Beside the weights, config.json says it in timm's words, so that `timm.create_mo
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from timm.layers import to_2tuple
 from timm.models import adapt_input_conv, is_model
@@ -20,14 +19,13 @@ from torch import nn
 
 from dexcore.checks import check_kind, check_number, check_whole
 from dexcore.models.description import describe_vit
-from dexcore.view import check_image, evaluation_view
+from dexcore.view import as_pixels, evaluation_view
 
 GENERIC = "dex_vit"  # the registered model of any size
 # `evaluation_view` in timm's words: "box" is its nearest, the difference is told in docs/saved_models.md.
 AREA_VIEW = {"interpolation": "box", "crop_pct": 1.0, "crop_mode": "center"}
 _STATISTICS = ("mean", "std")
 _LARGEST = 1e6
-_ROUNDINGS = 1e-4  # how far beyond [0, 1] a resized image may lie
 
 
 def set_inputs(
@@ -149,41 +147,14 @@ def preprocess(vit: VisionTransformer, images: Any) -> torch.Tensor:
             "timm.data.create_transform(**timm.data.resolve_model_data_config(model)), or tell with set_preprocessing"
         )
     height, width = vit.patch_embed.img_size
-    if height != width or vit.in_chans not in (1, 3):
-        raise ValueError(
-            f"preprocess makes square images of 1 or 3 channels, the model takes {vit.in_chans} x {height} x {width}"
-        )
+    if height != width:
+        raise ValueError(f"preprocess makes square images, the model takes {vit.in_chans} x {height} x {width}")
     mean, std = (_per_channel(_said(vit)[name], vit.in_chans) for name in _STATISTICS)
     if isinstance(images, list | tuple) or getattr(images, "ndim", 0) == 4:
         if not len(images):
             raise ValueError("images must be at least one, got none")
-        return torch.stack([evaluation_view(_pixels(image), height, mean, std) for image in images])
-    return evaluation_view(_pixels(images), height, mean, std)
-
-
-def _pixels(image: Any) -> np.ndarray:
-    """An image as `evaluation_view` takes it: uint8, uint16 or float32 in [0, 1], [H, W] or [H, W, 3]."""
-    shape = " x ".join(map(str, getattr(image, "shape", ())))
-    if isinstance(image, torch.Tensor):
-        image = image.detach().cpu()
-        image = (image.float() if image.is_floating_point() else image).numpy()
-        if image.ndim == 3:
-            image = np.ascontiguousarray(np.moveaxis(image, 0, -1))
-        layout = "[H, W] or [C, H, W] (a tensor's channels come first, an array's last)"
-    elif isinstance(image, np.ndarray):
-        layout = "[H, W] or [H, W, C] (an array's channels come last, a tensor's first)"
-    else:
-        raise TypeError(f"image must be a numpy array or a tensor, got {type(image).__name__}")
-    if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3)) or not image.size:
-        raise ValueError(f"image must be {layout} with 1 or 3 channels, got {shape}")
-    if image.ndim == 3 and image.shape[2] == 1:
-        image = image[..., 0]
-    if image.dtype.kind == "f":
-        image = image.astype(np.float32, copy=False)
-        if not (image.min() >= -_ROUNDINGS and image.max() <= 1 + _ROUNDINGS):
-            raise ValueError(f"image must lie in [0, 1], got {image.min()} to {image.max()}")
-    check_image(image)
-    return image
+        return torch.stack([evaluation_view(as_pixels(image, vit.in_chans), height, mean, std) for image in images])
+    return evaluation_view(as_pixels(images, vit.in_chans), height, mean, std)
 
 
 def _per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:

@@ -84,18 +84,18 @@ class PretrainedMixin:
 
         Args:
             images: an image, or several: a list of them (of any sizes), or one array of four axes. An image is gray,
-                [H, W], or has 1 or 3 channels: last in a NumPy array, [H, W, C], first in a tensor, [C, H, W].
-                Its values are floats in [0, 1], or uint8 or uint16 as files and stores hold them. Raw CT or PET
-                values are brought to [0, 1] first: ``normalization`` says how.
+                [H, W], or has 1 or 3 channels or the model's number: last in a NumPy array, [H, W, C], first in a
+                tensor, [C, H, W]; or it is a PIL image. Its values are floats in [0, 1], or uint8 or uint16 as files
+                and stores hold them. Raw CT or PET values are brought to [0, 1] first: ``normalization`` says how.
 
         Returns:
             float32 [C, S, S], or [B, C, S, S] for several, on the CPU; to the bit what the run's evaluation made of
-            the same array. Gray is repeated for all channels.
+            the same array. Gray is repeated for all channels; RGB becomes gray for a model of one.
 
         Raises:
             ImportError: OpenCV (the extra ``train``) is missing.
-            TypeError, ValueError: an image is of another type, shape or range; or the model, not square or of other
-                channels, was prepared for in another way or does not say how.
+            TypeError, ValueError: an image is of another type, shape or range; or the model is not square, was
+                prepared for in another way or does not say how.
         """
         return preprocess(self.vision_transformer, images)
 

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dexcore.data.feed.dataset import MVUDataset
+from dexcore.data.feed.pretrain_view import Images
 from dexcore.data.synthetic import SyntheticMVU, stored_label
 from dexcore.models import MaskedAutoencoder
 from dexcore.nn import set_mode
@@ -20,7 +20,7 @@ from dexcore.train.similarity import expert_similarity
 
 def analyze(
     model: MaskedAutoencoder,
-    images: MVUDataset,
+    images: Images,
     evaluation: Evaluation,
     config: PretrainConfig,
     device: torch.device,
@@ -43,7 +43,7 @@ def analyze(
     )
 
 
-def _labels(images: MVUDataset, rows: np.ndarray) -> np.ndarray:
+def _labels(images: Images, rows: np.ndarray) -> np.ndarray:
     """The class of generated images [n]; -1 for others."""
     found = [stored_label(source, group) for source, group in zip(images.source[rows], images.group[rows], strict=True)]
     return np.array([-1 if label is None else label for label in found], dtype=np.int64)
@@ -51,7 +51,7 @@ def _labels(images: MVUDataset, rows: np.ndarray) -> np.ndarray:
 
 @torch.no_grad()
 def _features(
-    model: MaskedAutoencoder, images: MVUDataset, rows: np.ndarray, config: PretrainConfig, device: torch.device
+    model: MaskedAutoencoder, images: Images, rows: np.ndarray, config: PretrainConfig, device: torch.device
 ) -> np.ndarray:
     """The encoder's own pooled feature of whole images, [2, n, D]: in experts and in director mode."""
     found: list[list[np.ndarray]] = [[] for _ in MODES]
@@ -64,7 +64,7 @@ def _features(
 
 @torch.no_grad()
 def _patches(
-    model: MaskedAutoencoder, images: MVUDataset, rows: np.ndarray, config: PretrainConfig, device: torch.device
+    model: MaskedAutoencoder, images: Images, rows: np.ndarray, config: PretrainConfig, device: torch.device
 ) -> tuple[np.ndarray, np.ndarray]:
     """Three principal components of patch tokens, [2, m, rows, columns, 3], of all images and both modes together."""
     (batch,) = batches(images, rows, model, config)

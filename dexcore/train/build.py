@@ -9,6 +9,7 @@ def build_model(config: ModelConfig) -> MaskedAutoencoder:
     encoder = DEXVisionTransformer(
         img_size=config.image_size,
         patch_size=config.patch_size,
+        in_chans=config.in_chans,
         embed_dim=config.dim,
         depth=config.depth,
         num_heads=config.heads,

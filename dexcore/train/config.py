@@ -8,7 +8,7 @@ command line or a YAML file is `dexcore.train.arguments`.
 import math
 import os
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -17,7 +17,10 @@ _LARGEST_FLOAT32 = (2 - 2**-23) * 2.0**127
 _MOST_NUMBERS = 10**12
 _MOST_BLOCKS = 1024
 _MOST_PIXELS = 1 << 14
-_DATA_RANGES = {"epoch_size": (0, 10**9), "batch_size": (1, 2**20), "accumulate": (1, 2**20), "workers": (0, 1024)}
+_MOST_CHANNELS = 1 << 10
+_DATA_RANGES = {"epoch_size": (0, 10**9), "batch_size": (1, 2**20), "accumulate": (1, 2**20), "workers": (-1, 1024)}
+# Mirrored, they are still of somebody: left and right of the body cannot be told on them.
+_UNSIDED = ("Fundus", "OCT", "Pathology", "Endoscopy", "Photo")
 
 
 class ConfigError(ValueError):
@@ -90,6 +93,9 @@ class ModelConfig:
     """Side of the square images in pixels."""
     patch_size: int = 16
     """Side of a patch in pixels; divides image_size."""
+    in_chans: int = 3
+    """Channels of the images: gray ones are repeated; with 1, colour becomes gray, and embedding and target cost a
+    third of what they do with 3. Other numbers are for data sets of your own, whose images have as many."""
     dim: int = 768
     """Encoder width; a multiple of 4 and of heads."""
     depth: int = 12
@@ -128,6 +134,7 @@ class ModelConfig:
         for name in (
             "image_size",
             "patch_size",
+            "in_chans",
             "dim",
             "depth",
             "heads",
@@ -137,6 +144,7 @@ class ModelConfig:
         ):
             _require(getattr(self, name) >= 1, f"model.{name}", "at least 1", getattr(self, name))
         _require(self.image_size <= _MOST_PIXELS, "model.image_size", f"at most {_MOST_PIXELS}", self.image_size)
+        _require(self.in_chans <= _MOST_CHANNELS, "model.in_chans", f"at most {_MOST_CHANNELS}", self.in_chans)
         for name in ("depth", "decoder_depth"):
             most = f"at most {_MOST_BLOCKS}"
             _require(getattr(self, name) <= _MOST_BLOCKS, f"model.{name}", most, getattr(self, name))
@@ -168,7 +176,7 @@ class ModelConfig:
         experts, _ = self._a_block()
         pools = sum(experts) * (self.depth // len(experts)) + self.depth  # each block has a director too
         patches = (self.image_size // self.patch_size) ** 2
-        ends = patches + 3 * self.patch_size**2  # positions, and what embeds or predicts a patch
+        ends = patches + self.in_chans * self.patch_size**2  # positions, and what embeds or predicts a patch
         encoder = 4 * self.depth * self.dim**2 + 2 * pools * self.dim * int(self.dim * self.mlp_ratio)
         return encoder + 12 * self.decoder_depth * self.decoder_dim**2 + ends * (self.dim + self.decoder_dim)
 
@@ -197,10 +205,20 @@ class DataConfig:
     """Images a step, over all processes."""
     accumulate: int = 1
     """Parts in which a process computes its images of a step: less memory; the balance loss is each part's."""
-    workers: int = 8
-    """Processes that prepare a training process's batches; 0: it does so itself."""
+    workers: int = -1
+    """Processes that prepare a training process's batches; 0: it does so itself; -1: two fewer than it has cores, at
+    most 8."""
+    cache: float = 0.25
+    """Share of the machine's memory that decoded images may take, all training processes on it together."""
     min_area: float = 0.2
     """The smallest random crop's share of an image's area."""
+    flip: str = "all"
+    """Which images are mirrored at random, every second time: all (the paper), none, unsided (Fundus, OCT, Pathology,
+    Endoscopy, Photo: a mirrored chest film has its heart on the right), or names of modalities: Fundus,Photo."""
+    rotation: float = 15.0
+    """Largest rotation in degrees, of every second image; 0: none."""
+    intensity: float = 0.0
+    """Every pixel is raised to the power of exp(u), u uniform in plus and minus this; 0, the paper's: none."""
     statistics: Literal["imagenet", "gray"] = "imagenet"
     """Mean and deviation of the channels: ImageNet's, or the same for all three. With ImageNet's a gray image gets
     channels that differ by a constant, which then makes up most of a dark patch's normalized target."""
@@ -215,6 +233,10 @@ class DataConfig:
             _require(value >= least, f"data.{name}", f"at least {least}", value)
             _require(value <= most, f"data.{name}", f"at most {most}", value)
         _require(0 < self.min_area <= 1, "data.min_area", "a number above 0, at most 1", self.min_area)
+        _require(0 <= self.cache <= 0.9, "data.cache", "a share from 0 to 0.9", self.cache)
+        _require(0 <= self.rotation <= 180, "data.rotation", "0 to 180 degrees", self.rotation)
+        _require(0 <= self.intensity <= 4, "data.intensity", "a number from 0 to 4", self.intensity)
+        _require(all(self.flip.split(",")), "data.flip", "all, none, unsided, or names of modalities", self.flip)
         _require(
             self.batch_size % self.accumulate == 0,
             "data.batch_size",
@@ -222,6 +244,19 @@ class DataConfig:
             self.batch_size,
         )
         _require(0 <= self.max_replaced <= 1, "data.max_replaced", "a number from 0 to 1", self.max_replaced)
+
+    def mirrored(self, modality_names: Collection[str]) -> list[str]:
+        """Which of the images' modalities ``flip`` is for.
+
+        Raises:
+            ConfigError: it names one that the images are not of.
+        """
+        fixed = {"all": list(modality_names), "none": [], "unsided": [m for m in modality_names if m in _UNSIDED]}
+        names = fixed.get(self.flip, self.flip.split(","))
+        unknown = [name for name in names if name not in modality_names]
+        expected = f"all, none, unsided, or some of {','.join(modality_names)}"
+        _require(not unknown, "data.flip", expected, self.flip)
+        return names
 
 
 @dataclass(frozen=True)
@@ -384,6 +419,7 @@ MAY_CHANGE_ON_RESUME = frozenset(
         "data.store",  # its content is compared by fingerprint
         "data.accumulate",  # what the memory of another machine asks for
         "data.workers",
+        "data.cache",
         "data.max_replaced",
         "run.checkpoint_every",
         "run.keep_checkpoints",

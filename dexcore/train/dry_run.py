@@ -21,7 +21,7 @@ def rehearse(run: Pretraining) -> list[str]:
     Changes the model in memory and writes nothing.
     """
     config, ranks, schedule = run.config, run.ranks, run.schedule
-    workers = config.data.workers
+    workers = run.workers
     run.model.train()
     with fast_layers(run.model, compute_dtype(run.device, config.run.precision)):
         run.warm_up()

@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from dexcore.data.feed.augment import CHANNEL_STATISTICS
-from dexcore.data.feed.dataset import MODALITIES, MVUDataset
+from dexcore.data.feed.augment import channel_statistics
 from dexcore.data.feed.keyed import Stream, generator
+from dexcore.data.feed.pretrain_view import Images
 from dexcore.data.store.manifest import ImageDecodeError, StoreError
 from dexcore.models import MaskedAutoencoder
 from dexcore.nn.mlp import DEXMlp, dex_layers
@@ -28,12 +28,12 @@ class Batch(NamedTuple):
     """Images as the model takes them, and the draws that mask them."""
 
     sample_id: np.ndarray  # [n]
-    images: torch.Tensor  # [n, 3, S, S], normalized
+    images: torch.Tensor  # [n, C, S, S], normalized
     noise: torch.Tensor  # [n, L], makes the masks
 
 
 @torch.no_grad()
-def evaluate(model: MaskedAutoencoder, images: MVUDataset, config: PretrainConfig, device: torch.device) -> Evaluation:
+def evaluate(model: MaskedAutoencoder, images: Images, config: PretrainConfig, device: torch.device) -> Evaluation:
     """Run ``model`` over up to ``run.evaluate_images`` images a modality of either split, and leave it in
     eval mode.
 
@@ -60,7 +60,7 @@ def evaluate(model: MaskedAutoencoder, images: MVUDataset, config: PretrainConfi
         raise StoreError(f"data.store: no image of {images.name} that was to be evaluated can be decoded")
     sample_id = np.array(sample_ids)
     return Evaluation(
-        modality_names=[modality.value for modality in MODALITIES],
+        modality_names=images.modality_names,
         modality=images.modality[sample_id],
         heldout=images.split[sample_id] == "heldout",
         synthetic=images.synthetic[sample_id],
@@ -73,11 +73,11 @@ def evaluate(model: MaskedAutoencoder, images: MVUDataset, config: PretrainConfi
     )
 
 
-def _choose(images: MVUDataset, most: int) -> np.ndarray:
+def _choose(images: Images, most: int) -> np.ndarray:
     """Rows of the store: up to ``most`` evenly spaced ones of every modality and split."""
     chosen = []
     for split in ("train", "heldout"):
-        for modality in range(len(MODALITIES)):
+        for modality in range(len(images.modality_names)):
             rows = np.flatnonzero((images.split == split) & (images.modality == modality))
             if len(rows):
                 chosen.append(rows[np.unique(np.linspace(0, len(rows) - 1, most).round().astype(int))])
@@ -85,7 +85,7 @@ def _choose(images: MVUDataset, most: int) -> np.ndarray:
 
 
 def batches(
-    images: MVUDataset,
+    images: Images,
     rows: np.ndarray,
     model: MaskedAutoencoder,
     config: PretrainConfig,
@@ -98,6 +98,7 @@ def batches(
     Args:
         draw: at least 0; one number, or one a row: an image that comes twice needs two masks.
     """
+    statistics = channel_statistics(config.data.statistics, config.model.in_chans)
     epochs = _NO_EPOCH - np.broadcast_to(np.asarray(draw, dtype=np.uint64), len(rows))
     for start in range(0, len(rows), _BATCH):
         sample_id, tensors, noise = [], [], []
@@ -109,9 +110,7 @@ def batches(
                 _log.warning("not evaluated: %s", error)
                 continue
             sample_id.append(row)
-            tensors.append(
-                evaluation_view(pixels, config.model.image_size, *CHANNEL_STATISTICS[config.data.statistics])
-            )
+            tensors.append(evaluation_view(pixels, config.model.image_size, *statistics))
             draws = generator(config.run.seed, epoch, row, Stream.MASK)
             noise.append(torch.from_numpy(draws.random(model.num_patches, dtype=np.float32)))
         if sample_id:
@@ -141,7 +140,7 @@ def _dense_gates(layer: DEXMlp) -> torch.Tensor:
     return gates.new_zeros(len(gates), layer.num_experts).scatter_(1, indices, gates)
 
 
-def example_rows(images: MVUDataset, sample_id: np.ndarray) -> np.ndarray:
+def example_rows(images: Images, sample_id: np.ndarray) -> np.ndarray:
     """The row to look at of every modality in ``sample_id``: the middle one of its held-out images, or of all."""
     heldout, modality = images.split[sample_id] == "heldout", images.modality[sample_id]
     rows = []
@@ -155,7 +154,7 @@ def example_rows(images: MVUDataset, sample_id: np.ndarray) -> np.ndarray:
 
 def _examples(
     model: MaskedAutoencoder,
-    images: MVUDataset,
+    images: Images,
     sample_id: np.ndarray,
     config: PretrainConfig,
     device: torch.device,
@@ -180,6 +179,9 @@ def _examples(
 
 
 def _pixels(images: torch.Tensor, statistics: str) -> np.ndarray:
-    """Normalized images [n, 3, S, S] as float32 [n, S, S, 3] in [0, 1]."""
-    mean, std = torch.tensor(CHANNEL_STATISTICS[statistics])
-    return (images.permute(0, 2, 3, 1) * std + mean).clamp(0, 1).numpy()
+    """Normalized images [n, C, S, S] as float32 [n, S, S, 3] in [0, 1]: gray, the channels' mean, where C is not 3."""
+    mean, std = torch.tensor(channel_statistics(statistics, images.shape[1]))
+    pixels = (images.permute(0, 2, 3, 1) * std + mean).clamp(0, 1)
+    if pixels.shape[-1] != 3:
+        pixels = pixels.mean(-1, keepdim=True).expand(*pixels.shape[:-1], 3)
+    return pixels.numpy()

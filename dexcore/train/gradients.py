@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dexcore.data.feed.dataset import MVUDataset
+from dexcore.data.feed.pretrain_view import Images
 from dexcore.models import MaskedAutoencoder
 from dexcore.nn.mlp import dex_layers
 from dexcore.report.evaluation import Evaluation
@@ -26,7 +26,7 @@ _SIGNS = 20260521  # the sketch's seed
 
 def gradient_cosines(
     model: MaskedAutoencoder,
-    images: MVUDataset,
+    images: Images,
     evaluation: Evaluation,
     config: PretrainConfig,
     device: torch.device,
@@ -86,7 +86,7 @@ def _halves(places: np.ndarray, group_n: np.ndarray) -> list[np.ndarray]:
 
 def _gradients(
     model: MaskedAutoencoder,
-    images: MVUDataset,
+    images: Images,
     rows: np.ndarray,
     parameters: Sequence[Tensor],
     config: PretrainConfig,

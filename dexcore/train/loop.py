@@ -6,8 +6,9 @@ several processes those of one on a single one.
 """
 
 import math
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -15,10 +16,14 @@ from typing import Any
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
-from dexcore.data.feed.dataset import PretrainView, ReplacementLimit
+from dexcore.data.feed.augment import Augmentation
+from dexcore.data.feed.cache import memory_share
+from dexcore.data.feed.dataset import MVUDataset
 from dexcore.data.feed.order import GlobalBatchSampler, GlobalOrder
+from dexcore.data.feed.own import OwnImages
+from dexcore.data.feed.pretrain_view import PretrainView, ReplacementLimit
 from dexcore.extras import require
 from dexcore.nn import (
     aux_losses,
@@ -60,24 +65,33 @@ class Pretraining:
         config: the run.
         folder: opened by `open_run_folder`.
         ranks: the processes that share the run; each makes its own `Pretraining`.
+        dataset: the user's images, in place of a store's.
+        transform: makes the network's input of an item in training, in place of the augmentation.
 
     Attributes:
         step_done: steps done, skipped ones included.
         stopping: one of the ranks was asked to stop, as all know since the last step.
     """
 
-    def __init__(self, config: PretrainConfig, folder: Path, ranks: Ranks = ALONE) -> None:
-        self.config, self.folder, self.ranks = config, folder, ranks
+    def __init__(
+        self,
+        config: PretrainConfig,
+        folder: Path,
+        ranks: Ranks = ALONE,
+        dataset: Dataset[Any] | None = None,
+        transform: Callable[[Any], torch.Tensor] | None = None,
+    ) -> None:
+        self.config, self.folder, self.ranks, self.transform = config, folder, ranks, transform
         require("matplotlib", "train")  # the report's, missed now rather than after hours of training
         self.device = choose_device(config.run.device, ranks.local_rank)
         check_backend(config.model.backend, self.device)
         self.part_size = _part_size(config, ranks)
-        if not config.data.store:
-            ranks.on_main(sample_store)  # built once, not by every rank
-        self.images = open_images(config.data.store)
+        self.images = _images(config, ranks) if dataset is None else _own_images(config, dataset)
         self.rows = self.images.indices(split="train")
         if not len(self.rows):
-            raise ConfigError(f"data.store: {config.data.store} holds no training image")
+            raise ConfigError(f"data.store: {config.data.store or self.images.name} holds no training image")
+        self.workers = choose_workers(config.data.workers, ranks.local_count)
+        config.data.mirrored(self.images.modality_names)  # a name that is none is refused before the first step
         self.order = GlobalOrder(
             self.images.modality[self.rows],
             config.run.seed,
@@ -122,7 +136,7 @@ class Pretraining:
         ):
             self.warm_up()
             with signals_held_back():
-                batches = iter(self.batches(self.config.data.workers))  # workers begin while experts are measured
+                batches = iter(self.batches(self.workers))  # workers begin while experts are measured
             self._measure_experts(journal)
             started = time.perf_counter()
             for batch in batches:
@@ -284,6 +298,7 @@ class Pretraining:
 
     def batches(self, workers: int) -> DataLoader[dict[str, Any]]:
         """This rank's share of every step's batch from here on, prepared by ``workers`` processes."""
+        data = self.config.data
         view = PretrainView(
             self.images,
             self.rows,
@@ -291,8 +306,11 @@ class Pretraining:
             self.config.run.seed,
             self.model.num_patches,
             [layer.num_experts for layer in self.layers],
-            self.config.data.min_area,
-            self.config.data.statistics,
+            Augmentation(data.min_area, rotation=data.rotation, intensity=data.intensity),
+            data.statistics,
+            self.config.model.in_chans,
+            data.mirrored(self.images.modality_names),
+            self.transform,
         )
         return DataLoader(
             view,
@@ -327,3 +345,25 @@ def _part_size(config: PretrainConfig, ranks: Ranks) -> int:
             f"data.accumulate = {accumulate}, got {batch_size}"
         )
     return batch_size // (ranks.count * accumulate)
+
+
+def _images(config: PretrainConfig, ranks: Ranks) -> MVUDataset:
+    """The store's images, some of them kept in memory once they are decoded."""
+    if config.model.in_chans not in (1, 3):
+        raise ConfigError(f"model.in_chans: expected 1 or 3, which a store's images have, got {config.model.in_chans}")
+    if not config.data.store:
+        ranks.on_main(sample_store)  # built once, not by every rank
+    return open_images(config.data.store, memory_share(config.data.cache, ranks.local_count))
+
+
+def _own_images(config: PretrainConfig, dataset: Dataset[Any]) -> OwnImages:
+    if config.data.store:
+        raise ConfigError(f"data.store: expected none beside a dataset, got {config.data.store!r}")
+    return OwnImages(dataset, config.model.in_chans)
+
+
+def choose_workers(asked: int, processes: int) -> int:
+    """How many processes prepare a training process's batches, of which ``processes`` share the machine."""
+    if asked >= 0:
+        return asked
+    return min(max(len(os.sched_getaffinity(0)) // processes - 2, 0), 8)

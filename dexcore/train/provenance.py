@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 import dexcore
-from dexcore.data.feed.dataset import MODALITIES, MVUDataset
+from dexcore.data.feed.pretrain_view import Images
 from dexcore.train.ranks import environment_number, environment_rank
 from dexcore.train.run_folder import STARTS_FILE, LineFile, RunFolderError
 
@@ -28,10 +28,11 @@ _SECONDS_FOR_GIT = 10
 _COMMAND = "dexcore"
 
 
-def describe_images(images: MVUDataset, rows: np.ndarray) -> dict[str, Any]:
+def describe_images(images: Images, rows: np.ndarray) -> dict[str, Any]:
     """A store in a few numbers: its name and fingerprint, and how many training images (``rows``) a modality has."""
-    counts = np.bincount(images.modality[rows], minlength=len(MODALITIES)).tolist()
-    training = {modality.value: count for modality, count in zip(MODALITIES, counts, strict=True) if count}
+    names = images.modality_names
+    counts = np.bincount(images.modality[rows], minlength=len(names)).tolist()
+    training = {name: count for name, count in zip(names, counts, strict=True) if count}
     return {"name": images.name, "fingerprint": images.fingerprint, "images": len(images), "training": training}
 
 

@@ -57,6 +57,11 @@ class Ranks:
         """Whether this is the process that writes and speaks."""
         return self.rank == 0
 
+    @property
+    def local_count(self) -> int:
+        """How many of the processes share this machine."""
+        return environment_number("LOCAL_WORLD_SIZE", 1, self.count, self.count) if self.count > 1 else 1
+
     def say(self, message: str) -> None:
         """Tell whoever watches the run, once."""
         if self.main:

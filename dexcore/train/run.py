@@ -1,9 +1,14 @@
 """A run from its configuration to a trained model and its report: `pretrain`."""
 
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
 
 from dexcore.checks import check_kind
 from dexcore.train.config import PretrainConfig
@@ -13,6 +18,8 @@ from dexcore.train.loop import Pretraining
 from dexcore.train.ranks import LostRankError, environment_rank, join_ranks
 from dexcore.train.run_folder import open_run_folder
 from dexcore.train.stop import EXIT_STOPPED, Stopped, StopRequest
+
+Transform = Callable[[Any], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,11 @@ class RunResult:
         return 0 if self.finished else EXIT_STOPPED
 
 
-def pretrain(config: PretrainConfig) -> RunResult:
+def pretrain(
+    config: PretrainConfig,
+    dataset: Dataset[Any] | None = None,
+    transform: Transform | None = None,
+) -> RunResult:
     """Train a masked autoencoder, or go on with its training, then evaluate it and write the report.
 
     Under torchrun all processes call it; they share every batch, and the main one alone writes and speaks. Prints
@@ -48,8 +59,19 @@ def pretrain(config: PretrainConfig) -> RunResult:
     With ``config.dry_run`` it prints how the run would go instead (`dexcore.train.dry_run`). A run that fails before
     its first step is done leaves nothing in ``config.out``, and a resumption that is refused takes nothing from it.
 
+    Args:
+        config: the run.
+        dataset: any map-style torch Dataset of images, in place of a store; see `dexcore.data.feed.own.OwnImages` for
+            what an item may be and what the data set may say of its images. Order, resumption and ranks are a store's.
+        transform: makes the network's input of an item in training, in place of crop, flip, rotation and
+            normalization: a float tensor [in_chans, image_size, image_size]. Python's, NumPy's and torch's global
+            generators are seeded for each image and epoch, so that its draws are the same in every run. The evaluation
+            shows the centre square, as without one.
+
     Raises:
-        TypeError: ``config`` is no `PretrainConfig`.
+        TypeError: ``config`` is no `PretrainConfig`, ``dataset`` no map-style data set, or ``transform`` gives no such
+            tensor.
+        ValueError: ``dataset`` is empty or says something else of its images than `OwnImages` takes.
         ConfigError: the configuration does not fit the machine, the images or the number of processes.
         MissingExtraError: a package of the extra ``train`` (or, for the sample images, ``samples``) is missing.
         UnreadableFileError: a sample image of an installed package cannot be read.
@@ -61,10 +83,10 @@ def pretrain(config: PretrainConfig) -> RunResult:
     """
     check_kind("config", config, PretrainConfig, "a PretrainConfig")
     if config.dry_run:
-        return _dry_run(config)
+        return _dry_run(config, dataset, transform)
     with StopRequest() as stop:
         try:
-            return _run(config, stop)
+            return _run(config, stop, dataset, transform)
         except Stopped:
             if environment_rank()[0] == 0:
                 print(
@@ -79,21 +101,23 @@ def pretrain(config: PretrainConfig) -> RunResult:
         return RunResult(Path(config.out), 0, finished=False)
 
 
-def _dry_run(config: PretrainConfig) -> RunResult:
+def _dry_run(config: PretrainConfig, dataset: Dataset[Any] | None, transform: Transform | None) -> RunResult:
     with join_ranks(config.run.device) as ranks:
-        lines = rehearse(Pretraining(config, Path(config.out), ranks))
+        lines = rehearse(Pretraining(config, Path(config.out), ranks, dataset, transform))
         if ranks.main:
             print("\n".join(lines), flush=True)
     return RunResult(Path(config.out), 0, finished=True)
 
 
-def _run(config: PretrainConfig, stop: StopRequest) -> RunResult:
+def _run(
+    config: PretrainConfig, stop: StopRequest, dataset: Dataset[Any] | None, transform: Transform | None
+) -> RunResult:
     with ExitStack() as held, ExitStack() as met:  # held: the main rank's hold on the folder
         with stop.at_once():
             ranks = met.enter_context(join_ranks(config.run.device))
         with stop.at_once(ranks.main):
             folder = ranks.on_main(lambda: held.enter_context(open_run_folder(config)))
-            run = Pretraining(config, folder, ranks)
+            run = Pretraining(config, folder, ranks, dataset, transform)
             run.resume()
         run.train(stop)
         if run.stopping:

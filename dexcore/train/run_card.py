@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from dexcore.data.feed.augment import CHANNEL_STATISTICS
-from dexcore.data.feed.dataset import MODALITIES, MVUDataset
+from dexcore.data.feed.augment import channel_statistics
+from dexcore.data.feed.pretrain_view import Images
 from dexcore.models import MaskedAutoencoder
 from dexcore.models.card import model_card
 from dexcore.report.summary import Summary
@@ -31,26 +31,26 @@ _LICENSE = (
 )
 
 
-def note_inputs(model: MaskedAutoencoder, images: MVUDataset, rows: np.ndarray, config: PretrainConfig) -> None:
+def note_inputs(model: MaskedAutoencoder, images: Images, rows: np.ndarray, config: PretrainConfig) -> None:
     """Note on the model how its images (``rows`` of the store) were made, for its config.json."""
-    mean, std = CHANNEL_STATISTICS[config.data.statistics]
+    mean, std = channel_statistics(config.data.statistics, config.model.in_chans)
     model.set_preprocessing(mean, std, normalizations(images, rows))
 
 
-def normalizations(images: MVUDataset, rows: np.ndarray) -> dict[str, list[str]]:
+def normalizations(images: Images, rows: np.ndarray) -> dict[str, list[str]]:
     """Modality -> what brought its raw pixels to [0, 1], the most frequent first."""
     found = {}
-    for index, modality in enumerate(MODALITIES):
+    for index, modality in enumerate(images.modality_names):
         chosen = rows[images.modality[rows] == index]
         if len(chosen):
             names, counts = np.unique(images.normalization[chosen].astype(str), return_counts=True)
-            found[modality.value] = names[np.argsort(-counts, kind="stable")].tolist()
+            found[modality] = names[np.argsort(-counts, kind="stable")].tolist()
     return found
 
 
 def run_card(
     model: MaskedAutoencoder,
-    images: MVUDataset,
+    images: Images,
     config: PretrainConfig,
     summary: Summary,
 ) -> str:
@@ -68,18 +68,18 @@ def run_card(
     return model_card(model.encoder, type(model).__name__, sections)
 
 
-def _data(images: MVUDataset) -> str:
+def _data(images: Images) -> str:
     lines = ["| modality | training images | held out | normalization |", "|---|---:|---:|---|"]
     training = images.split == "train"
     methods = normalizations(images, np.arange(len(images)))
-    for index, modality in enumerate(MODALITIES):
+    for index, modality in enumerate(images.modality_names):
         for synthetic in (False, True):
             chosen = (images.modality == index) & (images.synthetic == synthetic)
             if chosen.any():
-                name = modality.value + (" (synthetic)" if synthetic else "")
+                name = modality + (" (synthetic)" if synthetic else "")
                 counts = f"{(chosen & training).sum()} | {(chosen & ~training).sum()}"
-                lines.append(f"| {name} | {counts} | {', '.join(methods[modality.value])} |")
-    return "\n".join([f"Images of the store `{images.name}`, fingerprint `{images.fingerprint}`.", "", *lines])
+                lines.append(f"| {name} | {counts} | {', '.join(methods[modality])} |")
+    return "\n".join([f"Images of `{images.name}`, fingerprint `{images.fingerprint}`.", "", *lines])
 
 
 def _training(config: PretrainConfig, summary: Summary) -> str:

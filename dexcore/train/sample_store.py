@@ -8,9 +8,7 @@ import sys
 from importlib import resources
 from pathlib import Path
 
-import numpy as np
-
-from dexcore.data.feed.dataset import MVUDataset, open_mvu
+from dexcore.data.feed.dataset import MVUDataset
 from dexcore.data.samples import build_samples
 from dexcore.data.store.manifest import StoreError
 
@@ -31,28 +29,18 @@ _PACKAGES = (
 )
 
 
-def open_images(store: str) -> MVUDataset:
+def open_images(store: str, cache: int = 0) -> MVUDataset:
     """Open the store in folder ``store``, or, where that is empty, the sample store, built when first needed.
+
+    Args:
+        cache: bytes of memory for decoded images.
 
     Raises:
         StoreError: there is no sound store, or the cache for the sample store cannot be written.
         MissingExtraError: the sample images' packages are not installed.
         UnreadableFileError: one of their images cannot be read.
     """
-    return open_mvu(store) if store else _InMemory(sample_store())
-
-
-class _InMemory(MVUDataset):
-    """A small store whose decoded images stay in memory: decoding is most of what a sample costs."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        self._decoded: dict[int, np.ndarray] = {}
-
-    def read(self, index: int) -> np.ndarray:
-        if index not in self._decoded:
-            self._decoded[index] = super().read(index)
-        return self._decoded[index]
+    return MVUDataset(store or sample_store(), cache)
 
 
 def sample_store() -> Path:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dexcore import ops
-from dexcore.data.feed.dataset import MVUDataset
+from dexcore.data.feed.pretrain_view import Images
 from dexcore.data.store.manifest import StoreError
 from dexcore.models import MaskedAutoencoder
 from dexcore.nn.mlp import DEXMlp, dex_layers
@@ -29,7 +29,7 @@ def moments(total_steps: int) -> frozenset[int]:
 
 @torch.no_grad()
 def expert_similarity(
-    model: MaskedAutoencoder, images: MVUDataset, config: PretrainConfig, device: torch.device
+    model: MaskedAutoencoder, images: Images, config: PretrainConfig, device: torch.device
 ) -> list[np.ndarray]:
     """Linear CKA between the outputs of every two FFNs of a block, the director last: [R + 1, R + 1] a block.
 
@@ -66,7 +66,7 @@ class Alignment:
 
 
 @torch.no_grad()
-def alignment(model: MaskedAutoencoder, images: MVUDataset, config: PretrainConfig, device: torch.device) -> Alignment:
+def alignment(model: MaskedAutoencoder, images: Images, config: PretrainConfig, device: torch.device) -> Alignment:
     """Measure it on the images of `expert_similarity`, masked as in an evaluation, without exploration noise.
 
     In training the loss is taken with its gradient in one pass, which does not know the floor: it is taken here, with
@@ -100,14 +100,14 @@ def alignment(model: MaskedAutoencoder, images: MVUDataset, config: PretrainConf
     return Alignment(layers[0].align, losses, floors)
 
 
-def _few(model: MaskedAutoencoder, images: MVUDataset, config: PretrainConfig) -> Batch:
+def _few(model: MaskedAutoencoder, images: Images, config: PretrainConfig) -> Batch:
     batch = next(batches(images, _rows(images), model, config), None)
     if batch is None:
         raise StoreError(f"data.store: none of {_IMAGES} images from all over {images.name} can be decoded")
     return batch
 
 
-def _rows(images: MVUDataset) -> np.ndarray:
+def _rows(images: Images) -> np.ndarray:
     """Evenly spaced rows of every modality."""
     found = np.unique(images.modality)
     of_each = [np.flatnonzero(images.modality == modality) for modality in found]

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from dexcore.data.feed.dataset import MVUDataset
+from dexcore.data.feed.pretrain_view import Images
 from dexcore.models import MaskedAutoencoder
 from dexcore.report.files import STEP0_ANALYSIS_FILE, STEP0_EVALUATION_FILE
 from dexcore.train.analyze import analyze
@@ -26,7 +26,7 @@ _PATIENCE = timedelta(hours=6)  # of the other ranks: the collectives of trainin
 def measure_step0(
     folder: Path,
     model: MaskedAutoencoder,
-    images: MVUDataset,
+    images: Images,
     config: PretrainConfig,
     device: torch.device,
     ranks: Ranks,
@@ -53,7 +53,7 @@ def measure_step0(
 
 
 def _measure(
-    folder: Path, model: MaskedAutoencoder, images: MVUDataset, config: PretrainConfig, device: torch.device
+    folder: Path, model: MaskedAutoencoder, images: Images, config: PretrainConfig, device: torch.device
 ) -> None:
     training = model.training
     try:

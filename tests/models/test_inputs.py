@@ -119,7 +119,7 @@ def test_a_tensors_channels_come_first_an_arrays_last_and_several_make_a_batch(s
         (picture(np.uint8, 4), ValueError, "with 1 or 3 channels, got 50 x 61 x 4"),
         (np.zeros((0, 4), np.uint8), ValueError, "got 0 x 4"),
         ([], ValueError, "images must be at least one"),
-        ("image.png", TypeError, "image must be a numpy array or a tensor, got str"),
+        ("image.png", TypeError, "image must be a numpy array, a tensor or a PIL image, got str"),
     ],
 )
 def test_what_is_no_image_is_refused_by_what_was_expected(image, error, words):
@@ -134,13 +134,27 @@ def test_a_model_that_does_not_say_how_its_images_were_made_prepares_none():
     by_name = timm.create_model("dex_vit_tiny_patch16_224", num_experts=2, depth=1)
     with pytest.raises(ValueError, match=r"'bicubic'.*create_transform"):
         by_name.preprocess(image)
-    with pytest.raises(ValueError, match="square images of 1 or 3 channels, the model takes 3 x 32 x 48"):
+    with pytest.raises(ValueError, match="square images, the model takes 3 x 32 x 48"):
         autoencoder(dex(img_size=(32, 48))).preprocess(image)
     gray = dex(in_chans=1)
     gray.set_preprocessing([0.4], [0.2])
     assert torch.equal(gray.preprocess(image), to_tensor(center(image, 32))[:1] * 0 + view_of(image, 0.4, 0.2))
-    with pytest.raises(ValueError, match="image has 3 channels, expected 1"):
-        gray.preprocess(picture(np.uint8, 3))
+
+
+def test_a_model_of_one_channel_sees_a_colour_image_in_gray_and_one_of_five_its_own():
+    gray, color = dex(in_chans=1), picture(np.uint8, 3)
+    gray.set_preprocessing([0.4], [0.2])
+    luma = np.asarray(Image.fromarray(color).convert("L"))  # rounded to whole numbers
+    assert (gray.preprocess(color) - gray.preprocess(luma)).abs().max() < 1.1 / 255 / 0.2
+    assert torch.equal(gray.preprocess(Image.fromarray(color)), gray.preprocess(color))
+    five, image = dex(in_chans=5), picture(np.uint8, 5)
+    five.set_preprocessing([0.4], [0.2])
+    planes = [gray.preprocess(plane)[0] for plane in np.moveaxis(image, 2, 0)]
+    assert torch.equal(five.preprocess(image), torch.stack(planes))
+    with pytest.raises(ValueError, match="image has 3 channels, expected 5"):
+        five.preprocess(color)
+    with pytest.raises(ValueError, match=r"with 1, 3 or 5 channels, got 5 x 50 x 61"):
+        five.preprocess(np.moveaxis(image, 2, 0))
 
 
 def view_of(image, mean, std):

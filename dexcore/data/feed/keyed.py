@@ -14,9 +14,13 @@ their sequences never overlap. Philox itself is fixed for ever; numpy may change
 shapes bits into distributions (NEP 19).
 """
 
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import IntEnum
 
 import numpy as np
+import torch
 from numpy.random.bit_generator import ISeedSequence
 
 from dexcore.checks import check_kind, check_whole
@@ -62,3 +66,21 @@ def generator(seed: int, epoch: int, sample: int, stream: Stream) -> np.random.G
     counter = np.array([0, 0, sample, epoch], dtype=np.uint64)
     # NumPy documents any ISeedSequence as a seed; its stubs name one of them only.
     return np.random.Generator(np.random.Philox(_Key(seed, stream), counter=counter))  # type: ignore[arg-type]
+
+
+@contextmanager
+def seeded_by(rng: np.random.Generator) -> Iterator[None]:
+    """Seed the global generators of Python, NumPy and torch (the CPU's) by a draw of ``rng``; afterwards they are as
+    they were. For code of others, which draws from them.
+    """
+    seed = int(rng.integers(2**32))
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng(devices=[]):
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)  # noqa: NPY002

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as reference
 
-from dexcore.data.feed import augment as recipe
-from dexcore.data.feed.augment import augment, draw, to_tensor
+from dexcore.data.feed.augment import Augmentation, augment, draw, to_tensor
 from dexcore.data.feed.keyed import Stream, generator
 from dexcore.view import Box, center, warp
 
@@ -273,8 +272,9 @@ def test_equal_keys_give_equal_draws_in_any_order():
     assert drawn(3, epoch=1) != forwards[3]
 
 
-def draws(image: np.ndarray, size: int, count: int, min_area: float = recipe.MIN_AREA) -> list[Box]:
-    return [draw(image, size, generator(0, 0, key, Stream.AUGMENT), min_area).box for key in range(count)]
+def draws(image: np.ndarray, size: int, count: int, **settings: float) -> list[Box]:
+    settings = Augmentation(**settings)
+    return [draw(image, size, generator(0, 0, key, Stream.AUGMENT), settings).box for key in range(count)]
 
 
 def test_crops_are_drawn_as_the_recipe_says():
@@ -361,7 +361,7 @@ def test_what_is_drawn_is_what_is_done():
     """A gradient shows the flip, a corner the rotation."""
     image = np.tile(np.linspace(0.2, 1, 200, dtype=np.float32), (200, 1))
     for key in range(100):
-        box, flip, angle = draw(image, 48, generator(1, 0, key, Stream.AUGMENT))
+        box, flip, angle, _ = draw(image, 48, generator(1, 0, key, Stream.AUGMENT))
         result = augment(image, 48, generator(1, 0, key, Stream.AUGMENT))
         assert np.array_equal(result, warp(image, box, 48, flip, angle))
         assert (result[24, 5] > result[24, 42]) == flip
@@ -374,7 +374,7 @@ def test_what_is_drawn_is_what_is_done():
     [
         (np.zeros((9, 9)), "dtype float64, expected uint8, uint16, or float32"),
         (np.zeros((9, 9), np.int16), "dtype int16"),
-        (np.zeros((9, 9, 4), np.uint8), r"shape \(9, 9, 4\), expected \[H, W\] or \[H, W, 3\]"),
+        (np.zeros((9, 9, 3, 1), np.uint8), r"shape \(9, 9, 3, 1\), expected \[H, W\] or \[H, W, C\]"),
         (np.zeros(9, np.uint8), r"shape \(9,\)"),
         (np.zeros((0, 9), np.uint8), "no side of 0"),
         ([[0.5, 0.5]], "image is a list, expected a numpy array"),
@@ -445,30 +445,80 @@ def test_a_warp_names_the_argument_it_refuses(change, error, message):
         warp(**{"image": np.zeros((9, 10), np.uint8), "box": Box(0, 0, 5, 5), "size": 8, **change})
 
 
-@pytest.mark.parametrize("min_area", [0.0, -1.0, 1.5, math.nan])
-def test_a_smallest_share_outside_its_range_is_refused(min_area):
-    with pytest.raises(ValueError, match="min_area must be above 0 and at most 1"):
-        augment(np.zeros((9, 9), np.uint8), 8, np.random.default_rng(0), min_area)
+@pytest.mark.parametrize(
+    ("setting", "error", "message"),
+    [
+        *[({"min_area": share}, ValueError, "min_area must be above 0 and at most 1") for share in (0.0, -1.0, 1.5)],
+        ({"min_area": math.nan}, ValueError, "min_area must be above 0 and at most 1"),
+        ({"min_area": "0.2"}, TypeError, "min_area must be a number"),
+        ({"flip": 1.5}, ValueError, "flip must be from 0 to 1, got 1.5"),
+        ({"rotation": -1}, ValueError, "rotation must be from 0 to 180 degrees"),
+        ({"intensity": math.inf}, ValueError, "intensity must be from 0 to 4"),
+    ],
+)
+def test_a_setting_outside_its_range_is_refused(setting, error, message):
+    with pytest.raises(error, match=message):
+        Augmentation(**setting)
 
 
 @pytest.mark.parametrize(
-    ("rng", "min_area", "message"),
+    ("rng", "settings", "message"),
     [
-        (7, 0.2, r"rng must be a numpy.random.Generator, got 7 \(int\)"),
-        (np.random.RandomState(0), 0.2, "rng must be a numpy.random.Generator"),
-        (np.random.default_rng(0), "0.2", "min_area must be a number"),
+        (7, Augmentation(), r"rng must be a numpy.random.Generator, got 7 \(int\)"),
+        (np.random.RandomState(0), Augmentation(), "rng must be a numpy.random.Generator"),
+        (np.random.default_rng(0), 0.2, "settings must be an Augmentation"),
     ],
 )
-def test_an_augmentation_names_the_argument_of_another_kind(rng, min_area, message):
+def test_an_augmentation_names_the_argument_of_another_kind(rng, settings, message):
     with pytest.raises(TypeError, match=message):
-        augment(np.zeros((9, 9), np.uint8), 8, rng, min_area)
+        augment(np.zeros((9, 9), np.uint8), 8, rng, settings)
+
+
+def test_flips_and_rotations_are_as_often_and_as_large_as_was_asked_for():
+    def drawn(**settings):
+        rngs = (generator(0, 0, key, Stream.AUGMENT) for key in range(400))
+        return [draw(textured(90, 90, None), 32, rng, Augmentation(**settings)) for rng in rngs]
+
+    assert 0.4 < np.mean([one.flip for one in drawn()]) < 0.6
+    assert not any(one.flip for one in drawn(flip=0.0))
+    assert all(one.flip for one in drawn(flip=1.0))
+    assert 14 < max(abs(one.angle) for one in drawn()) <= 15
+    assert 85 < max(abs(one.angle) for one in drawn(rotation=90.0)) <= 90
+    assert {one.angle for one in drawn(rotation=0.0)} == {0.0}
+    assert {one.gamma for one in drawn()} == {1.0}
+    gammas = np.log([one.gamma for one in drawn(intensity=0.3)])
+    assert -0.3 <= gammas.min() < -0.28
+    assert 0.28 < gammas.max() <= 0.3
+    # One setting changes no draw of another.
+    assert [one[:3] for one in drawn(intensity=0.3)] == [one[:3] for one in drawn()]
+
+
+def test_a_change_of_intensity_leaves_black_and_white_and_bends_what_lies_between():
+    image, rng = textured(90, 90, None), generator(0, 0, 3, Stream.AUGMENT)
+    settings = Augmentation(intensity=0.5)
+    gamma = draw(image, 32, generator(0, 0, 3, Stream.AUGMENT), settings).gamma
+    plain = augment(image, 32, generator(0, 0, 3, Stream.AUGMENT))
+    assert np.allclose(augment(image, 32, rng, settings), plain.clip(0, 1).astype(np.float64) ** gamma, atol=1e-6)
+    assert abs(gamma - 1) > 0.05
+    for level in (0.0, 1.0):
+        flat = np.full((40, 40), level, np.float32)
+        changed = augment(flat, 16, np.random.default_rng(0), Augmentation(intensity=1.0, rotation=0.0))
+        assert np.allclose(changed, level, atol=1e-6)
+
+
+@pytest.mark.parametrize(("flip", "angle"), [(False, 0.0), (True, 12.5)])
+def test_every_channel_of_many_is_warped_as_a_gray_image_is(flip, angle):
+    image = np.random.default_rng(0).integers(0, 256, (70, 80, 6), np.uint8)
+    box = Box(3, 5, 60, 66)
+    expected = [warp(np.ascontiguousarray(plane), box, 32, flip, angle) for plane in np.moveaxis(image, 2, 0)]
+    assert np.array_equal(warp(image, box, 32, flip, angle), np.stack(expected, axis=2))
 
 
 @pytest.mark.parametrize(
     ("image", "message"),
     [
         (np.zeros((9, 9), np.uint8), r"dtype uint8, expected float32 in \[0, 1\]"),
-        (np.zeros((3, 9, 9), np.float32), r"shape \(3, 9, 9\), expected \[H, W\] or \[H, W, 3\]"),
+        (np.zeros((3, 9, 9), np.float32), "image has 9 channels, expected 3"),
         (torch.zeros(9, 9), "image is a Tensor, expected a numpy array"),
     ],
 )

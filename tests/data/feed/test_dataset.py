@@ -6,8 +6,9 @@ import torch
 from made_records import as_stored, made_records
 from torch.utils.data import DataLoader
 
-from dexcore.data.feed.dataset import MODALITIES, PretrainView, ReplacementLimit, open_mvu
+from dexcore.data.feed.dataset import MODALITIES, open_mvu
 from dexcore.data.feed.order import GlobalBatchSampler, GlobalOrder
+from dexcore.data.feed.pretrain_view import PretrainView, ReplacementLimit
 from dexcore.data.store import Store, write_store
 from dexcore.data.store.manifest import StoreError
 
@@ -138,7 +139,7 @@ def test_draws_do_not_depend_on_which_other_samples_take_part(view):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"dataset": "store"}, TypeError, "dataset must be an MVUDataset"),
+        ({"dataset": "store"}, TypeError, "dataset must be an MVUDataset or OwnImages"),
         ({"indices": np.array([0.5])}, ValueError, "indices must be at least one row"),
         ({"indices": []}, ValueError, "indices must be at least one row"),
         ({"indices": [10**6]}, ValueError, r"indices must be rows of the \d+ images, got 1000000"),
@@ -146,7 +147,7 @@ def test_draws_do_not_depend_on_which_other_samples_take_part(view):
         ({"seed": 0.5}, TypeError, "seed must be a whole number"),
         ({"num_patches": None}, TypeError, "num_patches must be a whole number"),
         ({"router_shape": [-1]}, ValueError, "router_shape must be at least 1, got -1"),
-        ({"min_area": float("nan")}, ValueError, "min_area must be above 0 and at most 1"),
+        ({"augmentation": 0.2}, TypeError, "augmentation must be an Augmentation"),
         ({"statistics": "none"}, ValueError, "statistics must be one of"),
     ],
 )
