@@ -40,7 +40,7 @@ def mutations(data: bytes, count: int) -> list[bytes]:
         changed = bytearray(data)
         for _ in range(rng.integers(1, 5)):
             at = int(rng.integers(0, min(512, len(changed)) if rng.random() < 0.5 else len(changed)))
-            match rng.integers(0, 6):
+            match rng.choice(6, p=[0.2, 0.2, 0.2, 0.2, 0.15, 0.05]):
                 case 0 | 1:
                     changed[at] = rng.integers(0, 256)
                 case 2:

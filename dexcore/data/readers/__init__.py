@@ -32,6 +32,8 @@ _FRAMES = {
 }
 _VOLUMES = {
     Kind.NIFTI: ("nifti", "read_nifti"),
+    Kind.NRRD: ("nrrd", "read_nrrd"),
+    Kind.METAIMAGE: ("metaimage", "read_metaimage"),
 }
 
 
