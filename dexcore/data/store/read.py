@@ -68,7 +68,7 @@ class Store:
         return row | {"path": batch.column("image").field("path")[place].as_py()}
 
     def encoded(self, index: int) -> memoryview:
-        """Give the PNG file of one image, without a copy."""
+        """Give the file of one image (TIFF; PNG in version 1), without a copy."""
         batch, place = self._locate(index)
         return memoryview(batch.column("image").field("bytes")[place].as_buffer())
 

@@ -1,9 +1,24 @@
+import io
+import sys
+import zlib
+
+import imagecodecs
 import numpy as np
+import PIL.Image
 import pytest
+import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dexcore.data.store import codec
 from dexcore.data.store.codec import decode, encode, quantize
+
+_rng = np.random.default_rng(0)
+KINDS = [
+    _rng.integers(0, 255, (23, 32), np.uint8, endpoint=True),
+    _rng.integers(0, 65535, (23, 32), np.uint16, endpoint=True),
+    _rng.integers(0, 255, (23, 32, 3), np.uint8, endpoint=True),
+]
 
 
 @given(
@@ -44,32 +59,94 @@ def test_the_shorter_side_is_at_most_the_largest_side(shape, expected):
     assert quantize(np.zeros(shape, np.float32), 8, max_side=300).shape == expected
 
 
-def test_broken_bytes_are_an_error_and_never_a_crash():
-    pixels = np.random.default_rng(0).integers(0, 65535, (32, 32)).astype(np.uint16)
+@pytest.mark.parametrize("pixels", KINDS, ids=["gray", "16 bit", "RGB"])
+def test_other_programs_open_the_bytes(pixels):
     data = encode(pixels)
+    with PIL.Image.open(io.BytesIO(data)) as image:
+        assert image.format == "TIFF"
+        assert np.array_equal(np.asarray(image), pixels)
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        assert len(file.pages) == 1
+        assert len(file.pages[0].dataoffsets) == 1
+        assert np.array_equal(file.asarray(), pixels)
+
+
+@pytest.mark.parametrize("pixels", KINDS, ids=["gray", "16 bit", "RGB"])
+def test_pillow_reads_where_imagecodecs_is_missing(monkeypatch, pixels):
+    data = encode(pixels)
+    monkeypatch.setitem(sys.modules, "imagecodecs", None)  # as where it is not installed
+    decoded = decode(data, pixels.shape[:2], 8 * pixels.itemsize)
+    assert decoded.dtype == pixels.dtype
+    assert np.array_equal(decoded, pixels)
+    damaged = bytearray(data)
+    damaged[-9] ^= 4
+    with pytest.raises(ValueError, match="is no readable TIFF: its header or its checksum is damaged"):
+        decode(damaged, pixels.shape[:2], 8 * pixels.itemsize)
+
+
+def test_the_same_pixels_give_the_same_bytes_in_any_layout():
+    for pixels in KINDS:
+        data = encode(pixels)
+        assert data == encode(np.asfortranarray(pixels)) == encode(pixels[::-1, ::-1][::-1, ::-1].copy())
+        assert data == encode(pixels.astype(pixels.dtype.newbyteorder(">")))
+
+
+@pytest.mark.parametrize("pixels", KINDS, ids=["gray", "16 bit", "RGB"])
+def test_broken_bytes_are_an_error_and_never_wrong_pixels(pixels):
+    """Every bit of the header, and bits all over the strip."""
+    shape, depth = pixels.shape[:2], 8 * pixels.itemsize
+    data = encode(pixels)
+    broken = [data[:cut] for cut in range(0, len(data), 41)] + [data[:-1], data + b"\0", data + data]
+    broken += [b"", bytes(300), data[::-1], data[8:], data[:168]]
     rng = np.random.default_rng(1)
-    broken = [data[:cut] for cut in range(0, len(data) - 30, 41)]
-    broken += [b"", bytes(100), data[::-1], data[8:]]
-    for image in broken:
-        with pytest.raises(ValueError, match="is no readable PNG"):
-            decode(image, (32, 32), 16)
-    noticed = 0
-    for place in rng.integers(0, len(data), 200):
+    places = [*range(8 * 168), *rng.integers(8 * 168, 8 * len(data), 500)]
+    for place in places:
         flipped = bytearray(data)
-        flipped[place] ^= 1 << rng.integers(8)
-        try:
-            decode(bytes(flipped), (32, 32), 16)
-        except ValueError:
-            noticed += 1
-    assert noticed > 180
+        flipped[place // 8] ^= 1 << place % 8
+        broken.append(bytes(flipped))
+    for image in broken:
+        with pytest.raises(ValueError, match=r"is no readable|pixels, expected"):
+            decode(image, shape, depth)
+
+
+@pytest.mark.parametrize("strip", ["short", "long", "none", "garbage"])
+def test_a_strip_that_is_not_as_its_header_says_is_refused(strip):
+    """Sound checksums do not help what decompresses to another size."""
+    pixels = KINDS[0]
+    strips = {
+        "short": imagecodecs.zstd_encode(bytes(pixels.size - 1)),
+        "long": imagecodecs.zstd_encode(bytes(pixels.size + 1)),
+        "none": imagecodecs.zstd_encode(b""),
+        "garbage": bytes(range(90)),
+    }
+    header = codec._header(pixels.shape, 1, 8, len(strips[strip]), zlib.crc32(strips[strip]))
+    with pytest.raises(ValueError, match="is no readable TIFF"):
+        decode(header + strips[strip], pixels.shape, 8)
+
+
+def test_a_png_of_an_older_store_is_decoded_and_a_broken_one_refused():
+    for pixels in KINDS:
+        file = io.BytesIO()
+        PIL.Image.fromarray(pixels).save(file, "PNG")
+        data, shape, depth = file.getvalue(), pixels.shape[:2], 8 * pixels.itemsize
+        assert np.array_equal(decode(data, shape, depth), pixels)
+        for image in (data[: len(data) // 2], data[::-1], data[8:]):
+            with pytest.raises(ValueError, match="is no readable PNG"):
+                decode(image, shape, depth)
+        with pytest.raises(ValueError, match=r"23 x 32 pixels, expected 32 x 23"):
+            decode(data, shape[::-1], depth)
+        with pytest.raises(ValueError, match="pixels, expected"):
+            decode(data, shape, 24 - depth)
 
 
 def test_another_size_or_depth_is_refused():
     data = encode(np.zeros((8, 9), np.uint8))
     with pytest.raises(ValueError, match="8 x 9 pixels, expected 9 x 8"):
         decode(data, (9, 8), 8)
-    with pytest.raises(ValueError, match="holds uint8 pixels, expected 16 bit"):
+    with pytest.raises(ValueError, match="holds 8 bit pixels, expected 16 bit"):
         decode(data, (8, 9), 16)
+    with pytest.raises(ValueError, match="a bit depth of 12, expected 8 or 16"):
+        decode(data, (8, 9), 12)
 
 
 @pytest.mark.parametrize(
