@@ -25,7 +25,7 @@ _FRAMES = {
     Kind.PNG: ("image", "read_image"),
     Kind.JPEG: ("image", "read_image"),
     Kind.BMP: ("image", "read_image"),
-    Kind.TIFF: ("image", "read_image"),
+    Kind.TIFF: ("tiff", "read_tiff"),
     Kind.NUMPY: ("arrays", "read_numpy"),
     Kind.NPZ: ("arrays", "read_npz"),
     Kind.HEIDELBERG: ("heidelberg", "read_heidelberg"),
@@ -87,7 +87,7 @@ def _quiet() -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in ("pydicom", "nibabel.global", "tifffile", "PIL")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
-        logger.setLevel(logging.ERROR)
+        logger.setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

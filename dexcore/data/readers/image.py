@@ -1,64 +1,84 @@
-"""Common image files (PNG, JPEG, TIFF, BMP)."""
+"""Common image files: PNG, JPEG, BMP."""
 
 import os
 from typing import Any
 
 import numpy as np
 
-from dexcore.data.readers.scan import RefusedError, Scan, check_size, make_finite
+from dexcore.data.readers.pixels import bit_levels, oriented, over_black
+from dexcore.data.readers.scan import Scan, check_size
 from dexcore.extras import require
 
-_FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
-_GRAY_16 = ("I;16", "I;16L", "I;16B", "I;16N")
+_FORMATS = ("PNG", "JPEG", "BMP")
+_ORIENTATION = 0x0112  # of EXIF
 
 
 def read_image(path: str | os.PathLike[str], every: int = 1) -> Scan:
-    """Read an image file with Pillow.
+    """Read a PNG, JPEG or BMP file with Pillow, PNG of 16 bits with imagecodecs (Pillow brings its colour to 8).
 
-    EXIF rotation is applied. Palettes, CMYK and other colour become 8-bit RGB (also 16-bit RGB, which Pillow
-    reads at 8 bit); transparency is laid over black. 16-bit and float gray keep their depth.
+    EXIF rotation is applied. Palettes and CMYK become RGB; gray stays gray. What is transparent, by an alpha channel,
+    a palette or one colour that the file names, is laid over black. Of a file of several pictures (a phone's
+    photograph with its previews, an animation) the first is read. The density of the pixels in such files is a
+    camera's or a screen's, no physical size: there is no spacing.
 
     Args:
         path: the file.
-        every: of a TIFF of several pages, read one in this many; pages of another size than the first are an
-            error.
+        every: the one picture is read whatever this is.
 
     Returns:
-        A scan of layout "frames": [frames, height, width] or [frames, height, width, 3].
+        A scan of layout "frames": uint8 or uint16 [1, height, width] or [1, height, width, 3].
 
     Raises:
-        RefusedError: over a limit, or pages that differ.
-        Exception: Pillow raises OSError, SyntaxError and others on broken files.
+        RefusedError: over a limit.
+        Exception: Pillow and imagecodecs raise OSError, SyntaxError and others on broken files.
     """
     pil = require("PIL.Image", "train")
-    pages = []
     with pil.open(path, formats=_FORMATS) as image:
-        indices = tuple(range(0, getattr(image, "n_frames", 1), every))
-        for index in indices:
-            image.seek(index)
-            # Sizes are known before load() takes memory for the pixels.
-            check_size(image.height, image.width, len(indices), 1 if image.mode in ("L", "1") else 3)
-            pages.append(_to_array(image))
-    if len({page.shape for page in pages}) > 1:
-        raise RefusedError(f"pages of the sizes {sorted({page.shape for page in pages})}, expected one size")
-    pixels = np.stack(pages)
-    return Scan(make_finite(pixels), "frames", _levels(pixels), indices)
+        # Sizes are known before load() takes memory for the pixels.
+        check_size(image.height, image.width, 1, len(image.getbands()))
+        deep = image.format == "PNG" and _png_depth(path) == 16
+        pixels = _deep_png(path) if deep else _to_array(image, path)
+        pixels = np.ascontiguousarray(oriented(pixels, _orientation(image)))[None]
+    return Scan(pixels, "frames", bit_levels(pixels.dtype), (0,))
 
 
-def _to_array(image: Any) -> np.ndarray:
-    image_ops = require("PIL.ImageOps", "train")
-    image = image_ops.exif_transpose(image)
-    if image.mode in ("L", "I", "F", *_GRAY_16):
-        return np.asarray(image).astype({"I": np.int32, "F": np.float32, "L": np.uint8}.get(image.mode, np.uint16))
-    if image.mode == "1":
-        return np.asarray(image.convert("L"))
+def _png_depth(path: str | os.PathLike[str]) -> int:
+    """Bits a sample, from the first chunk."""
+    with open(path, "rb") as file:
+        return file.read(25)[-1]
+
+
+def _deep_png(path: str | os.PathLike[str]) -> np.ndarray:
+    """Decode 16 bits; one transparent colour (tRNS) comes as an alpha channel."""
+    with open(path, "rb") as file:
+        pixels = require("imagecodecs", "train").png_decode(file.read())
+    if pixels.ndim == 2 or pixels.shape[2] == 3:
+        return pixels
+    colour = pixels[..., 0] if pixels.shape[2] == 2 else pixels[..., :3]
+    return over_black(colour, pixels[..., -1], 65535)
+
+
+def _to_array(image: Any, path: str | os.PathLike[str]) -> np.ndarray:
+    """[height, width] or [height, width, 3], uint8."""
+    if image.mode in ("L", "1"):
+        gray = np.array(image.convert("L"))
+        transparent = image.info.get("transparency")
+        if image.format == "PNG" and isinstance(transparent, int):
+            # The file names it before its samples are brought to 8 bits; Pillow brings that of one bit there itself.
+            scale = 1 if image.mode == "1" else 255 // ((1 << _png_depth(path)) - 1)
+            gray[gray == transparent * scale] = 0
+        return gray
+    if image.mode == "LA":
+        gray, alpha = np.moveaxis(np.asarray(image), -1, 0)
+        return over_black(gray, alpha, 255)
     if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        black = require("PIL.Image", "train").new("RGBA", rgba.size, (0, 0, 0, 255))
-        image = require("PIL.Image", "train").alpha_composite(black, rgba)
+        rgba = np.asarray(image.convert("RGBA"))
+        return over_black(rgba[..., :3], rgba[..., 3], 255)
     return np.asarray(image.convert("RGB"))
 
 
-def _levels(pixels: np.ndarray) -> tuple[float, float] | None:
-    """What 8 and 16 bits can hold; wider integers and floats do not say what is white."""
-    return (0.0, float(np.iinfo(pixels.dtype).max)) if pixels.dtype in (np.uint8, np.uint16) else None
+def _orientation(image: Any) -> int:
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # a broken note about the picture does not make the picture unreadable
+        return 1

@@ -1,0 +1,397 @@
+"""TIFF files of every kind: sample formats, compressions, stacks, page types, colour."""
+
+import json
+import math
+import os
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from dexcore.data.readers.codestream import codestream_size
+from dexcore.data.readers.pixels import bit_levels, oriented, over_black
+from dexcore.data.readers.scan import RefusedError, Scan, check_size, make_finite
+from dexcore.extras import require
+
+# PhotometricInterpretation
+_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR = 0, 1, 2, 3, 5, 6
+_CHANNELS = {_WHITE_IS_ZERO: 1, _BLACK_IS_ZERO: 1, _RGB: 3, _PALETTE: 1, _CMYK: 4, _YCBCR: 3}
+_REDUCED, _MASK = 1, 4  # bits of NewSubfileType
+_ASSOCIATED, _UNASSOCIATED = 1, 2  # ExtraSamples: the colour is multiplied by alpha already, or not yet
+# Compression: their streams hold a size of their own, for which a decoder takes memory.
+_JPEG = {6, 7, 33007, 34892}
+_JPEG_2000_YCBCR = 33003  # Aperio's
+_CODESTREAMS = {*_JPEG, _JPEG_2000_YCBCR, 33004, 33005, 34712, 34713}
+_PILLOW_STREAMS = {34927: "WEBP", 34933: "PNG", 50001: "WEBP"}
+
+_MM = {"nm": 1e-6, "um": 1e-3, "micron": 1e-3, "microns": 1e-3, "micrometer": 1e-3, "mm": 1.0, "cm": 10.0, "inch": 25.4}
+_OME_SIZES = re.compile(r'\bPhysicalSize([XY])(Unit)?="([^"]*)"')
+_RESOLUTION_UNITS = {4: 1.0, 5: 1e-3}  # ResolutionUnit mm and micrometre; inch and cm are mostly a printer's
+
+
+def read_tiff(path: str | os.PathLike[str], every: int = 1) -> Scan:
+    """Read a TIFF file with tifffile and imagecodecs.
+
+    Orientation is applied, WhiteIsZero turned over (floats about their own ends). Palettes, CMYK and YCbCr become RGB;
+    transparency is laid over black; all at the depth of the file. One bit becomes 0 and 255. Copies at a reduced size
+    and masks are left out, also previews that do not say so: pages of at most half the size and of the same shape, no
+    more of them than of the full ones. Stacks that ImageJ, tifffile or MetaMorph keep behind one directory, and
+    volumetric ones (ImageDepth), give all their planes; a calibration by ImageJ (signed 16 bit) is applied.
+
+    The levels are what the stored bits hold. The spacing is ImageJ's or OME's physical size, or a resolution in mm or
+    micrometres; that in dots per inch or cm is left aside, since it mostly belongs to a screen or a printer.
+
+    Args:
+        path: the file.
+        every: of a file of several planes, read one in this many.
+
+    Returns:
+        A scan of layout "frames": [frames, height, width] or [frames, height, width, 3] in the file's own type.
+
+    Raises:
+        RefusedError: pages that differ, colour of an unknown kind, over a limit, or cut short.
+        Exception: tifffile and imagecodecs raise many more on broken files.
+    """
+    tifffile = require("tifffile", "data")
+    require("imagecodecs", "data")
+    with tifffile.TiffFile(path, _multifile=False) as tiff:
+        pages = _pictures(list(tiff.pages))
+        page = pages[0]
+        declared = _declared_planes(tiff, page)
+        stacked = declared > len(tiff.pages)
+        if stacked:
+            _check_stack(tiff, page, declared)
+        depth = declared if stacked else page.imagedepth
+        indices = tuple(range(0, depth * len(pages), every))
+        turned = _orientation(page)
+        height, width = (page.imagewidth, page.imagelength) if turned >= 5 else (page.imagelength, page.imagewidth)
+        check_size(height, width, len(indices), page.samplesperpixel)
+        pixels: np.ndarray | None = None
+        read, planes = -1, np.empty(0)
+        for position, index in enumerate(indices):
+            number, plane = divmod(index, depth)
+            if stacked:
+                planes, plane = _stacked_plane(tiff, page, plane), 0
+            elif number != read:
+                planes, read = _decoded(tiff, pages[number], tifffile), number
+            picture = _picture(pages[number], planes[plane])
+            if pixels is None:
+                pixels = np.empty((len(indices), *picture.shape), picture.dtype)
+            if pixels.dtype != picture.dtype or pixels.shape[1:] != picture.shape:
+                raise RefusedError(f"{_words(pages[number])}, expected {_words(page)} as before")
+            pixels[position] = picture
+        assert pixels is not None  # check_size lets no empty file pass
+        calibration = tiff.imagej_metadata if page.is_imagej else None
+        spacing = _spacing(page, calibration)
+    bits = 16 if _photometric(page) == _PALETTE and pixels.dtype == np.uint16 else _bits(page)
+    levels = (0.0, 255.0) if pixels.dtype == np.uint8 and bits == 1 else bit_levels(pixels.dtype, bits)
+    if _photometric(page) == _WHITE_IS_ZERO and pixels.dtype.kind == "f":
+        _turn_over_floats(pixels)
+    if calibration:
+        pixels, levels = _calibrated(pixels, levels, calibration)
+    return Scan(make_finite(pixels), "frames", levels, indices, spacing=spacing)
+
+
+def _pictures(pages: list[Any]) -> list[Any]:
+    """The pages that hold the file's pictures, of one size and type."""
+    full = [page for page in pages if not int(page.subfiletype) & (_REDUCED | _MASK)]
+    if not full and len(pages) == 1 and not int(pages[0].subfiletype) & _MASK and not pages[0].subifds:
+        full = pages  # a writer's fault: there is nothing that it could be the reduced copy of
+    if not full:
+        raise RefusedError(f"{len(pages)} pages, expected one that is neither a reduced copy nor a mask")
+    for page in full:
+        _check_page(page)
+    first = max(full, key=lambda page: page.imagewidth * page.imagelength)
+    same = [page for page in full if _signature(page) == _signature(first)]
+    others = [page for page in full if _signature(page) != _signature(first)]
+    for page in others:
+        if not _is_preview(page, first) or len(others) > len(same):
+            base = full[0] if page is not full[0] else first
+            raise RefusedError(f"{_words(page)}, expected the size and type of {_words(base)}")
+    return same
+
+
+def _signature(page: Any) -> tuple[Any, ...]:
+    turned = _photometric(page) == _WHITE_IS_ZERO and page.dtype.kind == "f"
+    return page.shaped[1:4], page.dtype, page.bitspersample, _channels(page), _orientation(page) >= 5, turned
+
+
+def _is_preview(page: Any, full: Any) -> bool:
+    if page.imagedepth != 1 or not (
+        2 * page.imagewidth <= full.imagewidth and 2 * page.imagelength <= full.imagelength
+    ):
+        return False
+    # The same shape: its length is what the full picture's would be at its width, but for a rounding.
+    return abs(page.imagelength - page.imagewidth * full.imagelength / full.imagewidth) <= 1.5
+
+
+def _words(page: Any) -> str:
+    return f"page {page.index} of {page.imagelength} x {page.imagewidth} px, {page.samplesperpixel} x {page.dtype}"
+
+
+def _check_page(page: Any) -> None:
+    """Refuse by the header alone what cannot be decoded, or would take more memory than a picture needs."""
+    if page.dtype is None or page.dtype.kind not in "biuf":
+        name = f"sample format {int(page.sampleformat) if isinstance(page.sampleformat, int) else page.sampleformat}"
+        raise RefusedError(f"page {page.index} has {name} of {page.bitspersample} bits, expected integers or floats")
+    if not isinstance(page.bitspersample, int):
+        raise RefusedError(f"page {page.index} has samples of {page.bitspersample} bits, expected one depth")
+    check_size(page.imagelength, page.imagewidth, page.imagedepth, page.samplesperpixel)
+    if page.is_tiled:
+        check_size(page.tilelength, page.tilewidth, page.tiledepth, page.samplesperpixel)
+    _channels(page)
+
+
+def _photometric(page: Any) -> int:
+    if 262 in page.tags or page.compression in _JPEG:
+        return int(page.photometric)
+    return _RGB if page.samplesperpixel >= 3 else _BLACK_IS_ZERO  # the tag is missing
+
+
+def _channels(page: Any) -> int:
+    """How many samples are colour; those after it are alpha or of no meaning.
+
+    Raises:
+        RefusedError: there are fewer samples, or it is no picture (a raw camera's mosaic, a mask, CIE L*a*b*).
+    """
+    photometric, samples = _photometric(page), page.samplesperpixel
+    channels = _CHANNELS.get(photometric)
+    if channels is None:
+        raise RefusedError(
+            f"page {page.index} has PhotometricInterpretation {photometric}, expected gray, RGB, palette, CMYK or YCbCr"
+        )
+    if samples < channels or (channels == 1 and samples > 2) or (photometric == _CMYK and _tag(page, 332, 1) != 1):
+        raise RefusedError(
+            f"page {page.index} has {samples} samples a pixel under PhotometricInterpretation {photometric}, "
+            f"expected {channels} and alpha"
+        )
+    return channels
+
+
+def _tag(page: Any, code: int, default: int) -> int:
+    """The first value of a tag."""
+    value = page.tags.valueof(code, default)
+    value = value[0] if isinstance(value, tuple) and value else value
+    return int(value) if isinstance(value, int) else default
+
+
+def _orientation(page: Any) -> int:
+    return _tag(page, 274, 1)
+
+
+def _bits(page: Any) -> int:
+    return int(page.bitspersample)
+
+
+def _declared_planes(tiff: Any, page: Any) -> int:
+    """How many planes the description of the first page counts; 1 where it counts none."""
+    first = tiff.pages.first
+    if first.is_imagej:
+        return int((tiff.imagej_metadata or {}).get("images", 1))
+    if first.is_shaped:
+        shape = json.loads(first.shaped_description).get("shape", ())
+        values, of_page = math.prod(shape), math.prod(page.shape)
+        tail = tuple(side for side in page.shape if side > 1)
+        whole = tuple(side for side in shape if side > 1)
+        return values // of_page if whole[len(whole) - len(tail) :] == tail else 1
+    if first.is_stk and 33629 in first.tags:  # UIC2
+        return int(first.tags[33629].count)
+    return 1
+
+
+def _check_stack(tiff: Any, page: Any, declared: int) -> None:
+    """Refuse a stack behind one directory whose planes are not all there."""
+    held = len(tiff.pages)
+    if held == 1 and page.is_contiguous:
+        held = (tiff.filehandle.size - page.dataoffsets[0]) // page.nbytes
+    if held < declared:
+        raise RefusedError(f"its description counts {declared} planes, the file holds {held}")
+
+
+def _stacked_plane(tiff: Any, page: Any, plane: int) -> np.ndarray:
+    file = tiff.filehandle
+    file.seek(page.dataoffsets[0] + plane * page.nbytes)
+    values = np.frombuffer(file.read(page.nbytes), page.dtype.newbyteorder(tiff.byteorder))
+    return _planes_of(values.astype(page.dtype, copy=False).reshape(page.shaped))
+
+
+def _planes_of(data: np.ndarray) -> np.ndarray:
+    """tifffile's five axes (separate samples, depth, length, width, samples) to [depth, length, width, samples]."""
+    return np.moveaxis(data, 0, -1).reshape(*data.shape[1:4], data.shape[0] * data.shape[4])
+
+
+def _decoded(tiff: Any, page: Any, tifffile: Any) -> np.ndarray:
+    """Decode a page: [depth, length, width, samples], in native byte order."""
+    if _photometric(page) == _YCBCR and page.is_subsampled and page.compression not in _JPEG:
+        raise RefusedError(f"page {page.index} is subsampled YCbCr without JPEG, which is not read")
+    _check_segments(tiff, page)
+    data = page.asarray(squeeze=False, maxworkers=1)
+    return _planes_of(data.astype(page.dtype.newbyteorder("="), copy=False))
+
+
+def _check_segments(tiff: Any, page: Any) -> None:
+    """Refuse strips and tiles that are missing or end after the file, and streams of another size than theirs.
+
+    tifffile would put zeros for the first two; a decoder would take memory for the third.
+    """
+    size, expected = tiff.filehandle.size, math.prod(page.chunked)
+    if page.is_contiguous:
+        if page.dataoffsets[0] + page.nbytes > size:
+            raise RefusedError(f"page {page.index} needs {page.nbytes} bytes, the file ends before")
+        return
+    segments = list(zip(page.dataoffsets, page.databytecounts, strict=False))[:expected]
+    whole = [offset > 0 and count > 0 and offset + count <= size for offset, count in segments]
+    if len(whole) < expected or not all(whole):
+        raise RefusedError(f"page {page.index} has {sum(whole)} whole strips or tiles, expected {expected}")
+    measure = _stream_size(page)
+    if measure is None:
+        return
+    rows, columns = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth)
+    for offset, count in segments:
+        tiff.filehandle.seek(offset)
+        found = measure(tiff.filehandle.read(count))
+        if found is not None and (found[0] > rows or found[1] > columns):
+            raise RefusedError(
+                f"page {page.index} holds a stream of {found[0]} x {found[1]} pixels, "
+                f"its strips or tiles have {rows} x {columns}"
+            )
+
+
+def _stream_size(page: Any) -> Callable[[bytes], tuple[int, int] | None] | None:
+    """What tells the (height, width) that a compressed strip or tile claims by itself."""
+    if page.compression in _CODESTREAMS:
+        return codestream_size
+    if page.compression not in _PILLOW_STREAMS:
+        return None
+
+    def pillow_size(data: bytes) -> tuple[int, int]:
+        from io import BytesIO
+
+        with require("PIL.Image", "train").open(BytesIO(data), formats=[_PILLOW_STREAMS[page.compression]]) as image:
+            return image.height, image.width
+
+    return pillow_size
+
+
+def _picture(page: Any, plane: np.ndarray) -> np.ndarray:
+    """One plane [length, width, samples] as it is to be seen: [height, width] or [height, width, 3]."""
+    photometric, channels = _photometric(page), _channels(page)
+    if plane.dtype.kind == "b":
+        plane = plane.astype(np.uint8) * np.uint8(255)
+    colour = plane[..., 0] if channels == 1 else plane[..., :channels]
+    opaque = 255 if _bits(page) == 1 else 1 if plane.dtype.kind == "f" else (1 << _bits(page)) - 1
+    if plane.dtype.kind == "i":
+        opaque >>= 1
+    if photometric == _WHITE_IS_ZERO and plane.dtype.kind != "f":  # floats: when all are known
+        colour = colour.dtype.type(-1) - colour if plane.dtype.kind == "i" else colour.dtype.type(opaque) - colour
+    elif photometric == _PALETTE:
+        colour = _through_palette(page, colour)
+    elif photometric == _CMYK:
+        colour = over_black(opaque - colour[..., :3], opaque - colour[..., 3], opaque)
+    elif (photometric == _YCBCR and page.compression not in _JPEG) or page.compression == _JPEG_2000_YCBCR:
+        colour = _from_ycbcr(colour, opaque)
+    alpha = _alpha(page, channels)
+    if alpha is not None and photometric != _PALETTE:
+        colour = over_black(colour, plane[..., alpha], opaque)
+    return oriented(colour, _orientation(page))
+
+
+def _alpha(page: Any, channels: int) -> int | None:
+    """Which sample the colour is still to be multiplied by."""
+    kinds = page.tags.valueof(338, None)  # ExtraSamples
+    if kinds is None:  # older writers of RGBA leave it out
+        return 3 if _photometric(page) == _RGB and page.samplesperpixel == 4 else None
+    kinds = [int(kind) for kind in (kinds if isinstance(kinds, tuple | list | np.ndarray) else [kinds])]
+    if _UNASSOCIATED not in kinds or _ASSOCIATED in kinds:
+        return None
+    sample = channels + kinds.index(_UNASSOCIATED)
+    return sample if sample < page.samplesperpixel else None
+
+
+def _through_palette(page: Any, indices: np.ndarray) -> np.ndarray:
+    """Colours of 16 bits, or of 8 where the palette has no more."""
+    palette = page.colormap
+    if palette is None or indices.dtype.kind != "u" or palette.shape[1] < 1 << _bits(page):
+        raise RefusedError(f"page {page.index} has no palette of {1 << _bits(page)} colours")
+    palette = np.asarray(palette, np.uint16).T
+    if palette.max() < 256:  # some writers do not scale them
+        palette = palette.astype(np.uint8)
+    elif not (palette & 255).any() or (palette >> 8 == palette & 255).all():
+        palette = (palette >> 8).astype(np.uint8)
+    return palette[indices]
+
+
+def _from_ycbcr(colour: np.ndarray, opaque: int) -> np.ndarray:
+    """ITU-R BT.601 at full range, which is TIFF's default."""
+    y, cb, cr = np.moveaxis(colour.astype(np.float32), -1, 0)
+    middle = (opaque + 1) // 2
+    red, blue = y + 1.402 * (cr - middle), y + 1.772 * (cb - middle)
+    green = (y - 0.299 * red - 0.114 * blue) / 0.587
+    return np.stack([red, green, blue], -1).round().clip(0, opaque).astype(colour.dtype)
+
+
+def _turn_over_floats(pixels: np.ndarray) -> None:
+    """Exchange black and white of finite values, in place."""
+    ends = [
+        (frame[finite].min(), frame[finite].max())
+        for frame, finite in ((frame, np.isfinite(frame)) for frame in pixels)
+        if finite.any()
+    ]
+    if ends:
+        low, high = min(end[0] for end in ends), max(end[1] for end in ends)
+        for frame in pixels:
+            np.subtract(low + high, frame, out=frame)
+
+
+def _calibrated(
+    pixels: np.ndarray, levels: tuple[float, float] | None, imagej: dict[str, Any]
+) -> tuple[np.ndarray, tuple[float, float] | None]:
+    """ImageJ's straight line from stored values to the user's (it has no signed 16 bit and writes -32768 so)."""
+    if imagej.get("cf") != 0 or "c0" not in imagej or "c1" not in imagej or pixels.ndim != 3:
+        return pixels, levels
+    intercept, slope = float(imagej["c0"]), float(imagej["c1"])
+    if not (math.isfinite(intercept) and math.isfinite(slope) and slope):
+        return pixels, levels
+    out = pixels.astype(np.float32)
+    out *= np.float32(slope)
+    out += np.float32(intercept)
+    if levels is None:
+        return out, None
+    ends = levels[0] * slope + intercept, levels[1] * slope + intercept
+    return out, (min(ends), max(ends))
+
+
+def _spacing(page: Any, imagej: dict[str, Any] | None) -> tuple[float, float] | None:
+    """(between rows, between columns) in mm, where the file means a physical size."""
+    sizes: tuple[float, float] | None = None
+    if page.is_ome:
+        found = {axis + unit: value for axis, unit, value in _OME_SIZES.findall(page.description)}
+        steps = [_number(found.get(axis)) * _mm(found.get(f"{axis}Unit", "um")) for axis in "YX"]
+        sizes = (steps[0], steps[1])
+    else:
+        unit = _mm(imagej["unit"]) if imagej and "unit" in imagej else _RESOLUTION_UNITS.get(_tag(page, 296, 2), 0.0)
+        across, down = (_ratio(page.tags.valueof(code)) for code in (282, 283))
+        if across > 0 and down > 0:
+            sizes = unit / down, unit / across
+    if sizes is None or not all(math.isfinite(size) and 0 < size < 100 for size in sizes):
+        return None
+    return sizes[::-1] if _orientation(page) >= 5 else sizes
+
+
+def _mm(unit: Any) -> float:
+    text = str(unit).strip().replace("\\u00B5", "u").replace("µ", "u").replace("μ", "u")
+    return _MM.get(text, 0.0)
+
+
+def _number(text: str | None) -> float:
+    try:
+        return float(text or "nan")
+    except ValueError:
+        return math.nan
+
+
+def _ratio(value: Any) -> float:
+    if isinstance(value, tuple) and len(value) == 2 and value[1]:
+        return float(value[0]) / float(value[1])
+    return 0.0
