@@ -1,6 +1,7 @@
-"""The size that a compressed image itself declares, read from its first bytes without decoding anything."""
+"""What a compressed image itself declares, read from its first bytes without decoding anything."""
 
 import struct
+from typing import NamedTuple
 
 _SOI = b"\xff\xd8"  # JPEG and JPEG-LS
 _SOC_SIZ = b"\xff\x4f\xff\x51"  # JPEG 2000: start of codestream, then the size marker
@@ -8,21 +9,29 @@ _SOC_SIZ = b"\xff\x4f\xff\x51"  # JPEG 2000: start of codestream, then the size 
 _START_OF_FRAME = (set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}) | {0xF7}
 
 
-def codestream_size(data: bytes) -> tuple[int, int] | None:
-    """(height, width) of a JPEG, JPEG-LS or JPEG 2000 codestream; None for others and broken headers."""
+class Codestream(NamedTuple):
+    """Size in pixels, and samples a pixel."""
+
+    height: int
+    width: int
+    samples: int
+
+
+def read_codestream(data: bytes) -> Codestream | None:
+    """What a JPEG, JPEG-LS or JPEG 2000 codestream declares; None for others and broken headers."""
     try:
         if data.startswith(_SOI):
-            return _jpeg_size(data)
+            return _read_jpeg(data)
         start = data.find(_SOC_SIZ, 0, 4096)  # a JP2 file wraps the codestream in boxes
         if start < 0:
             return None
         width, height, left, top = struct.unpack_from(">4I", data, start + 8)
-        return height - top, width - left
+        return Codestream(height - top, width - left, struct.unpack_from(">H", data, start + 40)[0])
     except (struct.error, IndexError):
         return None
 
 
-def _jpeg_size(data: bytes) -> tuple[int, int] | None:
+def _read_jpeg(data: bytes) -> Codestream | None:
     position = 2
     while data[position] == 0xFF:
         marker = data[position + 1]
@@ -30,6 +39,6 @@ def _jpeg_size(data: bytes) -> tuple[int, int] | None:
             position += 1
             continue
         if marker in _START_OF_FRAME:
-            return struct.unpack_from(">2H", data, position + 5)
+            return Codestream(*struct.unpack_from(">HHB", data, position + 5))
         position += 2 + struct.unpack_from(">H", data, position + 2)[0]
     return None

@@ -1,16 +1,32 @@
-"""DICOM files: single images, colour, palettes, multi-frame, compressed or not."""
+"""DICOM files: single images, colour, palettes, several frames, compressed or not."""
 
 import os
-import zlib
-from typing import Any, BinaryIO
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
-from dexcore.data.readers.codestream import codestream_size
-from dexcore.data.readers.scan import MAX_INFLATED_BYTES, RefusedError, Scan, check_size, make_finite
-from dexcore.extras import require
+from dexcore.data.readers.dicom_file import open_dicom
+from dexcore.data.readers.dicom_geometry import pixel_spacing
+from dexcore.data.readers.dicom_groups import Groups
+from dexcore.data.readers.dicom_levels import (
+    Levels,
+    Modality,
+    Window,
+    frame_modality,
+    frame_window,
+    show,
+    stored_levels,
+    union,
+)
+from dexcore.data.readers.dicom_lut import Lut, read_palette
+from dexcore.data.readers.dicom_padding import find_padding
+from dexcore.data.readers.dicom_stored import Stored, read_stored
+from dexcore.data.readers.dicom_values import code, text
+from dexcore.data.readers.scan import RefusedError, Scan
+from dexcore.data.readers.suv import suv_factor
 
-_DEFLATED = "1.2.840.10008.1.2.1.99"
 _KEYWORDS = (
     "Modality",
     "PatientID",
@@ -20,160 +36,203 @@ _KEYWORDS = (
     "BodyPartExamined",
     "Manufacturer",
 )
-# Their values are measures (Hounsfield units, activity): MONOCHROME1 changes how they are shown alone.
+# Their values are measures (Hounsfield units, SUV): MONOCHROME1, VOI tables and sigmoids change their display alone.
 _QUANTITATIVE = {"CT", "PT"}
 
+Units = Literal["HU", "SUV"] | None
 
-def read_dicom(path: str | os.PathLike[str], every: int = 1) -> Scan:
+
+@dataclass
+class Frames:
+    """Gray frames as they are read, one by one, into one array; `finish` completes them.
+
+    Attributes:
+        pixels: float32 [frames, rows, columns]; padding is NaN until `finish`.
+        levels: of all frames read.
+        turned: whether white is small (MONOCHROME1).
+        units: what the values measure.
+        metadata: of the first file.
+    """
+
+    pixels: np.ndarray
+    levels: Levels | None = None
+    turned: bool = False
+    units: Units = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    _files: int = 0
+
+    def add_file(self, levels: Levels | None, turned: bool, units: Units, metadata: Mapping[str, str]) -> None:
+        """Count in a file of a series.
+
+        Raises:
+            RefusedError: its values are of another kind than those before.
+        """
+        if not self._files:
+            self.levels, self.turned, self.units, self.metadata = levels, turned, units, metadata
+        elif (turned, units) != (self.turned, self.units):
+            raise RefusedError("the slices of the series differ in units or in PhotometricInterpretation")
+        else:
+            self.levels = union([self.levels, levels])
+        self._files += 1
+
+
+def read_dicom(source: str | os.PathLike[str] | BinaryIO, every: int = 1) -> Scan:
     """Read one DICOM file.
 
-    Gray values are rescaled (slope and intercept, or the modality LUT). MONOCHROME1 (white is small) is
-    turned over between the levels, except for CT and PET. Padding becomes the smallest value that is no
-    padding. Palettes and YBR become RGB. Overlays are not drawn, also those hidden in the pixels' unused
-    bits. The levels are the file's first window, else what its stored bits can hold; those of a palette or of
-    RGB are what their bits can hold.
+    Gray values are rescaled (slope and intercept, or the modality LUT); PET becomes SUV. The levels are the file's
+    first whole window, else what its stored bits can hold, over all frames; a VOI LUT or a sigmoid bends the values
+    and gives its own, except of CT and PET, whose values stay what they measure. MONOCHROME1 (white is small) is
+    turned over between the levels, with the same exception. Padding becomes the smallest value that is no padding.
+    Palettes and YBR become RGB, whose levels are what the stored bits can hold. Bits beside the stored ones
+    (overlays, rubbish) are dropped.
 
     Args:
-        path: the file.
+        source: the file, or an open one that can seek.
         every: read one frame in this many.
 
     Returns:
         A scan of layout "frames": float32 [frames, height, width], or RGB as the file's unsigned integers.
 
     Raises:
-        RefusedError: the file holds no image, or lies about its size, or is over a limit.
-        Exception: pydicom and its decoders raise many more on broken files.
+        RefusedError: the file holds no image, contradicts itself, is broken or over a limit.
     """
-    pydicom = require("pydicom", "data")
-    with open(path, "rb") as file:
-        _refuse_bomb(pydicom, file)
-        file.seek(0)
-        dataset = pydicom.dcmread(file)
-        if not any(keyword in dataset for keyword in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
-            raise RefusedError("a DICOM file without pixel data")
-        total = int(dataset.get("NumberOfFrames") or 1)
-        indices = list(range(0, total, every))
-        check_size(int(dataset.Rows), int(dataset.Columns), len(indices), int(dataset.SamplesPerPixel))
-        _check_codestreams(pydicom, dataset, indices, total)
-        stored = np.stack(list(pydicom.pixels.iter_pixels(dataset, indices=indices)))
-    metadata = {key: str(dataset[key].value) for key in _KEYWORDS if dataset.get(key)}
-    if dataset.SamplesPerPixel == 3:
-        pixels, levels = stored, _range_of(stored.dtype)
-    elif dataset.PhotometricInterpretation == "PALETTE COLOR":
-        pixels = pydicom.pixels.apply_color_lut(stored, dataset)[..., :3]
-        levels = _range_of(pixels.dtype)
-    else:
-        pixels, levels = _gray(pydicom, dataset, stored, indices)
-    return Scan(make_finite(pixels), "frames", levels, tuple(indices), metadata)
+    with open_dicom(source) as file:
+        stored = read_stored(file)
+        indices = tuple(range(0, stored.frames, every))
+        spacing = pixel_spacing(Groups(file.dataset))
+        if stored.color or stored.photometric == "PALETTE COLOR":
+            pixels, levels = _read_color(stored, indices)
+            return Scan(pixels, "frames", levels, indices, _metadata(file.dataset), spacing)
+        frames = Frames(np.empty((len(indices), stored.rows, stored.columns), np.float32))
+        _read_gray(stored, frames, {index: slot for slot, index in enumerate(indices)})
+        finish(frames)
+        return Scan(frames.pixels, "frames", frames.levels, indices, frames.metadata, spacing, frames.units)
 
 
-def _range_of(dtype: np.dtype) -> tuple[float, float] | None:
-    return (0.0, float(np.iinfo(dtype).max)) if np.issubdtype(dtype, np.unsignedinteger) else None
+def read_frames(source: str | os.PathLike[str] | BinaryIO, frames: Frames, slots: Mapping[int, int]) -> None:
+    """Read gray frames of a file into ``frames``.
+
+    Args:
+        source: the file, or an open one.
+        frames: where to.
+        slots: for each frame of the file (all of them), its place in ``frames``.
+
+    Raises:
+        RefusedError: as `read_dicom`; colour; a frame of another size.
+    """
+    with open_dicom(source) as file:
+        stored = read_stored(file)
+        if stored.color or stored.photometric == "PALETTE COLOR":
+            raise RefusedError("a slice in colour, expected gray")
+        if (stored.rows, stored.columns) != frames.pixels.shape[1:]:
+            raise RefusedError(f"{stored.rows} x {stored.columns} pixels, the series has {frames.pixels.shape[1:]}")
+        if stored.frames != len(slots):
+            raise RefusedError(f"the pixel data holds {stored.frames} frames, expected {len(slots)}")
+        _read_gray(stored, frames, slots)
 
 
-def _refuse_bomb(pydicom: Any, file: BinaryIO) -> None:
-    """Inflate a deflated data set piece by piece up to the limit: pydicom would inflate all of it at once."""
-    filereader = pydicom.filereader
-    filereader.read_preamble(file, force=False)
-    meta = filereader.read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
-    if meta.get("TransferSyntaxUID") != _DEFLATED:
-        return
-    inflater, inflated = zlib.decompressobj(-zlib.MAX_WBITS), 0
-    data = file.read()
-    while data and not inflater.eof:
-        inflated += len(inflater.decompress(data, 1 << 20))
-        if inflated > MAX_INFLATED_BYTES:
-            raise RefusedError(f"a deflated data set of more than {MAX_INFLATED_BYTES} bytes")
-        data = inflater.unconsumed_tail
+def finish(frames: Frames) -> None:
+    """Turn MONOCHROME1 over, and put the smallest value for padding; in place.
+
+    Raises:
+        RefusedError: every pixel is padding or not finite.
+    """
+    low, high = np.inf, -np.inf
+    for frame in frames.pixels:
+        finite = frame[np.isfinite(frame)]
+        if finite.size:
+            low, high = min(low, float(finite.min())), max(high, float(finite.max()))
+    if low > high:
+        raise RefusedError("every pixel is padding or not finite")
+    if frames.turned:
+        black, white = frames.levels or (low, high)
+        total = np.float32(black + white)
+        np.subtract(total, frames.pixels, out=frames.pixels)
+        low, high = float(total - np.float32(high)), float(total - np.float32(low))
+    for frame in frames.pixels:
+        np.nan_to_num(frame, copy=False, nan=low, neginf=low, posinf=high)
 
 
-def _check_codestreams(pydicom: Any, dataset: Any, indices: list[int], total: int) -> None:
-    """Compare the size in each compressed frame with the header's: decoders take memory for the former."""
-    if not dataset.file_meta.TransferSyntaxUID.is_encapsulated:
-        return
-    wanted = set(indices)
-    for index, frame in enumerate(pydicom.encaps.generate_frames(dataset.PixelData, number_of_frames=total)):
-        size = codestream_size(frame) if index in wanted else None
-        if size is not None and size != (dataset.Rows, dataset.Columns):
-            raise RefusedError(
-                f"frame {index} is compressed at {size[0]} x {size[1]} pixels, "
-                f"its header says {dataset.Rows} x {dataset.Columns}"
-            )
+def _read_gray(stored: Stored, frames: Frames, slots: Mapping[int, int]) -> None:
+    dataset = stored.file.dataset
+    groups = Groups(dataset)
+    groups.check_frames(stored.frames)
+    modality = code(dataset, "Modality")
+    quantitative = modality in _QUANTITATIVE
+    kinds = [_Kind.of(stored, groups, frame, modality) for frame in _distinct(groups, stored.frames)]
+    for index, (raw, clean) in zip(slots, stored.iterate(list(slots)), strict=True):
+        kind = kinds[index if len(kinds) > 1 else 0]
+        padding = find_padding(stored, raw, clean)
+        values = kind.modality.apply(clean)
+        if kind.factor != 1:
+            values *= kind.factor
+        if not quantitative:
+            values, _ = show(values, kind.window)
+        slot = frames.pixels[slots[index]]
+        slot[...] = values
+        if padding is not None:
+            slot[padding] = np.nan
+    units: Units = "SUV" if modality == "PT" else None
+    if modality == "CT" and all(kind.hounsfield for kind in kinds):
+        units = "HU"
+    turned = stored.photometric == "MONOCHROME1" and not quantitative
+    frames.add_file(union([kind.levels(stored, quantitative) for kind in kinds]), turned, units, _metadata(dataset))
 
 
-def _gray(
-    pydicom: Any, dataset: Any, stored: np.ndarray, indices: list[int]
-) -> tuple[np.ndarray, tuple[float, float] | None]:
-    padding = _padding(dataset, stored)
-    if _has_embedded_overlay(dataset):
-        stored = stored & stored.dtype.type((1 << int(dataset.BitsStored)) - 1)
-    levels: tuple[float, float] | None
-    if "ModalityLUTSequence" in dataset:
-        pixels = pydicom.pixels.apply_modality_lut(stored, dataset).astype(np.float32)
-        levels = None
-    else:
-        slopes, intercepts = zip(*(_rescale(dataset, index) for index in indices), strict=True)
-        slope, intercept = np.array([slopes, intercepts], np.float32)[..., None, None]
-        pixels = stored.astype(np.float32) * slope + intercept
-        levels = _stored_levels(dataset, slopes[0], intercepts[0])
-    levels = _window(dataset) or levels
-    if dataset.PhotometricInterpretation == "MONOCHROME1" and dataset.get("Modality") not in _QUANTITATIVE:
-        low, high = levels or (float(pixels.min()), float(pixels.max()))
-        pixels = np.float32(low + high) - pixels
-    if padding is not None and padding.any() and not padding.all():
-        pixels[padding] = pixels[~padding].min()
-    return pixels, levels
+@dataclass(frozen=True)
+class _Kind:
+    """How a frame's values are made and shown."""
+
+    modality: Modality
+    window: Window | Lut | None
+    factor: float  # to SUV
+
+    @classmethod
+    def of(cls, stored: Stored, groups: Groups, frame: int, modality: str | None) -> "_Kind":
+        factor = suv_factor(stored.file.dataset, frame) if modality == "PT" else 1.0
+        return cls(frame_modality(stored, groups, frame), frame_window(stored, groups, frame), factor)
+
+    @property
+    def hounsfield(self) -> bool:
+        return self.modality.stated and self.modality.unit in (None, "HU")
+
+    def levels(self, stored: Stored, quantitative: bool) -> Levels | None:
+        window = self.window
+        if isinstance(window, Lut):
+            if not quantitative:
+                return 0.0, float(window.white)
+            levels: Levels | None = (float(window.first), float(window.first + len(window.entries) - 1))
+        elif isinstance(window, Window):
+            if window.function == "SIGMOID" and not quantitative:
+                return 0.0, 1.0
+            levels = window.levels
+        else:
+            levels = stored_levels(stored, self.modality)
+        return levels and (levels[0] * self.factor, levels[1] * self.factor)
 
 
-def _padding(dataset: Any, stored: np.ndarray) -> np.ndarray | None:
-    value = dataset.get("PixelPaddingValue")
-    if not isinstance(value, int) or not np.issubdtype(stored.dtype, np.integer):
-        return None
-    limit = dataset.get("PixelPaddingRangeLimit")
-    limit = limit if isinstance(limit, int) else value
-    return (stored >= min(value, limit)) & (stored <= max(value, limit))
+def _distinct(groups: Groups, frames: int) -> Iterable[int]:
+    """The frames of which something may be said apart: all, or the first for all."""
+    return range(frames) if groups.per_frame else (0,)
 
 
-def _has_embedded_overlay(dataset: Any) -> bool:
-    """Retired, but met: an overlay in the bits above the stored ones, whose group names a bit position."""
-    if dataset.get("PixelRepresentation") != 0:  # in signed values those bits are the sign
-        return False
-    positions = (dataset.get((group, 0x0102)) for group in range(0x6000, 0x6020, 2))
-    return any(element is not None and element.value for element in positions)
+def _read_color(stored: Stored, indices: tuple[int, ...]) -> tuple[np.ndarray, Levels]:
+    palette = None
+    if not stored.color:
+        if not stored.integers:
+            raise RefusedError("a palette for pixels that are no integers")
+        palette = read_palette(stored.file.dataset, stored.file.little, stored.signed)
+    white = palette[0].white if palette else (1 << stored.bits) - 1
+    dtype = np.uint8 if white <= 255 else np.uint16 if white <= 65535 else np.uint32
+    pixels = np.empty((len(indices), stored.rows, stored.columns, 3), dtype)
+    for slot, (_, frame) in enumerate(stored.iterate(indices)):
+        if palette is None:
+            pixels[slot] = frame
+        else:
+            for channel, table in enumerate(palette):
+                pixels[slot, ..., channel] = table.apply(frame)
+    return pixels, (0.0, float(white))
 
 
-def _rescale(dataset: Any, index: int) -> tuple[float, float]:
-    """Slope and intercept of a frame: at the top, or in the functional groups of an enhanced file."""
-    places = [dataset, *dataset.get("SharedFunctionalGroupsSequence", [])]
-    places += dataset.get("PerFrameFunctionalGroupsSequence", [])[index : index + 1]
-    for place in reversed(places):
-        for item in [place, *place.get("PixelValueTransformationSequence", [])]:
-            slope, intercept = item.get("RescaleSlope"), item.get("RescaleIntercept")
-            if slope is not None or intercept is not None:
-                # A missing or zero slope is a writer's fault: the values stay as they are.
-                return float(slope or 1), float(intercept or 0)
-    return 1.0, 0.0
-
-
-def _stored_levels(dataset: Any, slope: float, intercept: float) -> tuple[float, float] | None:
-    bits = dataset.get("BitsStored")
-    if "PixelData" not in dataset or not bits:
-        return None
-    low = -(1 << (bits - 1)) if dataset.PixelRepresentation else 0
-    ends = low * slope + intercept, (low + (1 << bits) - 1) * slope + intercept
-    return min(ends), max(ends)
-
-
-def _window(dataset: Any) -> tuple[float, float] | None:
-    """The first window's ends, as DICOM PS3.3 C.11.2.1.2 defines them."""
-    center, width = (_first(dataset.get(keyword)) for keyword in ("WindowCenter", "WindowWidth"))
-    if center is None or width is None or width <= 1:
-        return None
-    low = center - 0.5 - (width - 1) / 2
-    return low, low + width - 1
-
-
-def _first(value: Any) -> float | None:
-    if value is None or value == "":
-        return None
-    return float(value if isinstance(value, int | float | str) else value[0])
+def _metadata(dataset: Any) -> dict[str, str]:
+    return {key: value for key in _KEYWORDS if (value := text(dataset, key))}

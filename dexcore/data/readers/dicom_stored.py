@@ -1,0 +1,247 @@
+"""The stored pixels of a DICOM file: what its elements say of them, checked, and its frames one by one."""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dexcore.data.readers.dicom_file import DicomFile
+from dexcore.data.readers.dicom_fragments import Fragment, find_frames, read_frame
+from dexcore.data.readers.dicom_values import code, needed_whole, safe_message, whole
+from dexcore.data.readers.scan import RefusedError, check_size
+from dexcore.extras import require
+
+_GRAY = {"MONOCHROME1", "MONOCHROME2"}
+_YBR = {"YBR_FULL", "YBR_FULL_422"}
+_COLORS = {"RGB", *_YBR, "YBR_RCT", "YBR_ICT", "YBR_PARTIAL_420", "YBR_PARTIAL_422"}
+_MAX_FRAMES = 1 << 31
+# What pydicom warns about and puts right itself; every other warning while decoding is an error.
+_PUT_RIGHT = (
+    r".*codestream uses component IDs",
+    r".*codestream contains a JFIF APP marker",
+    r".*decoding plugin has changed",
+    r".*non-conformant padding",
+)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The stored pixels of a file.
+
+    Attributes:
+        file: the open file.
+        rows, columns, samples: of each frame.
+        photometric: DICOM's word for the colour space.
+        allocated, bits, high_bit: bits a sample, those that hold its value, and the highest of them.
+        signed: whether integers are signed.
+        planar: whether the colours of uncompressed RGB lie in planes.
+        frames: how many there are, by the bytes.
+        fragments: where the bytes of each compressed frame lie.
+    """
+
+    file: DicomFile
+    rows: int
+    columns: int
+    samples: int
+    photometric: str
+    allocated: int
+    bits: int
+    high_bit: int
+    signed: bool
+    planar: bool
+    frames: int
+    fragments: list[list[Fragment]]
+
+    @property
+    def color(self) -> bool:
+        return self.samples == 3
+
+    @property
+    def integers(self) -> bool:
+        return self.file.keyword == "PixelData"
+
+    @property
+    def range(self) -> tuple[int, int]:
+        """The smallest and the largest integer that the stored bits can hold."""
+        low = -(1 << (self.bits - 1)) if self.signed else 0
+        return low, low + (1 << self.bits) - 1
+
+    def iterate(self, indices: Sequence[int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Each frame as its bits are allocated, and as its stored bits alone: [rows, columns] or [rows, columns, 3].
+
+        Raises:
+            RefusedError: a frame cannot be decoded, or its own size is not the header's.
+        """
+        for index in indices:
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("error")
+                    for message in _PUT_RIGHT:
+                        warnings.filterwarnings("ignore", message=message)
+                    raw, photometric = self._decode(index)
+            except RefusedError:
+                raise
+            except Exception as error:
+                raise RefusedError(
+                    f"frame {index} of the pixel data cannot be decoded: {safe_message(error)}"
+                ) from None
+            expected = (self.rows, self.columns, 3) if self.color else (self.rows, self.columns)
+            if raw.shape != expected:
+                raise RefusedError(f"frame {index} is decoded to the shape {raw.shape}, expected {expected}")
+            clean = self._used_bits(raw)
+            if photometric in _YBR:
+                clean = _to_rgb(clean, self.bits)
+            yield raw, clean
+
+    def _decode(self, index: int) -> tuple[np.ndarray, str]:
+        decoder = require("pydicom", "data").pixels.get_decoder(self.file.syntax)
+        options = {
+            "rows": self.rows,
+            "columns": self.columns,
+            "samples_per_pixel": self.samples,
+            "photometric_interpretation": self.photometric,
+            "bits_allocated": self.allocated,
+            "bits_stored": self.bits,
+            "pixel_representation": int(self.signed),
+            "planar_configuration": int(self.planar),
+            "pixel_keyword": self.file.keyword,
+            "pixel_vr": self.file.vr,
+            "number_of_frames": self.frames,
+            "correct_unused_bits": False,
+        }
+        if self.file.syntax.is_encapsulated:
+            data = read_frame(self.file, self.fragments[index], index, self.rows, self.columns, self.samples)
+            source: Any = require("pydicom", "data").encaps.encapsulate([data], has_bot=False)
+            options["number_of_frames"] = 1
+            index = 0
+        else:
+            source = self.file.stream
+            source.seek(self.file.start)
+        pixels, properties = decoder.as_array(source, index=index, raw=True, **options)
+        return pixels.astype(pixels.dtype.newbyteorder("="), copy=False), properties["photometric_interpretation"]
+
+    def _used_bits(self, raw: np.ndarray) -> np.ndarray:
+        """The bits above and below the stored ones may hold anything: rubbish, overlays."""
+        if not self.integers or self.allocated == 1:
+            return raw
+        width = 8 * raw.dtype.itemsize
+        if _keeps_sign(self.file.syntax) and not (_has_embedded_overlay(self.file.dataset) and not self.signed):
+            return raw  # the decoder has applied the codestream's own depth
+        if self.high_bit + 1 > width or self.bits >= width:
+            return raw
+        return (raw << (width - 1 - self.high_bit)) >> (width - self.bits)
+
+
+def read_stored(file: DicomFile) -> Stored:
+    """Check what a file says of its pixels, and count its frames.
+
+    Raises:
+        RefusedError: an element is missing, damaged or contradicts the pixels; the element is named.
+    """
+    if file.keyword is None:
+        raise RefusedError("a DICOM file without pixel data")
+    dataset = file.dataset
+    rows, columns = needed_whole(dataset, "Rows", 0, 65535), needed_whole(dataset, "Columns", 0, 65535)
+    photometric, samples = _colors(dataset)
+    allocated, bits, high_bit = _bits(dataset, file.keyword)
+    declared = whole(dataset, "NumberOfFrames")
+    declared = declared if declared and declared > 0 else None
+    check_size(rows, columns, min(declared or 1, _MAX_FRAMES), samples)
+    planar = whole(dataset, "PlanarConfiguration")
+    fragments: list[list[Fragment]] = []
+    native = not file.syntax.is_encapsulated
+    if native and samples == 3 and planar not in (0, 1):
+        raise RefusedError("PlanarConfiguration is missing, expected 0 or 1")
+    if native and photometric.startswith("YBR_PARTIAL"):
+        raise RefusedError("PhotometricInterpretation YBR_PARTIAL is not read without compression")
+    if native:
+        if photometric == "YBR_FULL_422" and file.length >= (declared or 1) * rows * columns * 3 * allocated // 8:
+            photometric = "YBR_FULL"  # the header lies: the colours are there for every pixel
+        pixel_bits = allocated * samples if photometric != "YBR_FULL_422" else allocated * 2
+        frames = _count_native(file, rows * columns * pixel_bits, declared)
+    else:
+        fragments = find_frames(file, declared)
+        frames = len(fragments)
+    check_size(rows, columns, frames, samples)
+    return Stored(
+        file, rows, columns, samples, photometric, allocated, bits, high_bit,
+        _signed(dataset, file.keyword, samples, photometric, bits), planar == 1, frames, fragments,
+    )  # fmt: skip
+
+
+def _colors(dataset: Any) -> tuple[str, int]:
+    photometric, samples = code(dataset, "PhotometricInterpretation"), whole(dataset, "SamplesPerPixel")
+    if photometric is None:
+        raise RefusedError("PhotometricInterpretation is missing")
+    expected = 1 if photometric in _GRAY or photometric == "PALETTE COLOR" else 3 if photometric in _COLORS else None
+    if expected is None:
+        raise RefusedError("PhotometricInterpretation is neither gray, palette, RGB nor YBR")
+    if samples not in (None, expected):
+        raise RefusedError(f"SamplesPerPixel is {samples}, PhotometricInterpretation expects {expected}")
+    return photometric, expected
+
+
+def _bits(dataset: Any, keyword: str) -> tuple[int, int, int]:
+    """Allocated, stored, and the highest stored bit."""
+    if keyword != "PixelData":
+        allocated = 32 if keyword == "FloatPixelData" else 64
+        return allocated, allocated, allocated - 1
+    allocated = needed_whole(dataset, "BitsAllocated", 1, 64)
+    if allocated not in (1, 8, 16, 32, 64):
+        raise RefusedError(f"BitsAllocated is {allocated}, expected 1, 8, 16, 32 or 64")
+    if allocated <= 8 and whole(dataset, "BitsStored") is None:
+        return allocated, allocated, allocated - 1
+    bits = needed_whole(dataset, "BitsStored", 1, allocated)
+    high_bit = whole(dataset, "HighBit")
+    return allocated, bits, high_bit if high_bit is not None and bits <= high_bit + 1 <= allocated else bits - 1
+
+
+def _signed(dataset: Any, keyword: str, samples: int, photometric: str, bits: int) -> bool:
+    value = whole(dataset, "PixelRepresentation")
+    if keyword != "PixelData":
+        return False
+    if value not in (None, 0, 1):
+        raise RefusedError(f"PixelRepresentation is {value}, expected 0 or 1")
+    if value is None and photometric in _GRAY and bits > 8:
+        raise RefusedError("PixelRepresentation is missing: signed and unsigned pixels look alike")
+    return value == 1 and samples == 1
+
+
+def _count_native(file: DicomFile, frame_bits: int, declared: int | None) -> int:
+    held = 8 * file.length
+    there = held // frame_bits
+    if declared is not None and there < declared:
+        raise RefusedError(
+            f"the pixel data holds {held / frame_bits:.4g} frames in {file.length} bytes, the header says {declared}"
+        )
+    if there < 1:
+        raise RefusedError(f"{file.length} bytes of pixel data, a frame has {-(-frame_bits // 8)}")
+    left = held - there * frame_bits
+    if declared is None or there > declared:
+        if left >= 16 and there > 1:  # more than the padding of an odd length
+            raise RefusedError(
+                f"the pixel data holds {held / frame_bits:.4g} frames, NumberOfFrames says {declared or 'nothing'}"
+            )
+        return there
+    return declared
+
+
+def _to_rgb(pixels: np.ndarray, bits: int) -> np.ndarray:
+    if bits > 8:
+        raise RefusedError(f"YBR of {bits} bits, expected 8")
+    convert = require("pydicom", "data").pixels.convert_color_space
+    result: np.ndarray = convert(pixels, "YBR_FULL", "RGB")
+    return result
+
+
+def _keeps_sign(syntax: Any) -> bool:
+    uid = require("pydicom", "data").uid
+    return syntax in uid.JPEG2000TransferSyntaxes or syntax in uid.JPEGLSTransferSyntaxes
+
+
+def _has_embedded_overlay(dataset: Any) -> bool:
+    """Retired, but met: an overlay in the bits above the stored ones, whose group names a bit position."""
+    positions = (dataset.get((group, 0x0102)) for group in range(0x6000, 0x6020, 2))
+    return any(element is not None and element.value for element in positions)
