@@ -1,8 +1,10 @@
 """Files of the kinds that few packages write, made by the formats' descriptions."""
 
 import struct
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 
 
@@ -25,4 +27,28 @@ def write_vol(
     for scan in scans:
         body += b"HSF-BS-103\0".ljust(scan_header, b"\7") + scan.astype("<f4").tobytes()
     path.write_bytes(bytes(header) + body)
+    return path
+
+
+def write_video(
+    path: Path,
+    frames: np.ndarray,
+    codec: str = "mjpeg",
+    pixel_format: str = "yuvj444p",
+    rotation: int = 0,
+    aspect: int = 1,
+    **options: str,
+) -> Path:
+    """[frames, height, width, 3] at 25 frames a second; ``aspect``: how much wider than high a pixel is shown."""
+    with av.open(str(path), "w", options=options) as container:
+        stream = container.add_stream(codec, rate=25)
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = pixel_format
+        if aspect != 1:
+            stream.codec_context.sample_aspect_ratio = Fraction(aspect)
+        if rotation:
+            stream.set_display_rotation(rotation)
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
     return path

@@ -13,8 +13,7 @@ from importlib import import_module
 
 from dexcore.checks import check_kind, check_whole
 from dexcore.data.readers.kind import Kind, file_kind
-from dexcore.data.readers.scan import RefusedError, Scan, UnreadableFileError
-from dexcore.extras import MissingExtraError
+from dexcore.data.readers.scan import RefusedError, Scan, UnreadableFileError, unreadable
 
 __all__ = ["Scan", "UnreadableFileError", "read_file"]
 
@@ -28,6 +27,7 @@ _FRAMES = {
     Kind.TIFF: ("tiff", "read_tiff"),
     Kind.NUMPY: ("arrays", "read_numpy"),
     Kind.NPZ: ("arrays", "read_npz"),
+    Kind.VIDEO: ("video", "read_video"),
     Kind.HEIDELBERG: ("heidelberg", "read_heidelberg"),
 }
 _VOLUMES = {
@@ -57,24 +57,17 @@ def read_file(path: str | bytes | os.PathLike[str], every: int = 1, volume: int 
     check_whole("every", every, 1)
     check_whole("volume", volume, 0)
     named: str | os.PathLike[str] = os.fsdecode(path) if isinstance(path, bytes) else path
-    try:
-        with _quiet():
-            kind = file_kind(named)
-            if kind in _FRAMES:
-                return _reader(*_FRAMES[kind])(named, every)
-            if kind in _VOLUMES:
-                return _reader(*_VOLUMES[kind])(named, volume)
-            if kind is not None:
-                raise RefusedError(f"a file of kind {kind}, which has no reader")
-            if os.path.getsize(named) == 0:
-                raise RefusedError("the file is empty")
-            raise RefusedError(f"of no known kind, expected one of {', '.join([*_FRAMES, *_VOLUMES])}")
-    except MissingExtraError:
-        raise
-    except RefusedError as error:
-        raise UnreadableFileError(named, str(error)) from error
-    except Exception as error:  # the libraries raise whatever a broken file makes them stumble over
-        raise UnreadableFileError(named, f"{type(error).__name__}: {error}") from error
+    with unreadable(named), _quiet():
+        kind = file_kind(named)
+        if kind in _FRAMES:
+            return _reader(*_FRAMES[kind])(named, every)
+        if kind in _VOLUMES:
+            return _reader(*_VOLUMES[kind])(named, volume)
+        if kind is not None:
+            raise RefusedError(f"a file of kind {kind}, which has no reader")
+        if os.path.getsize(named) == 0:
+            raise RefusedError("the file is empty")
+        raise RefusedError(f"of no known kind, expected one of {', '.join([*_FRAMES, *_VOLUMES])}")
 
 
 def _reader(module: str, function: str) -> Callable[[str | os.PathLike[str], int], Scan]:

@@ -1,11 +1,14 @@
 """What a reader gives, the one error it raises, and the sizes above which it refuses."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
+
+from dexcore.extras import MissingExtraError
 
 # Ours, against files that claim (or inflate to) more than any scanner or camera gives.
 MAX_FRAME_PIXELS = 1 << 26  # one 2-D image: 67 megapixels; mammograms have 25
@@ -35,6 +38,22 @@ class UnreadableFileError(ValueError):
 
 class RefusedError(Exception):
     """Raised inside a reader with the reason alone; `read_file` adds the path."""
+
+
+@contextmanager
+def unreadable(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Whatever goes wrong while a file is read becomes an UnreadableFileError with its path and reason.
+
+    Only what says that this installation, not the file, lacks something stays as it is (MissingExtraError).
+    """
+    try:
+        yield
+    except (MissingExtraError, UnreadableFileError):
+        raise
+    except RefusedError as error:
+        raise UnreadableFileError(path, str(error)) from error
+    except Exception as error:  # the libraries raise whatever a broken file makes them stumble over
+        raise UnreadableFileError(path, f"{type(error).__name__}: {error}") from error
 
 
 @dataclass(frozen=True)

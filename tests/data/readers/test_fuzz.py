@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from fuzz import read_mutations
-from made_kinds import write_vol
+from made_kinds import write_video, write_vol
 
 _RNG = np.random.default_rng(0)
 
@@ -23,6 +23,11 @@ def test_mutated_files_are_read_or_refused(tmp_path, count):
         sitk.WriteImage(volume, sources / name)
     for name in ("gzip.nrrd", "zlib.mha"):
         sitk.WriteImage(volume, sources / name, True)
+    frames = np.repeat(stack.astype(np.uint8)[..., None], 3, axis=3)[:, :16, :32]
+    write_video(sources / "mjpeg.avi", frames)
+    write_video(sources / "h264.mp4", frames, "libx264", "yuv420p")
+    write_video(sources / "vp9.webm", frames, "libvpx-vp9", "yuv420p")
+    write_video(sources / "mpeg2.mpg", frames, "mpeg2video", "yuv420p")
     files = [
         *sorted(path for path in sources.iterdir() if path.suffix != ".raw"),
         write_vol(sources / "heidelberg.vol", _RNG.random((3, 20, 30), np.float32)),
