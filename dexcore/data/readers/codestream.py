@@ -31,6 +31,12 @@ def read_codestream(data: bytes) -> Codestream | None:
         return None
 
 
+def codestream_size(data: bytes) -> tuple[int, int] | None:
+    """(height, width) of `read_codestream`."""
+    stream = read_codestream(data)
+    return stream and (stream.height, stream.width)
+
+
 def _read_jpeg(data: bytes) -> Codestream | None:
     position = 2
     while data[position] == 0xFF:
