@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dexcore.data.readers.codestream import codestream_size
+from dexcore.data.readers.codestream import read_codestream
 from dexcore.data.readers.pixels import bit_levels, oriented, over_black
 from dexcore.data.readers.scan import RefusedError, Scan, check_size, make_finite
 from dexcore.extras import require
@@ -258,10 +258,10 @@ def _check_segments(tiff: Any, page: Any) -> None:
             )
 
 
-def _stream_size(page: Any) -> Callable[[bytes], tuple[int, int] | None] | None:
+def _stream_size(page: Any) -> Callable[[bytes], tuple[int, ...] | None] | None:
     """What tells the (height, width) that a compressed strip or tile claims by itself."""
     if page.compression in _CODESTREAMS:
-        return codestream_size
+        return read_codestream
     if page.compression not in _PILLOW_STREAMS:
         return None
 
