@@ -102,11 +102,16 @@ def _kind(head: bytes) -> Kind | None:
 
 
 def _inflated(head: bytes) -> bytes:
-    """The first bytes of what a gzip file holds."""
+    """The first bytes of what a gzip file holds, as far as it is whole."""
+    inflater, inflated = zlib.decompressobj(16 + zlib.MAX_WBITS), b""
     try:
-        return zlib.decompressobj(16 + zlib.MAX_WBITS).decompress(head, _HEAD_BYTES)
+        for start in range(0, len(head), 256):
+            inflated += inflater.decompress(head[start : start + 256], _HEAD_BYTES)
+            if len(inflated) >= _HEAD_BYTES:
+                break
     except zlib.error:
-        return b""
+        pass
+    return inflated
 
 
 def _first_member(head: bytes) -> bytes:

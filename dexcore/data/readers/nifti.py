@@ -1,59 +1,213 @@
-"""NIfTI volumes."""
+"""NIfTI volumes: one file, under gzip or not, or a .hdr/.img pair."""
 
+import gzip
+import math
 import os
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from dexcore.data.readers.scan import RefusedError, Scan, check_size, make_finite
+from dexcore.data.readers.pixels import over_black
+from dexcore.data.readers.scan import RefusedError, Scan, check_ratio, check_size, make_finite
 from dexcore.extras import require
 
-_DEFLATE_RATIO = 1032  # the most that deflate can shrink anything
+_HEADER_BYTES = {348: "Nifti1Header", 540: "Nifti2Header"}
+_MM = {1: 1000.0, 3: 1e-3}  # xyzt_units: metres, micrometres; all others mean mm
+_LABEL = 1002  # intent_code
 
 
 def read_nifti(path: str | os.PathLike[str], volume: int = 0) -> Scan:
     """Read one NIfTI-1 or NIfTI-2 file, in the closest canonical orientation.
 
-    NaN voxels become the smallest finite value.
+    The orientation is the sform's, or the qform's where the sform is not set, not finite or singular. A slope of zero
+    or NaN scales nothing. NaN voxels become the smallest finite value. Voxels of 8 and 16 bits that the file does not
+    scale stay integers; all others become float32. An image of two axes is a volume of one slice.
 
     Args:
-        path: the file.
-        volume: of several (time points, diffusion directions), which is read.
+        path: the file; of a pair the ``.hdr``, with its ``.img`` (or ``.img.gz``) beside it.
+        volume: of several (time points, diffusion directions), which is read. Under gzip all before it is inflated.
 
     Returns:
-        A scan of layout "volume": float32 [x, y, z], scaled by the file's slope and intercept.
+        A scan of layout "volume": [x, y, z], scaled by the file's slope and intercept, with spacing in mm. RGB voxels
+        give layout "frames": the axial slices [z, height, width, 3], front on top and right on the left.
 
     Raises:
-        RefusedError: not gray, not three-dimensional, larger than the file can hold, or over a limit.
+        RefusedError: complex voxels, sform and qform both unfit, shorter than it says, a bomb, or over a limit.
         Exception: nibabel raises many more on broken files.
     """
     nibabel = require("nibabel", "data")
-    image = nibabel.load(path)
-    if not isinstance(image, nibabel.Nifti1Image):  # Nifti2Image is one too
-        raise RefusedError(f"expected NIfTI, found {type(image).__name__}")
-    shape, dtype = image.shape, image.get_data_dtype()
-    if dtype.kind not in "iuf":
-        raise RefusedError(f"voxels of type {dtype}, expected integers or floats")
-    if len(shape) < 3:
-        raise RefusedError(f"{len(shape)} axes, expected a volume of at least 3")
-    check_size(shape[0], shape[1], shape[2])
-    _check_declared_size(image, path)
-    volumes = int(np.prod(shape[3:]))
+    header, pair = _header(nibabel, path)
+    shape, dtype = _shape(header), header.get_data_dtype()
+    color = dtype.names is not None
+    if not color and dtype.kind not in "iuf":
+        raise RefusedError(f"voxels of type {dtype}, expected integers, floats or RGB")
+    check_size(shape[0], shape[1], shape[2], 3 if color else 1)
+    volumes = math.prod(shape[3:])
     if volume >= volumes:
         raise RefusedError(f"volume {volume} was asked for, the file holds {volumes}")
-    chosen = (..., *np.unravel_index(volume, shape[3:], order="F")) if volumes > 1 else (..., *(0 for _ in shape[3:]))
-    voxels = np.asarray(image.dataobj[chosen], dtype=np.float32)
-    orientation = nibabel.orientations.io_orientation(image.affine)
-    voxels = nibabel.orientations.apply_orientation(voxels, orientation)
+    orientation, norms = _orientation(nibabel, header)
+    data_path = _pair_file(path) if pair else path
+    start = 0 if pair else header.sizeof_hdr + 4
+    start = max(start, _whole(float(header["vox_offset"]), "vox_offset"))
+    nbytes = math.prod(shape[:3]) * dtype.itemsize
+    with open(data_path, "rb") as file:
+        compressed = _check_held(file, start + nbytes * volumes)
+        with gzip.GzipFile(fileobj=file) if compressed else file as voxels:
+            voxels.seek(start + nbytes * volume)
+            scaling = None if color else _scaling(header)
+            stack = _read_planes(voxels, shape[:3], dtype, scaling)
+            if volume == volumes - 1:
+                voxels.read(1)  # the end of the file: gzip compares its checksum there
     metadata = {"Shape": " x ".join(map(str, shape))}
-    return Scan(make_finite(np.ascontiguousarray(voxels)), "volume", metadata=metadata, volumes=volumes)
+    if int(header["intent_code"]) == _LABEL:
+        metadata["Intent"] = "label"
+    canonical = nibabel.orientations.apply_orientation(np.moveaxis(make_finite(stack), (0, 2), (2, 0)), orientation)
+    spacing = [0.0, 0.0, 0.0]
+    for axis, norm in zip(orientation[:, 0], norms, strict=True):
+        spacing[int(axis)] = norm
+    if color:
+        axial = np.ascontiguousarray(canonical.transpose(2, 1, 0, 3)[:, ::-1, ::-1])
+        frames = tuple(range(len(axial)))
+        return Scan(axial, "frames", (0.0, 255.0), frames, metadata, (spacing[1], spacing[0]), volumes=volumes)
+    return Scan(canonical, "volume", None, None, metadata, (spacing[0], spacing[1], spacing[2]), volumes=volumes)
 
 
-def _check_declared_size(image: Any, path: str | os.PathLike[str]) -> None:
-    declared = int(image.header["vox_offset"]) + image.get_data_dtype().itemsize * int(
-        np.prod(image.shape, dtype=object)
-    )
-    compressed = os.fspath(path).lower().endswith(".gz")
-    held = os.path.getsize(path) * (_DEFLATE_RATIO if compressed else 1)
-    if declared > held:
+def _header(nibabel: Any, path: str | os.PathLike[str]) -> tuple[Any, bool]:
+    """The header, and whether its voxels lie in another file."""
+    with open(path, "rb") as file:
+        compressed = file.read(2) == b"\x1f\x8b"
+        file.seek(0)
+        with gzip.GzipFile(fileobj=file) if compressed else file as content:
+            data = content.read(540)
+    sizes = [size for order in ("little", "big") if (size := int.from_bytes(data[:4], order)) in _HEADER_BYTES]
+    if not sizes or len(data) < sizes[0]:
+        raise RefusedError(f"{len(data)} bytes, expected NIfTI's header of 348 or 540")
+    header = getattr(nibabel, _HEADER_BYTES[sizes[0]])(data[: sizes[0]], check=False)
+    magic = bytes(header["magic"])[:2]
+    if magic not in (b"n+", b"ni"):
+        raise RefusedError(f"magic {magic!r}, expected NIfTI's")
+    return header, magic == b"ni"
+
+
+def _pair_file(path: str | os.PathLike[str]) -> Path:
+    """Where the voxels of a pair lie."""
+    header = Path(path)
+    if header.suffix.lower() == ".hdr":
+        for suffix in (".img", ".img.gz", ".IMG", ".IMG.GZ"):
+            if header.with_suffix(suffix).is_file():
+                return header.with_suffix(suffix)
+    raise RefusedError("the header of a .hdr/.img pair, expected under the name .hdr with its .img beside it")
+
+
+def _shape(header: Any) -> tuple[int, ...]:
+    """Three axes and more."""
+    dim = [int(side) for side in header["dim"]]
+    if not 2 <= dim[0] <= 7:
+        raise RefusedError(f"{dim[0]} axes, expected 2 to 7")
+    shape = (*dim[1 : dim[0] + 1], 1)[: max(3, dim[0])]
+    if min(shape) < 1:
+        raise RefusedError(f"shape {shape}, expected at least one voxel along each axis")
+    return shape
+
+
+def _whole(value: float, name: str) -> int:
+    if not (math.isfinite(value) and 0 <= value < 1 << 40):
+        raise RefusedError(f"{name} is {value}, expected a number of bytes")
+    return int(value)
+
+
+def _orientation(nibabel: Any, header: Any) -> tuple[np.ndarray, list[float]]:
+    """nibabel's orientation of the file's axes, and the voxels' size along each in mm."""
+    names = {"sform": header["sform_code"], "qform": header["qform_code"]}
+    affines = {name: _sform(header) if name == "sform" else _qform(header) for name, code in names.items() if code > 0}
+    fit = [affine for affine in affines.values() if _is_fit(affine)]
+    if affines and not fit:
+        words = [f"the {name} {'cannot be used' if name in affines else 'is not set'}" for name in names]
+        raise RefusedError(f"{' and '.join(words)}, expected finite axes that are not in one plane")
+    affine = fit[0] if fit else _base(header)
+    if not _is_fit(affine):
+        raise RefusedError(f"neither sform nor qform, and voxels of {header['pixdim'][1:4]}, expected their size")
+    unit = _MM.get(int(header["xyzt_units"]) & 7, 1.0)
+    norms = [float(np.linalg.norm(affine[:3, axis])) * unit for axis in range(3)]
+    return nibabel.orientations.io_orientation(affine), norms
+
+
+def _sform(header: Any) -> np.ndarray:
+    return np.array([header["srow_x"], header["srow_y"], header["srow_z"], [0, 0, 0, 1]], np.float64)
+
+
+def _qform(header: Any) -> np.ndarray:
+    """The axes from a unit quaternion and the voxel size, as nifti1.h defines them; the position is not needed."""
+    b, c, d = (float(header[f"quatern_{letter}"]) for letter in "bcd")
+    rest = 1 - (b * b + c * c + d * d)
+    if not rest > -1e-4:  # also NaN; below zero by more than rounding it is no rotation
+        return np.full((4, 4), np.nan)
+    a = math.sqrt(max(0.0, rest))
+    rotation = [
+        [a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)],
+        [2 * (b * c + a * d), a * a + c * c - b * b - d * d, 2 * (c * d - a * b)],
+        [2 * (b * d - a * c), 2 * (c * d + a * b), a * a + d * d - b * b - c * c],
+    ]
+    sizes = np.abs(np.array(header["pixdim"][1:4], np.float64))
+    if header["pixdim"][0] < 0:  # qfac; 0 means 1
+        sizes[2] = -sizes[2]
+    affine = np.eye(4)
+    affine[:3, :3] = np.array(rotation) * sizes
+    return affine
+
+
+def _base(header: Any) -> np.ndarray:
+    """Neither form: Analyze's convention, x to the left."""
+    sizes = np.abs(np.array(header["pixdim"][1:4], np.float64))
+    return np.diag([-sizes[0], sizes[1], sizes[2], 1])
+
+
+def _is_fit(affine: np.ndarray) -> bool:
+    axes = affine[:3, :3]
+    with np.errstate(all="ignore"):
+        norms = np.linalg.norm(axes, axis=0)
+        if not (np.isfinite(norms).all() and norms.all()):
+            return False
+        return abs(np.linalg.det(axes / norms)) > 1e-3
+
+
+def _check_held(file: BinaryIO, declared: int) -> bool:
+    """Whether the file is compressed; refuse one that cannot hold what its header claims, or is a bomb."""
+    held = os.fstat(file.fileno()).st_size
+    compressed = file.read(2) == b"\x1f\x8b"
+    file.seek(0)
+    if compressed:
+        check_ratio(declared, held)
+    elif declared > held:
         raise RefusedError(f"the header claims {declared} bytes, the file can hold {held}")
+    return compressed
+
+
+def _scaling(header: Any) -> tuple[float, float] | None:
+    slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
+    if not math.isfinite(slope) or slope == 0:
+        return None
+    intercept = intercept if math.isfinite(intercept) else 0.0
+    return None if (slope, intercept) == (1, 0) else (slope, intercept)
+
+
+def _read_planes(file: Any, shape: tuple[int, ...], dtype: np.dtype, scaling: tuple[float, float] | None) -> np.ndarray:
+    """The voxels [z, y, x] or, of RGB, [z, y, x, 3], plane by plane: there is no second copy."""
+    width, height, depth = shape
+    color = dtype.names is not None
+    native = dtype.newbyteorder("=") if dtype.kind in "iu" and dtype.itemsize <= 2 and scaling is None else np.float32
+    stack = np.empty((depth, height, width, 3) if color else (depth, height, width), np.uint8 if color else native)
+    nbytes = height * width * dtype.itemsize
+    for number in range(depth):
+        data = file.read(nbytes)
+        if len(data) < nbytes:
+            raise RefusedError(f"the header claims {depth} planes, the file ends in number {number}")
+        if color:
+            samples = np.frombuffer(data, np.uint8).reshape(height, width, dtype.itemsize)
+            rgb = samples[..., :3]
+            stack[number] = over_black(rgb, samples[..., 3], 255) if dtype.itemsize == 4 else rgb
+            continue
+        plane = np.frombuffer(data, dtype).reshape(height, width)
+        stack[number] = plane if scaling is None else plane * scaling[0] + scaling[1]
+    return stack

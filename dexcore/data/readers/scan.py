@@ -114,15 +114,27 @@ def check_ratio(inflated: int, compressed: int) -> None:
 def make_finite(pixels: np.ndarray) -> np.ndarray:
     """Put the smallest finite value for NaN (outside the field of view) and -inf, the largest for +inf.
 
+    Args:
+        pixels: changed in place where it can be written to, one entry of the first axis after the other: large volumes
+            need no second copy.
+
     Raises:
         RefusedError: no value is finite.
     """
     if not np.issubdtype(pixels.dtype, np.floating):
         return pixels
-    finite = np.isfinite(pixels)
-    if finite.all():
-        return pixels
-    if not finite.any():
+    low, high, broken = np.inf, -np.inf, []
+    for number, part in enumerate(pixels):
+        finite = np.isfinite(part)
+        if not finite.all():
+            broken.append(number)
+            part = part[finite]
+        if part.size:
+            low, high = min(low, part.min()), max(high, part.max())
+    if low > high:
         raise RefusedError("no pixel is finite")
-    low, high = pixels[finite].min(), pixels[finite].max()
-    return np.nan_to_num(pixels, nan=low, neginf=low, posinf=high)
+    if broken and not pixels.flags.writeable:
+        pixels = pixels.copy()
+    for number in broken:
+        pixels[number] = np.nan_to_num(pixels[number], nan=low, neginf=low, posinf=high)
+    return pixels
