@@ -27,6 +27,7 @@ _FRAMES = {
     Kind.TIFF: ("tiff", "read_tiff"),
     Kind.NUMPY: ("arrays", "read_numpy"),
     Kind.NPZ: ("arrays", "read_npz"),
+    Kind.HDF5: ("hdf5", "read_hdf5"),
     Kind.VIDEO: ("video", "read_video"),
     Kind.HEIDELBERG: ("heidelberg", "read_heidelberg"),
 }

@@ -1,5 +1,6 @@
 """Broken files of every kind are read or refused: no crash, no hang, no GiB, nothing on the terminal."""
 
+import h5py
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -28,6 +29,11 @@ def test_mutated_files_are_read_or_refused(tmp_path, count):
     write_video(sources / "h264.mp4", frames, "libx264", "yuv420p")
     write_video(sources / "vp9.webm", frames, "libvpx-vp9", "yuv420p")
     write_video(sources / "mpeg2.mpg", frames, "mpeg2video", "yuv420p")
+    with h5py.File(sources / "plain.h5", "w") as file:
+        file["image"] = stack
+    with h5py.File(sources / "chunked.h5", "w") as file:
+        file.create_dataset("a/image", data=stack, chunks=(1, 30, 40), compression="gzip", fletcher32=True)
+        file["a/spacing"] = np.ones(3)
     files = [
         *sorted(path for path in sources.iterdir() if path.suffix != ".raw"),
         write_vol(sources / "heidelberg.vol", _RNG.random((3, 20, 30), np.float32)),
