@@ -12,7 +12,7 @@ Version 1, which is read and no longer written, had the images of all sources in
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -170,11 +170,14 @@ def columns(version: int = VERSION) -> dict[str, str]:
     return {name: kind for name, kind in COLUMNS.items() if version > 1 or name not in NULLABLE}
 
 
-def schema(version: int = VERSION) -> Any:
-    """Give the Arrow schema, with the features under the metadata key where Hugging Face looks for them."""
+def schema(version: int = VERSION, without: Collection[str] = ()) -> Any:
+    """Give the Arrow schema, with the features under the metadata key where Hugging Face looks for them.
+
+    ``without`` names columns to leave out.
+    """
     pa = require("pyarrow", "train")
     image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    known = columns(version)
+    known = {name: kind for name, kind in columns(version).items() if name not in without}
     fields = [("image", image), *((name, pa.type_for_alias(kind)) for name, kind in known.items())]
     features: dict[str, dict[str, str]] = {"image": {"_type": "Image"}}
     features |= {name: {"dtype": kind, "_type": "Value"} for name, kind in known.items()}
