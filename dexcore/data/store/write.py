@@ -51,12 +51,12 @@ def write_store(
     check_whole("max_side", max_side, 1)
     folder = Path(folder)
     with staging_folder(folder) as staging:
-        sources: dict[str, _SourceWriter] = {}
+        sources: dict[str, SourceWriter] = {}
         for record in records:
             row = encode_row(record, max_side)
             source = row["source"]
             if source not in sources:
-                sources[source] = _SourceWriter(staging, source, shard_bytes)
+                sources[source] = SourceWriter(staging, source, shard_bytes)
             with writing(folder):
                 sources[source].add(row)
         if not sources:
@@ -68,7 +68,7 @@ def write_store(
     return manifest
 
 
-class _SourceWriter:
+class SourceWriter:
     """The shards of one source: rows one by one, written batch by batch."""
 
     def __init__(self, staging: Path, source: str, shard_bytes: int) -> None:
