@@ -16,6 +16,7 @@ from dexcore.extras import require
 _GRAY = {"MONOCHROME1", "MONOCHROME2"}
 _YBR = {"YBR_FULL", "YBR_FULL_422"}
 _COLORS = {"RGB", *_YBR, "YBR_RCT", "YBR_ICT", "YBR_PARTIAL_420", "YBR_PARTIAL_422"}
+_JPEG_EXTENDED = "1.2.840.10008.1.2.4.51"
 _MAX_FRAMES = 1 << 31
 # What pydicom warns about and puts right itself; every other warning while decoding is an error.
 _PUT_RIGHT = (
@@ -113,6 +114,8 @@ class Stored:
         }
         if self.file.syntax.is_encapsulated:
             data = read_frame(self.file, self.fragments[index], index, self.rows, self.columns, self.samples)
+            if self.file.syntax == _JPEG_EXTENDED and self.bits > 8:  # pydicom has no decoder for 12 bits
+                return require("imagecodecs", "train").jpeg_decode(data), self.photometric
             source: Any = require("pydicom", "data").encaps.encapsulate([data], has_bot=False)
             options["number_of_frames"] = 1
             index = 0
