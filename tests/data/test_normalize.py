@@ -1,6 +1,7 @@
 """The normalizations of method section 6, against their formulas."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from dexcore.data import SOURCES
-from dexcore.data.normalize import NORMALIZATIONS, normalize
+from dexcore.data import normalize as module
+from dexcore.data.normalize import NORMALIZATIONS, limits, normalize, window
 
 _RNG = np.random.default_rng(0)
 
@@ -73,6 +75,74 @@ def test_every_result_lies_in_0_to_1_and_keeps_the_order(pixels, method):
 @pytest.mark.parametrize("method", ["percentile_minmax", "percentile_zscore_minmax", "div255"])
 def test_a_constant_becomes_zeros(method):
     np.testing.assert_array_equal(normalize(np.full((3, 4), 7.5), method), np.zeros((3, 4)))
+
+
+_THIRDS = [0, 1 / 3, 2 / 3, 1]
+
+
+@pytest.mark.parametrize(
+    ("pixels", "expected"),
+    [
+        (1e9 + np.arange(4.0), _THIRDS),
+        (np.array([1e-30, 2e-30, 4e-30]), [0, 1 / 3, 1]),
+        (np.array([-3e38, 0, 3e38], np.float32), [0, 0.5, 1]),
+        (np.array([-1.7e308, 0, 1.7e308]), [0, 0.5, 1]),
+        (np.array([-60000, 0, 60000], np.float16), [0, 0.5, 1]),
+        (2**31 - 4 + np.arange(4, dtype=np.int32), _THIRDS),
+        (2**62 + np.arange(4), _THIRDS),
+        (-(2**63) + np.arange(4), _THIRDS),
+        (np.array([-(2**63), 0, 2**63 - 1]), [0, 0.5, 1]),
+        (np.array([2**64 - 4, 2**64 - 3, 2**64 - 2, 2**64 - 1], np.uint64), _THIRDS),
+    ],
+)
+def test_the_edges_of_every_type_keep_their_distances(pixels, expected):
+    np.testing.assert_allclose(normalize(pixels, "div255"), expected, atol=1e-7)
+    cut = normalize(pixels, "percentile_minmax")
+    np.testing.assert_allclose(cut[[0, -1]], [0, 1])
+    np.testing.assert_allclose(cut, expected, atol=0.02)
+    assert (np.diff(cut) > 0).all()
+
+
+@pytest.mark.parametrize("kind", ["i1", "u1", "i2", ">u2", "i4", "u4", "i8", "u8", "f2", "f4", ">f4", "f8"])
+def test_percentiles_of_large_arrays_are_exact(monkeypatch, kind):
+    pixels = _RNG.normal(0, 60, (30, 40, 50))
+    pixels = (np.abs(pixels) if kind[-2] == "u" else pixels).astype(kind)
+    turned = pixels.transpose(2, 0, 1)[::-1, :, 1::2]
+    expected = [limits(part, "percentile_minmax") for part in (pixels, turned)]
+    np.testing.assert_allclose(expected[0], np.percentile(pixels.astype(np.float64), [1, 99]), rtol=1e-12)
+    monkeypatch.setattr(module, "_SORTED_WHOLE", 0)
+    monkeypatch.setattr(module, "_CHUNK", 1000)
+    assert [limits(part, "percentile_minmax") for part in (pixels, turned)] == expected
+    np.testing.assert_array_equal(window(turned, expected[1]), normalize(turned, "percentile_minmax"))
+
+
+@pytest.mark.parametrize("kind", [np.int16, np.float32])
+def test_percentiles_take_no_copy_of_a_large_volume(kind):
+    volume = np.arange(1 << 24).reshape(256, 256, 256).astype(kind).T
+    tracemalloc.start()
+    try:
+        limits(volume, "percentile_minmax")
+        assert tracemalloc.get_traced_memory()[1] < 25 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_slices_of_a_volume_are_scaled_one_by_one_as_the_whole():
+    volume = _RNG.gamma(2, 100, (5, 12, 13)).astype(np.float32)
+    for method in NORMALIZATIONS:
+        found = limits(volume, method)
+        whole = normalize(volume, method)
+        for part, expected in zip(volume, whole, strict=True):
+            np.testing.assert_array_equal(window(part, found), expected)
+
+
+def test_limits_are_the_windows_and_the_files_levels():
+    pixels = np.array([-5.0, 7.0])
+    assert limits(pixels, "hu_window") == (-200, 400)
+    assert limits(pixels, "suv_window", (1.0, 2.0)) == (0, 20)
+    assert limits(pixels, "div255", (1.0, 2.0)) == (1, 2)
+    assert limits(pixels, "div255") == (-5, 7)
+    assert limits(pixels.astype(np.int8).view(np.uint8), "div255") == (0, 255)
 
 
 def test_the_table_has_every_method_of_the_sources():
