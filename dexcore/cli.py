@@ -1,6 +1,7 @@
-"""The command ``dexcore``: pre-training, and what is done with a run's folder, by name.
+"""The command ``dexcore``: stores of images, pre-training, and what is done with a run's folder, by name.
 
     dexcore pretrain [FLAGS]    pre-train, as examples/pretrain_mvu.py does
+    dexcore mvu COMMAND         make a store of images from folders, check it, look at it
     dexcore report RUN          make the report of a run again, from the numbers in its folder
     dexcore --version           the versions of dexcore, torch and triton
 
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dexcore.extras import MissingExtraError
+from dexcore.mvu import add_commands, run_mvu
 
 EXIT_ERROR = 2
 
@@ -27,6 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return pretrain(argv[1:], "dexcore pretrain")
     arguments = _parser().parse_args(argv)
     try:
+        if arguments.command == "mvu":
+            return run_mvu(arguments)
         return _report(arguments.run)
     except (MissingExtraError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -68,6 +72,8 @@ def _parser() -> argparse.ArgumentParser:
         help="pre-train a Director-Experts masked autoencoder on medical images",
         add_help=False,
     )
+    mvu = commands.add_parser("mvu", help="make a store of images from folders, check it, look at it")
+    add_commands(mvu)
     report = commands.add_parser(
         "report",
         help="make a run's report again, from the numbers in its folder",

@@ -23,12 +23,13 @@ def foreground_ratio(image: np.ndarray) -> float:
     return float(np.mean(brightest > FOREGROUND_LEVEL))
 
 
-def reject_reason(image: np.ndarray, modality: Modality) -> str | None:
+def reject_reason(image: np.ndarray, modality: Modality, min_side: int = MIN_SIDE) -> str | None:
     """Why a normalized image is dropped, in words; None if it is kept.
 
     Args:
         image: [height, width] or [height, width, 3], in [0, 1].
         modality: PET is darker than the others and has its own limit.
+        min_side: the smallest shorter side that is kept, pixels.
 
     Raises:
         TypeError: ``image`` is no array.
@@ -39,8 +40,8 @@ def reject_reason(image: np.ndarray, modality: Modality) -> str | None:
         raise ValueError(f"image has shape {image.shape}, expected [height, width] or [height, width, 3]")
     modality = Modality(modality)  # its name alone, as stores hold it, would miss PET's limit
     side = min(image.shape[:2])
-    if side < MIN_SIDE:
-        return f"shorter side of {side} px, expected at least {MIN_SIDE}"
+    if side < min_side:
+        return f"shorter side of {side} px, expected at least {min_side}"
     if not np.isfinite(image).all():
         return "non-finite pixels"
     if image.min() == image.max():

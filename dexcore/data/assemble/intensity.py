@@ -1,0 +1,59 @@
+"""How the values of a file come to lie in [0, 1]: the method, by modality and by what the file holds."""
+
+import numpy as np
+
+from dexcore.data.modality import Modality
+from dexcore.data.normalize import HU_WINDOW, PERCENTILES, SUV_WINDOW, Levels
+from dexcore.data.readers import Scan
+from dexcore.data.sources.schema import Units
+
+_AIR_HU = -200  # a CT in Hounsfield units has air in it
+_BY_MODALITY = {Modality.CT: "hu_window", Modality.PET: "percentile_zscore_minmax", Modality.MR: "percentile_minmax"}
+
+
+class UnitsError(Exception):
+    """The values are in other units than the normalization is for; the message says what would help."""
+
+
+def method_for(modality: Modality, scan: Scan, wanted: str | None, declared: Units | None) -> str:
+    """The normalization of a file, a name of `dexcore.data.normalize`.
+
+    Without a wish: 8-bit pictures (also of CT and MR: they were made for the eye) are divided by 255, CT in Hounsfield
+    units and PET in SUV are windowed, MR and what has no units is cut at its percentiles, all others go from the black
+    to the white that their files state.
+
+    Args:
+        modality: of the images.
+        scan: the file, which may know its units.
+        wanted: the source's; goes before all else.
+        declared: the units that the source gives to files that do not say theirs.
+
+    Raises:
+        UnitsError: ``wanted`` is a window of units that the values are not in.
+    """
+    units = scan.units or declared
+    if wanted is not None:
+        needed = {"hu_window": "HU", "suv_window": "SUV"}.get(wanted)
+        if needed and units != needed and (units is not None or scan.pixels.dtype == np.uint8):
+            held = f"values in {units}" if units else "an 8-bit picture"
+            raise UnitsError(f"{wanted} is for values in {needed}, this file holds {held}: set another normalization")
+        return wanted
+    if modality not in _BY_MODALITY or scan.pixels.dtype == np.uint8:
+        return "div255"
+    if modality is Modality.CT and units != "HU" and scan.pixels.min() > _AIR_HU:
+        return "percentile_minmax"
+    if modality is Modality.PET and units == "SUV":
+        return "suv_window"
+    return _BY_MODALITY[modality]
+
+
+def black_and_white(scan: Scan, method: str) -> Levels:
+    """The values that become 0 and 1, over all that was read of the file."""
+    if method == "hu_window":
+        return HU_WINDOW
+    if method == "suv_window":
+        return SUV_WINDOW
+    if method == "div255":
+        return scan.levels or (float(scan.pixels.min()), float(scan.pixels.max()))
+    low, high = np.percentile(scan.pixels, PERCENTILES)
+    return float(low), float(high)

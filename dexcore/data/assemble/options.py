@@ -1,0 +1,95 @@
+"""What a user sets of a build, and what of it goes to the workers."""
+
+import hmac
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from dexcore.checks import check_kind, check_path, check_whole
+from dexcore.data.assemble.walk import path_text
+from dexcore.data.modality import Modality
+from dexcore.data.sources.schema import parse_modality
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What holds for all sources of a build.
+
+    Attributes:
+        root: the folder.
+        max_side: the largest shorter side of a stored image, pixels.
+        min_side: the smallest that is kept, where a source does not say; None: `filter.MIN_SIDE`.
+        every: one frame in this many is kept, where a source does not say; None: by kind.
+        drop_burned_in: keep images out of which DICOM says that text is burned in.
+        path_key: paths are replaced by their hashes under this key; None: they stay.
+    """
+
+    root: str
+    max_side: int
+    min_side: int | None = None
+    every: int | None = None
+    drop_burned_in: bool = False
+    path_key: bytes | None = None
+
+    def shown(self, path: str) -> str:
+        """A path as it stands in the store."""
+        if self.path_key is None:
+            return path_text(path)
+        return hmac.new(self.path_key, b"path\0" + os.fsencode(path), "sha256").hexdigest()[:32]
+
+    def source_name(self, folder: str) -> str:
+        """The name of a source that gives itself none, from the path of its folder."""
+        return path_text(folder) if self.path_key is None else f"source-{self.shown(folder)[:8]}"
+
+
+@dataclass(frozen=True)
+class Options:
+    """The arguments of `dexcore.data.build_store` that decide over the store.
+
+    Raises:
+        TypeError, ValueError: one is not as it must be; the message names it.
+    """
+
+    name: str | None = None
+    modality: Modality | None = None
+    max_side: int = 512
+    min_side: int | None = None
+    every: int | None = None
+    key: Path | None = None
+    hash_paths: bool = False
+    drop_burned_in: bool = False
+
+    def __post_init__(self) -> None:
+        if self.name is not None:
+            check_kind("name", self.name, str, "a text")
+            if not self.name.strip() or not self.name.isprintable():
+                raise ValueError(f"name must be a text of printable characters, got {self.name!r}")
+        if self.modality is not None:
+            try:
+                object.__setattr__(self, "modality", parse_modality(self.modality))
+            except ValueError as error:
+                raise ValueError(f"modality {error}") from error
+        check_whole("max_side", self.max_side, 1)
+        for option in ("min_side", "every"):
+            if getattr(self, option) is not None:
+                check_whole(option, getattr(self, option), 1)
+        if self.key is not None:
+            check_path("key", self.key)
+            object.__setattr__(self, "key", Path(self.key))
+        check_kind("hash_paths", self.hash_paths, bool, "True or False")
+        check_kind("drop_burned_in", self.drop_burned_in, bool, "True or False")
+
+    def settings(self, root: Path, key: bytes) -> Settings:
+        """What goes to the workers; ``key`` is that of the groups."""
+        return Settings(
+            root=str(root.resolve()),
+            max_side=self.max_side,
+            min_side=self.min_side,
+            every=self.every,
+            drop_burned_in=self.drop_burned_in,
+            path_key=key if self.hash_paths else None,
+        )
+
+    def source_name(self, root: Path) -> str:
+        """The name of the source that lies below no ``dataset.yaml`` of a folder inside, and of the store."""
+        return self.name or ("images" if self.hash_paths else path_text(root.resolve().name) or "images")

@@ -1,0 +1,109 @@
+"""What a build has to do: the sources' inputs as a hash, their items cut into tasks."""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, fields, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import dexcore
+from dexcore.data.assemble.discover import Item
+from dexcore.data.assemble.options import Settings
+from dexcore.data.assemble.read import Task
+from dexcore.data.assemble.walk import SourceFiles
+from dexcore.data.sources.schema import Column
+from dexcore.data.store.manifest import VERSION
+from dexcore.extras import require
+
+FORMAT = 1  # changes where the same inputs give other images
+_FILES_A_TASK = 32
+_LARGE_BYTES = 8 << 20  # a file alone
+# What decides over pixels and bytes.
+_PACKAGES = [
+    "numpy",
+    "pyarrow",
+    "Pillow",
+    "opencv-python-headless",
+    "imagecodecs",
+    "pydicom",
+    "nibabel",
+    "tifffile",
+    "SimpleITK",
+    "av",
+    "h5py",
+    "python-gdcm",
+    "pylibjpeg-openjpeg",
+    "pyjpegls",
+]
+
+
+def inputs_hash(source: SourceFiles, settings: Settings, key: bytes) -> str:
+    """sha256 (hex) over all that a source's images depend on: files by path, size and time, settings, versions."""
+    recipe = source.recipe
+    tables = [where.csv for where in (recipe.group, _column(recipe.split)) if isinstance(where, Column)]
+    path_key = settings.path_key and hashlib.sha256(settings.path_key).hexdigest()
+    parts = [
+        [FORMAT, VERSION, dexcore.__version__, [_version(name) for name in _PACKAGES]],
+        {field.name: _plain(getattr(recipe, field.name)) for field in fields(recipe)},
+        asdict(replace(settings, root="", path_key=None)) | {"path_key": path_key},
+        hashlib.sha256(b"groups\0" + key).hexdigest(),
+        [hashlib.sha256(table.read_bytes()).hexdigest() for table in tables],
+    ]
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode())
+    for file in source.files:
+        digest.update(os.fsencode(f"{source.below(file.path)}\0{file.size}\0{file.mtime_ns}\n"))
+    return digest.hexdigest()
+
+
+def _column(split: object) -> object:
+    return split[0] if isinstance(split, tuple) and split else None
+
+
+def _plain(value: object) -> object:
+    """What is the same in every process and place: no folder, no set's order."""
+    if isinstance(value, re.Pattern):
+        return value.pattern
+    if isinstance(value, Column):
+        return [value.csv.name, value.file, value.column]
+    if isinstance(value, frozenset):
+        return sorted(value)
+    if isinstance(value, tuple):
+        return [_plain(one) for one in value]
+    return value
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "-"
+
+
+def tasks_of(items: Sequence[Item], source: SourceFiles, settings: Settings, folder: Path) -> list[Task]:
+    """Cut items, in their order, into tasks of at most `_FILES_A_TASK` small files, or one large one or a volume."""
+    groups: list[list[Item]] = []
+    room = 0
+    for item in items:
+        large = len(item.files) > 1 or item.size > _LARGE_BYTES
+        if large or room == 0:
+            groups.append([])
+            room = _FILES_A_TASK
+        groups[-1].append(item)
+        room = 0 if large else room - 1
+    return [
+        Task(settings, source.recipe, tuple(group), str(folder / f"task-{number:06d}"))
+        for number, group in enumerate(groups)
+    ]
+
+
+def check_libraries() -> None:
+    """Say at once what every build needs.
+
+    Raises:
+        MissingExtraError: a package of the extra ``train`` is missing.
+    """
+    for module in ("yaml", "tqdm", "pyarrow", "PIL", "cv2"):
+        require(module, "train")

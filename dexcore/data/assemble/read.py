@@ -1,0 +1,241 @@
+"""One task of a build: files in, rows of a store out, and for all else the reason.
+
+read -> normalise -> slice -> filter -> hash and encode, an image at a time; a fault ends at its file's border.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dexcore.data.assemble.discover import Item
+from dexcore.data.assemble.filter import MIN_SIDE, reject_reason
+from dexcore.data.assemble.hand import Hand
+from dexcore.data.assemble.intensity import UnitsError, black_and_white, method_for
+from dexcore.data.assemble.masks import looks_like_labels
+from dexcore.data.assemble.options import Settings
+from dexcore.data.assemble.reasons import Reject, reason_of
+from dexcore.data.assemble.slices import AXES, acquired_axis, plane_spacing, slices, square
+from dexcore.data.assemble.walk import Found
+from dexcore.data.modality import Modality
+from dexcore.data.normalize import normalize
+from dexcore.data.readers import Scan, UnreadableFileError, read_file
+from dexcore.data.readers.kind import Kind
+from dexcore.data.readers.series import read_series
+from dexcore.data.readers.video import iterate_video
+from dexcore.data.record import ImageRecord
+from dexcore.data.sources.schema import Recipe
+from dexcore.data.store.manifest import Row, schema
+from dexcore.data.store.row import encode_row
+from dexcore.data.store.write import BATCH_BYTES, BATCH_ROWS
+from dexcore.extras import require
+from dexcore.files import write_whole
+
+VIDEO_EVERY = 30  # videos keep one frame in 30 (method, section 6)
+# Of these, a DICOM file of several frames is a video.
+_MOVING = (Modality.ULTRASOUND, Modality.ENDOSCOPY, Modality.XRAY)
+
+
+@dataclass(frozen=True)
+class Task:
+    """Items that are read one after the other, and where their rows go: ``target`` + ``.arrow`` and ``.json``."""
+
+    settings: Settings
+    recipe: Recipe
+    items: tuple[Item, ...]
+    target: str
+
+
+def build_task(task: Task, hand: Hand) -> None:
+    """Read a task's items; its two files appear when all is done, the rows before the outcome.
+
+    Raises:
+        OSError: the files cannot be written.
+    """
+    writer = _RowsFile(Path(f"{task.target}.arrow"))
+    rejects: list[Reject] = []
+    try:
+        for index, item in enumerate(task.items):
+            dead = hand.take(index, item.size)
+            if dead is not None:
+                rejects.append(Reject(task.settings.shown(item.files[0].path), dead))
+                continue
+            for result in _records(task, item, hand):
+                if isinstance(result, Reject):
+                    rejects.append(result)
+                else:
+                    writer.add(encode_row(result, task.settings.max_side) | {"kind": item.kind.value})
+            hand.drop()
+        size = writer.close()
+    finally:
+        writer.discard()
+    outcome = {"size": size, "rejects": [(reject.path, reject.reason) for reject in rejects]}
+    write_whole(Path(f"{task.target}.json"), json.dumps(outcome).encode())
+
+
+def task_schema() -> Any:
+    """The Arrow schema of a task's rows: a store's, and the kind of the file."""
+    pa = require("pyarrow", "train")
+    return schema().append(pa.field("kind", pa.string()))
+
+
+class _RowsFile:
+    """The rows of a task: written to a temporary name, renamed when whole."""
+
+    def __init__(self, path: Path) -> None:
+        self._pa = require("pyarrow", "train")
+        self._path, self._temporary = path, path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        self._schema = task_schema()
+        self._stream = self._pa.ipc.new_stream(str(self._temporary), self._schema)
+        self._rows: list[Row] = []
+        self._bytes = 0
+
+    def add(self, row: Row) -> None:
+        self._rows.append(row)
+        self._bytes += len(row["image"]["bytes"])
+        if len(self._rows) >= BATCH_ROWS or self._bytes >= BATCH_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._stream.write_batch(self._pa.RecordBatch.from_pylist(self._rows, schema=self._schema))
+        self._rows, self._bytes = [], 0
+
+    def close(self) -> int:
+        """Bring the file to the disk, and give its size in bytes."""
+        if self._rows:
+            self._flush()
+        self._stream.close()
+        with open(self._temporary, "rb+") as file:
+            os.fsync(file.fileno())
+            size = file.seek(0, os.SEEK_END)
+        os.replace(self._temporary, self._path)
+        return size
+
+    def discard(self) -> None:
+        with suppress(OSError):
+            self._stream.close()
+        self._temporary.unlink(missing_ok=True)
+
+
+def _records(task: Task, item: Item, hand: Hand) -> Iterator[ImageRecord | Reject]:
+    """The images of an item, or why there are none."""
+    settings, path = task.settings, item.files[0].path
+    if settings.drop_burned_in and item.burned_in:
+        yield Reject(settings.shown(path), "text is burned in, as its header says")
+        return
+    if _changed(settings.root, item.files):
+        yield Reject(settings.shown(path), "changed since it was found")
+        return
+    try:
+        for scan, place in _scans(task, item):
+            hand.drop()
+            yield from _cut(task, item, scan, place)
+            hand.again()
+    except Exception as error:  # a file must not end the build, whatever it makes the libraries stumble over
+        if len(item.files) > 1 and isinstance(error, UnreadableFileError):
+            # One bad file must not cost a whole volume.
+            for file in item.files:
+                yield from _records(task, _alone(item, file), hand)
+            return
+        yield Reject(settings.shown(path), reason_of(error, item.kind, settings.path_key is not None))
+    if _changed(settings.root, item.files):
+        yield Reject(settings.shown(path), "changed while it was read")
+
+
+def _alone(item: Item, file: Found) -> Item:
+    return replace(item, files=(file,), volume=False)
+
+
+def _changed(root: str, files: Sequence[Found]) -> bool:
+    for file in files:
+        try:
+            now = os.stat(Path(root) / file.path)
+        except OSError:
+            return True
+        if (now.st_size, now.st_mtime_ns) != (file.size, file.mtime_ns):
+            return True
+    return False
+
+
+def _scans(task: Task, item: Item) -> Iterator[tuple[Scan, str]]:
+    """What is read of an item, and its place in the file where there are several."""
+    recipe, root = task.recipe, Path(task.settings.root)
+    paths = [root / file.path for file in item.files]
+    if item.volume:
+        yield read_series(paths), ""
+        return
+    [path] = paths
+    moving = item.kind is Kind.VIDEO or (item.kind is Kind.DICOM and item.modality in _MOVING)
+    every = recipe.every or task.settings.every or (VIDEO_EVERY if moving else 1)
+    if item.kind is Kind.VIDEO:  # an hour of surgery does not fit into memory
+        for frame, image in iterate_video(path, every):
+            yield Scan(image[None], "frames", (0.0, 255.0)), f"#{frame}"
+        return
+    number = 0 if isinstance(recipe.volume, str) else recipe.volume
+    scan = read_file(path, every, number)
+    yield scan, f"#{number}" if number else ""
+    if recipe.volume == "all":
+        volumes = scan.volumes
+        del scan  # it is large
+        for number in range(1, volumes):
+            yield read_file(path, every, number), f"#{number}"
+
+
+def _cut(task: Task, item: Item, scan: Scan, place: str) -> Iterator[ImageRecord | Reject]:
+    """The 2-D images of a scan."""
+    settings, recipe = task.settings, task.recipe
+    shown = settings.shown(item.files[0].path) + place
+    assert item.modality is not None
+    labels = looks_like_labels(scan.pixels, item.named_mask) if item.kind is not Kind.VIDEO else None
+    if labels is not None:
+        yield Reject(shown, labels)
+        return
+    try:
+        method = method_for(item.modality, scan, recipe.normalization, recipe.units)
+    except UnitsError as error:
+        yield Reject(shown, str(error))
+        return
+    levels = black_and_white(scan, method)
+    least = recipe.min_side or settings.min_side or MIN_SIDE
+    for where, raw, spacing in _planes(scan, recipe):
+        try:
+            image, size = square(normalize(raw, "div255", levels), spacing)
+        except ValueError as error:
+            yield Reject(shown + where, str(error))
+            continue
+        reason = reject_reason(image, item.modality, least)
+        if reason is not None:
+            yield Reject(shown + where, reason)
+            continue
+        yield ImageRecord(
+            image=image,
+            modality=item.modality,
+            source=recipe.name,
+            anatomy=item.anatomy,
+            normalization=method,
+            group=item.group,
+            path=shown + where,
+            split=item.split,
+            spacing=size,
+            burned_in=item.burned_in,
+        )
+
+
+def _planes(scan: Scan, recipe: Recipe) -> Iterator[tuple[str, np.ndarray, tuple[float, float] | None]]:
+    """Each 2-D image as it was read, with its place in the file and the spacing of its rows and columns."""
+    if scan.layout == "volume":
+        for axis in recipe.axes or (acquired_axis(scan.spacing),):
+            spacing = plane_spacing(scan.spacing, axis)
+            for index, plane in enumerate(slices(scan.pixels, axis)):
+                yield f"#{AXES[axis]}={index}", np.ascontiguousarray(plane), spacing
+        return
+    frames = scan.frames or range(len(scan.pixels))
+    spacing = (scan.spacing[0], scan.spacing[1]) if scan.spacing else None
+    for index, image in zip(frames, scan.pixels, strict=True):
+        gray = image.ndim == 3 and (image == image[..., :1]).all()
+        yield f"#{index}" if len(frames) > 1 or index else "", image[..., 0].copy() if gray else image, spacing

@@ -1,0 +1,174 @@
+"""Which images belong together (a patient's, a volume's), and which of them are held out.
+
+The split hangs on the group's hash alone, so that adding data moves nobody across.
+"""
+
+import csv
+import gzip
+import hashlib
+import hmac
+import os
+import re
+import secrets
+from pathlib import Path, PurePosixPath
+
+from dexcore.data.readers.dicom_header import Header
+from dexcore.data.record import Split
+from dexcore.data.sources.globs import matcher
+from dexcore.data.sources.schema import Column, Recipe, RecipeError
+
+_KEY_BYTES = 32
+_HASH_DIGITS = 32
+_EXTENSIONS = re.compile(r"(\.(nii|img|label|ome|tar))?\.[A-Za-z0-9]{1,8}$")
+
+
+class UnplacedError(Exception):
+    """An image's group or split cannot be told; the message says why."""
+
+
+class Grouping:
+    """Groups and splits of one source.
+
+    Args:
+        recipe: of the source.
+        key: of the hashes; None for plain ones, which are the same everywhere (public sources).
+
+    Raises:
+        RecipeError: a CSV file that the recipe names cannot be read, or lacks a column.
+    """
+
+    def __init__(self, recipe: Recipe, key: bytes | None) -> None:
+        self._recipe = recipe
+        self._key = None if recipe.public else key
+        self._group_of = _table(recipe.group) if isinstance(recipe.group, Column) else None
+        self._split_of = self._heldout = None
+        if isinstance(recipe.split, tuple):
+            if isinstance(recipe.split[0], Column):
+                self._split_of = _table(recipe.split[0])
+            else:
+                self._heldout = matcher(recipe.split)
+
+    def place(self, path: str, header: Header | None) -> tuple[str, Split]:
+        """The group of an image, as a hash, and its split.
+
+        Args:
+            path: of its file below the source's folder.
+            header: of its file, if it is DICOM.
+
+        Raises:
+            UnplacedError: the recipe's expression does not match, or its CSV file has no row for the image.
+        """
+        group = self._hash(self._identity(path, header))
+        return group, self._split(path, group)
+
+    def _identity(self, path: str, header: Header | None) -> str:
+        wanted = self._recipe.group
+        if isinstance(wanted, re.Pattern):
+            match = wanted.search(path)
+            if match is None:
+                raise UnplacedError("no match of the source's expression for groups in its path")
+            found = match.group(1) if wanted.groups and match.group(1) is not None else match.group()
+            return f"patient\0{found}"
+        if self._group_of is not None and isinstance(wanted, Column):
+            return f"patient\0{_look_up(self._group_of, wanted, path)}"
+        if header is not None and wanted != "file":
+            # A level that the header lacks is stood in for by the next below it.
+            levels = {"patient": header.patient, "study": header.study, "volume": header.series}
+            names = list(levels)
+            for name in names[names.index(str(wanted)) :]:
+                if levels[name]:
+                    return f"{name}\0{levels[name]}"
+        return f"file\0{self._recipe.name}\0{path}"
+
+    def _hash(self, identity: str) -> str:
+        data = os.fsencode(identity)
+        if self._key is None:
+            data = os.fsencode(f"{self._recipe.name}\0") + data
+            return hashlib.sha256(data).hexdigest()[:_HASH_DIGITS]
+        return hmac.new(self._key, data, "sha256").hexdigest()[:_HASH_DIGITS]
+
+    def _split(self, path: str, group: str) -> Split:
+        wanted = self._recipe.split
+        if wanted == "train" or wanted == "heldout":
+            return wanted
+        if isinstance(wanted, float):
+            drawn = int.from_bytes(hashlib.sha256(b"split\0" + group.encode()).digest()[:8], "big") / 2**64
+            return "heldout" if drawn < wanted else "train"
+        if self._heldout is not None:
+            return "heldout" if self._heldout(path) else "train"
+        column, values = wanted
+        assert self._split_of is not None
+        assert isinstance(column, Column)
+        return "heldout" if _look_up(self._split_of, column, path) in values else "train"
+
+
+def load_key(path: Path | None) -> bytes:
+    """The key of a user's groups; made once, in the user's configuration folder, unless a file is given.
+
+    Raises:
+        ValueError: the file cannot be read or made, or holds less than 16 bytes.
+    """
+    given = path is not None
+    if path is None:
+        path = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "dexcore" / "group.key"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:
+            pass
+        except OSError as error:
+            raise ValueError(
+                f"cannot make the key of groups {path}: {error.strerror}; give one by --key FILE"
+            ) from error
+        else:
+            with open(descriptor, "w", encoding="ascii") as file:
+                file.write(secrets.token_hex(_KEY_BYTES) + "\n")
+    try:
+        key = path.read_bytes().strip()
+    except OSError as error:
+        raise ValueError(f"cannot read the key of groups {path}: {error.strerror}") from error
+    if len(key) < 16:
+        hint = "" if given else "; remove it, and another is made (groups and splits change with it)"
+        raise ValueError(f"the key of groups {path} holds {len(key)} bytes, expected at least 16{hint}")
+    return key
+
+
+def stem(name: str) -> str:
+    """A file's name without its ending; ``.nii.gz`` and ``.img.nii.gz`` are one ending."""
+    if name.lower().endswith(".gz"):
+        name = name[:-3]
+    return _EXTENSIONS.sub("", name) or name
+
+
+def _table(column: Column) -> dict[str, str]:
+    """The values of a CSV file's column by the images' paths, names and stems, all as texts."""
+    try:
+        data = column.csv.read_bytes()
+        if data.startswith(b"\x1f\x8b"):  # seen: gzip under a name of .csv
+            data = gzip.decompress(data)
+        text = data.decode("utf-8-sig")
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{column.csv}: cannot be read: {type(error).__name__}: {error}") from error
+    first = text.split("\n", 1)[0]
+    rows = csv.DictReader(text.splitlines(), delimiter=max(",;\t", key=first.count))
+    known = [name.strip() for name in rows.fieldnames or []]
+    rows.fieldnames = known
+    for name in (column.file, column.column):
+        if name not in known:
+            raise RecipeError(f"{column.csv}, line 1: has no column {name!r}, it has {', '.join(known)}")
+    table: dict[str, str] = {}
+    for row in rows:
+        image, value = (row[column.file] or "").strip(), (row[column.column] or "").strip()
+        if image and value:
+            place = PurePosixPath(image.lstrip("/"))
+            for key in (str(place), place.name, stem(place.name)):
+                table.setdefault(key, value)
+    return table
+
+
+def _look_up(table: dict[str, str], column: Column, path: str) -> str:
+    place = PurePosixPath(path)
+    for key in (path, place.name, stem(place.name)):
+        if key in table:
+            return table[key]
+    raise UnplacedError(f"no row in the source's CSV file (column {column.file}, with a value in {column.column})")

@@ -1,0 +1,68 @@
+"""One call from a folder to a store."""
+
+import os
+from concurrent.futures import Executor
+from typing import TYPE_CHECKING
+
+from dexcore.data.modality import Modality
+
+if TYPE_CHECKING:
+    from dexcore.data.store import Manifest
+
+
+def build_store(
+    folder: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    name: str | None = None,
+    modality: Modality | str | None = None,
+    jobs: int | None = None,
+    executor: Executor | None = None,
+    max_side: int = 512,
+    min_side: int | None = None,
+    every: int | None = None,
+    key: str | os.PathLike[str] | None = None,
+    hash_paths: bool = False,
+    drop_burned_in: bool = False,
+    shard_bytes: int = 1 << 30,
+) -> "Manifest":
+    """Build a store of all images in a folder, or bring one up to date; ``dexcore mvu build`` calls this.
+
+    Kinds are told by content; DICOM files are put together to volumes; the modality comes from DICOM, else from
+    ``modality``, else from the nearest ``dataset.yaml`` (`dexcore.data.sources.schema`). What a killed build has done
+    is found again; sources whose files did not change are not read again; sources that other folders gave the store
+    stay. The store depends on the files, the arguments and the versions of the libraries alone. Beside it lie
+    ``rejects.jsonl`` (what was kept out, and why) and ``build.json`` (the same as numbers).
+
+    A script calls this below ``if __name__ == "__main__":``, since workers are processes.
+
+    Args:
+        folder: any; links in it are followed.
+        out: the store's folder: empty, or a store, or what a killed build left.
+        name: of the source that lies below no ``dataset.yaml`` of a folder inside, and of the store; default: the
+            folder's.
+        modality: one of the ten.
+        jobs: worker processes; default: one for each core.
+        executor: instead of worker processes; its workers share the disk with this process.
+        max_side: the largest shorter side of a stored image, pixels.
+        min_side: the smallest that is kept, where a source does not say; default 64.
+        every: one frame in this many is kept, where a source does not say; default: 30 of videos, else 1.
+        key: a file with the key of groups' hashes; default: made once in the user's configuration folder.
+        hash_paths: replace the paths of files and the names of folders by hashes.
+        drop_burned_in: leave out images of which DICOM says that text is burned in.
+        shard_bytes: a shard is closed when it holds so much.
+
+    Returns:
+        The store's manifest.
+
+    Raises:
+        TypeError, ValueError: an argument or a ``dataset.yaml`` is not as it must be, or no image was kept; the
+            message says what would help.
+        StoreError: the store cannot be written, or is being built by another process.
+        MissingExtraError: a package that every build needs is not installed.
+    """
+    from dexcore.data.assemble.build import build
+    from dexcore.data.assemble.options import Options
+
+    options = Options(name, modality, max_side, min_side, every, key, hash_paths, drop_burned_in)  # type: ignore[arg-type]
+    return build(folder, out, options, jobs=jobs, executor=executor, shard_bytes=shard_bytes).manifest
