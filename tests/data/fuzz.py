@@ -80,6 +80,8 @@ def read_mutations(
     outcomes = [line.split(" ") for line in done.stdout.splitlines()]
     assert len(outcomes) == count * len(sources)
     return {
-        source.name: Counter(outcome for name, outcome in outcomes if name.startswith(f"{source.stem}-"))
+        source.name: Counter(
+            outcome for name, outcome in outcomes if name.startswith(f"{source.stem}-") and name.endswith(source.suffix)
+        )
         for source in sources
     }

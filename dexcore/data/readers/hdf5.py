@@ -10,6 +10,7 @@ from dexcore.extras import require
 
 _MAX_OBJECTS = 10_000
 _MAX_DEPTH = 16
+_MAX_CHUNK_BYTES = 1 << 29
 # Built into HDF5 and h5py; for others HDF5 would load a plugin.
 _FILTERS = {1: "deflate", 2: "shuffle", 3: "fletcher32", 4: "szip", 5: "nbit", 6: "scaleoffset", 32000: "lzf"}
 _FASTMRI = ("reconstruction_rss", "reconstruction_esc")  # two ways to reconstruct the same slices
@@ -111,5 +112,5 @@ def _check_storage(h5py: Any, dataset: Any, held: int) -> None:
         raise RefusedError("a dataset that was never written")
     check_ratio(declared, stored)
     chunk = math.prod(dataset.chunks or (0,)) * dataset.dtype.itemsize  # HDF5 takes memory for a whole one
-    if chunk > max(RATIO_FROM_BYTES, 2 * declared):
+    if chunk > min(max(RATIO_FROM_BYTES, 2 * declared), _MAX_CHUNK_BYTES):
         raise RefusedError(f"chunks of {chunk} bytes for {declared} bytes of pixels")

@@ -1,5 +1,8 @@
 """Broken files of every kind are read or refused: no crash, no hang, no GiB, nothing on the terminal."""
 
+import tarfile
+import zipfile
+
 import h5py
 import numpy as np
 import pytest
@@ -7,6 +10,16 @@ import SimpleITK as sitk
 from fuzz import read_mutations
 from made_kinds import write_video, write_vol
 
+_READING = """
+from dexcore.data.readers.archive import each_member
+
+def read(path):
+    if path.suffix not in (".zip", ".tar", ".tgz"):
+        return read_file(path)
+    for _, member in each_member(path):
+        if isinstance(member, UnreadableFileError):
+            raise member
+"""
 _RNG = np.random.default_rng(0)
 
 
@@ -34,10 +47,17 @@ def test_mutated_files_are_read_or_refused(tmp_path, count):
     with h5py.File(sources / "chunked.h5", "w") as file:
         file.create_dataset("a/image", data=stack, chunks=(1, 30, 40), compression="gzip", fletcher32=True)
         file["a/spacing"] = np.ones(3)
+    with zipfile.ZipFile(sources / "images.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.write(sources / "array.npy", "a/array.npy")
+        archive.writestr("2.txt", "none")
+    for name, mode in (("images.tar", "w"), ("images.tgz", "w:gz")):
+        with tarfile.open(sources / name, mode) as archive:
+            archive.add(sources / "array.npy", "array.npy")
+            archive.add(sources / "images.zip", "inner.zip")
     files = [
         *sorted(path for path in sources.iterdir() if path.suffix != ".raw"),
         write_vol(sources / "heidelberg.vol", _RNG.random((3, 20, 30), np.float32)),
     ]
-    outcomes = read_mutations(files, mutated, count)
+    outcomes = read_mutations(files, mutated, count, _READING)
     assert all(outcome["refused"] for outcome in outcomes.values()), outcomes
     assert sum(outcome["read"] for outcome in outcomes.values()), outcomes
