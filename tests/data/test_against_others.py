@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from made_files import PYDICOM, PYDICOM_DATA, package_folder
 from oracles_dicom import dicom_oracles
+from oracles_images import image_oracles, nifti_oracles, tiff_oracles
 
 from dexcore.data.readers import Scan, UnreadableFileError, read_file
 from dexcore.data.readers.kind import Kind, file_kind
@@ -21,6 +22,11 @@ from dexcore.data.readers.kind import Kind, file_kind
 # faults of its own.
 ORACLES: dict[Kind, Callable[[Path, Scan], Iterator[np.ndarray]]] = {
     Kind.DICOM: dicom_oracles,
+    Kind.PNG: image_oracles,
+    Kind.JPEG: image_oracles,
+    Kind.BMP: image_oracles,
+    Kind.TIFF: tiff_oracles,
+    Kind.NIFTI: nifti_oracles,
 }
 # Relative to the largest value: float32 against float64 arithmetic.
 ROUNDING = 2e-7
@@ -50,6 +56,9 @@ REFUSED = {
     "JPEG2000-embedded-sequence-delimiter.dcm": "is compressed at",
     # A segmentation cut to its first frame, with the groups of three.
     "liver*_1frame.dcm": "PerFrameFunctionalGroupsSequence has 3 items for 1 frames",
+    # NIfTI: headers without their voxels, and a matrix of connectivity.
+    "nibabel/tests/data/nifti?.hdr": "expected under the name .hdr with its .img beside it",
+    "row_major.dconn.nii": "CIFTI",
 }
 # Files that no independent reader reads right, beside the same pixels in a file that they do read.
 TWINS = {
@@ -59,6 +68,8 @@ TWINS = {
 }
 # Files that no independent reader reads right, and why.
 UNMATCHED = {
+    "example_nifti2.nii.gz": "SimpleITK has no NIfTI-2",
+    "resampled_anat_moved.nii": "SimpleITK gives NaN as 0",
     "badVR.dcm": "highdicom fails, SimpleITK gives the first of the 15 frames that the bytes hold",
     "mlut_18.dcm": "highdicom takes the first input of the table for unsigned, SimpleITK has no such table",
 }

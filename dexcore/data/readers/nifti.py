@@ -15,6 +15,7 @@ from dexcore.extras import require
 _HEADER_BYTES = {348: "Nifti1Header", 540: "Nifti2Header"}
 _MM = {1: 1000.0, 3: 1e-3}  # xyzt_units: metres, micrometres; all others mean mm
 _LABEL = 1002  # intent_code
+_CIFTI = range(3000, 3100)
 
 
 def read_nifti(path: str | os.PathLike[str], volume: int = 0) -> Scan:
@@ -38,6 +39,8 @@ def read_nifti(path: str | os.PathLike[str], volume: int = 0) -> Scan:
     """
     nibabel = require("nibabel", "data")
     header, pair = _header(nibabel, path)
+    if int(header["intent_code"]) in _CIFTI:
+        raise RefusedError("CIFTI, which holds brain connectivity and no image")
     shape, dtype = _shape(header), header.get_data_dtype()
     color = dtype.names is not None
     if not color and dtype.kind not in "iuf":

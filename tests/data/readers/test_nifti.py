@@ -206,6 +206,11 @@ def test_a_label_map_that_says_so_is_told(tmp_path):
     assert read_file(path).metadata["Intent"] == "label"
 
 
+def test_cifti_is_no_image(tmp_path):
+    with pytest.raises(UnreadableFileError, match="CIFTI"):
+        read_file(_changed(tmp_path / "a.nii", _VOXELS, intent_code=[3001]))
+
+
 def test_an_offset_of_zero_is_the_end_of_the_header(tmp_path):
     path = _changed(tmp_path / "a.nii", _VOXELS, vox_offset=[0.0])
     np.testing.assert_array_equal(read_file(path).pixels, _VOXELS)
