@@ -10,11 +10,13 @@ _START_OF_FRAME = (set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}) | {0xF7}
 
 
 class Codestream(NamedTuple):
-    """Size in pixels, and samples a pixel."""
+    """Size in pixels, samples a pixel, bits a sample, and whether these are signed (JPEG 2000 alone says so)."""
 
     height: int
     width: int
     samples: int
+    bits: int
+    signed: bool = False
 
 
 def read_codestream(data: bytes) -> Codestream | None:
@@ -26,7 +28,8 @@ def read_codestream(data: bytes) -> Codestream | None:
         if start < 0:
             return None
         width, height, left, top = struct.unpack_from(">4I", data, start + 8)
-        return Codestream(height - top, width - left, struct.unpack_from(">H", data, start + 40)[0])
+        samples, depth = struct.unpack_from(">HB", data, start + 40)
+        return Codestream(height - top, width - left, samples, (depth & 127) + 1, depth > 127)
     except (struct.error, IndexError):
         return None
 
@@ -45,6 +48,7 @@ def _read_jpeg(data: bytes) -> Codestream | None:
             position += 1
             continue
         if marker in _START_OF_FRAME:
-            return Codestream(*struct.unpack_from(">HHB", data, position + 5))
+            bits, height, width, samples = struct.unpack_from(">BHHB", data, position + 4)
+            return Codestream(height, width, samples, bits)
         position += 2 + struct.unpack_from(">H", data, position + 2)[0]
     return None

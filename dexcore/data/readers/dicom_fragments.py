@@ -13,7 +13,10 @@ from dexcore.extras import require
 
 _ITEM, _END = 0xFFFEE000, 0xFFFEE0DD
 _STARTS = (b"\xff\xd8\xff", b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  ")  # JPEG and JPEG-LS, JPEG 2000, its boxes
+_END_OF_IMAGE = b"\xff\xd9"  # of JPEG, JPEG-LS and JPEG 2000
 _RLE_BYTES = 1 << 21  # two bytes become 128 at most: fragments of less need no count
+_MAX_END_OF_IMAGE = b"\xff\xd9"  # of JPEG, JPEG-LS and JPEG 2000
+_RLE_BYTES = 1 << 27
 _MAX_RLE_BYTES = 1 << 27
 
 Fragment = tuple[int, int]  # where its bytes start in the file, and how many they are
@@ -103,6 +106,8 @@ def read_frame(
     stream = read_codestream(data)
     if stream is None:
         raise RefusedError(f"frame {index} is not compressed as its transfer syntax says")
+    if not data.rstrip(b"\0\xff").endswith(_END_OF_IMAGE):  # decoders fill up what is missing, without a word
+        raise RefusedError(f"frame {index} is cut off: its compressed data has no end mark")
     if (stream.height, stream.width) != (rows, columns):
         raise RefusedError(
             f"frame {index} is compressed at {stream.height} x {stream.width} pixels, "

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from dexcore.data.readers.codestream import read_codestream
 from dexcore.data.readers.dicom_file import DicomFile
 from dexcore.data.readers.dicom_fragments import Fragment, find_frames, read_frame
 from dexcore.data.readers.dicom_values import code, needed_whole, safe_message, whole
@@ -16,7 +17,6 @@ from dexcore.extras import require
 _GRAY = {"MONOCHROME1", "MONOCHROME2"}
 _YBR = {"YBR_FULL", "YBR_FULL_422"}
 _COLORS = {"RGB", *_YBR, "YBR_RCT", "YBR_ICT", "YBR_PARTIAL_420", "YBR_PARTIAL_422"}
-_JPEG_EXTENDED = "1.2.840.10008.1.2.4.51"
 _MAX_FRAMES = 1 << 31
 # What pydicom warns about and puts right itself; every other warning while decoding is an error.
 _PUT_RIGHT = (
@@ -114,16 +114,46 @@ class Stored:
         }
         if self.file.syntax.is_encapsulated:
             data = read_frame(self.file, self.fragments[index], index, self.rows, self.columns, self.samples)
-            if self.file.syntax == _JPEG_EXTENDED and self.bits > 8:  # pydicom has no decoder for 12 bits
-                return require("imagecodecs", "train").jpeg_decode(data), self.photometric
+            if self._has_own_decoder():
+                return self._decode_own(data), self.photometric
             source: Any = require("pydicom", "data").encaps.encapsulate([data], has_bot=False)
             options["number_of_frames"] = 1
             index = 0
         else:
             source = self.file.stream
             source.seek(self.file.start)
-        pixels, properties = decoder.as_array(source, index=index, raw=True, **options)
+        pixels, properties = decoder.as_array(source, index=index, raw=True, decoding_plugin=self._plugin(), **options)
         return pixels.astype(pixels.dtype.newbyteorder("="), copy=False), properties["photometric_interpretation"]
+
+    def _plugin(self) -> str:
+        """One decoder for each compression, so that pixels are the same everywhere; GDCM writes to the terminal."""
+        uid = require("pydicom", "data").uid
+        if self.file.syntax in uid.JPEGLSTransferSyntaxes:
+            return "pyjpegls"
+        return "pillow" if self.file.syntax in uid.JPEGTransferSyntaxes else ""
+
+    def _has_own_decoder(self) -> bool:
+        """Of JPEG 2000 and of lossless and 12-bit JPEG, for which pydicom has GDCM or nothing."""
+        syntax, uid = self.file.syntax, require("pydicom", "data").uid
+        twelve_bits = syntax == uid.JPEGExtended12Bit and self.bits > 8
+        return syntax in (uid.JPEGLossless, uid.JPEGLosslessSV1, *uid.JPEG2000TransferSyntaxes) or twelve_bits
+
+    def _decode_own(self, data: bytes) -> np.ndarray:
+        """By imagecodecs: colours as they are stored, integers in the header's sign."""
+        imagecodecs = require("imagecodecs", "train")
+        stream = read_codestream(data)
+        if self.file.syntax in require("pydicom", "data").uid.JPEG2000TransferSyntaxes:
+            pixels: np.ndarray = imagecodecs.jpeg2k_decode(data)
+        else:
+            colors = {"colorspace": "YCBCR", "outcolorspace": "YCBCR"} if self.color else {}
+            pixels = imagecodecs.jpeg_decode(data, **colors)
+        if pixels.dtype.kind not in "iu" or stream is None:
+            raise RefusedError(f"a frame is decoded to {pixels.dtype}, expected integers")
+        pixels = pixels.view(f"{'i' if self.signed else 'u'}{pixels.itemsize}")
+        spare = 8 * pixels.itemsize - stream.bits
+        if spare and stream.signed != self.signed:
+            pixels = (pixels << spare) >> spare
+        return pixels
 
     def _used_bits(self, raw: np.ndarray) -> np.ndarray:
         """The bits above and below the stored ones may hold anything: rubbish, overlays."""
