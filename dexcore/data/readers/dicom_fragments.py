@@ -14,10 +14,8 @@ from dexcore.extras import require
 _ITEM, _END = 0xFFFEE000, 0xFFFEE0DD
 _STARTS = (b"\xff\xd8\xff", b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  ")  # JPEG and JPEG-LS, JPEG 2000, its boxes
 _END_OF_IMAGE = b"\xff\xd9"  # of JPEG, JPEG-LS and JPEG 2000
-_RLE_BYTES = 1 << 21  # two bytes become 128 at most: fragments of less need no count
+_RLE_BYTES = 1 << 20  # two bytes become 128 at most: fragments of less need no count
 _MAX_END_OF_IMAGE = b"\xff\xd9"  # of JPEG, JPEG-LS and JPEG 2000
-_RLE_BYTES = 1 << 27
-_MAX_RLE_BYTES = 1 << 27
 
 Fragment = tuple[int, int]  # where its bytes start in the file, and how many they are
 
@@ -100,7 +98,8 @@ def read_frame(
     """
     data = b"".join(_read(file.stream, fragment) for fragment in fragments)
     if file.syntax == require("pydicom", "data").uid.RLELossless:
-        if len(data) > _RLE_BYTES and _rle_size(data) > _MAX_RLE_BYTES + 32 * rows * columns * samples:
+        most = rows * columns * samples * 8  # bytes, of 64 bits a sample
+        if len(data) > _RLE_BYTES and _rle_exceeds(data, most + _RLE_BYTES):
             raise RefusedError(f"frame {index} inflates to far more than {rows} x {columns} pixels")
         return data
     stream = read_codestream(data)
@@ -118,10 +117,10 @@ def read_frame(
     return data
 
 
-def _rle_size(data: bytes) -> int:
-    """What run-length coded bytes inflate to."""
+def _rle_exceeds(data: bytes, most: int) -> bool:
+    """Whether run-length coded bytes inflate to more than ``most``."""
     at, size, end = 64, 0, len(data)
-    while at < end:
+    while at < end and size <= most:
         head = data[at]
         if head < 128:
             size, at = size + head + 1, at + head + 2
@@ -129,4 +128,4 @@ def _rle_size(data: bytes) -> int:
             size, at = size + 257 - head, at + 2
         else:
             at += 1
-    return size
+    return size > most
