@@ -39,7 +39,9 @@ _VOLUMES = {
 
 
 def read_file(path: str | bytes | os.PathLike[str], every: int = 1, volume: int = 0) -> Scan:
-    """Read DICOM, NIfTI, PNG, JPEG, TIFF, BMP or NumPy (``.npy``).
+    """Read one file: DICOM, NIfTI, NRRD, MetaImage, TIFF, PNG, JPEG, BMP, video, NumPy, HDF5 or Heidelberg's ``.vol``.
+
+    Its kind is told by its content; the name does not matter.
 
     Args:
         path: the file.

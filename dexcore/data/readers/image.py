@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from dexcore.data.readers.pixels import bit_levels, oriented, over_black
-from dexcore.data.readers.scan import Scan, check_size
+from dexcore.data.readers.scan import Scan, check_ratio, check_size
 from dexcore.extras import require
 
 _FORMATS = ("PNG", "JPEG", "BMP")
@@ -29,13 +29,15 @@ def read_image(path: str | os.PathLike[str], every: int = 1) -> Scan:
         A scan of layout "frames": uint8 or uint16 [1, height, width] or [1, height, width, 3].
 
     Raises:
-        RefusedError: over a limit.
+        RefusedError: over a limit, or a bomb.
         Exception: Pillow and imagecodecs raise OSError, SyntaxError and others on broken files.
     """
     pil = require("PIL.Image", "train")
     with pil.open(path, formats=_FORMATS) as image:
         # Sizes are known before load() takes memory for the pixels.
-        check_size(image.height, image.width, 1, len(image.getbands()))
+        bands = len(image.getbands())
+        check_size(image.height, image.width, 1, bands)
+        check_ratio(image.height * image.width * bands, os.path.getsize(path))
         deep = image.format == "PNG" and _png_depth(path) == 16
         pixels = _deep_png(path) if deep else _to_array(image, path)
         pixels = np.ascontiguousarray(oriented(pixels, _orientation(image)))[None]

@@ -11,7 +11,7 @@ import numpy as np
 
 from dexcore.data.readers.codestream import read_codestream
 from dexcore.data.readers.pixels import bit_levels, oriented, over_black
-from dexcore.data.readers.scan import RefusedError, Scan, check_size, make_finite
+from dexcore.data.readers.scan import RefusedError, Scan, check_ratio, check_size, make_finite
 from dexcore.extras import require
 
 # PhotometricInterpretation
@@ -67,6 +67,8 @@ def read_tiff(path: str | os.PathLike[str], every: int = 1) -> Scan:
         turned = _orientation(page)
         height, width = (page.imagewidth, page.imagelength) if turned >= 5 else (page.imagelength, page.imagewidth)
         check_size(height, width, len(indices), page.samplesperpixel)
+        values = height * width * depth * len(pages) * page.samplesperpixel
+        check_ratio(values * _bits(page) // 8, tiff.filehandle.size)
         pixels: np.ndarray | None = None
         read, planes = -1, np.empty(0)
         for position, index in enumerate(indices):

@@ -158,6 +158,9 @@ def test_a_pixel_bomb_is_refused_by_its_header(tmp_path):
     # 80 megapixels: Pillow itself would let them pass.
     with pytest.raises(UnreadableFileError, match="expected at most 67108864"):
         read_file(png_claiming(tmp_path / "a.png", 10_000, 8_000))
+    Image.new("RGB", (8000, 3000)).save(tmp_path / "b.png")
+    with pytest.raises(UnreadableFileError, match="bytes that inflate to 72000000"):
+        read_file(tmp_path / "b.png")
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp"])

@@ -393,6 +393,7 @@ def test_a_size_over_the_limit_is_refused_before_memory_is_taken(tmp_path):
         [
             _tags(65536, 65536, 8),
             _tags(8192, 8193, 8, compression=8),
+            _tags(8192, 8192, 16, compression=8),  # of so few bytes
             {**_tags(8, 8, 8, compression=8), 322: 65535, 323: 65535, 324: 8, 325: 8},
         ]
     ):
@@ -417,6 +418,14 @@ def test_a_strip_that_inflates_to_more_than_it_declares_takes_no_memory(tmp_path
         assert tracemalloc.get_traced_memory()[1] < 16 << 20
     finally:
         tracemalloc.stop()
+
+
+def test_an_old_subfile_type_tells_a_reduced_page_too(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        for pixels, kind in [(_GRAY, 1), (_GRAY[::2, ::2], 2)]:
+            tag = [(255, "H", 1, kind, True)]
+            file.write(pixels, extratags=tag, photometric="minisblack", metadata=None)
+    np.testing.assert_array_equal(_read(tmp_path / "a.tif"), [_GRAY])
 
 
 @pytest.mark.parametrize("compression", [7, 34712, 34933], ids=["JPEG", "JPEG 2000", "PNG"])
