@@ -66,6 +66,10 @@ def read_file(path: str | bytes | os.PathLike[str], every: int = 1, volume: int 
             return _reader(*_FRAMES[kind])(named, every)
         if kind in _VOLUMES:
             return _reader(*_VOLUMES[kind])(named, volume)
+        if kind is Kind.SLIDE:
+            raise RefusedError("a whole slide, which readers.slide.iterate_tiles gives in tiles")
+        if kind in (Kind.ZIP, Kind.TAR):
+            raise RefusedError("an archive, whose files readers.archive.each_member gives")
         if kind is not None:
             raise RefusedError(f"a file of kind {kind}, which has no reader")
         if os.path.getsize(named) == 0:

@@ -64,7 +64,7 @@ def read_tiff(path: str | os.PathLike[str], every: int = 1) -> Scan:
             _check_stack(tiff, page, declared)
         depth = declared if stacked else page.imagedepth
         indices = tuple(range(0, depth * len(pages), every))
-        turned = _orientation(page)
+        turned = page_orientation(page)
         height, width = (page.imagewidth, page.imagelength) if turned >= 5 else (page.imagelength, page.imagewidth)
         check_size(height, width, len(indices), page.samplesperpixel)
         values = height * width * depth * len(pages) * page.samplesperpixel
@@ -77,7 +77,7 @@ def read_tiff(path: str | os.PathLike[str], every: int = 1) -> Scan:
                 planes, plane = _stacked_plane(tiff, page, plane), 0
             elif number != read:
                 planes, read = _decoded(tiff, pages[number], tifffile), number
-            picture = _picture(pages[number], planes[plane])
+            picture = as_shown(pages[number], planes[plane])
             if pixels is None:
                 pixels = np.empty((len(indices), *picture.shape), picture.dtype)
             if pixels.dtype != picture.dtype or pixels.shape[1:] != picture.shape:
@@ -85,7 +85,7 @@ def read_tiff(path: str | os.PathLike[str], every: int = 1) -> Scan:
             pixels[position] = picture
         assert pixels is not None  # check_size lets no empty file pass
         calibration = tiff.imagej_metadata if page.is_imagej else None
-        spacing = _spacing(page, calibration)
+        spacing = physical_spacing(page, calibration)
     bits = 16 if _photometric(page) == _PALETTE and pixels.dtype == np.uint16 else _bits(page)
     levels = (0.0, 255.0) if pixels.dtype == np.uint8 and bits == 1 else bit_levels(pixels.dtype, bits)
     if _photometric(page) == _WHITE_IS_ZERO and pixels.dtype.kind == "f":
@@ -116,7 +116,7 @@ def _pictures(pages: list[Any]) -> list[Any]:
 
 def _signature(page: Any) -> tuple[Any, ...]:
     turned = _photometric(page) == _WHITE_IS_ZERO and page.dtype.kind == "f"
-    return page.shaped[1:4], page.dtype, page.bitspersample, _channels(page), _orientation(page) >= 5, turned
+    return page.shaped[1:4], page.dtype, page.bitspersample, _channels(page), page_orientation(page) >= 5, turned
 
 
 def _is_preview(page: Any, full: Any) -> bool:
@@ -178,7 +178,7 @@ def _tag(page: Any, code: int, default: int) -> int:
     return int(value) if isinstance(value, int) else default
 
 
-def _orientation(page: Any) -> int:
+def page_orientation(page: Any) -> int:
     return _tag(page, 274, 1)
 
 
@@ -246,7 +246,7 @@ def _check_segments(tiff: Any, page: Any) -> None:
     whole = [offset > 0 and count > 0 and offset + count <= size for offset, count in segments]
     if len(whole) < expected or not all(whole):
         raise RefusedError(f"page {page.index} has {sum(whole)} whole strips or tiles, expected {expected}")
-    measure = _stream_size(page)
+    measure = stream_size(page)
     if measure is None:
         return
     rows, columns = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth)
@@ -260,7 +260,7 @@ def _check_segments(tiff: Any, page: Any) -> None:
             )
 
 
-def _stream_size(page: Any) -> Callable[[bytes], tuple[int, ...] | None] | None:
+def stream_size(page: Any) -> Callable[[bytes], tuple[int, ...] | None] | None:
     """What tells the (height, width) that a compressed strip or tile claims by itself."""
     if page.compression in _CODESTREAMS:
         return read_codestream
@@ -276,7 +276,7 @@ def _stream_size(page: Any) -> Callable[[bytes], tuple[int, ...] | None] | None:
     return pillow_size
 
 
-def _picture(page: Any, plane: np.ndarray) -> np.ndarray:
+def as_shown(page: Any, plane: np.ndarray) -> np.ndarray:
     """One plane [length, width, samples] as it is to be seen: [height, width] or [height, width, 3]."""
     photometric, channels = _photometric(page), _channels(page)
     if plane.dtype.kind == "b":
@@ -296,7 +296,7 @@ def _picture(page: Any, plane: np.ndarray) -> np.ndarray:
     alpha = _alpha(page, channels)
     if alpha is not None and photometric != _PALETTE:
         colour = over_black(colour, plane[..., alpha], opaque)
-    return oriented(colour, _orientation(page))
+    return oriented(colour, page_orientation(page))
 
 
 def _alpha(page: Any, channels: int) -> int | None:
@@ -364,7 +364,7 @@ def _calibrated(
     return out, (min(ends), max(ends))
 
 
-def _spacing(page: Any, imagej: dict[str, Any] | None) -> tuple[float, float] | None:
+def physical_spacing(page: Any, imagej: dict[str, Any] | None) -> tuple[float, float] | None:
     """(between rows, between columns) in mm, where the file means a physical size."""
     sizes: tuple[float, float] | None = None
     if page.is_ome:
@@ -378,7 +378,7 @@ def _spacing(page: Any, imagej: dict[str, Any] | None) -> tuple[float, float] | 
             sizes = unit / down, unit / across
     if sizes is None or not all(math.isfinite(size) and 0 < size < 100 for size in sizes):
         return None
-    return sizes[::-1] if _orientation(page) >= 5 else sizes
+    return sizes[::-1] if page_orientation(page) >= 5 else sizes
 
 
 def _mm(unit: Any) -> float:

@@ -7,13 +7,17 @@ import h5py
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import tifffile
 from fuzz import read_mutations
 from made_kinds import write_video, write_vol
 
 _READING = """
 from dexcore.data.readers.archive import each_member
+from dexcore.data.readers.slide import iterate_tiles
 
 def read(path):
+    if path.suffix == ".tif":
+        return list(iterate_tiles(path, None, 64))
     if path.suffix not in (".zip", ".tar", ".tgz"):
         return read_file(path)
     for _, member in each_member(path):
@@ -54,6 +58,11 @@ def test_mutated_files_are_read_or_refused(tmp_path, count):
         with tarfile.open(sources / name, mode) as archive:
             archive.add(sources / "array.npy", "array.npy")
             archive.add(sources / "images.zip", "inner.zip")
+    pink = np.full((128, 192, 3), (220, 120, 180), np.uint8)
+    for name, compression in (("jpeg.tif", "jpeg"), ("zlib.tif", "zlib")):
+        with tifffile.TiffWriter(sources / name) as tiff:
+            for level in (pink, pink[::2, ::2]):
+                tiff.write(level, tile=(64, 64), photometric="rgb", compression=compression, metadata=None)
     files = [
         *sorted(path for path in sources.iterdir() if path.suffix != ".raw"),
         write_vol(sources / "heidelberg.vol", _RNG.random((3, 20, 30), np.float32)),
