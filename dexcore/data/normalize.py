@@ -1,7 +1,6 @@
 """Raw pixels to [0, 1]: the normalizations of MVU (method, section 6), by the names of mvu_sources.csv.
 
-Each is a choice of what becomes black and white (`limits`); `window` then clips and scales. A volume's limits are found
-once, over all of it, and its slices scaled one by one.
+Each clips and scales between two values (`limits`).
 """
 
 import math
@@ -22,42 +21,40 @@ _SORTED_WHOLE = 1 << 22  # smaller arrays are copied and partitioned, which is f
 Levels = tuple[float, float]
 
 
-def hu_window(pixels: np.ndarray, levels: Levels | None = None) -> Levels:
+def hu_window(pixels: np.ndarray, levels: Levels | None = None) -> np.ndarray:
     """CT in Hounsfield units: (clip(x, -200, 400) + 200) / 600."""
-    return HU_WINDOW
+    return window(pixels, HU_WINDOW)
 
 
-def suv_window(pixels: np.ndarray, levels: Levels | None = None) -> Levels:
+def suv_window(pixels: np.ndarray, levels: Levels | None = None) -> np.ndarray:
     """PET in SUV: clip(x, 0, 20) / 20."""
-    return SUV_WINDOW
+    return window(pixels, SUV_WINDOW)
 
 
-def percentile_minmax(pixels: np.ndarray, levels: Levels | None = None) -> Levels:
+def percentile_minmax(pixels: np.ndarray, levels: Levels | None = None) -> np.ndarray:
     """Clip to the 1st and 99th percentile of all that is given (a whole volume), then min-max."""
-    return _percentiles(pixels)
+    return window(pixels, _percentiles(pixels))
 
 
-def percentile_zscore_minmax(pixels: np.ndarray, levels: Levels | None = None) -> Levels:
+def percentile_zscore_minmax(pixels: np.ndarray, levels: Levels | None = None) -> np.ndarray:
     """Clip to the 1st and 99th percentile, z-score, then min-max.
 
     The z-score is affine and min-max undoes it: the same numbers as `percentile_minmax`.
     """
-    return _percentiles(pixels)
+    return percentile_minmax(pixels)
 
 
-def div255(pixels: np.ndarray, levels: Levels | None = None) -> Levels:
+def div255(pixels: np.ndarray, levels: Levels | None = None) -> np.ndarray:
     """x / 255, for 8-bit images.
 
     Other depths are first brought to 8 bit's range as a viewer would, without rounding: ``levels`` (the
     window a DICOM file asks for, or what its 12 or 16 bits can hold) goes to 0 and 255. Where a file does not
     say what is white (floats), the array's own minimum and maximum stand for it.
     """
-    if levels is not None:
-        return levels
-    return (0.0, 255.0) if pixels.dtype == np.uint8 else (pixels.min().item(), pixels.max().item())
+    return window(pixels, _black_and_white(pixels, levels))
 
 
-NORMALIZATIONS: dict[str, Callable[[np.ndarray, Levels | None], Levels]] = {
+NORMALIZATIONS: dict[str, Callable[[np.ndarray, Levels | None], np.ndarray]] = {
     "hu_window": hu_window,
     "suv_window": suv_window,
     "percentile_minmax": percentile_minmax,
@@ -82,23 +79,21 @@ def normalize(pixels: np.ndarray, method: str, levels: Levels | None = None) -> 
         TypeError: ``pixels`` is no array, or ``levels`` no pair of numbers.
         ValueError: there is no such method, ``pixels`` is empty or holds no real numbers, or a level is not finite.
     """
-    return window(pixels, limits(pixels, method, levels))
+    _check_arguments(pixels, method, levels)
+    return NORMALIZATIONS[method](pixels, levels)
 
 
 def limits(pixels: np.ndarray, method: str, levels: Levels | None = None) -> Levels:
-    """The values that become 0 and 1, for `window`.
+    """The values that `normalize` brings to 0 and 1, for `window`: a volume's slices are scaled one by one.
 
     Percentiles are exact, those of numpy's "linear" method, and take some 20 MB beside a volume of any size and layout.
     Arguments and errors are those of `normalize`.
     """
-    _check_pixels(pixels)
-    if method not in list(NORMALIZATIONS):  # a list: also what cannot be hashed is compared
-        raise ValueError(f"method is {method!r}, expected one of {', '.join(NORMALIZATIONS)}")
-    if pixels.size == 0:
-        raise ValueError(f"pixels has shape {pixels.shape}, expected at least one")
-    if levels is not None:
-        _check_levels(levels)
-    return NORMALIZATIONS[method](pixels, levels)
+    _check_arguments(pixels, method, levels)
+    if method == "div255":
+        return _black_and_white(pixels, levels)
+    windows = {"hu_window": HU_WINDOW, "suv_window": SUV_WINDOW}
+    return windows[method] if method in windows else _percentiles(pixels)
 
 
 def window(pixels: np.ndarray, levels: Levels) -> np.ndarray:
@@ -129,6 +124,16 @@ def window(pixels: np.ndarray, levels: Levels) -> np.ndarray:
     for part, result in _chunks(pixels, out):
         result[...] = _scaled(part, low, high)
     return out
+
+
+def _check_arguments(pixels: np.ndarray, method: str, levels: Levels | None) -> None:
+    _check_pixels(pixels)
+    if method not in list(NORMALIZATIONS):  # a list: also what cannot be hashed is compared
+        raise ValueError(f"method is {method!r}, expected one of {', '.join(NORMALIZATIONS)}")
+    if pixels.size == 0:
+        raise ValueError(f"pixels has shape {pixels.shape}, expected at least one")
+    if levels is not None:
+        _check_levels(levels)
 
 
 def _check_pixels(pixels: np.ndarray) -> None:
@@ -179,6 +184,12 @@ def _in_memory_order(pixels: np.ndarray) -> np.ndarray:
     """The same pixels, the axis with the longest step first: a view that is fast to walk through."""
     order = sorted(range(pixels.ndim), key=lambda axis: -abs(pixels.strides[axis]))
     return pixels.transpose(order)
+
+
+def _black_and_white(pixels: np.ndarray, levels: Levels | None) -> Levels:
+    if levels is not None:
+        return levels
+    return (0.0, 255.0) if pixels.dtype == np.uint8 else (pixels.min().item(), pixels.max().item())
 
 
 def _percentiles(pixels: np.ndarray) -> Levels:

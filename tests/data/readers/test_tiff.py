@@ -323,6 +323,19 @@ def test_planes_behind_one_directory_are_all_read(tmp_path, order):
         np.testing.assert_array_equal(_read(path, every=4), _STACK[::4])
 
 
+def test_a_metamorph_stack_gives_its_planes(tmp_path):
+    """Its tags UIC1 and UIC2: six planes of 144 bytes behind a strip of one."""
+    content = bytearray(b"II*\0" + bytes(4) + _STACK.tobytes())
+    uic2 = len(content)
+    content += struct.pack("<36I", *[1, 1, 2451545, 0, 2451545, 0] * 6) + bytes(8)
+    tags = [(256, 4, 1, 9), (257, 4, 1, 8), (258, 3, 1, 16), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, 1, 8)]
+    tags += [(278, 4, 1, 8), (279, 4, 1, 144), (33628, 4, 1, uic2 + 144), (33629, 5, 6, uic2)]
+    struct.pack_into("<I", content, 4, len(content))
+    content += struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags) + bytes(4)
+    (tmp_path / "a.stk").write_bytes(content)
+    np.testing.assert_array_equal(_read(tmp_path / "a.stk"), _STACK)
+
+
 def test_planes_that_are_missing_are_counted(tmp_path):
     tags = {**_tags(9, 8, 16), 270: b"ImageJ=1.53\nimages=600\n"}
     path = _raw(tmp_path / "a.tif", [_STACK[:4].tobytes()], tags, counts=[144])
