@@ -4,11 +4,8 @@ The kind is taken from the file's first bytes, not from its name (a DICOM file c
 DICOM).
 """
 
-import logging
 import os
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib import import_module
 
 from dexcore.checks import check_kind, check_whole
@@ -60,7 +57,7 @@ def read_file(path: str | bytes | os.PathLike[str], every: int = 1, volume: int 
     check_whole("every", every, 1)
     check_whole("volume", volume, 0)
     named: str | os.PathLike[str] = os.fsdecode(path) if isinstance(path, bytes) else path
-    with unreadable(named), _quiet():
+    with unreadable(named):
         kind = file_kind(named)
         if kind in _FRAMES:
             return _reader(*_FRAMES[kind])(named, every)
@@ -79,19 +76,3 @@ def read_file(path: str | bytes | os.PathLike[str], every: int = 1, volume: int 
 
 def _reader(module: str, function: str) -> Callable[[str | os.PathLike[str], int], Scan]:
     return getattr(import_module(f"dexcore.data.readers.{module}"), function)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """What the libraries warn about is either read well all the same or raised as an error."""
-    loggers = [logging.getLogger(name) for name in ("pydicom", "nibabel.global", "tifffile", "PIL")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

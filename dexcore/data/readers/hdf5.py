@@ -2,14 +2,20 @@
 
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+
+from dexcore.checks import check_whole
 from dexcore.data.readers.arrays import array_layout, array_scan, choose_array
-from dexcore.data.readers.scan import RATIO_FROM_BYTES, RefusedError, Scan, check_ratio, check_size
+from dexcore.data.readers.scan import RATIO_FROM_BYTES, RefusedError, Scan, check_ratio, check_size, unreadable
 from dexcore.extras import require
 
 _MAX_OBJECTS = 10_000
 _MAX_DEPTH = 16
+_MAX_VALUES = 10_000_000
 _MAX_CHUNK_BYTES = 1 << 29
 # Built into HDF5 and h5py; for others HDF5 would load a plugin.
 _FILTERS = {1: "deflate", 2: "shuffle", 3: "fletcher32", 4: "szip", 5: "nbit", 6: "scaleoffset", 32000: "lzf"}
@@ -34,26 +40,107 @@ def read_hdf5(path: str | os.PathLike[str], every: int = 1) -> Scan:
             larger than the file can hold; over a limit.
         Exception: h5py raises OSError, KeyError and others on broken files.
     """
-    h5py = require("h5py", "data")
-    with open(path, "rb") as handle, h5py.File(handle, "r") as file:
-        datasets = _datasets(h5py, file)
-        shapes = {
-            name: (dataset.shape, dataset.dtype) for name, dataset in datasets.items() if dataset.shape is not None
-        }
-        if not shapes:
-            raise RefusedError("no dataset of numbers in it; links to other places and files are not followed")
-        reconstructions = [name for name in _FASTMRI if name in shapes]
-        names = reconstructions[:1] or choose_array(shapes)
-        if len(names) > 1:
-            raise RefusedError(f"{len(names)} datasets can be images, expected one or a stack in one")
-        dataset = datasets[names[0]]
+    with _opened(path, None) as dataset:
         order = _order(dataset)
         count, height, width, channels = array_layout(tuple(dataset.shape[axis] for axis in order), dataset.dtype)
         frames = range(0, count, every)
         check_size(height, width, len(frames), channels)
-        _check_storage(h5py, dataset, held=os.path.getsize(path))
+        check_ratio(len(frames) * height * width * channels * dataset.dtype.itemsize, dataset.id.get_storage_size())
         pixels = dataset[::every] if count > 1 else dataset[()]
     return array_scan(pixels.transpose(order).reshape((len(frames), height, width, channels)), frames)
+
+
+def iterate_hdf5(
+    path: str | os.PathLike[str], name: str | None = None, every: int = 1
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Give one image in ``every`` of a dataset, with one image in memory: a stack that no `Scan` can hold.
+
+    Args:
+        path: the file.
+        name: the dataset's path in the file; without it, the one that `read_hdf5` reads.
+        every: give one image in this many.
+
+    Yields:
+        the image's number; [height, width] or [height, width, 3] in the file's type.
+
+    Raises:
+        UnreadableFileError: as `read_hdf5`, also after images that were sound.
+        MissingExtraError: h5py is not installed.
+        ValueError: ``every`` is less than 1.
+    """
+    check_whole("every", every, 1)
+    images = _images(path, name, every)
+    while True:
+        with unreadable(path):
+            found = next(images, None)
+        if found is None:
+            return
+        yield found
+
+
+def hdf5_values(path: str | os.PathLike[str], name: str) -> list[str]:
+    """The texts or numbers of a dataset of one axis: what a file says about each of its images.
+
+    Raises:
+        UnreadableFileError: no such dataset, or of another kind; over a limit; stored elsewhere.
+        MissingExtraError: h5py is not installed.
+    """
+    h5py = require("h5py", "data")
+    with unreadable(path), open(path, "rb") as handle, h5py.File(handle, "r") as file:
+        dataset = _linked(h5py, file, name)
+        if len(dataset.shape or ()) != 1 or dataset.shape[0] > _MAX_VALUES or dataset.dtype.kind not in "iufSO":
+            raise RefusedError(f"dataset {name} is no list of at most {_MAX_VALUES} texts or numbers")
+        _check_storage(h5py, dataset, held=os.path.getsize(path))
+        if dataset.dtype.kind in "SO":
+            if h5py.check_string_dtype(dataset.dtype) is None:
+                raise RefusedError(f"dataset {name} holds neither texts nor numbers")
+            return [text.decode("utf-8", "surrogateescape") for text in dataset[()]]
+        return [str(number) for number in dataset[()]]
+
+
+def _images(path: str | os.PathLike[str], name: str | None, every: int) -> Iterator[tuple[int, np.ndarray]]:
+    with _opened(path, name) as dataset:
+        order = _order(dataset)
+        count, height, width, channels = array_layout(tuple(dataset.shape[axis] for axis in order), dataset.dtype)
+        check_size(height, width, channels=channels)
+        for index in range(0, count, every):
+            pixels = dataset[index : index + 1] if count > 1 else dataset[()]
+            yield index, array_scan(pixels.transpose(order).reshape((1, height, width, channels)), range(1)).pixels[0]
+
+
+@contextmanager
+def _opened(path: str | os.PathLike[str], name: str | None) -> Iterator[Any]:
+    """The dataset of images, after all was checked but the size of what is read of it."""
+    h5py = require("h5py", "data")
+    with open(path, "rb") as handle, h5py.File(handle, "r") as file:
+        dataset = _chosen(h5py, file) if name is None else _linked(h5py, file, name)
+        _check_storage(h5py, dataset, held=os.path.getsize(path))
+        yield dataset
+
+
+def _chosen(h5py: Any, file: Any) -> Any:
+    datasets = _datasets(h5py, file)
+    shapes = {name: (dataset.shape, dataset.dtype) for name, dataset in datasets.items() if dataset.shape is not None}
+    if not shapes:
+        raise RefusedError("no dataset of numbers in it; links to other places and files are not followed")
+    reconstructions = [name for name in _FASTMRI if name in shapes]
+    names = reconstructions[:1] or choose_array(shapes)
+    if len(names) > 1:
+        raise RefusedError(f"{len(names)} datasets can be images, expected one or a stack in one")
+    return datasets[names[0]]
+
+
+def _linked(h5py: Any, file: Any, name: str) -> Any:
+    """A dataset by its path, through hard links alone."""
+    item = file
+    for part in name.strip("/").split("/"):
+        link = item.get(part, getlink=True) if isinstance(item, h5py.Group) and part not in ("", ".", "..") else None
+        if not isinstance(link, h5py.HardLink):
+            raise RefusedError(f"no dataset {name} in it; links to other places and files are not followed")
+        item = item[part]
+    if not isinstance(item, h5py.Dataset):
+        raise RefusedError(f"{name} is no dataset")
+    return item
 
 
 def _datasets(h5py: Any, file: Any) -> dict[str, Any]:
@@ -105,12 +192,11 @@ def _check_storage(h5py: Any, dataset: Any, held: int) -> None:
         if code not in _FILTERS:
             raise RefusedError(f"stored through filter {code}, expected HDF5's own: {', '.join(_FILTERS.values())}")
     stored = dataset.id.get_storage_size()
-    declared = math.prod(dataset.shape) * dataset.dtype.itemsize
     if stored > held:
         raise RefusedError(f"the dataset claims {stored} bytes, the file holds {held}")
     if not stored:
         raise RefusedError("a dataset that was never written")
-    check_ratio(declared, stored)
+    declared = math.prod(dataset.shape) * dataset.dtype.itemsize
     chunk = math.prod(dataset.chunks or (0,)) * dataset.dtype.itemsize  # HDF5 takes memory for a whole one
     if chunk > min(max(RATIO_FROM_BYTES, 2 * declared), _MAX_CHUNK_BYTES):
         raise RefusedError(f"chunks of {chunk} bytes for {declared} bytes of pixels")

@@ -1,6 +1,8 @@
 """What a reader gives, the one error it raises, and the sizes above which it refuses."""
 
+import logging
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -44,16 +46,33 @@ class RefusedError(Exception):
 def unreadable(path: str | os.PathLike[str]) -> Iterator[None]:
     """Whatever goes wrong while a file is read becomes an UnreadableFileError with its path and reason.
 
-    Only what says that this installation, not the file, lacks something stays as it is (MissingExtraError).
+    Only what says that this installation, not the file, lacks something stays as it is (MissingExtraError). What the
+    libraries warn about meanwhile is either read well all the same or raised as an error.
     """
     try:
-        yield
+        with _quiet():
+            yield
     except (MissingExtraError, UnreadableFileError):
         raise
     except RefusedError as error:
         raise UnreadableFileError(path, str(error)) from error
     except Exception as error:  # the libraries raise whatever a broken file makes them stumble over
         raise UnreadableFileError(path, f"{type(error).__name__}: {error}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    loggers = [logging.getLogger(name) for name in ("pydicom", "nibabel.global", "tifffile", "PIL")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 @dataclass(frozen=True)

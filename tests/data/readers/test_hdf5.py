@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from dexcore.data.readers import UnreadableFileError, read_file
+from dexcore.data.readers.hdf5 import hdf5_values, iterate_hdf5
 
 _RNG = np.random.default_rng(0)
 _STACK = _RNG.normal(size=(7, 30, 40)).astype(np.float32)
@@ -140,3 +141,49 @@ def test_a_filter_that_needs_a_plugin_is_refused(tmp_path):
         dataset.write(h5py.h5s.ALL, h5py.h5s.ALL, _GRAY)
     with pytest.raises(UnreadableFileError, match="stored through filter 32015"):
         read_file(tmp_path / "a.h5")
+
+
+def test_a_stack_that_fits_no_memory_is_given_image_by_image(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("clips/image", (17_412, 802, 1054), "u1", chunks=(1, 802, 1054))
+        for number in (0, 10, 20):
+            file["clips/image"][number, :30, :40] = _GRAY + np.uint8(number)
+        file["clips/mask"] = _GRAY
+    given = iterate_hdf5(tmp_path / "a.h5", "clips/image", every=10)
+    for number in (0, 10, 20):
+        index, image = next(given)
+        assert index == number
+        np.testing.assert_array_equal(image[:30, :40], _GRAY + np.uint8(number))
+        assert image.shape == (802, 1054)
+
+
+def test_the_images_of_a_small_stack_are_those_of_the_scan(tmp_path):
+    _write(tmp_path / "a.h5", image=_STACK, label=np.zeros((7, 30, 40)))
+    scan = read_file(tmp_path / "a.h5", every=3)
+    given = list(iterate_hdf5(tmp_path / "a.h5", every=3))
+    assert tuple(index for index, _ in given) == scan.frames
+    np.testing.assert_array_equal([image for _, image in given], scan.pixels)
+    with pytest.raises(UnreadableFileError, match="no dataset clips/image"):
+        next(iterate_hdf5(tmp_path / "a.h5", "clips/image"))
+    with pytest.raises(ValueError, match="every must be at least 1"):
+        next(iterate_hdf5(tmp_path / "a.h5", every=0))
+
+
+def test_what_a_file_says_about_each_image_is_read_as_text(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["annot_id"] = np.array([b"7_1", b"12_"])
+        file["text"] = ["größe", "b"]
+        file["frame"] = np.array([0, 3])
+        file["image"] = _STACK
+        file["link"] = h5py.ExternalLink("other.h5", "/image")
+    assert hdf5_values(tmp_path / "a.h5", "annot_id") == ["7_1", "12_"]
+    assert hdf5_values(tmp_path / "a.h5", "text") == ["größe", "b"]
+    assert hdf5_values(tmp_path / "a.h5", "frame") == ["0", "3"]
+    for name, reason in (
+        ("image", "no list"),
+        ("link", "no dataset"),
+        ("missing", "no dataset"),
+        ("../a", "no dataset"),
+    ):
+        with pytest.raises(UnreadableFileError, match=reason):
+            hdf5_values(tmp_path / "a.h5", name)
