@@ -196,7 +196,12 @@ class DataConfig:
     """The images and the order they come in."""
 
     store: str = ""
-    """Folder of an image store; empty: the sample images of installed packages, put into a store once."""
+    """Folder of an image store; empty: data.images, else the sample images of installed packages, put into a store
+    once."""
+    images: str = ""
+    """Any folder of images: they are put into a store in the user's cache, and found there the next time."""
+    modality: str = ""
+    """Modality of those of data.images that do not say it themselves, as DICOM does: CT, X-ray, ..."""
     balance: float = 1.0
     """0 draws every image equally often, 1 every modality; between, a temperature on the modality shares."""
     epoch_size: int = 0
@@ -243,6 +248,8 @@ class DataConfig:
             f"a multiple of data.accumulate = {self.accumulate}",
             self.batch_size,
         )
+        _require(not (self.store and self.images), "data.images", "none beside data.store", self.images)
+        _require(not self.modality or self.images != "", "data.modality", "none without data.images", self.modality)
         _require(0 <= self.max_replaced <= 1, "data.max_replaced", "a number from 0 to 1", self.max_replaced)
 
     def mirrored(self, modality_names: Collection[str]) -> list[str]:
@@ -417,6 +424,8 @@ MAY_CHANGE_ON_RESUME = frozenset(
         "resume",
         "dry_run",
         "data.store",  # its content is compared by fingerprint
+        "data.images",
+        "data.modality",
         "data.accumulate",  # what the memory of another machine asks for
         "data.workers",
         "data.cache",

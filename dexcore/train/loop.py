@@ -43,11 +43,11 @@ from dexcore.train.checkpoint import Progress, load_checkpoint, save_checkpoint
 from dexcore.train.config import ConfigError, PretrainConfig
 from dexcore.train.device import autocast, check_backend, choose_device, compute_dtype
 from dexcore.train.gradient_norm import gradient_norm
+from dexcore.train.image_store import folder_store, sample_store
 from dexcore.train.journal import Journal
 from dexcore.train.provenance import check_images, describe_images, record_start
 from dexcore.train.ranks import ALONE, Ranks
 from dexcore.train.run_folder import CHECKPOINTS_FOLDER, check_not_begun, write_config
-from dexcore.train.sample_store import open_images, sample_store
 from dexcore.train.schedules import Schedule, StepValues
 from dexcore.train.similarity import alignment, expert_similarity, moments
 from dexcore.train.step0 import measure_step0
@@ -89,7 +89,8 @@ class Pretraining:
         self.images = _images(config, ranks) if dataset is None else _own_images(config, dataset)
         self.rows = self.images.indices(split="train")
         if not len(self.rows):
-            raise ConfigError(f"data.store: {config.data.store or self.images.name} holds no training image")
+            place = config.data.store or config.data.images or self.images.name
+            raise ConfigError(f"data.{'images' if config.data.images else 'store'}: {place} holds no training image")
         self.workers = choose_workers(config.data.workers, ranks.local_count)
         config.data.mirrored(self.images.modality_names)  # a name that is none is refused before the first step
         self.order = GlobalOrder(
@@ -351,14 +352,19 @@ def _images(config: PretrainConfig, ranks: Ranks) -> MVUDataset:
     """The store's images, some of them kept in memory once they are decoded."""
     if config.model.in_chans not in (1, 3):
         raise ConfigError(f"model.in_chans: expected 1 or 3, which a store's images have, got {config.model.in_chans}")
-    if not config.data.store:
-        ranks.on_main(sample_store)  # built once, not by every rank
-    return open_images(config.data.store, memory_share(config.data.cache, ranks.local_count))
+    data = config.data
+    store: str | Path = data.store
+    if data.images:
+        store = ranks.on_main_for_long(lambda: folder_store(data.images, data.modality))
+    elif not store:
+        store = ranks.on_main_for_long(sample_store)  # built once, not by every rank
+    return MVUDataset(store, memory_share(data.cache, ranks.local_count))
 
 
 def _own_images(config: PretrainConfig, dataset: Dataset[Any]) -> OwnImages:
-    if config.data.store:
-        raise ConfigError(f"data.store: expected none beside a dataset, got {config.data.store!r}")
+    for name in ("store", "images"):
+        if getattr(config.data, name):
+            raise ConfigError(f"data.{name}: expected none beside a dataset, got {getattr(config.data, name)!r}")
     return OwnImages(dataset, config.model.in_chans)
 
 

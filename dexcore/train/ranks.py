@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TypeVar
 
@@ -25,6 +25,7 @@ from dexcore.train.device import choose_device
 from dexcore.train.stop import Stopped
 
 T = TypeVar("T")
+_PATIENCE = timedelta(hours=24)
 _SILENT_SECONDS = 15.0  # ranks of one start meet sooner
 
 
@@ -99,6 +100,16 @@ class Ranks:
         if how == "failed":
             raise MainRankError("the main rank failed")
         return result  # type: ignore[return-value]  # T may be None
+
+    def on_main_for_long(self, do: Callable[[], T]) -> T:
+        """`on_main` for what may take hours: the collectives of training give up after minutes."""
+        if self.group is None:
+            return do()
+        patient = dist.new_group(backend="gloo", timeout=_PATIENCE)
+        try:
+            return replace(self, group=patient).on_main(do)  # type: ignore[arg-type]  # every rank is a member
+        finally:
+            dist.destroy_process_group(patient)
 
 
 ALONE = Ranks()

@@ -4,12 +4,9 @@ A random router already follows what images look like, and random features tell 
 initialized is therefore run through the same code, on the same images and with the same masks, as at the end.
 """
 
-from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
 from dexcore.data.feed.pretrain_view import Images
 from dexcore.models import MaskedAutoencoder
@@ -19,8 +16,6 @@ from dexcore.train.config import PretrainConfig
 from dexcore.train.evaluate import evaluate
 from dexcore.train.ranks import Ranks
 from dexcore.train.run_folder import RunFolderError
-
-_PATIENCE = timedelta(hours=6)  # of the other ranks: the collectives of training give up after minutes
 
 
 def measure_step0(
@@ -40,16 +35,7 @@ def measure_step0(
         RunFolderError: the folder cannot be written.
         MainRankError: either happened on the main rank.
     """
-    if ranks.group is None:
-        _measure(folder, model, images, config, device)
-        return
-    patient = dist.new_group(backend="gloo", timeout=_PATIENCE)
-    try:
-        replace(ranks, group=patient).on_main(  # type: ignore[arg-type]  # every rank is a member
-            lambda: _measure(folder, model, images, config, device)
-        )
-    finally:
-        dist.destroy_process_group(patient)
+    ranks.on_main_for_long(lambda: _measure(folder, model, images, config, device))
 
 
 def _measure(

@@ -8,7 +8,7 @@ import pytest
 from runs import tiny, write_images
 
 from dexcore.data.readers import UnreadableFileError
-from dexcore.train import sample_store
+from dexcore.train import image_store
 from dexcore.train.arguments import to_yaml
 from dexcore.train.command import EXIT_ERROR, main
 
@@ -75,7 +75,7 @@ def test_a_sample_file_that_cannot_be_read_is_told_in_a_line(flags, tmp_path, mo
         raise UnreadableFileError(tmp_path / "CT.dcm", "the file is empty")
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(sample_store, "build_samples", build)
+    monkeypatch.setattr(image_store, "build_samples", build)
     assert main([*flags, "--data.store", ""]) == EXIT_ERROR
     assert "CT.dcm" in _error(capsys)
 
@@ -108,7 +108,7 @@ def stores(tmp_path, monkeypatch):
         if folder.name == "lost":
             shard.unlink()
         else:
-            shard.write_bytes(shard.read_bytes().replace(b"IDAT", b"idat"))
+            shard.write_bytes(shard.read_bytes().replace(b"\x28\xb5\x2f\xfd", bytes(4)))  # Zstandard's magic number
 
 
 @pytest.mark.parametrize("wrong", REFUSED.values(), ids=REFUSED)

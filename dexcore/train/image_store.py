@@ -1,4 +1,4 @@
-"""The images of a run: a store of the user's, or the sample images of installed packages."""
+"""The stores that a run makes itself, in the user's cache: of a folder of images, or of the sample images."""
 
 import hashlib
 import importlib.metadata
@@ -8,9 +8,10 @@ import sys
 from importlib import resources
 from pathlib import Path
 
-from dexcore.data.feed.dataset import MVUDataset
+from dexcore.data import build_store
 from dexcore.data.samples import build_samples
 from dexcore.data.store.manifest import StoreError
+from dexcore.train.config import ConfigError
 
 # What the sample store's bytes depend on, beside this package's own code.
 _PACKAGES = (
@@ -29,18 +30,29 @@ _PACKAGES = (
 )
 
 
-def open_images(store: str, cache: int = 0) -> MVUDataset:
-    """Open the store in folder ``store``, or, where that is empty, the sample store, built when first needed.
+def folder_store(folder: str, modality: str = "") -> Path:
+    """Folder of the store of a folder's images, in the user's cache; built when first needed.
+
+    A store is found again by the folder's path and the modality; files that are new, changed (by size or time) or gone
+    are brought up to date, the others not read again.
 
     Args:
-        cache: bytes of memory for decoded images.
+        folder: any (`dexcore.data.build_store`).
+        modality: of images that do not say it themselves; "": they do, or a ``dataset.yaml`` does.
 
     Raises:
-        StoreError: there is no sound store, or the cache for the sample store cannot be written.
-        MissingExtraError: the sample images' packages are not installed.
-        UnreadableFileError: one of their images cannot be read.
+        ConfigError: the folder holds no image that can be used; the message says what would help.
+        StoreError: there is no cache, or it cannot be written.
+        MissingExtraError: what reads such images is not installed.
     """
-    return MVUDataset(store or sample_store(), cache)
+    place = os.path.realpath(folder)
+    key = hashlib.sha256(f"{place}\0{modality}".encode(errors="surrogateescape")).hexdigest()[:12]
+    store = cache_folder() / "dexcore" / f"images-{key}"
+    try:
+        build_store(folder, store, modality=modality or None)
+    except ValueError as error:
+        raise ConfigError(f"data.images: {error}") from error
+    return store
 
 
 def sample_store() -> Path:
