@@ -40,6 +40,11 @@ def codestream_size(data: bytes) -> tuple[int, int] | None:
     return stream and (stream.height, stream.width)
 
 
+def jpeg_ends(data: bytes) -> bool:
+    """Whether a JPEG's last scan is followed by the end of the image: decoders fill up what is cut off, in silence."""
+    return data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda")
+
+
 def _read_jpeg(data: bytes) -> Codestream | None:
     position = 2
     while data[position] == 0xFF:

@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from dexcore.data.readers.codestream import jpeg_ends, read_codestream
 from dexcore.data.readers.pixels import bit_levels, oriented, over_black
-from dexcore.data.readers.scan import Scan, check_ratio, check_size
+from dexcore.data.readers.scan import RefusedError, Scan, check_ratio, check_size
 from dexcore.extras import require
 
 _FORMATS = ("PNG", "JPEG", "BMP")
@@ -14,7 +15,8 @@ _ORIENTATION = 0x0112  # of EXIF
 
 
 def read_image(path: str | os.PathLike[str], every: int = 1) -> Scan:
-    """Read a PNG, JPEG or BMP file with Pillow, PNG of 16 bits with imagecodecs (Pillow brings its colour to 8).
+    """Read a PNG, JPEG or BMP file with Pillow, PNG of 16 bits (whose colour it brings to 8) and JPEG of 12 and 16
+    (which it does not know) with imagecodecs.
 
     EXIF rotation is applied. Palettes and CMYK become RGB; gray stays gray. What is transparent, by an alpha channel,
     a palette or one colour that the file names, is laid over black. Of a file of several pictures (a phone's
@@ -32,8 +34,15 @@ def read_image(path: str | os.PathLike[str], every: int = 1) -> Scan:
         RefusedError: over a limit, or a bomb.
         Exception: Pillow and imagecodecs raise OSError, SyntaxError and others on broken files.
     """
-    pil = require("PIL.Image", "train")
-    with pil.open(path, formats=_FORMATS) as image:
+    pil = require("PIL", "train")
+    try:
+        opened = require("PIL.Image", "train").open(path, formats=_FORMATS)
+    except pil.UnidentifiedImageError:
+        scan = _deep_jpeg(path)
+        if scan is None:
+            raise
+        return scan
+    with opened as image:
         # Sizes are known before load() takes memory for the pixels.
         bands = len(image.getbands())
         check_size(image.height, image.width, 1, bands)
@@ -58,6 +67,23 @@ def _deep_png(path: str | os.PathLike[str]) -> np.ndarray:
         return pixels
     colour = pixels[..., 0] if pixels.shape[2] == 2 else pixels[..., :3]
     return over_black(colour, pixels[..., -1], 65535)
+
+
+def _deep_jpeg(path: str | os.PathLike[str]) -> Scan | None:
+    """A JPEG of 12 or 16 bits, lossy or not, which Pillow does not know; its EXIF is not looked at. None for others."""
+    with open(path, "rb") as file:
+        data = file.read()
+    stream = read_codestream(data)
+    if stream is None or stream.bits <= 8 or not data.startswith(b"\xff\xd8"):
+        return None
+    check_size(stream.height, stream.width, 1, stream.samples)
+    check_ratio(2 * stream.height * stream.width * stream.samples, len(data))
+    if stream.samples not in (1, 3):
+        raise RefusedError(f"a JPEG of {stream.bits} bits with {stream.samples} samples a pixel, expected gray or RGB")
+    if not jpeg_ends(data):
+        raise RefusedError("a JPEG that is cut short")
+    pixels = require("imagecodecs", "train").jpeg_decode(data)
+    return Scan(pixels[None], "frames", bit_levels(pixels.dtype, stream.bits), (0,))
 
 
 def _to_array(image: Any, path: str | os.PathLike[str]) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dexcore.data.readers.codestream import read_codestream
+from dexcore.data.readers.codestream import jpeg_ends, read_codestream
 from dexcore.data.readers.pixels import bit_levels, oriented, over_black
 from dexcore.data.readers.scan import RefusedError, Scan, check_ratio, check_size, make_finite
 from dexcore.extras import require
@@ -252,7 +252,10 @@ def _check_segments(tiff: Any, page: Any) -> None:
     rows, columns = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth)
     for offset, count in segments:
         tiff.filehandle.seek(offset)
-        found = measure(tiff.filehandle.read(count))
+        data = tiff.filehandle.read(count)
+        if page.compression in _JPEG and not jpeg_ends(data):
+            raise RefusedError(f"page {page.index} holds a JPEG stream that is cut short")
+        found = measure(data)
         if found is not None and (found[0] > rows or found[1] > columns):
             raise RefusedError(
                 f"page {page.index} holds a stream of {found[0]} x {found[1]} pixels, "

@@ -1,5 +1,6 @@
 """PNG, JPEG and BMP: every mode that medical images come in, and broken files."""
 
+import imagecodecs
 import numpy as np
 import pytest
 from made_files import png_claiming, write_png
@@ -107,6 +108,21 @@ def test_of_a_phones_photograph_the_first_picture_is_read(tmp_path, every):
     scan = read_file(tmp_path / "a.jpg", every=every)
     np.testing.assert_array_equal(scan.pixels, expected[None])
     assert scan.frames == (0,)
+
+
+@pytest.mark.parametrize("bits", [12, 16])
+@pytest.mark.parametrize("samples", [1, 3])
+def test_a_jpeg_of_more_than_eight_bits_keeps_its_depth(tmp_path, bits, samples):
+    pixels = np.add.outer(np.arange(64), np.arange(64)).astype(np.uint16) * np.uint16(30 if bits == 12 else 480)
+    pixels = np.dstack([pixels] * 3) if samples == 3 else pixels
+    options = {"bitspersample": bits, "level": 95, "lossless": bits == 16}
+    (tmp_path / "a.jpg").write_bytes(imagecodecs.jpeg_encode(pixels, **options))
+    scan = read_file(tmp_path / "a.jpg")
+    assert scan.levels == (0.0, (1 << bits) - 1)
+    assert np.abs(scan.pixels[0].astype(int) - pixels).max() < 60
+    (tmp_path / "a.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:-200])
+    with pytest.raises(UnreadableFileError, match="cut short"):
+        read_file(tmp_path / "a.jpg")
 
 
 def test_a_photographs_density_is_no_spacing(tmp_path):

@@ -462,6 +462,14 @@ def test_a_truncated_file_is_refused(tmp_path, compression, share):
         read_file(path)
 
 
+def test_a_jpeg_stream_that_is_cut_short_is_no_gray(tmp_path):
+    tags = _tags(48, 32, 8, compression=7)
+    stream = imagecodecs.jpeg_encode(_GRAY)
+    assert _read(_raw(tmp_path / "a.tif", [stream], tags)).shape == (1, 32, 48)
+    with pytest.raises(UnreadableFileError, match="cut short"):
+        read_file(_raw(tmp_path / "b.tif", [stream[:-300]], tags))
+
+
 def test_a_strip_that_is_missing_is_no_black(tmp_path):
     tags = _tags(8, 8, 8, compression=8, rows=4)
     strips = [zlib.compress(bytes([200]) * 32), zlib.compress(bytes([200]) * 32)]
