@@ -93,8 +93,11 @@ def build(
             out.mkdir(parents=True, exist_ok=True)
             with locked(out / _STAGING) as staging, _workers(jobs, executor) as workers:
                 return _build(plan, out, staging, workers, shard_bytes)
-    except OSError as error:  # the disk is full
-        raise StoreError(f"{error}; call it again then: it goes on where it was") from error
+    except StoreError as error:
+        if not isinstance(error.__cause__, OSError):
+            raise
+        # A full disk, most often.
+        raise StoreError(f"{error}. When that is mended, call it again: it goes on where it was") from error.__cause__
     except NothingKeptError:
         shutil.rmtree(out / _STAGING, ignore_errors=True)
         if made:
@@ -183,9 +186,9 @@ def _build(plan: _Plan, out: Path, staging: Path, workers: Workers, shard_bytes:
     if not parts:
         raise NothingKeptError(reports.values())
     result = Manifest.of(manifest.name if manifest else plan.name, plan.settings.max_side, parts)
-    _write_rejects(out, plan, fresh, set(reports))
+    _put(staging, out / REJECTS, _rejects(out, plan, fresh, set(reports)))
     content = {"version": 1, "sources": {name: asdict(report) for name, report in sorted(reports.items())}}
-    write_whole(out / BUILD, (json.dumps(content, indent=1) + "\n").encode())
+    _put(staging, out / BUILD, json.dumps(content, indent=1) + "\n")
     commit(staging, out, result)
     return BuildReport(out, result, reports, [source.name for source in fresh])
 
@@ -318,7 +321,13 @@ def _pack(source: _Source, plan: _Plan, staging: Path, shard_bytes: int) -> None
     shutil.rmtree(staging / folder, ignore_errors=True)
 
 
-def _write_rejects(out: Path, plan: _Plan, fresh: list[_Source], known: set[str]) -> None:
+def _put(staging: Path, path: Path, text: str) -> None:
+    """Write a file beside the store, whole or not at all; what a kill leaves lies in the build's folder."""
+    write_whole(staging / path.name, text.encode())
+    os.replace(staging / path.name, path)
+
+
+def _rejects(out: Path, plan: _Plan, fresh: list[_Source], known: set[str]) -> str:
     """One JSON object a line: source, path, reason. Sources that were not built keep their lines."""
     built = {source.name for source in fresh}
     lines: list[dict[str, str | None]] = [line for line in _lines(out / REJECTS) if line.get("source") in known - built]
@@ -327,7 +336,7 @@ def _write_rejects(out: Path, plan: _Plan, fresh: list[_Source], known: set[str]
     closed = [(plan.settings.shown(path), reason) for path, reason in plan.walked.closed]
     lines += [{"source": None, "path": path, "reason": reason} for path, reason in closed]
     lines.sort(key=lambda line: str(line["source"] or ""))
-    write_whole(out / REJECTS, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
+    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
 
 def _lines(path: Path) -> Iterator[dict[str, str | None]]:

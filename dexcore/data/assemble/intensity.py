@@ -3,7 +3,6 @@
 import numpy as np
 
 from dexcore.data.modality import Modality
-from dexcore.data.normalize import HU_WINDOW, PERCENTILES, SUV_WINDOW, Levels
 from dexcore.data.readers import Scan
 from dexcore.data.sources.schema import Units
 
@@ -45,15 +44,3 @@ def method_for(modality: Modality, scan: Scan, wanted: str | None, declared: Uni
     if modality is Modality.PET and units == "SUV":
         return "suv_window"
     return _BY_MODALITY[modality]
-
-
-def black_and_white(scan: Scan, method: str) -> Levels:
-    """The values that become 0 and 1, over all that was read of the file."""
-    if method == "hu_window":
-        return HU_WINDOW
-    if method == "suv_window":
-        return SUV_WINDOW
-    if method == "div255":
-        return scan.levels or (float(scan.pixels.min()), float(scan.pixels.max()))
-    low, high = np.percentile(scan.pixels, PERCENTILES)
-    return float(low), float(high)

@@ -16,14 +16,14 @@ import numpy as np
 from dexcore.data.assemble.discover import Item
 from dexcore.data.assemble.filter import MIN_SIDE, reject_reason
 from dexcore.data.assemble.hand import Hand
-from dexcore.data.assemble.intensity import UnitsError, black_and_white, method_for
+from dexcore.data.assemble.intensity import UnitsError, method_for
 from dexcore.data.assemble.masks import looks_like_labels
 from dexcore.data.assemble.options import Settings
 from dexcore.data.assemble.reasons import Reject, reason_of
 from dexcore.data.assemble.slices import AXES, acquired_axis, plane_spacing, slices, square
 from dexcore.data.assemble.walk import Found
 from dexcore.data.modality import Modality
-from dexcore.data.normalize import normalize
+from dexcore.data.normalize import limits, window
 from dexcore.data.readers import Scan, UnreadableFileError, read_file
 from dexcore.data.readers.kind import Kind
 from dexcore.data.readers.series import read_series
@@ -91,7 +91,8 @@ class _RowsFile:
         self._pa = require("pyarrow", "train")
         self._path, self._temporary = path, path.with_name(f".{path.name}.{os.getpid()}.tmp")
         self._schema = task_schema()
-        self._stream = self._pa.ipc.new_stream(str(self._temporary), self._schema)
+        self._file = open(self._temporary, "wb")  # noqa: SIM115  closed by `close` or `discard`
+        self._stream = self._pa.ipc.new_stream(self._file, self._schema)
         self._rows: list[Row] = []
         self._bytes = 0
 
@@ -110,15 +111,17 @@ class _RowsFile:
         if self._rows:
             self._flush()
         self._stream.close()
-        with open(self._temporary, "rb+") as file:
+        with self._file as file:
+            file.flush()
             os.fsync(file.fileno())
-            size = file.seek(0, os.SEEK_END)
+            size = file.tell()
         os.replace(self._temporary, self._path)
         return size
 
     def discard(self) -> None:
+        """Leave nothing of a file that was not brought to its end."""
         with suppress(OSError):
-            self._stream.close()
+            self._file.close()
         self._temporary.unlink(missing_ok=True)
 
 
@@ -200,11 +203,11 @@ def _cut(task: Task, item: Item, scan: Scan, place: str) -> Iterator[ImageRecord
     except UnitsError as error:
         yield Reject(shown, str(error))
         return
-    levels = black_and_white(scan, method)
+    levels = limits(scan.pixels, method, scan.levels)
     least = recipe.min_side or settings.min_side or MIN_SIDE
     for where, raw, spacing in _planes(scan, recipe):
         try:
-            image, size = square(normalize(raw, "div255", levels), spacing)
+            image, size = square(window(raw, levels), spacing)
         except ValueError as error:
             yield Reject(shown + where, str(error))
             continue

@@ -83,6 +83,7 @@ class Workers:
         running: dict[Future[R], int] = {}
         blamed: dict[int, dict[int, str]] = {}
         suspected: dict[int, Death | None] = {}
+        deaths = 0  # of pools, one after the other, in which nothing was done
 
         def note(index: int) -> Path:
             return notes / f"in-hand-{index:06d}"
@@ -117,6 +118,7 @@ class Workers:
                         self._suspect(index, note(index), suspected, blamed.setdefault(index, {}))
                         waiting.append(index)
                     else:
+                        deaths = 0
                         note(index).unlink(missing_ok=True)
                         yield index, result
                 if broken:
@@ -129,6 +131,9 @@ class Workers:
                             dead.append(index)
                     self._renew()
                     begun = [index for index in sorted(dead) if note(index).exists()]
+                    deaths = 0 if begun else deaths + 1
+                    if deaths == _MOST_DEATHS:
+                        raise WorkersError(_NO_FILE)
                     waiting.extendleft(sorted(set(dead) - set(begun), reverse=True))
                     for index in begun:
                         yield index, self._alone(function, tasks[index], note(index), blamed.setdefault(index, {}))

@@ -1,0 +1,267 @@
+"""Builds that are killed, run out of disk, meet one another, or read what changes under them."""
+
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+from made_folders import write_mask, write_picture, write_series, write_volume
+
+from dexcore.data import build_store
+from dexcore.data.assemble import plan
+from dexcore.data.assemble.lock import locked
+from dexcore.data.assemble.read import build_task
+from dexcore.data.store import StoreError, check_store
+
+_fork = get_context("fork")
+
+
+@pytest.fixture(autouse=True)
+def _own_key(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return made_folder(tmp_path / "scans", 6)
+
+
+def made_folder(root: Path, pictures: int) -> Path:
+    """Two sources with copies, masks and what is broken, so that all that a build does is done."""
+    write_series(root / "ct", slices=3)
+    for index in range(pictures):
+        write_picture(root / "xray" / f"{index:03d}.png", seed=index)
+    write_mask(root / "xray" / "000_mask.png")
+    shutil.copy(root / "xray" / "001.png", root / "xray" / "copy.png")
+    (root / "xray" / "broken.png").write_bytes((root / "xray" / "000.png").read_bytes()[:900])
+    (root / "xray" / "dataset.yaml").write_text("modality: X-ray\n")
+    return root
+
+
+def build(folder: Path, out: Path, **options: object):
+    with ThreadPoolExecutor(1) as executor:
+        return build_store(folder, out, executor=executor, shard_bytes=20_000, **options)
+
+
+def files_of(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in out.iterdir()}
+
+
+def in_a_process(work: Callable[[], None]) -> tuple[int, str]:
+    """Do the work in a forked process; its exit code, and its error's text."""
+    receiver, sender = _fork.Pipe(duplex=False)
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            sender.send(f"{type(error).__name__}: {error}")
+            os._exit(1)
+        os._exit(0)
+
+    process = _fork.Process(target=run)
+    process.start()
+    sender.close()
+    process.join(60)
+    assert process.exitcode is not None
+    return process.exitcode, receiver.recv() if process.exitcode == 1 else ""
+
+
+def kill_at(moment: int) -> None:
+    """End this process, as SIGKILL does, at its ``moment``-th rename: every step that counts is one."""
+    count = 0
+
+    def counting(rename: Callable[..., None]) -> Callable[..., None]:
+        def counted(*arguments: object, **named: object) -> None:
+            nonlocal count
+            count += 1
+            if count == moment:
+                os.kill(os.getpid(), signal.SIGKILL)
+            rename(*arguments, **named)
+
+        return counted
+
+    os.replace, os.rename = counting(os.replace), counting(os.rename)
+
+
+def test_a_build_killed_at_any_moment_ends_in_the_same_bytes(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "_FILES_A_TASK", 3)
+    build(folder, tmp_path / "expected")
+    expected = files_of(tmp_path / "expected")
+    moments = 0
+    for moment in range(1, 100, 2):
+        out = tmp_path / f"store-{moment}"
+        code, error = in_a_process(lambda moment=moment, out=out: (kill_at(moment), build(folder, out)))
+        assert error == ""
+        if code == 0:
+            break
+        assert code == -signal.SIGKILL
+        build(folder, out)
+        assert files_of(out) == expected, moment
+        moments += 1
+    assert moments > 6
+
+
+def test_what_was_done_before_a_kill_is_not_done_again(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "_FILES_A_TASK", 1)
+    assert in_a_process(lambda: (kill_at(9), build(folder, tmp_path / "store")))[0] == -signal.SIGKILL
+    done = {path: path.stat().st_mtime_ns for path in (tmp_path / "store" / ".building-build").rglob("task-*.json")}
+    assert len(done) >= 2
+    assert in_a_process(lambda: (kill_at(9), build(folder, tmp_path / "store")))[0] == -signal.SIGKILL
+    again = {path: path.stat().st_mtime_ns for path in (tmp_path / "store" / ".building-build").rglob("task-*.json")}
+    assert again.items() > done.items()
+
+
+def test_a_killed_update_leaves_the_store_that_was_there(folder, tmp_path):
+    first = build(folder, tmp_path / "store")
+    write_picture(folder / "xray" / "more.png", seed=99)
+    assert in_a_process(lambda: (kill_at(4), build(folder, tmp_path / "store")))[0] == -signal.SIGKILL
+    assert check_store(tmp_path / "store") == []
+    assert build(folder, tmp_path / "store").images == first.images + 1
+
+
+@pytest.mark.xdist_group("workers")
+def test_the_number_of_workers_does_not_change_the_store(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "_FILES_A_TASK", 2)
+    build(folder, tmp_path / "threads")
+    build_store(folder, tmp_path / "processes", jobs=3, shard_bytes=20_000)
+    assert files_of(tmp_path / "processes") == files_of(tmp_path / "threads")
+
+
+def test_of_two_builds_the_second_is_refused_and_told_of_the_first(folder, tmp_path):
+    (tmp_path / "store").mkdir()
+    refused = pytest.raises(StoreError, match=rf"store is being built by process {os.getpid()} on .*: wait for its end")
+    with locked(tmp_path / "store" / ".building-build"), refused:
+        build(folder, tmp_path / "store")
+    build(folder, tmp_path / "store")
+    assert check_store(tmp_path / "store") == []
+
+
+@pytest.mark.parametrize("room", [3_000, 30_000])
+def test_a_full_disk_is_named_and_the_build_goes_on_later(folder, tmp_path, room):
+    write_picture(folder / "xray" / "large.png", (150, 300), seed=5)  # 45 KB in a row
+    build(folder, tmp_path / "expected")
+
+    def work() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))  # stands in for a disk with no space left
+        build(folder, tmp_path / "store")
+
+    code, error = in_a_process(work)
+    assert code == 1
+    assert error.startswith(f"StoreError: cannot write a store into {tmp_path / 'store'}")
+    assert error.endswith("call it again: it goes on where it was")
+    build(folder, tmp_path / "store")
+    assert files_of(tmp_path / "store") == files_of(tmp_path / "expected")
+
+
+def test_a_read_only_place_is_named(folder, tmp_path):
+    (tmp_path / "closed").mkdir(mode=0o555)
+
+    def work() -> None:
+        if os.getuid() == 0:  # root writes anywhere
+            os.setuid(65534)
+        build(folder, tmp_path / "closed" / "store", key=tmp_path / "key")
+
+    (tmp_path / "key").write_text("0123456789abcdef")
+    for path in (tmp_path, *tmp_path.parents[:-1]):
+        path.chmod(path.stat().st_mode | 0o055)
+    code, error = in_a_process(work)
+    assert code == 1
+    assert error.startswith("StoreError: cannot write a store into")
+    assert "closed" in error
+
+
+class Meddling(ThreadPoolExecutor):
+    """Changes a file between the time it was found and the time it is read."""
+
+    def __init__(self, victim: Path) -> None:
+        super().__init__(1)
+        self._victim = victim
+
+    def submit(self, run, function, *arguments):
+        if function is build_task:
+            self._victim.write_bytes(self._victim.read_bytes() + b"more")
+        return super().submit(run, function, *arguments)
+
+
+def test_a_file_that_changes_while_the_store_is_built_is_told_and_read_the_next_time(folder, tmp_path):
+    with Meddling(folder / "xray" / "003.png") as executor:
+        build_store(folder, tmp_path / "store", executor=executor)
+    told = [json.loads(line) for line in (tmp_path / "store" / "rejects.jsonl").read_text().splitlines()]
+    assert {line["path"]: line["reason"] for line in told}["xray/003.png"] == "changed since it was found"
+    manifest = build(folder, tmp_path / "store")
+    assert manifest.sources["xray"].images == 6
+
+
+_COMMAND = """
+import sys
+from dexcore.data import build_store
+if __name__ == "__main__":
+    build_store(sys.argv[1], sys.argv[2], jobs=2, key=sys.argv[3])
+"""
+
+
+@pytest.mark.slow
+def test_thirty_random_kills_of_60_files_end_in_the_same_store(tmp_path):
+    """Of the whole process group, and every third time of one worker alone, which the build survives."""
+    folder = made_folder(tmp_path / "scans", 50)
+    write_volume(folder / "mr" / "v.nii.gz", (80, 90, 30))
+    (folder / "mr" / "dataset.yaml").write_text("modality: MR\naxes: [axial, coronal, sagittal]\n")
+    (tmp_path / "key").write_text("0123456789abcdef")
+    (tmp_path / "build.py").write_text(_COMMAND)
+    command = [sys.executable, str(tmp_path / "build.py"), str(folder)]
+
+    def start(out: Path) -> subprocess.Popen:
+        return subprocess.Popen([*command, str(out), str(tmp_path / "key")], start_new_session=True)
+
+    began = time.monotonic()
+    assert start(tmp_path / "expected").wait() == 0
+    seconds = time.monotonic() - began
+    expected = files_of(tmp_path / "expected")
+    rng = random.Random(0)
+    kills = rounds = 0
+    while kills < 30:
+        out = tmp_path / f"store-{rounds}"
+        rounds += 1
+        while True:
+            process = start(out)
+            try:
+                if process.wait(rng.uniform(0.3, 1.2) * seconds) == 0:
+                    break
+            except subprocess.TimeoutExpired:
+                kills += 1
+                if kills % 3 == 0:
+                    kill_one_worker(process.pid)
+                    assert process.wait() == 0
+                    break
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        assert files_of(out) == expected
+        shutil.rmtree(out)
+
+
+def kill_one_worker(driver: int) -> None:
+    """SIGKILL the youngest process of the driver's session but itself and the server that forks them."""
+    members = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+            except OSError:
+                continue
+            if int(fields[3]) == driver:  # the session
+                members.append((int(fields[1]), int(entry.name)))
+    parents = {parent for parent, _ in members}
+    workers = [pid for parent, pid in members if pid not in parents and parent != driver]
+    if workers:
+        os.kill(max(workers), signal.SIGKILL)
