@@ -119,7 +119,7 @@ def _volume(block: np.ndarray, directions: np.ndarray) -> Scan:
     turned = nibabel.orientations.apply_orientation(block, orientation)
     spacing = np.empty(3)
     spacing[orientation[:, 0].astype(int)] = steps
-    pixels = make_finite(np.ascontiguousarray(turned, turned.dtype.newbyteorder("=")))
+    pixels = make_finite(turned.astype(turned.dtype.newbyteorder("="), copy=False))  # a view: volumes are large
     return Scan(pixels, "volume", spacing=tuple(map(float, spacing)))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from dexcore.checks import check_whole
-from dexcore.data.readers.scan import RefusedError, Scan, check_size, unreadable
+from dexcore.data.readers.scan import MAX_FRAME_PIXELS, RefusedError, Scan, check_size, unreadable
 from dexcore.extras import require
 
 # FFmpeg's names; others (playlists, scripts of cuts) lead to further files.
@@ -67,6 +67,7 @@ def _decoded(path: str | os.PathLike[str], every: int) -> Iterator[tuple[int, np
             raise RefusedError("no video in it, expected one beside its sound")
         context = stream.codec_context
         check_size(context.height, context.width)
+        context.options = {"max_pixels": str(MAX_FRAME_PIXELS)}  # the stream inside may claim another size
         context.thread_count = 1  # the assembler has a process for each core
         declared, packets, count, end = stream.frames, 0, 0, 0.0
         shape = None
