@@ -176,8 +176,8 @@ def _scans(task: Task, item: Item) -> Iterator[tuple[Scan, str]]:
     moving = item.kind is Kind.VIDEO or (item.kind is Kind.DICOM and item.modality in _MOVING)
     every = recipe.every or task.settings.every or (VIDEO_EVERY if moving else 1)
     if item.kind is Kind.VIDEO:  # an hour of surgery does not fit into memory
-        for frame, image in iterate_video(path, every):
-            yield Scan(image[None], "frames", (0.0, 255.0)), f"#{frame}"
+        for scan in iterate_video(path, every):
+            yield replace(scan, frames=None), f"#{(scan.frames or (0,))[0]}"
         return
     number = 0 if isinstance(recipe.volume, str) else recipe.volume
     scan = read_file(path, every, number)

@@ -35,11 +35,11 @@ def read_video(path: str | os.PathLike[str], every: int = 1) -> Scan:
     return Scan(np.stack(list(frames.values())), "frames", (0.0, 255.0), tuple(frames), spacing=spacing)
 
 
-def iterate_video(path: str | os.PathLike[str], every: int = 1) -> Iterator[tuple[int, np.ndarray]]:
+def iterate_video(path: str | os.PathLike[str], every: int = 1) -> Iterator[Scan]:
     """Give one frame in ``every`` of a video, as `read_video`, with one frame in memory.
 
     Yields:
-        the frame's number in the file; uint8 [height, width] or [height, width, 3].
+        a scan of one frame; its ``frames`` hold the number of it in the file.
 
     Raises:
         UnreadableFileError: as `read_video`; of a truncated or damaged video, after the last sound frame.
@@ -53,7 +53,8 @@ def iterate_video(path: str | os.PathLike[str], every: int = 1) -> Iterator[tupl
             found = next(frames, None)
         if found is None:
             return
-        yield found[:2]
+        index, frame, spacing = found
+        yield Scan(frame[None], "frames", (0.0, 255.0), (index,), spacing=spacing)
 
 
 def _decoded(path: str | os.PathLike[str], every: int) -> Iterator[tuple[int, np.ndarray, tuple[float, float] | None]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from made_folders import noise, write_mask, write_picture, write_series, write_volume
+from made_kinds import write_video
 from PIL import Image
 
 from dexcore.data import build_store, open_mvu
@@ -326,3 +327,13 @@ def test_gray_saved_as_color_is_stored_as_gray(tmp_path):
     Image.fromarray(pixels).save(tmp_path / "scans" / "x.png")
     build(tmp_path / "scans", tmp_path / "store", modality="X-ray")
     assert np.array_equal(open_mvu(tmp_path / "store").read(0), pixels[..., 0])
+
+
+def test_video_frames_have_square_pixels(tmp_path):
+    (tmp_path / "scans").mkdir()
+    frames = noise((31, 80, 70, 3), 0)
+    write_video(tmp_path / "scans" / "a.mp4", frames, "libx264", "yuv420p", aspect=2)  # shown twice as wide
+    build(tmp_path / "scans", tmp_path / "store", modality="Endoscopy")
+    dataset = open_mvu(tmp_path / "store")
+    assert [dataset[index]["path"] for index in range(len(dataset))] == ["a.mp4#0", "a.mp4#30"]
+    assert [dataset.read(index).shape for index in range(2)] == [(80, 140, 3)] * 2

@@ -68,13 +68,14 @@ def test_a_video_that_a_turned_camera_took_stands_upright(tmp_path, rotation, tu
 def test_pixels_that_are_not_square_say_so(tmp_path, rotation, spacing):
     path = write_video(tmp_path / "a.mp4", _frames(3), "libx264", "yuv420p", rotation=rotation, aspect=2)
     assert read_file(path).spacing == spacing
+    assert next(iterate_video(path)).spacing == spacing
 
 
 def test_frames_are_given_one_by_one(tmp_path):
     path = write_video(tmp_path / "a.avi", _frames())
     scan, given = read_file(path, every=9), list(iterate_video(path, every=9))
-    assert [number for number, _ in given] == [0, 9, 18, 27, 36]
-    np.testing.assert_array_equal(scan.pixels, [frame for _, frame in given])
+    assert [one.frames for one in given] == [(0,), (9,), (18,), (27,), (36,)]
+    np.testing.assert_array_equal(scan.pixels, np.concatenate([one.pixels for one in given]))
     with pytest.raises(ValueError, match="every must be at least 1"):
         next(iterate_video(path, every=0))
 
