@@ -54,7 +54,8 @@ def open_dicom(source: str | os.PathLike[str] | BinaryIO) -> Iterator[DicomFile]
         source: its path, or an open file that can seek (a member of an archive), which stays open.
 
     Raises:
-        RefusedError: it is no DICOM, or inflates to more than the limit.
+        RefusedError: it is no DICOM, or inflates to more than the limit; whatever else is raised while it is open
+            becomes one too, without what it quotes from the file.
     """
     pydicom = require("pydicom", "data")
     with _opened(source) as file, quiet_pydicom():
@@ -64,7 +65,12 @@ def open_dicom(source: str | os.PathLike[str] | BinaryIO) -> Iterator[DicomFile]
             raise
         except Exception as error:
             raise RefusedError(f"the DICOM elements cannot be read: {safe_message(error)}") from None
-        yield _with_pixels(dataset, stream)
+        try:
+            yield _with_pixels(dataset, stream)
+        except (RefusedError, MissingExtraError):
+            raise
+        except Exception as error:  # its text and its traceback may quote the file
+            raise RefusedError(safe_message(error)) from None
 
 
 def _opened(source: str | os.PathLike[str] | BinaryIO) -> AbstractContextManager[BinaryIO]:

@@ -4,6 +4,7 @@ Rescale, modality table, window, VOI table and VOI function may stand at a file'
 in each frame's own; `Groups` looks them up.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -114,8 +115,8 @@ def show(values: np.ndarray, window: Window | Lut | None) -> tuple[np.ndarray, L
 
 
 def union(levels: list[Levels | None]) -> Levels | None:
-    """The levels that lose nothing of any frame; None where one has none."""
-    known = [pair for pair in levels if pair is not None]
+    """The levels that lose nothing of any frame; None where one has none, or none that is finite."""
+    known = [pair for pair in levels if pair is not None and math.isfinite(pair[0]) and math.isfinite(pair[1])]
     if not known or len(known) < len(levels):
         return None
     return min(low for low, _ in known), max(high for _, high in known)

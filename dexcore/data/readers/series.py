@@ -1,6 +1,7 @@
 """DICOM files grouped into series, and series into volumes: by unique identifiers and positions, never by names."""
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
@@ -47,18 +48,23 @@ class _Stack:
 def group_series(headers: Mapping[str, Header]) -> list[Series]:
     """Group the headers of images (others are left out) by series; a file of several frames is one of its own.
 
+    Copies of an instance (one object in two folders) go into a series of copies, so that both stay volumes.
+
     Args:
         headers: by path.
 
     Returns:
         in the order in which the first file of each was given.
     """
-    groups: dict[tuple[str | None, ...], list[str]] = {}
+    groups: dict[tuple[str | int | None, ...], list[str]] = {}
+    copies: Counter[tuple[str | None, ...]] = Counter()
     for path, header in headers.items():
         if not header.is_image:
             continue
         alone = header.series is None or header.frames > 1
-        groups.setdefault((header.study, header.series, path if alone else None), []).append(path)
+        instance = (header.study, header.series, header.instance or path)
+        groups.setdefault((*instance[:2], path if alone else None, copies[instance]), []).append(path)
+        copies[instance] += 1
     return [_series(paths, headers) for paths in groups.values()]
 
 

@@ -1,5 +1,6 @@
 """DICOM series: which files belong together, which are a volume, and the volume itself."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +123,15 @@ def test_series_are_told_apart_by_their_identifiers_and_other_objects_left_out(t
     second = write_slices(tmp_path / "b", along(0, 1, 2), SeriesInstanceUID="1.2.4")
     masks = write_slices(tmp_path / "c", along(0), SOPClassUID="1.2.840.10008.5.1.4.1.1.66.4")
     assert [series.paths for series in grouped([*first, *second, *masks])] == [tuple(first), tuple(second)]
+
+
+def test_a_copy_of_a_series_in_another_folder_leaves_both_volumes(tmp_path):
+    paths = write_slices(tmp_path, along(0, 3, 6))
+    (tmp_path / "copy").mkdir()
+    copies = [shutil.copy(path, tmp_path / "copy") for path in paths]
+    both = grouped([*paths, *map(str, copies)])
+    assert [series.volume for series in both] == [True, True]
+    assert [series.paths for series in both] == [tuple(paths), tuple(map(str, copies))]
 
 
 def groups_of(positions):
