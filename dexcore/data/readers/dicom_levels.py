@@ -90,7 +90,7 @@ def frame_window(stored: Stored, groups: Groups, frame: int) -> Window | Lut | N
                 return Window(center, width, code(place, "VOILUTFunction") or "LINEAR")
         tables = items(place, "VOILUTSequence")
         if tables:
-            return read_lut(tables[0], stored.file.little, None)
+            return read_lut(tables[0], stored.file.little, True if stored.signed else None)
     return None
 
 

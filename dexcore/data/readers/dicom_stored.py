@@ -17,6 +17,7 @@ from dexcore.extras import require
 _GRAY = {"MONOCHROME1", "MONOCHROME2"}
 _YBR = {"YBR_FULL", "YBR_FULL_422"}
 _COLORS = {"RGB", *_YBR, "YBR_RCT", "YBR_ICT", "YBR_PARTIAL_420", "YBR_PARTIAL_422"}
+_MPEG = "1.2.840.10008.1.2.4.10"  # 100 to 108: MPEG-2, MPEG-4, HEVC
 _MAX_FRAMES = 1 << 31
 # What pydicom warns about and puts right itself; every other warning while decoding is an error.
 _PUT_RIGHT = (
@@ -195,6 +196,8 @@ def read_stored(file: DicomFile) -> Stored:
         pixel_bits = allocated * samples if photometric != "YBR_FULL_422" else allocated * 2
         frames = _count_native(file, rows * columns * pixel_bits, declared)
     else:
+        if str(file.syntax).startswith(_MPEG):
+            raise RefusedError("a video stream (MPEG) in DICOM, which is not read")
         fragments = find_frames(file, declared)
         frames = len(fragments)
     check_size(rows, columns, frames, samples)

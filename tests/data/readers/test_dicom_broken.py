@@ -10,7 +10,7 @@ import pytest
 from fuzz import read_mutations
 from made_files import PYDICOM, PYDICOM_DATA, changed_dicom, write_dicom
 from pydicom.encaps import encapsulate
-from pydicom.uid import JPEG2000Lossless, RLELossless
+from pydicom.uid import MPEG4HP41, JPEG2000Lossless, RLELossless
 
 from dexcore.data.readers import UnreadableFileError, read_file
 
@@ -165,6 +165,12 @@ def compressed(path, frame, syntax, pixels):
     dataset.file_meta.TransferSyntaxUID = syntax
     dataset.save_as(path)
     return path
+
+
+def test_a_video_stream_is_refused_as_one(tmp_path):
+    path = compressed(tmp_path / "a.dcm", bytes(64), MPEG4HP41, FRAMES)
+    with pytest.raises(UnreadableFileError, match="MPEG"):
+        read_file(path)
 
 
 @pytest.mark.parametrize("bomb", [rle_bomb, jpeg2000_bomb])

@@ -130,6 +130,15 @@ def test_a_voi_table_is_applied_where_there_is_no_window(tmp_path, vr):
     np.testing.assert_allclose(shown(enhanced)[0], expected, atol=1e-6)
 
 
+@pytest.mark.parametrize(("vr", "first"), [("US", 65536 - 200), ("SS", -200)])
+def test_a_voi_table_starts_below_zero_whatever_the_sign_it_is_written_with(tmp_path, vr, first):
+    stored = (RAMP.astype(np.int16) - 2048)[30:34]
+    table = lut(401, 0, 16, CURVE.tobytes())
+    table[0].add_new("LUTDescriptor", vr, [401, first, 16])
+    scan = read_file(write_dicom(tmp_path / "a.dcm", stored, VOILUTSequence=table))
+    np.testing.assert_array_equal(scan.pixels[0], CURVE[np.clip(stored.astype(int) + 200, 0, 400)])
+
+
 def test_a_broken_table_is_named(tmp_path):
     path = write_dicom(tmp_path / "a.dcm", RAMP, VOILUTSequence=lut(4096, 0, 16, CURVE.tobytes()))
     with pytest.raises(UnreadableFileError, match=r"LUTData has 802 entries, its descriptor says 4096"):
@@ -191,6 +200,23 @@ def test_rgb_has_the_levels_of_its_stored_bits_and_no_rubbish_above(tmp_path, bi
     assert scan.levels == (0, (1 << bits) - 1)
     np.testing.assert_array_equal(scan.pixels[0], stored)
     assert shown(scan).max() == 1
+
+
+def test_ybr_becomes_rgb_also_where_the_header_says_422_of_pixels_that_are_whole(tmp_path):
+    ybr = np.full((4, 4, 3), (100, 128, 200), np.uint8)
+    attributes = {"SamplesPerPixel": 3, "PlanarConfiguration": 0, "Rows": 4, "Columns": 4, "BitsAllocated": 8}
+    bits = {"BitsStored": 8, "HighBit": 7}
+    half = np.tile(np.array([100, 100, 128, 200], np.uint8), 8)  # two Y for each pair of the others
+    for name, data in (("YBR_FULL", ybr), ("YBR_FULL_422", ybr), ("YBR_FULL_422", half)):
+        path = write_dicom(
+            tmp_path / "a.dcm",
+            ybr[..., 0],
+            **attributes,
+            **bits,
+            PhotometricInterpretation=name,
+            PixelData=data.tobytes(),
+        )
+        np.testing.assert_array_equal(read_file(path).pixels, np.full((1, 4, 4, 3), (201, 49, 100)))
 
 
 def test_stored_bits_may_lie_above_others(tmp_path):
