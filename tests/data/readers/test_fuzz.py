@@ -1,5 +1,6 @@
 """Broken files of every kind are read or refused: no crash, no hang, no GiB, nothing on the terminal."""
 
+import shutil
 import tarfile
 import zipfile
 
@@ -9,7 +10,9 @@ import pytest
 import SimpleITK as sitk
 import tifffile
 from fuzz import read_mutations
+from made_files import PYDICOM
 from made_kinds import write_video, write_vol
+from PIL import Image
 
 _READING = """
 from dexcore.data.readers.archive import each_member
@@ -63,6 +66,15 @@ def test_mutated_files_are_read_or_refused(tmp_path, count):
         with tifffile.TiffWriter(sources / name) as tiff:
             for level in (pink, pink[::2, ::2]):
                 tiff.write(level, tile=(64, 64), photometric="rgb", compression=compression, metadata=None)
+    Image.fromarray(frames[0]).save(sources / "rgb.png")
+    Image.fromarray(frames[0]).save(sources / "photo.jpg")
+    Image.fromarray(frames[0]).save(sources / "picture.bmp")
+    Image.fromarray(stack[0].astype(np.uint16)).save(sources / "lzw.tiff", compression="tiff_lzw")
+    tifffile.imwrite(sources / "stack.tiff", stack, imagej=True)
+    sitk.WriteImage(volume, sources / "volume.nii.gz")
+    sitk.WriteImage(volume, sources / "volume.nii")
+    for name in ("CT_small.dcm", "MR_small_jp2klossless.dcm", "MR_small_RLE.dcm", "SC_rgb_jpeg_dcmtk.dcm"):
+        shutil.copy(PYDICOM / name, sources / name)
     files = [
         *sorted(path for path in sources.iterdir() if path.suffix != ".raw"),
         write_vol(sources / "heidelberg.vol", _RNG.random((3, 20, 30), np.float32)),

@@ -87,9 +87,11 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch):
 
 def test_the_data_room_is_imported_without_any_optional_package():
     blocked = ("pyarrow", "cv2", "PIL", "pydicom", "nibabel", "nilearn", "skimage", "matplotlib", "tqdm")
+    blocked += ("tifffile", "imagecodecs", "SimpleITK", "av", "h5py")
     code = (
         "import sys, dexcore\n"  # timm brings some of them itself
         f"sys.modules.update(dict.fromkeys({blocked}))\n"
-        "import dexcore.data, dexcore.data.readers, dexcore.data.samples, dexcore.data.assemble.filter"
+        "import dexcore.data, dexcore.data.readers, dexcore.data.samples, dexcore.data.assemble.filter\n"
+        "from dexcore.data.readers import archive, arrays, grid, hdf5, heidelberg, metaimage, nrrd, slide, tiff, video"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
