@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,8 @@ from dexcore.extras import require
 # PhotometricInterpretation
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR = 0, 1, 2, 3, 5, 6
 _CHANNELS = {_WHITE_IS_ZERO: 1, _BLACK_IS_ZERO: 1, _RGB: 3, _PALETTE: 1, _CMYK: 4, _YCBCR: 3}
+# What pixels cannot be told without: size, depth, compression, colour, strips and tiles, Orientation, predictor.
+_LAYOUT_TAGS = {*range(256, 260), 262, 266, 273, 274, *range(277, 280), 284, 317, 320, *range(322, 326), 338, 339}
 _REDUCED, _MASK = 1, 4  # bits of NewSubfileType
 _ASSOCIATED, _UNASSOCIATED = 1, 2  # ExtraSamples: the colour is multiplied by alpha already, or not yet
 # Compression: their streams hold a size of their own, for which a decoder takes memory.
@@ -134,6 +137,7 @@ def _words(page: Any) -> str:
 
 def _check_page(page: Any) -> None:
     """Refuse by the header alone what cannot be decoded, or would take more memory than a picture needs."""
+    _check_tags(page)
     if page.dtype is None or page.dtype.kind not in "biuf":
         name = f"sample format {int(page.sampleformat) if isinstance(page.sampleformat, int) else page.sampleformat}"
         raise RefusedError(f"page {page.index} has {name} of {page.bitspersample} bits, expected integers or floats")
@@ -143,6 +147,18 @@ def _check_page(page: Any) -> None:
     if page.is_tiled:
         check_size(page.tilelength, page.tilewidth, page.tiledepth, page.samplesperpixel)
     _channels(page)
+
+
+def _check_tags(page: Any) -> None:
+    """Refuse a page whose tags are there and cannot be read: tifffile leaves them out, and others take their place."""
+    file, form = page.parent.filehandle, page.parent.tiff
+    file.seek(page.offset)
+    (count,) = struct.unpack(form.tagnoformat, file.read(form.tagnosize))
+    entries = file.read(count * form.tagsize)
+    codes = {struct.unpack_from(f"{form.byteorder}H", entries, at)[0] for at in range(0, len(entries), form.tagsize)}
+    lost = (codes & _LAYOUT_TAGS) - set(page.tags.keys())
+    if lost:
+        raise RefusedError(f"page {page.index} has tags that cannot be read: {', '.join(map(str, sorted(lost)))}")
 
 
 def _photometric(page: Any) -> int:

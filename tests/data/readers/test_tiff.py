@@ -462,6 +462,15 @@ def test_a_truncated_file_is_refused(tmp_path, compression, share):
         read_file(path)
 
 
+def test_a_tag_that_cannot_be_read_is_not_left_out(tmp_path):
+    path = _raw(tmp_path / "a.tif", [bytes(48 * 32 * 2)], _tags(48, 32, 16))
+    data = path.read_bytes()
+    entry = data.index(struct.pack("<HHI", 258, 3, 1))
+    path.write_bytes(data[: entry + 2] + struct.pack("<H", 99) + data[entry + 4 :])  # a type that there is not
+    with pytest.raises(UnreadableFileError, match="page 0 has tags that cannot be read: 258"):
+        read_file(path)
+
+
 def test_a_jpeg_stream_that_is_cut_short_is_no_gray(tmp_path):
     tags = _tags(48, 32, 8, compression=7)
     stream = imagecodecs.jpeg_encode(_GRAY)
