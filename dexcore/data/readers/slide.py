@@ -12,7 +12,8 @@ import numpy as np
 
 from dexcore.checks import check_number, check_whole
 from dexcore.data.readers.scan import RefusedError, check_size, unreadable
-from dexcore.data.readers.tiff import as_shown, page_orientation, physical_spacing, stream_size
+from dexcore.data.readers.tiff import stream_size
+from dexcore.data.readers.tiff_page import as_shown, page_orientation, physical_spacing
 from dexcore.extras import require
 
 _MAX_PAGES = 64

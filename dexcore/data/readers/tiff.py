@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import re
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -11,26 +10,29 @@ from typing import Any
 import numpy as np
 
 from dexcore.data.readers.codestream import jpeg_ends, read_codestream
-from dexcore.data.readers.pixels import bit_levels, oriented, over_black
+from dexcore.data.readers.pixels import bit_levels
 from dexcore.data.readers.scan import RefusedError, Scan, check_ratio, check_size, make_finite
+from dexcore.data.readers.tiff_page import (
+    JPEG,
+    JPEG_2000_YCBCR,
+    PALETTE,
+    WHITE_IS_ZERO,
+    YCBCR,
+    as_shown,
+    channels_of,
+    page_bits,
+    page_orientation,
+    photometric_of,
+    physical_spacing,
+)
 from dexcore.extras import require
 
-# PhotometricInterpretation
-_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR = 0, 1, 2, 3, 5, 6
-_CHANNELS = {_WHITE_IS_ZERO: 1, _BLACK_IS_ZERO: 1, _RGB: 3, _PALETTE: 1, _CMYK: 4, _YCBCR: 3}
 # What pixels cannot be told without: size, depth, compression, colour, strips and tiles, Orientation, predictor.
 _LAYOUT_TAGS = {*range(256, 260), 262, 266, 273, 274, *range(277, 280), 284, 317, 320, *range(322, 326), 338, 339}
 _REDUCED, _MASK = 1, 4  # bits of NewSubfileType
-_ASSOCIATED, _UNASSOCIATED = 1, 2  # ExtraSamples: the colour is multiplied by alpha already, or not yet
 # Compression: their streams hold a size of their own, for which a decoder takes memory.
-_JPEG = {6, 7, 33007, 34892}
-_JPEG_2000_YCBCR = 33003  # Aperio's
-_CODESTREAMS = {*_JPEG, _JPEG_2000_YCBCR, 33004, 33005, 34712, 34713}
+_CODESTREAMS = {*JPEG, JPEG_2000_YCBCR, 33004, 33005, 34712, 34713}
 _PILLOW_STREAMS = {34927: "WEBP", 34933: "PNG", 50001: "WEBP"}
-
-_MM = {"nm": 1e-6, "um": 1e-3, "micron": 1e-3, "microns": 1e-3, "micrometer": 1e-3, "mm": 1.0, "cm": 10.0, "inch": 25.4}
-_OME_SIZES = re.compile(r'\bPhysicalSize([XY])(Unit)?="([^"]*)"')
-_RESOLUTION_UNITS = {4: 1.0, 5: 1e-3}  # ResolutionUnit mm and micrometre; inch and cm are mostly a printer's
 
 
 def read_tiff(path: str | os.PathLike[str], every: int = 1) -> Scan:
@@ -71,7 +73,7 @@ def read_tiff(path: str | os.PathLike[str], every: int = 1) -> Scan:
         height, width = (page.imagewidth, page.imagelength) if turned >= 5 else (page.imagelength, page.imagewidth)
         check_size(height, width, len(indices), page.samplesperpixel)
         values = height * width * depth * len(pages) * page.samplesperpixel
-        check_ratio(values * _bits(page) // 8, tiff.filehandle.size)
+        check_ratio(values * page_bits(page) // 8, tiff.filehandle.size)
         pixels: np.ndarray | None = None
         read, planes = -1, np.empty(0)
         for position, index in enumerate(indices):
@@ -89,9 +91,9 @@ def read_tiff(path: str | os.PathLike[str], every: int = 1) -> Scan:
         assert pixels is not None  # check_size lets no empty file pass
         calibration = tiff.imagej_metadata if page.is_imagej else None
         spacing = physical_spacing(page, calibration)
-    bits = 16 if _photometric(page) == _PALETTE and pixels.dtype == np.uint16 else _bits(page)
+    bits = 16 if photometric_of(page) == PALETTE and pixels.dtype == np.uint16 else page_bits(page)
     levels = (0.0, 255.0) if pixels.dtype == np.uint8 and bits == 1 else bit_levels(pixels.dtype, bits)
-    if _photometric(page) == _WHITE_IS_ZERO and pixels.dtype.kind == "f":
+    if photometric_of(page) == WHITE_IS_ZERO and pixels.dtype.kind == "f":
         _turn_over_floats(pixels)
     if calibration:
         pixels, levels = _calibrated(pixels, levels, calibration)
@@ -118,8 +120,8 @@ def _pictures(pages: list[Any]) -> list[Any]:
 
 
 def _signature(page: Any) -> tuple[Any, ...]:
-    turned = _photometric(page) == _WHITE_IS_ZERO and page.dtype.kind == "f"
-    return page.shaped[1:4], page.dtype, page.bitspersample, _channels(page), page_orientation(page) >= 5, turned
+    turned = photometric_of(page) == WHITE_IS_ZERO and page.dtype.kind == "f"
+    return page.shaped[1:4], page.dtype, page.bitspersample, channels_of(page), page_orientation(page) >= 5, turned
 
 
 def _is_preview(page: Any, full: Any) -> bool:
@@ -146,7 +148,7 @@ def _check_page(page: Any) -> None:
     check_size(page.imagelength, page.imagewidth, page.imagedepth, page.samplesperpixel)
     if page.is_tiled:
         check_size(page.tilelength, page.tilewidth, page.tiledepth, page.samplesperpixel)
-    _channels(page)
+    channels_of(page)
 
 
 def _check_tags(page: Any) -> None:
@@ -159,47 +161,6 @@ def _check_tags(page: Any) -> None:
     lost = (codes & _LAYOUT_TAGS) - set(page.tags.keys())
     if lost:
         raise RefusedError(f"page {page.index} has tags that cannot be read: {', '.join(map(str, sorted(lost)))}")
-
-
-def _photometric(page: Any) -> int:
-    if 262 in page.tags or page.compression in _JPEG:
-        return int(page.photometric)
-    return _RGB if page.samplesperpixel >= 3 else _BLACK_IS_ZERO  # the tag is missing
-
-
-def _channels(page: Any) -> int:
-    """How many samples are colour; those after it are alpha or of no meaning.
-
-    Raises:
-        RefusedError: there are fewer samples, or it is no picture (a raw camera's mosaic, a mask, CIE L*a*b*).
-    """
-    photometric, samples = _photometric(page), page.samplesperpixel
-    channels = _CHANNELS.get(photometric)
-    if channels is None:
-        raise RefusedError(
-            f"page {page.index} has PhotometricInterpretation {photometric}, expected gray, RGB, palette, CMYK or YCbCr"
-        )
-    if samples < channels or (channels == 1 and samples > 2) or (photometric == _CMYK and _tag(page, 332, 1) != 1):
-        raise RefusedError(
-            f"page {page.index} has {samples} samples a pixel under PhotometricInterpretation {photometric}, "
-            f"expected {channels} and alpha"
-        )
-    return channels
-
-
-def _tag(page: Any, code: int, default: int) -> int:
-    """The first value of a tag."""
-    value = page.tags.valueof(code, default)
-    value = value[0] if isinstance(value, tuple) and value else value
-    return int(value) if isinstance(value, int) else default
-
-
-def page_orientation(page: Any) -> int:
-    return _tag(page, 274, 1)
-
-
-def _bits(page: Any) -> int:
-    return int(page.bitspersample)
 
 
 def _declared_planes(tiff: Any, page: Any) -> int:
@@ -241,7 +202,7 @@ def _planes_of(data: np.ndarray) -> np.ndarray:
 
 def _decoded(tiff: Any, page: Any, tifffile: Any) -> np.ndarray:
     """Decode a page: [depth, length, width, samples], in native byte order."""
-    if _photometric(page) == _YCBCR and page.is_subsampled and page.compression not in _JPEG:
+    if photometric_of(page) == YCBCR and page.is_subsampled and page.compression not in JPEG:
         raise RefusedError(f"page {page.index} is subsampled YCbCr without JPEG, which is not read")
     _check_segments(tiff, page)
     data = page.asarray(squeeze=False, maxworkers=1)
@@ -269,7 +230,7 @@ def _check_segments(tiff: Any, page: Any) -> None:
     for offset, count in segments:
         tiff.filehandle.seek(offset)
         data = tiff.filehandle.read(count)
-        if page.compression in _JPEG and not jpeg_ends(data):
+        if page.compression in JPEG and not jpeg_ends(data):
             raise RefusedError(f"page {page.index} holds a JPEG stream that is cut short")
         found = measure(data)
         if found is not None and (found[0] > rows or found[1] > columns):
@@ -293,63 +254,6 @@ def stream_size(page: Any) -> Callable[[bytes], tuple[int, ...] | None] | None:
             return image.height, image.width
 
     return pillow_size
-
-
-def as_shown(page: Any, plane: np.ndarray) -> np.ndarray:
-    """One plane [length, width, samples] as it is to be seen: [height, width] or [height, width, 3]."""
-    photometric, channels = _photometric(page), _channels(page)
-    if plane.dtype.kind == "b":
-        plane = plane.astype(np.uint8) * np.uint8(255)
-    colour = plane[..., 0] if channels == 1 else plane[..., :channels]
-    opaque = 255 if _bits(page) == 1 else 1 if plane.dtype.kind == "f" else (1 << _bits(page)) - 1
-    if plane.dtype.kind == "i":
-        opaque >>= 1
-    if photometric == _WHITE_IS_ZERO and plane.dtype.kind != "f":  # floats: when all are known
-        colour = colour.dtype.type(-1) - colour if plane.dtype.kind == "i" else colour.dtype.type(opaque) - colour
-    elif photometric == _PALETTE:
-        colour = _through_palette(page, colour)
-    elif photometric == _CMYK:
-        colour = over_black(opaque - colour[..., :3], opaque - colour[..., 3], opaque)
-    elif (photometric == _YCBCR and page.compression not in _JPEG) or page.compression == _JPEG_2000_YCBCR:
-        colour = _from_ycbcr(colour, opaque)
-    alpha = _alpha(page, channels)
-    if alpha is not None and photometric != _PALETTE:
-        colour = over_black(colour, plane[..., alpha], opaque)
-    return oriented(colour, page_orientation(page))
-
-
-def _alpha(page: Any, channels: int) -> int | None:
-    """Which sample the colour is still to be multiplied by."""
-    kinds = page.tags.valueof(338, None)  # ExtraSamples
-    if kinds is None:  # older writers of RGBA leave it out
-        return 3 if _photometric(page) == _RGB and page.samplesperpixel == 4 else None
-    kinds = [int(kind) for kind in (kinds if isinstance(kinds, tuple | list | np.ndarray) else [kinds])]
-    if _UNASSOCIATED not in kinds or _ASSOCIATED in kinds:
-        return None
-    sample = channels + kinds.index(_UNASSOCIATED)
-    return sample if sample < page.samplesperpixel else None
-
-
-def _through_palette(page: Any, indices: np.ndarray) -> np.ndarray:
-    """Colours of 16 bits, or of 8 where the palette has no more."""
-    palette = page.colormap
-    if palette is None or indices.dtype.kind != "u" or palette.shape[1] < 1 << _bits(page):
-        raise RefusedError(f"page {page.index} has no palette of {1 << _bits(page)} colours")
-    palette = np.asarray(palette, np.uint16).T
-    if palette.max() < 256:  # some writers do not scale them
-        palette = palette.astype(np.uint8)
-    elif not (palette & 255).any() or (palette >> 8 == palette & 255).all():
-        palette = (palette >> 8).astype(np.uint8)
-    return palette[indices]
-
-
-def _from_ycbcr(colour: np.ndarray, opaque: int) -> np.ndarray:
-    """ITU-R BT.601 at full range, which is TIFF's default."""
-    y, cb, cr = np.moveaxis(colour.astype(np.float32), -1, 0)
-    middle = (opaque + 1) // 2
-    red, blue = y + 1.402 * (cr - middle), y + 1.772 * (cb - middle)
-    green = (y - 0.299 * red - 0.114 * blue) / 0.587
-    return np.stack([red, green, blue], -1).round().clip(0, opaque).astype(colour.dtype)
 
 
 def _turn_over_floats(pixels: np.ndarray) -> None:
@@ -381,38 +285,3 @@ def _calibrated(
         return out, None
     ends = levels[0] * slope + intercept, levels[1] * slope + intercept
     return out, (min(ends), max(ends))
-
-
-def physical_spacing(page: Any, imagej: dict[str, Any] | None) -> tuple[float, float] | None:
-    """(between rows, between columns) in mm, where the file means a physical size."""
-    sizes: tuple[float, float] | None = None
-    if page.is_ome:
-        found = {axis + unit: value for axis, unit, value in _OME_SIZES.findall(page.description)}
-        steps = [_number(found.get(axis)) * _mm(found.get(f"{axis}Unit", "um")) for axis in "YX"]
-        sizes = (steps[0], steps[1])
-    else:
-        unit = _mm(imagej["unit"]) if imagej and "unit" in imagej else _RESOLUTION_UNITS.get(_tag(page, 296, 2), 0.0)
-        across, down = (_ratio(page.tags.valueof(code)) for code in (282, 283))
-        if across > 0 and down > 0:
-            sizes = unit / down, unit / across
-    if sizes is None or not all(math.isfinite(size) and 0 < size < 100 for size in sizes):
-        return None
-    return sizes[::-1] if page_orientation(page) >= 5 else sizes
-
-
-def _mm(unit: Any) -> float:
-    text = str(unit).strip().replace("\\u00B5", "u").replace("µ", "u").replace("μ", "u")
-    return _MM.get(text, 0.0)
-
-
-def _number(text: str | None) -> float:
-    try:
-        return float(text or "nan")
-    except ValueError:
-        return math.nan
-
-
-def _ratio(value: Any) -> float:
-    if isinstance(value, tuple) and len(value) == 2 and value[1]:
-        return float(value[0]) / float(value[1])
-    return 0.0
