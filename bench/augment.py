@@ -68,12 +68,12 @@ def expected(drawn: Draw, channels: int) -> np.ndarray:
 
 def published_chain(image: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
     image = image.astype(np.float32) / np.float32(np.iinfo(image.dtype).max)
-    (top, left, height, width), flip, angle = draw(image, size, rng)
+    (top, left, height, width), flip, angle, _ = draw(image, size, rng)
     return _resize_flip_rotate(image[top : top + height, left : left + width], size, flip, angle)
 
 
 def opencv_chain(image: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-    (top, left, height, width), flip, angle = draw(image, size, rng)
+    (top, left, height, width), flip, angle, _ = draw(image, size, rng)
     crop = image[top : top + height, left : left + width].astype(np.float32)
     crop /= np.float32(np.iinfo(image.dtype).max)
     return _resize_flip_rotate(crop, size, flip, angle)
@@ -93,7 +93,7 @@ def _resize_flip_rotate(crop: np.ndarray, size: int, flip: bool, angle: float) -
 def torchvision_chain(image: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
     transforms = require("torchvision.transforms.v2.functional", "dev")
     modes = require("torchvision.transforms", "dev").InterpolationMode
-    box, flip, angle = draw(image, size, rng)
+    box, flip, angle, _ = draw(image, size, rng)
     tensor = torch.from_numpy(image)
     tensor = tensor[None] if image.ndim == 2 else tensor.permute(2, 0, 1)
     if image.dtype == np.uint16:

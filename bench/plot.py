@@ -38,6 +38,7 @@ def draw(results: Path = RESULTS) -> list[Path]:
         ("ema", _ema),
         ("align", _align),
         ("augment", _augment),
+        ("feed", _feed),
         ("step", _step),
         ("kernels", _kernels),
     ):
@@ -194,6 +195,16 @@ def _augment(lines: list[Line]) -> Any:
         lines,
         lambda line: line["kind"],
         "Augmentation of one image, one thread",
+        lambda line: f"{line['images_per_second']:.0f} images/s",
+        "images a second",
+    )
+
+
+def _feed(lines: list[Line]) -> Any:
+    return _timings(
+        lines,
+        lambda line: f"{line['kind']}, {line['of']}",
+        "From the store to the batch, one core",
         lambda line: f"{line['images_per_second']:.0f} images/s",
         "images a second",
     )
