@@ -177,14 +177,14 @@ def measure(options: Options, ceilings: Ceilings, refused: Refused) -> list[Line
 
 
 def _seconds(contest: Contest) -> dict[str, list[float]]:
-    """Seconds of each image, its share of collating a batch of all included, the contenders in turn."""
+    """Seconds of each image, its share of collating a batch of all included, the contenders in turn, a batch each."""
     images = range(len(contest.files))
     taken: dict[str, list[list[float]]] = {name: [[] for _ in images] for name in contest.contenders}
     collated: dict[str, list[float]] = {name: [] for name in contest.contenders}
     for epoch in range(_EPOCHS + 1):
         items: dict[str, list[Item]] = {name: [] for name in contest.contenders}
-        for index in images:
-            for name, call in contest.contenders.items():
+        for name, call in contest.contenders.items():
+            for index in images:
                 began = time.process_time()
                 items[name].append(call(epoch, index))
                 taken[name][index].append(time.process_time() - began)

@@ -7,7 +7,9 @@ whole with what the image's size and depth ask for: no byte of it may differ. Th
 """
 
 import io
+import math
 import struct
+import threading
 import zlib
 from types import ModuleType
 
@@ -26,6 +28,8 @@ _ENTRIES = 12
 _WIDTH_AT, _HEIGHT_AT, _CHANNELS_AT = (8 + 2 + 12 * entry + 8 for entry in (0, 1, 6))
 _BITS_AT = 8 + 2 + 12 * _ENTRIES + 4  # three numbers do not fit into an entry: they stand behind the directory
 _HEADER_BYTES = _BITS_AT + 6 + 4  # the strip begins at a multiple of 8
+
+_of_thread = threading.local()
 
 
 def quantize(image: np.ndarray, bit_depth: int, max_side: int) -> np.ndarray:
@@ -133,16 +137,22 @@ def _decode_tiff(data: memoryview, shape: tuple[int, int], bit_depth: int) -> np
         return _decode_by_pillow(data, "TIFF", shape, bit_depth)
     dtype = np.dtype(np.uint8 if bit_depth == 8 else "<u2")
     full = (*shape, 3) if channels == 3 else shape
-    flat = np.empty(np.prod(full) * dtype.itemsize, np.uint8)
+    flat = _scratch(math.prod(full) * dtype.itemsize)
     try:
         size = len(codecs.zstd_decode(strip, out=flat))
     except Exception as error:  # imagecodecs' error has the class of its codec
         raise ValueError(f"is no readable TIFF: {error}") from error
     if size != len(flat):
         raise ValueError(f"is no readable TIFF: holds {size} bytes of pixels, expected {len(flat)}")
-    pixels = flat.view(dtype).reshape(full)
-    codecs.delta_decode(pixels, axis=1, out=pixels)
+    pixels = codecs.delta_decode(flat.view(dtype).reshape(full), axis=1)
     return pixels.astype(dtype.newbyteorder("="), copy=False)
+
+
+def _scratch(size: int) -> np.ndarray:
+    """Memory of this thread that stays in the processor's cache: new memory costs a sixth of the time to decode."""
+    if len(getattr(_of_thread, "memory", ())) < size:
+        _of_thread.memory = np.empty(size, np.uint8)
+    return _of_thread.memory[:size]
 
 
 def _imagecodecs() -> ModuleType | None:

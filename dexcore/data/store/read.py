@@ -2,6 +2,7 @@
 
 import operator
 import os
+from bisect import bisect_right
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,8 @@ class Store:
                 starts.append(starts[-1] + batch.num_rows)
         if starts[-1] != self.manifest.images:
             raise StoreError(f"{self.folder} holds {starts[-1]} images, {MANIFEST} says {self.manifest.images}")
-        self._starts = np.array(starts)
+        self._starts = starts
+        self._images_of_batch: dict[int, _Images] = {}
         self._columns = columns(self.manifest.version)
 
     def __len__(self) -> int:
@@ -63,14 +65,15 @@ class Store:
 
         What the store's version has no column for is None.
         """
-        batch, place = self._locate(index)
+        number, place = self._locate(index)
+        batch = self._batches[number]
         row = dict.fromkeys(COLUMNS) | {name: batch.column(name)[place].as_py() for name in self._columns}
         return row | {"path": batch.column("image").field("path")[place].as_py()}
 
     def encoded(self, index: int) -> memoryview:
         """Give the file of one image (TIFF; PNG in version 1), without a copy."""
-        batch, place = self._locate(index)
-        return memoryview(batch.column("image").field("bytes")[place].as_buffer())
+        number, place = self._locate(index)
+        return self._images(number).encoded(place)
 
     def image(self, index: int) -> np.ndarray:
         """Decode one image: uint8 or uint16 [H, W], or uint8 [H, W, 3].
@@ -78,26 +81,49 @@ class Store:
         Raises:
             ImageDecodeError: its bytes do not decode; the message names shard and row.
         """
-        batch, place = self._locate(index)
-        shape = (batch.column("height")[place].as_py(), batch.column("width")[place].as_py())
+        number, place = self._locate(index)
+        images = self._images(number)
         try:
-            return decode(self.encoded(index), shape, batch.column("bit_depth")[place].as_py())
+            shape = int(images.heights[place]), int(images.widths[place])
+            return decode(images.encoded(place), shape, int(images.bit_depths[place]))
         except ValueError as error:
             raise ImageDecodeError(f"{self.where(index)} {error}") from error
 
     def where(self, index: int) -> str:
         """Name the shard and the row in it that hold an image."""
-        number = int(np.searchsorted(self._starts, index, side="right")) - 1
-        name = self._shard_of_batch[number]
+        name = self._shard_of_batch[self._locate(index)[0]]
         first = self._starts[self._shard_of_batch.index(name)]
         return f"{self.folder / name}, row {index - first} (image {index})"
 
-    def _locate(self, index: int) -> tuple[Any, int]:
+    def _images(self, number: int) -> "_Images":
+        """The images of a batch; kept, as Arrow's own objects take as long as a tenth of decoding."""
+        if number not in self._images_of_batch:
+            self._images_of_batch[number] = _Images(self._batches[number])
+        return self._images_of_batch[number]
+
+    def _locate(self, index: int) -> tuple[int, int]:
+        """The number of the batch that holds an image, and the row in it."""
         index = operator.index(index)  # 1.5 is no row, though it lies between two
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} of a store of {len(self)}")
-        number = int(np.searchsorted(self._starts, index, side="right")) - 1
-        return self._batches[number], int(index - self._starts[number])
+        number = bisect_right(self._starts, index) - 1
+        return number, index - self._starts[number]
+
+
+class _Images:
+    """What decoding needs of a batch, as memory in the map."""
+
+    def __init__(self, batch: Any) -> None:
+        stored = batch.column("image").field("bytes")
+        _, offsets, data = stored.buffers()
+        self._offsets = np.frombuffer(offsets, np.int32)[stored.offset :]
+        self._data = memoryview(data or b"").cast("B")
+        self.heights, self.widths, self.bit_depths = (
+            batch.column(name).to_numpy(zero_copy_only=False) for name in ("height", "width", "bit_depth")
+        )
+
+    def encoded(self, place: int) -> memoryview:
+        return self._data[self._offsets[place] : self._offsets[place + 1]]
 
 
 def map_shard(folder: Path, shard: Shard, version: int) -> list[Any]:

@@ -1,6 +1,7 @@
 import io
 import sys
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import imagecodecs
 import numpy as np
@@ -137,6 +138,15 @@ def test_a_png_of_an_older_store_is_decoded_and_a_broken_one_refused():
             decode(data, shape[::-1], depth)
         with pytest.raises(ValueError, match="pixels, expected"):
             decode(data, shape, 24 - depth)
+
+
+def test_decoded_images_share_no_memory_among_themselves_or_with_other_threads():
+    pixels = [rng.integers(0, 65535, (64, 80), np.uint16) for rng in map(np.random.default_rng, range(40))]
+    data = list(map(encode, pixels))
+    with ThreadPoolExecutor(8) as threads:
+        for _ in range(5):
+            decoded = list(threads.map(lambda each: decode(each, (64, 80), 16), data))
+            assert all(map(np.array_equal, decoded, pixels))
 
 
 def test_another_size_or_depth_is_refused():

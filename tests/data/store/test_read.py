@@ -10,7 +10,7 @@ import PIL.Image
 import pyarrow as pa
 import pytest
 from made_records import as_stored, made_records
-from made_stores import overwrite, shards
+from made_stores import in_a_process, overwrite, shards
 
 from dexcore.data.store import Store, check_store, remove_source, write_store
 from dexcore.data.store.manifest import MANIFEST, ImageDecodeError, StoreError
@@ -119,6 +119,38 @@ def test_a_damaged_image_is_named_by_shard_and_row(folder):
         f"{victim}: its sha256 is not the one in {MANIFEST}",
         f"{victim}, row 1: its bytes do not have its sha256",
     ]
+
+
+def read_damaged(folder, seed):
+    """Damage a shard 50 times; what is read of it is what was there, or an error that names it."""
+    expected = [Store(folder).image(index) for index in range(20)]
+    rng = np.random.default_rng(seed)
+    for _ in range(50):
+        victim = shards(folder)[rng.integers(len(shards(folder)))]
+        sound = victim.read_bytes()
+        damaged = bytearray(sound)
+        for place in rng.integers(0, len(sound), rng.choice([1, 1, 20])):
+            damaged[place] ^= 1 << rng.integers(8)
+        victim.write_bytes(damaged)
+        said = []
+        try:
+            store = Store(folder)
+            for index, pixels in enumerate(expected):
+                try:
+                    assert np.array_equal(store.image(index), pixels)
+                except ImageDecodeError as error:
+                    said.append(f"(image {index})" in str(error))
+        except StoreError as error:
+            said.append(victim.name in str(error) or "images" in str(error))
+        assert all(said)
+        assert any(victim.name in problem for problem in check_store(folder))
+        victim.write_bytes(sound)
+
+
+@pytest.mark.parametrize("seeds", [[0], pytest.param(range(1, 41), marks=pytest.mark.slow)], ids=["50", "2000"])
+def test_a_damaged_shard_gives_errors_and_never_wrong_pixels(folder, seeds):
+    for seed in seeds:
+        assert in_a_process(lambda seed=seed: read_damaged(folder, seed)) == (0, "")
 
 
 def test_a_store_of_version_1_is_read_on(tmp_path):
