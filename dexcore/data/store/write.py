@@ -69,7 +69,16 @@ def write_store(
 
 
 class SourceWriter:
-    """The shards of one source: rows one by one, written batch by batch."""
+    """The shards of one source: rows one by one, written batch by batch.
+
+    Args:
+        staging: the folder of the shards, as for `ShardWriter`.
+        source: its name.
+        shard_bytes: the next shard is begun when one holds this many bytes of images.
+
+    Raises:
+        OSError: a file cannot be written; so do the methods.
+    """
 
     def __init__(self, staging: Path, source: str, shard_bytes: int) -> None:
         self._staging = staging

@@ -51,6 +51,18 @@ def test_a_shard_has_the_schema_of_a_hugging_face_image_dataset(folder):
         assert pa.type_for_alias(feature["dtype"]) == schema.field(name).type
 
 
+def test_datasets_opens_a_shard_as_it_is(folder):
+    datasets = pytest.importorskip("datasets")
+    store = Store(folder)
+    first = 0
+    for shard in store.manifest.shards:
+        opened = datasets.Dataset.from_file(str(folder / shard.name))
+        assert len(opened) == shard.images
+        for place in range(len(opened)):
+            assert np.array_equal(np.asarray(opened[place]["image"]), store.image(first + place))
+        first += shard.images
+
+
 def test_reading_encoded_images_copies_nothing(folder):
     store = Store(folder)
     before = pa.total_allocated_bytes()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from made_records import made_records
 
-from dexcore.data.store import Store, write_store
+from dexcore.data.store import Store, encode_row, write_store
 
 
 def test_large_images_are_scaled_down(tmp_path):
@@ -37,6 +37,9 @@ def test_color_is_stored_at_8_bit_whatever_its_normalization(tmp_path):
         ({"group": None}, "group is None, expected a text"),
         ({"source": "caf\udce9"}, "source is .*, which UTF-8 cannot hold"),
         ({"normalization": "div256"}, "normalization is 'div256', expected one of hu_window"),
+        ({"spacing": 0.0}, "spacing is 0.0, expected mm between pixels, or None"),
+        ({"spacing": float("nan")}, "spacing is nan, expected mm"),
+        ({"burned_in": "YES"}, "burned_in is 'YES', expected True, False or None"),
         ({"synthetic": None}, "synthetic is None, expected True or False"),
     ],
 )
@@ -45,3 +48,14 @@ def test_a_record_that_is_not_as_promised_is_named(tmp_path, change, problem):
     with pytest.raises(ValueError, match=f"somewhere/0.dcm': .*{problem}"):
         write_store([dataclasses.replace(record, **change)], tmp_path, name="x")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_spacing_grows_as_an_image_is_scaled_down(tmp_path):
+    [record] = made_records(1)
+    large = dataclasses.replace(record, image=np.full((900, 700), 0.25, np.float32), spacing=0.5, burned_in=True)
+    assert encode_row(large, 350)["spacing"] == pytest.approx(1.0)
+    assert encode_row(large, 700)["spacing"] == 0.5
+    write_store([large, record], tmp_path / "store", name="a", max_side=350)
+    rows = [Store(tmp_path / "store").row(index) for index in range(2)]
+    assert [row["spacing"] for row in rows] == [pytest.approx(1.0), None]
+    assert [row["burned_in"] for row in rows] == [True, None]
