@@ -12,7 +12,7 @@ from dexcore.data.readers.dicom_file import DicomFile
 from dexcore.data.readers.dicom_fragments import Fragment, find_frames, read_frame
 from dexcore.data.readers.dicom_values import code, needed_whole, safe_message, whole
 from dexcore.data.readers.scan import RefusedError, check_size
-from dexcore.extras import require
+from dexcore.extras import MissingExtraError, require
 
 _GRAY = {"MONOCHROME1", "MONOCHROME2"}
 _YBR = {"YBR_FULL", "YBR_FULL_422"}
@@ -83,7 +83,7 @@ class Stored:
                     for message in _PUT_RIGHT:
                         warnings.filterwarnings("ignore", message=message)
                     raw, photometric = self._decode(index)
-            except RefusedError:
+            except (RefusedError, MissingExtraError):
                 raise
             except Exception as error:
                 raise RefusedError(
@@ -130,8 +130,12 @@ class Stored:
         """One decoder for each compression, so that pixels are the same everywhere; GDCM writes to the terminal."""
         uid = require("pydicom", "data").uid
         if self.file.syntax in uid.JPEGLSTransferSyntaxes:
+            require("jpeg_ls", "data")
             return "pyjpegls"
-        return "pillow" if self.file.syntax in uid.JPEGTransferSyntaxes else ""
+        if self.file.syntax in uid.JPEGTransferSyntaxes:
+            require("PIL.Image", "train")
+            return "pillow"
+        return ""
 
     def _has_own_decoder(self) -> bool:
         """Of JPEG 2000 and of lossless and 12-bit JPEG, for which pydicom has GDCM or nothing."""
@@ -160,9 +164,10 @@ class Stored:
         """The bits above and below the stored ones may hold anything: rubbish, overlays."""
         if not self.integers or self.allocated == 1:
             return raw
+        overlay = not self.signed and _has_embedded_overlay(self.file.dataset)  # signed: those bits are the sign
+        if _keeps_depth(self.file.syntax) and not overlay:
+            return raw
         width = 8 * raw.dtype.itemsize
-        if _keeps_sign(self.file.syntax) and not (_has_embedded_overlay(self.file.dataset) and not self.signed):
-            return raw  # the decoder has applied the codestream's own depth
         if self.high_bit + 1 > width or self.bits >= width:
             return raw
         return (raw << (width - 1 - self.high_bit)) >> (width - self.bits)
@@ -272,7 +277,8 @@ def _to_rgb(pixels: np.ndarray, bits: int) -> np.ndarray:
     return result
 
 
-def _keeps_sign(syntax: Any) -> bool:
+def _keeps_depth(syntax: Any) -> bool:
+    """Whether the codestream's own depth and sign are applied by its decoder, whatever the header says is stored."""
     uid = require("pydicom", "data").uid
     return syntax in uid.JPEG2000TransferSyntaxes or syntax in uid.JPEGLSTransferSyntaxes
 

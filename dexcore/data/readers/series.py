@@ -18,6 +18,7 @@ MIN_SLICES = 3  # with two, nothing shows whether the distance between slices is
 _SAME_POSITION = 0.01  # of the distance between slices
 _STEP_TOLERANCE = 0.05  # of the distance between slices: writers round positions
 _SHEAR_TOLERANCE = 0.05  # sideways, of the way along the normal: more is a tilted gantry
+_SPACING_TOLERANCE = 1e-3  # of the distance between pixels
 _DIRECTION_TOLERANCE = 1e-3  # of direction cosines within a series
 
 
@@ -93,15 +94,18 @@ def _stack(headers: Sequence[Header]) -> _Stack:
     else:
         if len(headers) < MIN_SLICES:
             raise RefusedError(f"{len(headers)} slices, a volume has at least {MIN_SLICES}")
-        for what in ("rows", "columns", "spacing", "frame_of_reference"):
+        for what in ("rows", "columns", "frame_of_reference"):
             values = {getattr(header, what) for header in headers}
             if len(values) > 1:
                 raise RefusedError(f"the slices differ in {what.replace('_', ' ')}")
         places = [Place(h.position, h.orientation) for h in headers if h.position and h.orientation]
         if len(places) < len(headers):
             raise RefusedError(f"{len(headers) - len(places)} of {len(headers)} slices have no position")
-    if headers[0].spacing is None:
+    spacings = [header.spacing for header in headers if header.spacing]
+    if len(spacings) < len(headers):
         raise RefusedError("the distance between pixels is missing")
+    if np.ptp(spacings, axis=0).max() > _SPACING_TOLERANCE * np.min(spacings):
+        raise RefusedError("the slices differ in spacing")
     return _regular(places)
 
 

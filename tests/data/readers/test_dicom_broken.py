@@ -1,5 +1,6 @@
 """DICOM that is broken, lies or bombs: refused with its reason, in little memory and time, and without a name."""
 
+import sys
 import tracemalloc
 from time import perf_counter
 from traceback import format_exception
@@ -13,6 +14,7 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import MPEG4HP41, JPEG2000Lossless, RLELossless
 
 from dexcore.data.readers import UnreadableFileError, read_file
+from dexcore.extras import MissingExtraError
 
 PIXELS = np.arange(64, dtype=np.uint16).reshape(8, 8)
 
@@ -171,6 +173,15 @@ def test_a_video_stream_is_refused_as_one(tmp_path):
     path = compressed(tmp_path / "a.dcm", bytes(64), MPEG4HP41, FRAMES)
     with pytest.raises(UnreadableFileError, match="MPEG"):
         read_file(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "package"), [("JPEG2000.dcm", "imagecodecs"), ("MR_small_jpeg_ls_lossless.dcm", "jpeg_ls")]
+)
+def test_a_missing_decoder_is_named_with_its_extra(monkeypatch, name, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingExtraError, match=rf"{package}.*pip install"):
+        read_file(next(folder / name for folder in (PYDICOM, PYDICOM_DATA) if (folder / name).exists()))
 
 
 @pytest.mark.parametrize("bomb", [rle_bomb, jpeg2000_bomb])
