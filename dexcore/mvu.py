@@ -1,7 +1,13 @@
 """``dexcore mvu``: folders to stores, and what is done with a store.
 
-dexcore mvu build FOLDER --out STORE    every image of a folder becomes a store
-dexcore mvu check STORE                 compare every hash
+    dexcore mvu build FOLDER --out STORE    every image of a folder becomes a store
+    dexcore mvu check STORE                 compare every hash
+    dexcore mvu stats STORE                 count images by modality and source, beside the paper's
+    dexcore mvu show STORE --out PNG        examples of every source on one picture
+    dexcore mvu export STORE --parquet DIR  Parquet with PNG images, for a hub and its viewer
+    dexcore mvu import SRC --out STORE      a corpus in Parquet becomes a store
+
+Heavy imports wait until a command runs.
 """
 
 import argparse
@@ -15,6 +21,13 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(dest="mvu", metavar="COMMAND", required=True)
     _add_build(commands.add_parser("build", help="make a store of all images in a folder", description=_BUILD))
     _add(commands, "check", _check, "compare every hash of a store")
+    _add(commands, "stats", _stats, "count a store's images by modality and source, beside the paper's")
+    show = _add(commands, "show", _show, "put examples of every source on one picture")
+    show.add_argument("--out", type=Path, required=True, metavar="PNG", help="the picture to write")
+    show.add_argument("--examples", type=int, default=10, metavar="N", help="images a source (default: 10)")
+    export = _add(commands, "export", _export, "write a store as Parquet with PNG images, for a hub and its viewer")
+    export.add_argument("--parquet", type=Path, required=True, metavar="DIR", help="the folder to write")
+    _add_import(commands.add_parser("import", help="make a store of a corpus in Parquet", description=_IMPORT))
 
 
 def run_mvu(arguments: argparse.Namespace) -> int:
@@ -62,20 +75,41 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_build)
 
 
-def _add(commands: argparse._SubParsersAction, name: str, run: Callable[[argparse.Namespace], int], text: str) -> None:
+_IMPORT = (
+    "Make a store of Parquet files with a column of images, as Hugging Face corpora have them. Modality, source, group "
+    "and split come from columns of these names, else from the flags."
+)
+
+
+def _add_import(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("src", type=Path, metavar="SRC", help="a Parquet file, or a folder of them")
+    parser.add_argument("--out", type=Path, required=True, metavar="STORE", help="the folder of the store")
+    parser.add_argument("--name", metavar="NAME", help="of the store (default: that of SRC)")
+    parser.add_argument("--modality", metavar="M", help="of all images")
+    parser.add_argument("--source", metavar="NAME", help="of all images")
+    parser.add_argument("--anatomy", metavar="WORDS", help="of all images")
+    parser.add_argument(
+        "--max-side", type=int, default=512, metavar="PX", help="the largest shorter side that is stored"
+    )
+    parser.set_defaults(run=_import)
+
+
+def _add(
+    commands: argparse._SubParsersAction, name: str, run: Callable[[argparse.Namespace], int], text: str
+) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
     parser.add_argument("store", type=Path, metavar="STORE", help="the folder of a store")
     parser.set_defaults(run=run)
+    return parser
 
 
 def _build(arguments: argparse.Namespace) -> int:
-    from dexcore.data.assemble.build import build, dry_run
+    from dexcore.data.assemble.build import build, dry_run, remove
     from dexcore.data.assemble.options import Options
-    from dexcore.data.store import remove_source
 
     if arguments.remove is not None:
         _needs(arguments, "out")
-        manifest = remove_source(arguments.out, arguments.remove)
+        manifest = remove(arguments.out, arguments.remove)
         print(f"{arguments.out}: {arguments.remove} is removed, {manifest.images} images are left")
         return 0
     _needs(arguments, "folder", *([] if arguments.dry_run else ["out"]))
@@ -111,4 +145,45 @@ def _check(arguments: argparse.Namespace) -> int:
     if problems:
         return 1
     print(f"{arguments.store}: {Manifest.load(arguments.store).images} images, every hash is right")
+    return 0
+
+
+def _stats(arguments: argparse.Namespace) -> int:
+    from dexcore.data.store.stats import stats_table, store_stats
+
+    print(stats_table(store_stats(arguments.store)))
+    return 0
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    from dexcore.data.store.show import show
+
+    count = show(arguments.store, arguments.out, examples=arguments.examples)
+    print(f"{arguments.out}: {count} images")
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from dexcore.data.store.exchange import export_parquet
+
+    files = export_parquet(arguments.store, arguments.parquet)
+    print(f"{arguments.parquet}: {len(files)} Parquet {'files' if len(files) > 1 else 'file'}")
+    return 0
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    from dexcore.data.assemble.hub import import_parquet
+
+    imported = import_parquet(
+        arguments.src,
+        arguments.out,
+        name=arguments.name or arguments.src.resolve().stem,
+        modality=arguments.modality,
+        source=arguments.source,
+        anatomy=arguments.anatomy,
+        max_side=arguments.max_side,
+    )
+    for path, reason in imported.rejected:
+        print(f"left out: {path}: {reason}", file=sys.stderr)
+    print(f"{arguments.out}: {imported.manifest.images} images, fingerprint {imported.manifest.fingerprint}")
     return 0

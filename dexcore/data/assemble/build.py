@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -31,7 +31,7 @@ from dexcore.data.assemble.report import BuildReport, DryRun, NothingKeptError, 
 from dexcore.data.assemble.split import Grouping, load_key
 from dexcore.data.assemble.walk import SourceFiles, Walked, sources_of, walk
 from dexcore.data.assemble.workers import Workers
-from dexcore.data.store.commit import STAGING, commit, is_shard, writing
+from dexcore.data.store.commit import STAGING, commit, is_shard, remove_source, writing
 from dexcore.data.store.manifest import MANIFEST, Manifest, Shard, SourcePart, StoreError
 from dexcore.files import write_whole
 
@@ -63,7 +63,6 @@ class _Plan:
 
     name: str
     settings: Settings
-    key: bytes
     walked: Walked
     sources: list[_Source]
 
@@ -84,6 +83,7 @@ def build(
     """
     check_libraries()
     check_whole("shard_bytes", shard_bytes, 1)
+    crew = _workers(jobs, executor)
     out = Path(out)
     plan = _plan(Path(folder), out, options)
     _refuse_foreign_files(out)
@@ -91,7 +91,7 @@ def build(
     try:
         with writing(out):
             out.mkdir(parents=True, exist_ok=True)
-            with locked(out / _STAGING) as staging, _workers(jobs, executor) as workers:
+            with locked(out / _STAGING) as staging, crew as workers:
                 return _build(plan, out, staging, workers, shard_bytes)
     except StoreError as error:
         if not isinstance(error.__cause__, OSError):
@@ -117,6 +117,26 @@ def dry_run(
     return DryRun([source.report for source in plan.sources], *estimate(classified, workers.jobs))
 
 
+def remove(out: str | os.PathLike[str], name: str) -> Manifest:
+    """Take a source out of a store, and what the reports say of it.
+
+    Raises:
+        StoreError: there is no store, it has no such source or no other, or another process is at work on it.
+    """
+    out = Path(out)
+    Manifest.load(out)
+    with writing(out), locked(out / _STAGING) as staging:
+        reports, _ = _state(out)
+        reports.pop(name, None)
+        lines = [line for line in _lines(out / REJECTS) if line.get("source") != name]
+        manifest = remove_source(out, name)
+        staging.mkdir(exist_ok=True)
+        _put(staging, out / REJECTS, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        _put(staging, out / BUILD, _build_text(reports))
+        shutil.rmtree(staging, ignore_errors=True)
+    return manifest
+
+
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -137,10 +157,10 @@ def _plan(root: Path, out: Path | None, options: Options) -> _Plan:
     name = options.source_name(root)
     place = hashlib.sha256(os.fsencode(os.path.realpath(root))).hexdigest()
     sources = [
-        _Source(files, SourceReport(inputs_hash(files, settings, key), place, files=len(files.files)))
+        _Source(files, SourceReport(inputs_hash(files, settings), place, files=len(files.files)))
         for files in sources_of(root, walked.files, name, options.modality, settings.source_name)
     ]
-    return _Plan(name, settings, key, walked, sources)
+    return _Plan(name, settings, walked, sources)
 
 
 def _refuse_foreign_files(out: Path) -> None:
@@ -187,8 +207,7 @@ def _build(plan: _Plan, out: Path, staging: Path, workers: Workers, shard_bytes:
         raise NothingKeptError(reports.values())
     result = Manifest.of(manifest.name if manifest else plan.name, plan.settings.max_side, parts)
     _put(staging, out / REJECTS, _rejects(out, plan, fresh, set(reports)))
-    content = {"version": 1, "sources": {name: asdict(report) for name, report in sorted(reports.items())}}
-    _put(staging, out / BUILD, json.dumps(content, indent=1) + "\n")
+    _put(staging, out / BUILD, _build_text(reports))
     commit(staging, out, result)
     return BuildReport(out, result, reports, [source.name for source in fresh])
 
@@ -259,7 +278,7 @@ def _discover(sources: list[_Source], plan: _Plan, workers: Workers, notes: Path
     with Progress(sum(len(source.files.files) for source in sources), "looked into") as progress:
         for source in sources:
             files = source.files.files
-            grouping = Grouping(source.files.recipe, plan.key)
+            grouping = Grouping(source.files.recipe, plan.settings.key)
             pieces = [files[at : at + _FILES_AN_INSPECTION] for at in range(0, len(files), _FILES_AN_INSPECTION)]
             inspected: dict[str, Inspected] = {}
             tasks = [(plan.settings.root, piece) for piece in pieces]
@@ -319,6 +338,11 @@ def _pack(source: _Source, plan: _Plan, staging: Path, shard_bytes: int) -> None
     folder, packed = _entries(source)
     write_whole(staging / packed, json.dumps(content).encode())
     shutil.rmtree(staging / folder, ignore_errors=True)
+
+
+def _build_text(reports: Mapping[str, SourceReport]) -> str:
+    content = {"version": 1, "sources": {name: asdict(report) for name, report in sorted(reports.items())}}
+    return json.dumps(content, indent=1) + "\n"
 
 
 def _put(staging: Path, path: Path, text: str) -> None:

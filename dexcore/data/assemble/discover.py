@@ -131,12 +131,13 @@ def inspect(task: tuple[str, Sequence[Found]], hand: Hand) -> list[Inspected]:
     found = []
     for index, file in enumerate(files):
         dead = hand.take(index, file.size)
-        found.append(Inspected(error=dead) if dead else _inspect(Path(root) / file.path))
+        found.append(Inspected(error=dead) if dead else look_into(Path(root) / file.path))
         hand.drop()
     return found
 
 
-def _inspect(path: Path) -> Inspected:
+def look_into(path: Path) -> Inspected:
+    """What one file is; what does not open is told, never raised."""
     try:
         kind = file_kind(path)
         return Inspected(kind, read_header(path) if kind is Kind.DICOM else None)

@@ -21,25 +21,27 @@ class Settings:
         min_side: the smallest that is kept, where a source does not say; None: `filter.MIN_SIDE`.
         every: one frame in this many is kept, where a source does not say; None: by kind.
         drop_burned_in: keep images out of which DICOM says that text is burned in.
-        path_key: paths are replaced by their hashes under this key; None: they stay.
+        hash_paths: paths are replaced by their hashes under ``key``.
+        key: of the hashes of groups.
     """
 
     root: str
+    key: bytes
     max_side: int
     min_side: int | None = None
     every: int | None = None
     drop_burned_in: bool = False
-    path_key: bytes | None = None
+    hash_paths: bool = False
 
     def shown(self, path: str) -> str:
         """A path as it stands in the store."""
-        if self.path_key is None:
+        if not self.hash_paths:
             return path_text(path)
-        return hmac.new(self.path_key, b"path\0" + os.fsencode(path), "sha256").hexdigest()[:32]
+        return hmac.new(self.key, b"path\0" + os.fsencode(path), "sha256").hexdigest()[:32]
 
     def source_name(self, folder: str) -> str:
         """The name of a source that gives itself none, from the path of its folder."""
-        return path_text(folder) if self.path_key is None else f"source-{self.shown(folder)[:8]}"
+        return f"source-{self.shown(folder)[:8]}" if self.hash_paths else path_text(folder)
 
 
 @dataclass(frozen=True)
@@ -83,11 +85,12 @@ class Options:
         """What goes to the workers; ``key`` is that of the groups."""
         return Settings(
             root=str(root.resolve()),
+            key=key,
             max_side=self.max_side,
             min_side=self.min_side,
             every=self.every,
             drop_burned_in=self.drop_burned_in,
-            path_key=key if self.hash_paths else None,
+            hash_paths=self.hash_paths,
         )
 
     def source_name(self, root: Path) -> str:

@@ -5,15 +5,16 @@ import json
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import dexcore
-from dexcore.data.assemble.discover import Item
+from dexcore.data.assemble.discover import ARCHIVES, Item
 from dexcore.data.assemble.options import Settings
 from dexcore.data.assemble.read import Task
 from dexcore.data.assemble.walk import SourceFiles
+from dexcore.data.readers.kind import Kind
 from dexcore.data.sources.schema import Column
 from dexcore.data.store.manifest import VERSION
 from dexcore.extras import require
@@ -21,6 +22,7 @@ from dexcore.extras import require
 FORMAT = 1  # changes where the same inputs give other images
 _FILES_A_TASK = 32
 _LARGE_BYTES = 8 << 20  # a file alone
+_LONG = (*ARCHIVES, Kind.VIDEO, Kind.SLIDE)  # a file alone, however small
 # What decides over pixels and bytes.
 _PACKAGES = [
     "numpy",
@@ -40,16 +42,15 @@ _PACKAGES = [
 ]
 
 
-def inputs_hash(source: SourceFiles, settings: Settings, key: bytes) -> str:
+def inputs_hash(source: SourceFiles, settings: Settings) -> str:
     """sha256 (hex) over all that a source's images depend on: files by path, size and time, settings, versions."""
     recipe = source.recipe
     tables = [where.csv for where in (recipe.group, _column(recipe.split)) if isinstance(where, Column)]
-    path_key = settings.path_key and hashlib.sha256(settings.path_key).hexdigest()
     parts = [
         [FORMAT, VERSION, dexcore.__version__, [_version(name) for name in _PACKAGES]],
         {field.name: _plain(getattr(recipe, field.name)) for field in fields(recipe)},
-        asdict(replace(settings, root="", path_key=None)) | {"path_key": path_key},
-        hashlib.sha256(b"groups\0" + key).hexdigest(),
+        {name: value for name, value in asdict(settings).items() if name not in ("root", "key")},
+        hashlib.sha256(b"groups\0" + settings.key).hexdigest(),
         [hashlib.sha256(table.read_bytes()).hexdigest() for table in tables],
     ]
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode())
@@ -87,14 +88,14 @@ def tasks_of(items: Sequence[Item], source: SourceFiles, settings: Settings, fol
     groups: list[list[Item]] = []
     room = 0
     for item in items:
-        large = len(item.files) > 1 or item.size > _LARGE_BYTES
+        large = len(item.files) > 1 or item.size > _LARGE_BYTES or item.kind in _LONG
         if large or room == 0:
             groups.append([])
             room = _FILES_A_TASK
         groups[-1].append(item)
         room = 0 if large else room - 1
     return [
-        Task(settings, source.recipe, tuple(group), str(folder / f"task-{number:06d}"))
+        Task(settings, source.recipe, source.folder, tuple(group), str(folder / f"task-{number:06d}"))
         for number, group in enumerate(groups)
     ]
 

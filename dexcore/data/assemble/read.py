@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from dexcore.data.assemble.discover import Item
+from dexcore.data.assemble.discover import ARCHIVES, Item
 from dexcore.data.assemble.filter import MIN_SIDE, reject_reason
 from dexcore.data.assemble.hand import Hand
+from dexcore.data.assemble.inside import items_inside
 from dexcore.data.assemble.intensity import UnitsError, method_for
 from dexcore.data.assemble.masks import looks_like_labels
 from dexcore.data.assemble.options import Settings
@@ -27,6 +28,7 @@ from dexcore.data.normalize import limits, window
 from dexcore.data.readers import Scan, UnreadableFileError, read_file
 from dexcore.data.readers.kind import Kind
 from dexcore.data.readers.series import read_series
+from dexcore.data.readers.slide import iterate_tiles
 from dexcore.data.readers.video import iterate_video
 from dexcore.data.record import ImageRecord
 from dexcore.data.sources.schema import Recipe
@@ -37,16 +39,22 @@ from dexcore.extras import require
 from dexcore.files import write_whole
 
 VIDEO_EVERY = 30  # videos keep one frame in 30 (method, section 6)
+_PIECEWISE = (Kind.VIDEO, Kind.SLIDE)  # frames and tiles, never all at once; none of them is a mask
+_BURNED_IN = "text is burned in, as its header says"
 # Of these, a DICOM file of several frames is a video.
 _MOVING = (Modality.ULTRASOUND, Modality.ENDOSCOPY, Modality.XRAY)
 
 
 @dataclass(frozen=True)
 class Task:
-    """Items that are read one after the other, and where their rows go: ``target`` + ``.arrow`` and ``.json``."""
+    """Items that are read one after the other, and where their rows go: ``target`` + ``.arrow`` and ``.json``.
+
+    ``folder`` is where their source begins, below the folder that is built.
+    """
 
     settings: Settings
     recipe: Recipe
+    folder: str
     items: tuple[Item, ...]
     target: str
 
@@ -129,29 +137,49 @@ def _records(task: Task, item: Item, hand: Hand) -> Iterator[ImageRecord | Rejec
     """The images of an item, or why there are none."""
     settings, path = task.settings, item.files[0].path
     if settings.drop_burned_in and item.burned_in:
-        yield Reject(settings.shown(path), "text is burned in, as its header says")
+        yield Reject(settings.shown(path), _BURNED_IN)
         return
     if _changed(settings.root, item.files):
         yield Reject(settings.shown(path), "changed since it was found")
         return
-    try:
-        for scan, place in _scans(task, item):
-            hand.drop()
-            yield from _cut(task, item, scan, place)
-            hand.again()
-    except Exception as error:  # a file must not end the build, whatever it makes the libraries stumble over
-        if len(item.files) > 1 and isinstance(error, UnreadableFileError):
-            # One bad file must not cost a whole volume.
-            for file in item.files:
-                yield from _records(task, _alone(item, file), hand)
-            return
-        yield Reject(settings.shown(path), reason_of(error, item.kind, settings.path_key is not None))
+    if item.kind in ARCHIVES:
+        yield from _inside(task, item, hand)
+    else:
+        yield from _read(task, item, [Path(settings.root) / file.path for file in item.files], hand)
     if _changed(settings.root, item.files):
         yield Reject(settings.shown(path), "changed while it was read")
 
 
-def _alone(item: Item, file: Found) -> Item:
-    return replace(item, files=(file,), volume=False)
+def _inside(task: Task, archive: Item, hand: Hand) -> Iterator[ImageRecord | Reject]:
+    """The images of an archive."""
+    settings = task.settings
+    try:
+        for found in items_inside(task.recipe, task.folder, settings, archive, hand):
+            if isinstance(found, Reject):
+                yield found
+            elif settings.drop_burned_in and found[0].burned_in:
+                yield Reject(settings.shown(found[0].files[0].path), _BURNED_IN)
+            else:
+                yield from _read(task, *found, hand)
+    except Exception as error:  # as below
+        yield Reject(settings.shown(archive.files[0].path), reason_of(error, archive.kind, settings.hash_paths))
+
+
+def _read(task: Task, item: Item, paths: Sequence[Path], hand: Hand) -> Iterator[ImageRecord | Reject]:
+    """The images of an item whose files lie at ``paths``."""
+    try:
+        for scan, place in _scans(task, item, paths):
+            hand.drop()
+            yield from _cut(task, item, scan, place)
+            hand.again()
+    except Exception as error:  # a file must not end the build, whatever it makes the libraries stumble over
+        if len(paths) > 1 and isinstance(error, UnreadableFileError):
+            # One bad file must not cost a whole volume.
+            for file, path in zip(item.files, paths, strict=True):
+                yield from _read(task, replace(item, files=(file,), volume=False), [path], hand)
+            return
+        shown = task.settings.shown(item.files[0].path)
+        yield Reject(shown, reason_of(error, item.kind, task.settings.hash_paths))
 
 
 def _changed(root: str, files: Sequence[Found]) -> bool:
@@ -165,10 +193,9 @@ def _changed(root: str, files: Sequence[Found]) -> bool:
     return False
 
 
-def _scans(task: Task, item: Item) -> Iterator[tuple[Scan, str]]:
+def _scans(task: Task, item: Item, paths: Sequence[Path]) -> Iterator[tuple[Scan, str]]:
     """What is read of an item, and its place in the file where there are several."""
-    recipe, root = task.recipe, Path(task.settings.root)
-    paths = [root / file.path for file in item.files]
+    recipe = task.recipe
     if item.volume:
         yield read_series(paths), ""
         return
@@ -178,6 +205,10 @@ def _scans(task: Task, item: Item) -> Iterator[tuple[Scan, str]]:
     if item.kind is Kind.VIDEO:  # an hour of surgery does not fit into memory
         for scan in iterate_video(path, every):
             yield replace(scan, frames=None), f"#{(scan.frames or (0,))[0]}"
+        return
+    if item.kind is Kind.SLIDE:
+        for name, tile in iterate_tiles(path, recipe.mpp):
+            yield Scan(tile[None], "frames", (0.0, 255.0), spacing=(recipe.mpp / 1000,) * 2), f"#{name}"
         return
     number = 0 if isinstance(recipe.volume, str) else recipe.volume
     scan = read_file(path, every, number)
@@ -194,7 +225,7 @@ def _cut(task: Task, item: Item, scan: Scan, place: str) -> Iterator[ImageRecord
     settings, recipe = task.settings, task.recipe
     shown = settings.shown(item.files[0].path) + place
     assert item.modality is not None
-    labels = looks_like_labels(scan.pixels, item.named_mask) if item.kind is not Kind.VIDEO else None
+    labels = looks_like_labels(scan.pixels, item.named_mask) if item.kind not in _PIECEWISE else None
     if labels is not None:
         yield Reject(shown, labels)
         return

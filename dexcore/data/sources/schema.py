@@ -13,6 +13,7 @@
     axes: [axial]                      # a volume is cut across these; default: as it was acquired
     every: 30                          # one frame in so many; default: 30 of videos, else 1
     volume: first                      # of a 4-D file: first, all, or a number from 0
+    mpp: 0.5                           # microns per pixel of the tiles of whole slides
     terms: CC-BY-4.0
 
 The file may lie in the folder itself, as ``dataset.yaml``: it then holds for all below, but for what lies below another
@@ -76,6 +77,7 @@ class Recipe:
         axes: 0 sagittal, 1 coronal, 2 axial; None: the plane in which the volume was acquired.
         every: of frames, one in this many is kept; None: 30 of videos, else all.
         volume: which of a 4-D file's.
+        mpp: microns per pixel of the tiles of whole slides.
         terms: under which the images may be used.
         public: one of Medical Vision Universe: groups are hashed without a key, so that splits agree everywhere.
     """
@@ -93,6 +95,7 @@ class Recipe:
     axes: tuple[int, ...] | None = None
     every: int | None = None
     volume: int | Literal["first", "all"] = "first"
+    mpp: float = 0.5
     terms: str = ""
     public: bool = False
 
@@ -258,6 +261,12 @@ def _whole(least: int) -> Callable[[Any], int]:
     return parse
 
 
+def _positive(value: Any) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < 1000:
+        raise ValueError(f"is {value!r}, expected a number above 0 and below 1000")
+    return float(value)
+
+
 def _group(fields: _Fields, value: Any) -> Any:
     if not isinstance(value, _Fields):
         return _one_of(*GROUPS)(value)
@@ -322,5 +331,6 @@ _PARSERS: dict[str, Callable[[_Fields, Any], Any]] = {
     "axes": lambda _, value: _axes(value),
     "every": lambda _, value: _whole(1)(value),
     "volume": lambda _, value: _volume(value),
+    "mpp": lambda _, value: _positive(value),
     "terms": lambda _, value: _text(value),
 }

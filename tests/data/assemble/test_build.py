@@ -337,3 +337,41 @@ def test_video_frames_have_square_pixels(tmp_path):
     dataset = open_mvu(tmp_path / "store")
     assert [dataset[index]["path"] for index in range(len(dataset))] == ["a.mp4#0", "a.mp4#30"]
     assert [dataset.read(index).shape for index in range(2)] == [(80, 140, 3)] * 2
+
+
+@pytest.mark.parametrize("ending", ["zip", "tar.gz"])
+def test_an_archive_is_a_folder(folder, tmp_path, ending):
+    for path in folder.rglob("dataset.yaml"):
+        path.unlink()
+    shutil.rmtree(folder / "mr")
+    expected = build(folder, tmp_path / "unpacked", modality="X-ray", name="x")
+    packed = tmp_path / "packed"
+    packed.mkdir()
+    shutil.make_archive(str(packed / "scans"), {"zip": "zip", "tar.gz": "gztar"}[ending], folder)
+    manifest = build(packed, tmp_path / "store", modality="X-ray", name="x")
+    assert manifest.counts["CT"]["x"].keys() == expected.counts["CT"]["x"].keys()
+    assert manifest.images == expected.images == 9
+    first, second = open_mvu(tmp_path / "unpacked"), open_mvu(tmp_path / "store")
+    images = {first[index]["path"]: first.read(index) for index in range(9)}
+    for index in range(9):
+        archive, place = second[index]["path"].split("#", 1)
+        assert archive == f"scans.{ending}"
+        assert np.array_equal(second.read(index), images[place])
+    reasons = rejects(tmp_path / "store")
+    assert reasons[f"scans.{ending}#xray/0_mask.png"] == "a mask: an image has the same name"
+    assert reasons[f"scans.{ending}"] == "ignored inside an archive: 1 .txt"
+
+
+def test_a_damaged_archive_and_a_damaged_file_in_one(tmp_path):
+    root = tmp_path / "scans"
+    write_picture(root / "a" / "x.png")
+    (root / "a" / "y.png").write_bytes((root / "a" / "x.png").read_bytes()[:700])
+    shutil.make_archive(str(root / "whole"), "zip", root / "a")
+    shutil.make_archive(str(root / "cut"), "gztar", root / "a")
+    (root / "cut.tar.gz").write_bytes((root / "cut.tar.gz").read_bytes()[:-200])
+    shutil.rmtree(root / "a")
+    manifest = build(root, tmp_path / "store", modality="Photo")
+    assert manifest.images == 1
+    reasons = rejects(tmp_path / "store")
+    assert reasons.keys() == {"cut.tar.gz", "whole.zip#y.png"}
+    assert all(reason.startswith("unreadable: ") for reason in reasons.values())

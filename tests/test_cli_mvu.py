@@ -1,0 +1,96 @@
+"""``dexcore mvu``: the road from a folder to a store, as a person walks it."""
+
+import shutil
+
+import pytest
+from made_folders import write_picture, write_series
+
+from dexcore.cli import main
+from dexcore.data.store.manifest import Manifest
+
+pytestmark = pytest.mark.xdist_group("workers")  # a build starts a server of processes
+
+
+@pytest.fixture(autouse=True)
+def _own_key(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for index in range(3):
+        write_picture(tmp_path / "scans" / "xray" / f"{index}.png", seed=index)
+    write_series(tmp_path / "scans" / "ct", slices=3)
+    (tmp_path / "scans" / "xray" / "dataset.yaml").write_text("modality: X-ray\n")
+    return tmp_path / "scans"
+
+
+def run(capsys, *line):
+    code = main(["mvu", *map(str, line)])
+    told = capsys.readouterr()
+    return code, told.out, told.err
+
+
+def test_the_road_from_a_folder_to_parquet_and_back(folder, tmp_path, capsys):
+    store = tmp_path / "store"
+    code, out, _ = run(capsys, "build", folder, "--out", store, "--jobs", 1)
+    assert code == 0
+    assert "CT           DICOM                   3" in out
+    fingerprint = Manifest.load(store).fingerprint
+    assert f"fingerprint: {fingerprint}" in out
+    assert out.splitlines()[-1] == f"train on it: python examples/pretrain_mvu.py --data.store {store}"
+
+    code, out, _ = run(capsys, "build", folder, "--out", store, "--jobs", 1)
+    assert out.startswith(f"nothing to do: {store} holds these files already")
+
+    assert run(capsys, "check", store) == (0, f"{store}: 6 images, every hash is right\n", "")
+    code, out, _ = run(capsys, "stats", store)
+    assert code == 0
+    assert "X-ray" in out
+    code, out, _ = run(capsys, "show", store, "--out", tmp_path / "sheet.png")
+    assert (code, out) == (0, f"{tmp_path / 'sheet.png'}: 6 images\n")
+    assert run(capsys, "export", store, "--parquet", tmp_path / "parquet")[0] == 0
+    code, out, _ = run(capsys, "import", tmp_path / "parquet", "--out", tmp_path / "again", "--name", "scans")
+    assert (code, Manifest.load(tmp_path / "again").fingerprint) == (0, fingerprint)
+
+    assert run(capsys, "build", "--remove", "xray", "--out", store)[:2] == (
+        0,
+        f"{store}: xray is removed, 3 images are left\n",
+    )
+    assert run(capsys, "check", store)[0] == 0
+    victim = next(store.glob("shard-*"))
+    victim.write_bytes(victim.read_bytes()[:-1])
+    code, out, err = run(capsys, "check", store)
+    assert (code, out) == (1, "")
+    assert victim.name in err
+
+
+def test_a_dry_run_needs_no_place_for_a_store(folder, capsys):
+    code, out, _ = run(capsys, "build", folder, "--dry-run", "--jobs", 1)
+    assert code == 0
+    assert out.splitlines()[-1].startswith("estimated: about 6 images before any is dropped, ")
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        (["build", "FOLDER"], "--out STORE is missing"),
+        (["build", "--out", "STORE"], "FOLDER is missing"),
+        (["build", "nowhere", "--out", "STORE"], "nowhere: No such file or directory, expected a folder of images"),
+        (["build", "FOLDER", "--out", "STORE", "--modality", "Xray"], "modality is 'Xray', expected one of CT, PET"),
+        (["build", "FOLDER", "--out", "STORE", "--jobs", "0"], "jobs must be at least 1, got 0"),
+        (["build", "FOLDER", "--out", "STORE", "--key", "nokey"], "cannot read the key of groups nokey: No such file"),
+        (["build", "FOLDER", "--out", "FOLDER"], "cannot be its own store: give another folder by --out"),
+        (["build", "--remove", "x", "--out", "STORE"], "STORE: no such folder, expected a store"),
+        (["stats", "FOLDER"], "holds no store"),
+    ],
+)
+def test_what_cannot_be_done_is_told_in_a_line(folder, tmp_path, monkeypatch, capsys, line, told):
+    monkeypatch.chdir(tmp_path)
+    shutil.move(folder, tmp_path / "FOLDER")
+    code, out, err = run(capsys, *line)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert told in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "STORE").exists()
