@@ -1,4 +1,4 @@
-"""Broken PNG, JPEG, BMP, TIFF and NIfTI files are read or refused: no crash, no hang, no GiB."""
+"""Broken PNG, JPEG, BMP, TIFF and NIfTI files, in more forms than test_fuzz.py has, are read or refused."""
 
 import gzip
 
@@ -64,14 +64,14 @@ def _write_volumes(folder):
     nibabel.save(nibabel.Nifti1Image(color, affine), folder / "rgb.nii")
 
 
-# Of each file: at least 50 and 2,000 of each reader's.
-@pytest.mark.parametrize("count", [13, pytest.param(500, marks=pytest.mark.slow)])
-def test_mutated_files_are_read_or_refused(tmp_path, count):
+@pytest.mark.slow  # test_fuzz.py has some of each kind for every run
+def test_mutated_files_are_read_or_refused(tmp_path):
     sources, mutated = tmp_path / "sources", tmp_path / "mutated"
     sources.mkdir()
     mutated.mkdir()
     for write in (_write_images, _write_tiffs, _write_volumes):
         write(sources)
-    outcomes = read_mutations(sorted(sources.iterdir()), mutated, count)
+    outcomes = read_mutations(sorted(sources.iterdir()), mutated, 500)  # of each reader's files at least 2,000
     assert all(outcome["refused"] for outcome in outcomes.values()), outcomes
+    # Checksums find nearly every change of a small PNG.
     assert sum(outcome["read"] > 0 for outcome in outcomes.values()) > 20, outcomes
