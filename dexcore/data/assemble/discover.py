@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from dexcore.data.assemble.dicom_terms import anatomy_of, modality_of
@@ -21,7 +22,7 @@ from dexcore.data.readers.dicom_header import Header, read_header
 from dexcore.data.readers.kind import Kind, file_kind
 from dexcore.data.readers.series import group_series
 from dexcore.data.record import Split
-from dexcore.data.sources.schema import Recipe
+from dexcore.data.sources.schema import InFile, Recipe
 
 # What lies beside images and says something about them; told by the name where the content is no image's.
 SIDECARS = frozenset(
@@ -98,6 +99,7 @@ class Item:
         anatomy: in the words of mvu_sources.csv.
         burned_in: whether text is burned into the pixels, where DICOM says so.
         volume: the files are the slices of one volume.
+        place: gives group and split of each image of the file, by what the file says of it; the item has none then.
         named_mask: its name speaks for a mask, and its values have to say.
     """
 
@@ -109,6 +111,7 @@ class Item:
     anatomy: str = ""
     burned_in: bool | None = None
     volume: bool = False
+    place: Callable[[str], tuple[str, Split]] | None = None
     named_mask: bool = False
 
     @property
@@ -219,8 +222,12 @@ def _item(source: SourceFiles, files: Sequence[Found], seen: Inspected, grouping
         if not isinstance(found, Modality):
             return found
         modality = found
+    later = isinstance(source.recipe.group, InFile)
+    group: str = ""
+    split: Split = "train"
     try:
-        group, split = grouping.place(path, header)
+        if not later:
+            group, split = grouping.place(path, header)
     except UnplacedError as error:
         return str(error)
     return Item(
@@ -231,6 +238,7 @@ def _item(source: SourceFiles, files: Sequence[Found], seen: Inspected, grouping
         split=split,
         anatomy=source.recipe.anatomy or (anatomy_of(header.body_part) if header else ""),
         burned_in=header.burned_in if header else None,
+        place=partial(grouping.place, path, header) if later else None,
         named_mask=named_like_a_mask(path),
     )
 

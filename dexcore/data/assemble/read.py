@@ -22,16 +22,19 @@ from dexcore.data.assemble.masks import looks_like_labels
 from dexcore.data.assemble.options import Settings
 from dexcore.data.assemble.reasons import Reject, reason_of
 from dexcore.data.assemble.slices import AXES, acquired_axis, plane_spacing, slices, square
+from dexcore.data.assemble.split import UnplacedError
 from dexcore.data.assemble.walk import Found
 from dexcore.data.modality import Modality
 from dexcore.data.normalize import limits, window
 from dexcore.data.readers import Scan, UnreadableFileError, read_file
+from dexcore.data.readers.arrays import array_scan
+from dexcore.data.readers.hdf5 import hdf5_values, iterate_hdf5
 from dexcore.data.readers.kind import Kind
 from dexcore.data.readers.series import read_series
 from dexcore.data.readers.slide import iterate_tiles
 from dexcore.data.readers.video import iterate_video
 from dexcore.data.record import ImageRecord
-from dexcore.data.sources.schema import Recipe
+from dexcore.data.sources.schema import InFile, Recipe
 from dexcore.data.store.manifest import Row, schema
 from dexcore.data.store.row import encode_row
 from dexcore.data.store.write import BATCH_BYTES, BATCH_ROWS
@@ -168,9 +171,14 @@ def _inside(task: Task, archive: Item, hand: Hand) -> Iterator[ImageRecord | Rej
 def _read(task: Task, item: Item, paths: Sequence[Path], hand: Hand) -> Iterator[ImageRecord | Reject]:
     """The images of an item whose files lie at ``paths``."""
     try:
-        for scan, place in _scans(task, item, paths):
+        for scan, place, told in _scans(task, item, paths):
             hand.drop()
-            yield from _cut(task, item, scan, place)
+            try:
+                placed = _placed(item, told)
+            except UnplacedError as error:
+                yield Reject(task.settings.shown(item.files[0].path) + place, str(error))
+            else:
+                yield from _cut(task, placed, scan, place)
             hand.again()
     except Exception as error:  # a file must not end the build, whatever it makes the libraries stumble over
         if len(paths) > 1 and isinstance(error, UnreadableFileError):
@@ -180,6 +188,14 @@ def _read(task: Task, item: Item, paths: Sequence[Path], hand: Hand) -> Iterator
             return
         shown = task.settings.shown(item.files[0].path)
         yield Reject(shown, reason_of(error, item.kind, task.settings.hash_paths))
+
+
+def _placed(item: Item, told: str) -> Item:
+    """An item whose group and split are those of one image of its file."""
+    if item.place is None:
+        return item
+    group, split = item.place(told)
+    return replace(item, group=group, split=split)
 
 
 def _changed(root: str, files: Sequence[Found]) -> bool:
@@ -193,31 +209,37 @@ def _changed(root: str, files: Sequence[Found]) -> bool:
     return False
 
 
-def _scans(task: Task, item: Item, paths: Sequence[Path]) -> Iterator[tuple[Scan, str]]:
-    """What is read of an item, and its place in the file where there are several."""
+def _scans(task: Task, item: Item, paths: Sequence[Path]) -> Iterator[tuple[Scan, str, str]]:
+    """What is read of an item, its place in the file where there are several, and what the file says of it."""
     recipe = task.recipe
     if item.volume:
-        yield read_series(paths), ""
+        yield read_series(paths), "", ""
         return
     [path] = paths
     moving = item.kind is Kind.VIDEO or (item.kind is Kind.DICOM and item.modality in _MOVING)
     every = recipe.every or task.settings.every or (VIDEO_EVERY if moving else 1)
     if item.kind is Kind.VIDEO:  # an hour of surgery does not fit into memory
         for scan in iterate_video(path, every):
-            yield replace(scan, frames=None), f"#{(scan.frames or (0,))[0]}"
+            yield replace(scan, frames=None), f"#{(scan.frames or (0,))[0]}", ""
+        return
+    if recipe.array is not None and item.kind is Kind.HDF5:
+        told = hdf5_values(path, recipe.group.array) if isinstance(recipe.group, InFile) else []
+        for index, image in iterate_hdf5(path, recipe.array, every):
+            one = array_scan(image.reshape(1, *image.shape[:2], -1), range(1))
+            yield one, f"#{index}", told[index] if index < len(told) else ""
         return
     if item.kind is Kind.SLIDE:
         for name, tile in iterate_tiles(path, recipe.mpp):
-            yield Scan(tile[None], "frames", (0.0, 255.0), spacing=(recipe.mpp / 1000,) * 2), f"#{name}"
+            yield Scan(tile[None], "frames", (0.0, 255.0), spacing=(recipe.mpp / 1000,) * 2), f"#{name}", ""
         return
     number = 0 if isinstance(recipe.volume, str) else recipe.volume
     scan = read_file(path, every, number)
-    yield scan, f"#{number}" if number else ""
+    yield scan, f"#{number}" if number else "", ""
     if recipe.volume == "all":
         volumes = scan.volumes
         del scan  # it is large
         for number in range(1, volumes):
-            yield read_file(path, every, number), f"#{number}"
+            yield read_file(path, every, number), f"#{number}", ""
 
 
 def _cut(task: Task, item: Item, scan: Scan, place: str) -> Iterator[ImageRecord | Reject]:

@@ -10,12 +10,13 @@ import hmac
 import os
 import re
 import secrets
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from dexcore.data.readers.dicom_header import Header
 from dexcore.data.record import Split
 from dexcore.data.sources.globs import matcher
-from dexcore.data.sources.schema import Column, Recipe, RecipeError
+from dexcore.data.sources.schema import Column, InFile, Recipe, RecipeError
 
 _KEY_BYTES = 32
 _HASH_DIGITS = 32
@@ -40,37 +41,36 @@ class Grouping:
     def __init__(self, recipe: Recipe, key: bytes | None) -> None:
         self._recipe = recipe
         self._key = None if recipe.public else key
-        self._group_of = _table(recipe.group) if isinstance(recipe.group, Column) else None
+        self._group_of = _Table(recipe.group) if isinstance(recipe.group, Column) else None
         self._split_of = self._heldout = None
         if isinstance(recipe.split, tuple):
             if isinstance(recipe.split[0], Column):
-                self._split_of = _table(recipe.split[0])
+                self._split_of = _Table(recipe.split[0])
             else:
                 self._heldout = matcher(recipe.split)
 
-    def place(self, path: str, header: Header | None) -> tuple[str, Split]:
+    def place(self, path: str, header: Header | None, told: str = "") -> tuple[str, Split]:
         """The group of an image, as a hash, and its split.
 
         Args:
             path: of its file below the source's folder.
             header: of its file, if it is DICOM.
+            told: what its file says of it, where the recipe's groups stand in the file.
 
         Raises:
             UnplacedError: the recipe's expression does not match, or its CSV file has no row for the image.
         """
-        group = self._hash(self._identity(path, header))
+        group = self._hash(self._identity(path, header, told))
         return group, self._split(path, group)
 
-    def _identity(self, path: str, header: Header | None) -> str:
+    def _identity(self, path: str, header: Header | None, told: str) -> str:
         wanted = self._recipe.group
         if isinstance(wanted, re.Pattern):
-            match = wanted.search(path)
-            if match is None:
-                raise UnplacedError("no match of the source's expression for groups in its path")
-            found = match.group(1) if wanted.groups and match.group(1) is not None else match.group()
-            return f"patient\0{found}"
-        if self._group_of is not None and isinstance(wanted, Column):
-            return f"patient\0{_look_up(self._group_of, wanted, path)}"
+            return _matched(wanted, path, "its path")
+        if isinstance(wanted, InFile):
+            return _matched(wanted.match, told, f"what the array {wanted.array} says of it")
+        if self._group_of is not None:
+            return f"patient\0{self._group_of.find(path)}"
         if header is not None and wanted != "file":
             # A level that the header lacks is stood in for by the next below it.
             levels = {"patient": header.patient, "study": header.study, "volume": header.series}
@@ -83,7 +83,7 @@ class Grouping:
     def _hash(self, identity: str) -> str:
         data = os.fsencode(identity)
         if self._key is None:
-            data = os.fsencode(f"{self._recipe.name}\0") + data
+            data = os.fsencode(f"{self._recipe.cohort or self._recipe.name}\0") + data
             return hashlib.sha256(data).hexdigest()[:_HASH_DIGITS]
         return hmac.new(self._key, data, "sha256").hexdigest()[:_HASH_DIGITS]
 
@@ -96,10 +96,9 @@ class Grouping:
             return "heldout" if drawn < wanted else "train"
         if self._heldout is not None:
             return "heldout" if self._heldout(path) else "train"
-        column, values = wanted
+        _, values = wanted
         assert self._split_of is not None
-        assert isinstance(column, Column)
-        return "heldout" if _look_up(self._split_of, column, path) in values else "train"
+        return "heldout" if self._split_of.find(path) in values else "train"
 
 
 def load_key(path: Path | None) -> bytes:
@@ -140,35 +139,79 @@ def stem(name: str) -> str:
     return _EXTENSIONS.sub("", name) or name
 
 
-def _table(column: Column) -> dict[str, str]:
-    """The values of a CSV file's column by the images' paths, names and stems, all as texts."""
-    try:
-        data = column.csv.read_bytes()
-        if data.startswith(b"\x1f\x8b"):  # seen: gzip under a name of .csv
-            data = gzip.decompress(data)
-        text = data.decode("utf-8-sig")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{column.csv}: cannot be read: {type(error).__name__}: {error}") from error
-    first = text.split("\n", 1)[0]
-    rows = csv.DictReader(text.splitlines(), delimiter=max(",;\t", key=first.count))
-    known = [name.strip() for name in rows.fieldnames or []]
-    rows.fieldnames = known
-    for name in (column.file, column.column):
-        if name not in known:
-            raise RecipeError(f"{column.csv}, line 1: has no column {name!r}, it has {', '.join(known)}")
-    table: dict[str, str] = {}
-    for row in rows:
-        image, value = (row[column.file] or "").strip(), (row[column.column] or "").strip()
-        if image and value:
-            place = PurePosixPath(image.lstrip("/"))
-            for key in (str(place), place.name, stem(place.name)):
-                table.setdefault(key, value)
-    return table
+def _matched(pattern: re.Pattern[str], text: str, what: str) -> str:
+    """The groups of an expression that took part, or else all of its match."""
+    match = pattern.search(text)
+    if match is None:
+        raise UnplacedError(f"no match of the source's expression for groups in {what}")
+    return f"patient\0{'/'.join(group for group in match.groups() if group is not None) or match.group()}"
 
 
-def _look_up(table: dict[str, str], column: Column, path: str) -> str:
-    place = PurePosixPath(path)
-    for key in (path, place.name, stem(place.name)):
-        if key in table:
-            return table[key]
-    raise UnplacedError(f"no row in the source's CSV file (column {column.file}, with a value in {column.column})")
+class _Table:
+    """The values of a CSV file by images, all as texts: leading zeros count.
+
+    An image's row is the one whose entry is its path, or the end of its path, or ends with its path; with or without
+    the ending of its name.
+
+    Raises:
+        RecipeError: the file cannot be read, or lacks a column.
+    """
+
+    def __init__(self, column: Column) -> None:
+        self._column = column
+        self._whole: dict[str, str | None] = {}  # None: rows that say different things
+        self._ends: dict[str, str | None] = {}
+        for image, value in self._rows():
+            parts = PurePosixPath(image.replace("\\", "/").lstrip("/")).parts
+            if not parts:
+                continue
+            for known in (parts, (*parts[:-1], stem(parts[-1]))):
+                self._add(self._whole, known, value)
+                for start in range(1, len(known) - 1):
+                    self._add(self._ends, known[start:], value)
+
+    @staticmethod
+    def _add(table: dict[str, str | None], parts: tuple[str, ...], value: str) -> None:
+        key = "/".join(parts)
+        table[key] = value if table.get(key, value) == value else None
+
+    def _rows(self) -> Iterator[tuple[str, str]]:
+        column = self._column
+        try:
+            data = column.csv.read_bytes()
+            if data.startswith(b"\x1f\x8b"):  # seen: gzip under a name of .csv
+                data = gzip.decompress(data)
+            text = data.decode("utf-8-sig")
+        except (OSError, EOFError, UnicodeDecodeError) as error:
+            raise RecipeError(f"{column.csv}: cannot be read: {type(error).__name__}: {error}") from error
+        first = text.split("\n", 1)[0]
+        rows = csv.DictReader(text.splitlines(), delimiter=max(",;\t", key=first.count))
+        rows.fieldnames = known = [name.strip() for name in rows.fieldnames or []]
+        for name in (column.file, *column.column):
+            if name not in known:
+                raise RecipeError(f"{column.csv}, line 1: has no column {name!r}, it has {', '.join(known)}")
+        for row in rows:
+            values = [(row[name] or "").strip() for name in (column.file, *column.column)]
+            if all(values):
+                yield values[0], "/".join(values[1:])
+
+    def find(self, path: str) -> str:
+        """The value of an image.
+
+        Raises:
+            UnplacedError: it has no row, or several that differ.
+        """
+        parts = PurePosixPath(path).parts
+        for start in range(len(parts)):
+            for known in (parts[start:], (*parts[start:-1], stem(parts[-1]))):
+                key = "/".join(known)
+                for table in (self._whole, self._ends) if start == 0 else (self._whole,):
+                    if key not in table:
+                        continue
+                    value = table[key]
+                    if value is None:
+                        raise UnplacedError("the source's CSV file has rows for it that differ")
+                    return value
+        column = self._column
+        names = " and ".join(column.column)
+        raise UnplacedError(f"no row in the source's CSV file (column {column.file}, with a value in {names})")

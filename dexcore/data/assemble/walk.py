@@ -2,13 +2,13 @@
 
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from dexcore.data.modality import Modality
 from dexcore.data.sources.globs import matcher
-from dexcore.data.sources.schema import DATASET_YAML, Recipe, RecipeError, describes_a_source, load_recipe
+from dexcore.data.sources.schema import DATASET_YAML, Column, Recipe, RecipeError, describes_a_source, load_recipe
 
 _NOT_LOOKED_AT = ("__MACOSX",)
 
@@ -162,6 +162,8 @@ def sources_of(
             continue
         recipe = load_recipe(root / found.path, named(folder) if folder else name)
         sources[folder] = SourceFiles(replace(recipe, modality=modality or recipe.modality), folder)
+    for source in sources.values():
+        source.recipe = _with_tables(source, root, files)
     taken = {folder: _taken(source.recipe) for folder, source in sources.items()}
     for found in files:
         folder, _, file = found.path.rpartition("/")
@@ -185,6 +187,61 @@ def sources_of(
         if source.files:
             known[source.recipe.name] = folder
     return sorted((source for source in sources.values() if source.files), key=lambda source: source.recipe.name)
+
+
+def sources_by(root: Path, files: list[Found], recipes: Sequence[Recipe]) -> list[SourceFiles]:
+    """The sources of a folder that these recipes describe, each over all of it; no ``dataset.yaml`` is looked at.
+
+    Returns:
+        Sources with at least one file, by name.
+
+    Raises:
+        RecipeError: two recipes take one file, or a recipe's CSV file is not there.
+    """
+    sources = []
+    owner: dict[str, str] = {}
+    for recipe in recipes:
+        source = take_and_leave(recipe, files)
+        for found in source.files:
+            if found.path in owner:
+                raise RecipeError(f"{root / found.path} belongs to two sources, {owner[found.path]} and {recipe.name}")
+            owner[found.path] = recipe.name
+        if source.files:
+            source.recipe = _with_tables(source, root, files)
+            sources.append(source)
+    return sorted(sources, key=lambda source: source.recipe.name)
+
+
+def take_and_leave(recipe: Recipe, files: Iterable[Found]) -> SourceFiles:
+    """The files that a recipe takes; ``left`` counts those that only its ``leave`` keeps out."""
+    take, leave = matcher(recipe.take or ("**",)), matcher(recipe.leave)
+    matching = [found for found in files if take(found.path)]
+    taken = [found for found in matching if not leave(found.path)]
+    return SourceFiles(recipe, "", taken, len(matching) - len(taken))
+
+
+def _with_tables(source: SourceFiles, root: Path, files: Sequence[Found]) -> Recipe:
+    """A recipe whose CSV files are those that lie below its source's folder."""
+    recipe = source.recipe
+
+    def found(column: Column) -> Column:
+        pattern = column.csv.as_posix()
+        if not set(pattern) & set("*?[{"):
+            return replace(column, csv=root / source.folder / column.csv)
+        matches = matcher([pattern])
+        below = f"{source.folder}/" if source.folder else ""
+        paths = [one.path for one in files if one.path.startswith(below) and matches(source.below(one.path))]
+        if len(paths) != 1:
+            several = f"{len(paths)} files, as {paths[0]} and {paths[1]}" if paths else "no file"
+            raise RecipeError(f"{recipe.name}: its CSV file {pattern} is {several} below {root / source.folder}")
+        return replace(column, csv=root / paths[0])
+
+    if isinstance(recipe.group, Column):
+        recipe = replace(recipe, group=found(recipe.group))
+    if isinstance(recipe.split, tuple) and isinstance(recipe.split[0], Column):
+        column, values = recipe.split
+        recipe = replace(recipe, split=(found(column), values))
+    return recipe
 
 
 def _taken(recipe: Recipe) -> Callable[[str], bool]:

@@ -6,6 +6,7 @@
     take: ["*.nii.gz"]                 # default: every file
     leave: ["masks/**", "*_seg.nii.gz"]
     group: {path: "(patient\\d+)"}     # patient (default), study, volume, file, a regular expression, or a CSV column
+    cohort: hospital                   # sources of one cohort share their patients; default: the name
     split: {heldout: "test/**"}        # a share of the groups (default 0.1), train, heldout, globs, or a CSV column
     units: HU                          # HU or SUV, of files that do not say it
     normalization: percentile_minmax   # default: by modality
@@ -14,7 +15,17 @@
     every: 30                          # one frame in so many; default: 30 of videos, else 1
     volume: first                      # of a 4-D file: first, all, or a number from 0
     mpp: 0.5                           # microns per pixel of the tiles of whole slides
+    array: image                       # of an HDF5 file with several: the one that holds the images
+    hash_paths: true                   # hashes stand in the store in place of paths: names of files may be patients'
+    home: our archive, study 12        # where it is to be had
+    layout: scans/<patient>/*.nii.gz   # how its files lie, in words
+    confirmed: false                   # the layout was not seen, it is known from descriptions
     terms: CC-BY-4.0
+
+A CSV column is ``{csv: labels.csv, file: NAME, column: NAME}``: the file is relative to the source's folder, or a glob
+that one file below it matches; ``file`` names the column with the images' paths, names or stems, ``column`` that with
+the values (a list of names: together). Patients that a column of an HDF5 file gives, one an image, are
+``{array: NAME, match: REGEX}``.
 
 The file may lie in the folder itself, as ``dataset.yaml``: it then holds for all below, but for what lies below another
 one. Every key may be left out; one line, ``modality: X-ray``, is enough.
@@ -25,7 +36,6 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,11 +61,25 @@ class RecipeError(ValueError):
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a CSV file: ``file`` names the column with the images' paths, names or stems."""
+    """Columns of a CSV file.
+
+    Attributes:
+        csv: where it is: below the source's folder, or a glob over what lies there (`walk` finds the file).
+        file: names the column with the images' paths, names or stems.
+        column: names the columns with the values.
+    """
 
     csv: Path
     file: str
-    column: str
+    column: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class InFile:
+    """Groups that stand in an HDF5 file itself: a text an image in another array, of which ``match`` is the group."""
+
+    array: str
+    match: re.Pattern[str]
 
 
 @dataclass(frozen=True)
@@ -68,7 +92,8 @@ class Recipe:
         anatomy: the body part, in the words of mvu_sources.csv.
         take, leave: globs over the paths below the source's folder (`globs.matcher`); nothing to take means all.
         group: what must never be torn between splits: the name of a level, a regular expression over the path (its
-            first group, else all of it), or a column.
+            groups together, else all of it), a column, or an array beside the images.
+        cohort: sources of one cohort share their patients: who is held out of one is held out of all.
         split: the share of the groups that is held out, or the split of all images, or globs of the held-out ones, or a
             column with its values that mean held out.
         units: of the values of files that do not say it.
@@ -78,6 +103,11 @@ class Recipe:
         every: of frames, one in this many is kept; None: 30 of videos, else all.
         volume: which of a 4-D file's.
         mpp: microns per pixel of the tiles of whole slides.
+        array: of an HDF5 file, the one that holds the images, [images, height, width] or with 3 channels; read one by
+            one.
+        hash_paths: hashes stand in the store in place of paths.
+        home: where the source is to be had.
+        layout: how its files lie, in words; ``confirmed``: it was seen so, and not only described.
         terms: under which the images may be used.
         public: one of Medical Vision Universe: groups are hashed without a key, so that splits agree everywhere.
     """
@@ -87,7 +117,8 @@ class Recipe:
     anatomy: str = ""
     take: tuple[str, ...] = ()
     leave: tuple[str, ...] = ()
-    group: GroupName | re.Pattern[str] | Column = "patient"
+    group: GroupName | re.Pattern[str] | Column | InFile = "patient"
+    cohort: str | None = None
     split: float | Literal["train", "heldout"] | tuple[str, ...] | tuple[Column, frozenset[str]] = HELDOUT_SHARE
     units: Units | None = None
     normalization: str | None = None
@@ -96,6 +127,11 @@ class Recipe:
     every: int | None = None
     volume: int | Literal["first", "all"] = "first"
     mpp: float = 0.5
+    array: str | None = None
+    hash_paths: bool = False
+    home: str = ""
+    layout: str = ""
+    confirmed: bool = True
     terms: str = ""
     public: bool = False
 
@@ -104,7 +140,7 @@ def load_recipe(path: str | os.PathLike[str], name: str) -> Recipe:
     """Read a source's YAML.
 
     Args:
-        path: the file; CSV files in it are relative to its folder.
+        path: the file.
         name: of the source where the file does not give one.
 
     Raises:
@@ -118,7 +154,9 @@ def load_recipe(path: str | os.PathLike[str], name: str) -> Recipe:
             close = difflib.get_close_matches(key, _PARSERS, 1)
             hint = f"; did you mean {close[0]}?" if close else ""
             raise fields.error(key, f"is no key: expected one of {', '.join(_PARSERS)}{hint}")
-    parsed = {key: fields.parse(key, partial(_PARSERS[key], fields)) for key, _ in fields.pairs}
+    parsed = {key: fields.parse(key, _PARSERS[key]) for key, _ in fields.pairs}
+    if isinstance(parsed.get("group"), InFile) and "array" not in parsed:
+        raise fields.error("group", "stands in an array of the images' file: expected a key array, as array: image")
     return Recipe(**{"name": name} | parsed)
 
 
@@ -196,8 +234,8 @@ class _Fields:
         except ValueError as error:
             raise self.error(key, str(error)) from error
 
-    def only(self, *keys: str) -> dict[str, str]:
-        """The texts of exactly these keys."""
+    def only(self, *keys: str) -> dict[str, Any]:
+        """The values of exactly these keys: texts, or lists of texts."""
         found = dict(self.pairs)
         for key in found:
             if key not in keys:
@@ -205,7 +243,7 @@ class _Fields:
         for key in keys:
             if key not in found:
                 raise ValueError(f"lacks {key}: expected {' and '.join(keys)}")
-        return {key: self.parse(key, _text) for key in keys}
+        return {key: self.parse(key, _texts if key == "column" else _text) for key in keys}
 
     def __repr__(self) -> str:
         return "{" + ", ".join(key for key, _ in self.pairs) + "}"
@@ -246,10 +284,22 @@ def parse_modality(value: Any) -> Modality | None:
     return None if word == FROM_DICOM else Modality(word)
 
 
+def _texts(value: Any) -> tuple[str, ...]:
+    if value == []:
+        raise ValueError("is an empty list, expected one or more texts")
+    return tuple(_text(one) for one in (value if isinstance(value, list) else [value]))
+
+
 def _globs(value: Any) -> tuple[str, ...]:
-    texts = tuple(_text(one) for one in (value if isinstance(value, list) else [value]))
+    texts = _texts(value)
     matcher(texts)
     return texts
+
+
+def _yes(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"is {value!r}, expected true or false")
+    return value
 
 
 def _whole(least: int) -> Callable[[Any], int]:
@@ -267,18 +317,26 @@ def _positive(value: Any) -> float:
     return float(value)
 
 
-def _group(fields: _Fields, value: Any) -> Any:
+def _group(value: Any) -> Any:
     if not isinstance(value, _Fields):
         return _one_of(*GROUPS)(value)
-    if "path" not in dict(value.pairs):
-        return _column(fields.path, value.only("csv", "file", "column"))
+    keys = dict(value.pairs)
+    if "path" in keys:
+        value.only("path")
+        return _pattern(value, "path")
+    if "array" in keys:
+        return InFile(value.only("array", "match")["array"], _pattern(value, "match"))
+    return _column(value.only("csv", "file", "column"))
+
+
+def _pattern(fields: _Fields, key: str) -> re.Pattern[str]:
     try:
-        return re.compile(value.only("path")["path"])
+        return re.compile(fields.parse(key, _text))
     except re.error as error:
-        raise value.error("path", f"is no regular expression: {error}") from error
+        raise fields.error(key, f"is no regular expression: {error}") from error
 
 
-def _split(fields: _Fields, value: Any) -> Any:
+def _split(value: Any) -> Any:
     if isinstance(value, bool):
         raise ValueError(f"is {value!r}, expected a share from 0 to 1, train, heldout, or {{heldout: GLOBS}}")
     if isinstance(value, int | float):
@@ -294,11 +352,11 @@ def _split(fields: _Fields, value: Any) -> Any:
         return value.parse("heldout", _globs)
     values = found["heldout"] if isinstance(found["heldout"], list) else [found["heldout"]]
     rest = _Fields(value.path, value.inside, [pair for pair in value.pairs if pair[0] != "heldout"], value.lines)
-    return _column(fields.path, rest.only("csv", "file", "column")), frozenset(map(str, values))
+    return _column(rest.only("csv", "file", "column")), frozenset(map(str, values))
 
 
-def _column(path: Path, texts: dict[str, str]) -> Column:
-    return Column(path.parent / texts["csv"], texts["file"], texts["column"])
+def _column(values: dict[str, Any]) -> Column:
+    return Column(Path(values["csv"]), values["file"], values["column"])
 
 
 def _axes(value: Any) -> tuple[int, ...]:
@@ -317,20 +375,26 @@ def _volume(value: Any) -> Any:
         raise ValueError(f"is {value!r}, expected first, all, or the number of a volume from 0") from None
 
 
-_PARSERS: dict[str, Callable[[_Fields, Any], Any]] = {
-    "name": lambda _, value: _name(value),
-    "modality": lambda _, value: parse_modality(value),
-    "anatomy": lambda _, value: _name(value),
-    "take": lambda _, value: _globs(value),
-    "leave": lambda _, value: _globs(value),
+_PARSERS: dict[str, Callable[[Any], Any]] = {
+    "name": _name,
+    "modality": parse_modality,
+    "anatomy": _name,
+    "take": _globs,
+    "leave": _globs,
     "group": _group,
+    "cohort": _name,
     "split": _split,
-    "units": lambda _, value: _one_of("HU", "SUV")(value),
-    "normalization": lambda _, value: _one_of(*NORMALIZATIONS)(value),
-    "min_side": lambda _, value: _whole(1)(value),
-    "axes": lambda _, value: _axes(value),
-    "every": lambda _, value: _whole(1)(value),
-    "volume": lambda _, value: _volume(value),
-    "mpp": lambda _, value: _positive(value),
-    "terms": lambda _, value: _text(value),
+    "units": _one_of("HU", "SUV"),
+    "normalization": _one_of(*NORMALIZATIONS),
+    "min_side": _whole(1),
+    "axes": _axes,
+    "every": _whole(1),
+    "volume": _volume,
+    "mpp": _positive,
+    "array": _text,
+    "hash_paths": _yes,
+    "home": _text,
+    "layout": _text,
+    "confirmed": _yes,
+    "terms": _text,
 }
