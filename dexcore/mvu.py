@@ -1,6 +1,7 @@
 """``dexcore mvu``: folders to stores, and what is done with a store.
 
     dexcore mvu build FOLDER --out STORE    every image of a folder becomes a store
+    dexcore mvu sources [NAME]              the sources of MVU: how each must lie, where it is to be had
     dexcore mvu check STORE                 compare every hash
     dexcore mvu stats STORE                 count images by modality and source, beside the paper's
     dexcore mvu show STORE --out PNG        examples of every source on one picture
@@ -20,6 +21,7 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     """Add the commands to the parser of ``dexcore mvu``."""
     commands = parser.add_subparsers(dest="mvu", metavar="COMMAND", required=True)
     _add_build(commands.add_parser("build", help="make a store of all images in a folder", description=_BUILD))
+    _add_sources(commands.add_parser("sources", help="list the sources of MVU, or show one", description=_SOURCES))
     _add(commands, "check", _check, "compare every hash of a store")
     _add(commands, "stats", _stats, "count a store's images by modality and source, beside the paper's")
     show = _add(commands, "show", _show, "put examples of every source on one picture")
@@ -52,6 +54,28 @@ _BUILD = (
 )
 
 
+_SOURCES = (
+    "List the 44 sources of Medical Vision Universe: modality, images in the paper, how well the layout of the "
+    "download is known. With NAME, show its recipe: how the files must lie, where they are to be had and under "
+    "which terms. With --root, say what is found below a folder; downloads may lie anywhere below it, unpacked. "
+    "Nothing is downloaded."
+)
+
+
+def _add_sources(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", nargs="?", metavar="NAME", help="a source")
+    parser.add_argument("--root", type=Path, metavar="DIR", help="the folder with your downloads")
+    parser.set_defaults(run=_sources)
+
+
+def _sources(arguments: argparse.Namespace) -> int:
+    from dexcore.data.assemble.found import source_page, sources_table
+
+    lines = source_page(arguments.name, arguments.root) if arguments.name else sources_table(arguments.root)
+    print("\n".join(lines))
+    return 0
+
+
 def _add_build(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, nargs="?", metavar="FOLDER", help="any folder of images")
     parser.add_argument("--out", type=Path, metavar="STORE", help="the folder of the store")
@@ -59,6 +83,14 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--modality", metavar="M", help="of files that do not say theirs, as X-ray")
     parser.add_argument("--name", metavar="NAME", help="of the source and the store (default: the folder's)")
     parser.add_argument("--remove", metavar="NAME", help="take a source out of the store, and do nothing else")
+    parser.add_argument(
+        "--source",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="take what this source of MVU (or YAML file) describes, and nothing else; may stand more than once; all: "
+        "those of MVU that are there",
+    )
     parser.add_argument("--jobs", type=int, metavar="N", help="worker processes (default: one a core)")
     parser.add_argument(
         "--max-side", type=int, default=512, metavar="PX", help="the largest shorter side that is stored"
@@ -122,6 +154,7 @@ def _build(arguments: argparse.Namespace) -> int:
         key=arguments.key,
         hash_paths=arguments.hash_paths,
         drop_burned_in=arguments.drop_burned_in,
+        sources=tuple(arguments.source),
     )
     if arguments.dry_run:
         print("\n".join(dry_run(arguments.folder, options, jobs=arguments.jobs).lines()))

@@ -1,6 +1,7 @@
 """One call from a folder to a store."""
 
 import os
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ def build_store(
     key: str | os.PathLike[str] | None = None,
     hash_paths: bool = False,
     drop_burned_in: bool = False,
+    sources: Sequence[str] = (),
     shard_bytes: int = 1 << 30,
 ) -> "Manifest":
     """Build a store of all images in a folder, or bring one up to date; ``dexcore mvu build`` calls this.
@@ -50,6 +52,9 @@ def build_store(
         key: a file with the key of groups' hashes; default: made once in the user's configuration folder.
         hash_paths: replace the paths of files and the names of folders by hashes.
         drop_burned_in: leave out images of which DICOM says that text is burned in.
+        sources: names of sources of MVU, or YAML files (`dexcore.data.sources.schema`): their recipes decide which
+            files of the whole folder are taken, and no ``dataset.yaml`` is looked at; "all": those of MVU that are
+            there.
         shard_bytes: a shard is closed when it holds so much.
 
     Returns:
@@ -64,5 +69,5 @@ def build_store(
     from dexcore.data.assemble.build import build
     from dexcore.data.assemble.options import Options
 
-    options = Options(name, modality, max_side, min_side, every, key, hash_paths, drop_burned_in)  # type: ignore[arg-type]
+    options = Options(name, modality, max_side, min_side, every, key, hash_paths, drop_burned_in, tuple(sources))  # type: ignore[arg-type]
     return build(folder, out, options, jobs=jobs, executor=executor, shard_bytes=shard_bytes).manifest

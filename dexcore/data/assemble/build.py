@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -29,8 +29,9 @@ from dexcore.data.assemble.read import Task, build_task
 from dexcore.data.assemble.reasons import Reject
 from dexcore.data.assemble.report import BuildReport, DryRun, NothingKeptError, SourceReport, estimate
 from dexcore.data.assemble.split import Grouping, load_key
-from dexcore.data.assemble.walk import SourceFiles, Walked, sources_of, walk
+from dexcore.data.assemble.walk import SourceFiles, Walked, sources_by, sources_of, walk
 from dexcore.data.assemble.workers import Workers
+from dexcore.data.sources.schema import Recipe
 from dexcore.data.store.commit import STAGING, commit, is_shard, remove_source, writing
 from dexcore.data.store.manifest import MANIFEST, Manifest, Shard, SourcePart, StoreError
 from dexcore.files import write_whole
@@ -156,11 +157,26 @@ def _plan(root: Path, out: Path | None, options: Options) -> _Plan:
     settings = options.settings(root, key)
     name = options.source_name(root)
     place = hashlib.sha256(os.fsencode(os.path.realpath(root))).hexdigest()
-    sources = [
-        _Source(files, SourceReport(inputs_hash(files, settings), place, files=len(files.files)))
-        for files in sources_of(root, walked.files, name, options.modality, settings.source_name)
-    ]
+    named = options.recipes()
+    found = (
+        sources_by(root, walked.files, named)
+        if named
+        else sources_of(root, walked.files, name, options.modality, settings.source_name)
+    )
+    if named and not found:
+        raise ValueError(f"{root} holds no file of {_names(named)}; `dexcore mvu sources NAME` says what is expected")
+    sources = []
+    for files in found:
+        inputs = inputs_hash(files, settings.of(files.recipe))
+        # What is asked for by name says nothing of the other sources of its folder.
+        own = hashlib.sha256(f"{place} {files.recipe.name}".encode()).hexdigest() if named else place
+        sources.append(_Source(files, SourceReport(inputs, own, files=len(files.files))))
     return _Plan(name, settings, walked, sources)
+
+
+def _names(recipes: Sequence[Recipe]) -> str:
+    """A source's name, or how many they are."""
+    return recipes[0].name if len(recipes) == 1 else f"these {len(recipes)} sources"
 
 
 def _refuse_foreign_files(out: Path) -> None:
@@ -285,7 +301,8 @@ def _discover(sources: list[_Source], plan: _Plan, workers: Workers, notes: Path
             for index, found in workers.run(inspect, tasks, notes):
                 inspected |= {file.path: seen for file, seen in zip(pieces[index], found, strict=True)}
                 progress.update(len(found))
-            source.classified = classify(source.files, inspected, grouping, plan.settings.shown)
+            shown = plan.settings.of(source.files.recipe).shown
+            source.classified = classify(source.files, inspected, grouping, shown)
             source.report.known(source.classified, source.files)
 
 
@@ -300,7 +317,8 @@ def _read(fresh: list[_Source], plan: _Plan, staging: Path, workers: Workers, no
         assert source.classified is not None
         folder = staging / _entries(source)[0]
         folder.mkdir(exist_ok=True)
-        source.tasks = tasks_of(source.classified.items, source.files, plan.settings, folder)
+        settings = plan.settings.of(source.files.recipe)
+        source.tasks = tasks_of(source.classified.items, source.files, settings, folder)
         left = [task for task in source.tasks if not is_done(task)]
         todo += left
         owner += [source] * len(left)

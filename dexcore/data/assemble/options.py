@@ -2,13 +2,16 @@
 
 import hmac
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dexcore.checks import check_kind, check_path, check_whole
 from dexcore.data.assemble.walk import path_text
 from dexcore.data.modality import Modality
-from dexcore.data.sources.schema import parse_modality
+from dexcore.data.sources.catalog import recipe, recipes
+from dexcore.data.sources.schema import Recipe, load_recipe, parse_modality
+
+ALL_SOURCES = "all"  # every one of MVU's of which there is a file
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,10 @@ class Settings:
             return path_text(path)
         return hmac.new(self.key, b"path\0" + os.fsencode(path), "sha256").hexdigest()[:32]
 
+    def of(self, recipe: Recipe) -> "Settings":
+        """These settings for one source."""
+        return replace(self, hash_paths=self.hash_paths or recipe.hash_paths)
+
     def source_name(self, folder: str) -> str:
         """The name of a source that gives itself none, from the path of its folder."""
         return f"source-{self.shown(folder)[:8]}" if self.hash_paths else path_text(folder)
@@ -60,6 +67,7 @@ class Options:
     key: Path | None = None
     hash_paths: bool = False
     drop_burned_in: bool = False
+    sources: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.name is not None:
@@ -80,6 +88,28 @@ class Options:
             object.__setattr__(self, "key", Path(self.key))
         check_kind("hash_paths", self.hash_paths, bool, "True or False")
         check_kind("drop_burned_in", self.drop_burned_in, bool, "True or False")
+        if isinstance(self.sources, str):
+            raise TypeError(f"sources must be a list of names, got {self.sources!r}")
+        object.__setattr__(self, "sources", tuple(self.sources))
+        if self.sources and self.modality is not None:
+            raise ValueError("modality is set, but the recipes of sources say theirs")
+
+    def recipes(self) -> list[Recipe]:
+        """The recipes that ``sources`` names: of this package, or YAML files of the user's.
+
+        Raises:
+            RecipeError: there is no such source, or its file is not as it must be.
+        """
+        found: dict[str, Recipe] = {}
+        for source in self.sources:
+            if source == ALL_SOURCES:
+                named = recipes()
+            elif source.endswith((".yaml", ".yml")):
+                named = [load_recipe(source, Path(source).stem)]
+            else:
+                named = [recipe(source)]
+            found |= {one.name: one for one in named}
+        return list(found.values())
 
     def settings(self, root: Path, key: bytes) -> Settings:
         """What goes to the workers; ``key`` is that of the groups."""

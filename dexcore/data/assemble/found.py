@@ -1,0 +1,66 @@
+"""What of the sources of MVU lies below a folder, in words."""
+
+from pathlib import Path
+
+from dexcore.data.assemble.walk import Found, SourceFiles, take_and_leave, walk
+from dexcore.data.modality import SOURCES
+from dexcore.data.sources.catalog import layout_word, recipe, recipe_text, recipes
+
+_ARCHIVES = (".zip", ".rar", ".tar", ".gz", ".tgz", ".7z", ".001", ".z01", ".change2zip")
+
+
+def sources_table(root: Path | None) -> list[str]:
+    """The 44 sources, a line each; with a folder, how many files of each lie below it.
+
+    Raises:
+        ValueError: the folder cannot be read.
+    """
+    files = walk(root).files if root is not None else []
+    lines = [
+        f"{'source':<36}{'modality':<12}{'images':>9}  {'layout':<14}{'files' if root is not None else ''}".rstrip()
+    ]
+    there = 0
+    for source, one in zip(SOURCES, recipes(), strict=True):
+        taken = take_and_leave(one, files).files
+        there += bool(taken)
+        count = (str(len(taken)) if taken else "-") if root is not None else ""
+        lines.append(
+            f"{source.name:<36}{source.modality:<12}{source.images:>9}  {layout_word(one):<14}{count}".rstrip()
+        )
+    lines.append(f"{'in all':<48}{sum(source.images for source in SOURCES):>9}")
+    if root is not None:
+        lines += [f"{there} of {len(SOURCES)} sources lie below {root}", *_advice(root, files, "all", there)]
+    return lines
+
+
+def source_page(name: str, root: Path | None) -> list[str]:
+    """A source's recipe as a dataset.yaml; with a folder, what of it lies below.
+
+    Raises:
+        RecipeError: there is no such source.
+        ValueError: the folder cannot be read.
+    """
+    one = recipe(name)
+    lines = [recipe_text(name)]
+    if root is not None:
+        files = walk(root).files
+        source = take_and_leave(one, files)
+        lines += [f"# {line}" for line in [_found(source, root), *_advice(root, files, one.name, len(source.files))]]
+    return lines
+
+
+def _found(source: SourceFiles, root: Path) -> str:
+    if not source.files:
+        return f"Below {root}: none of its files."
+    left = f"; {source.left} more are left out" if source.left else ""
+    return f"Below {root}: {len(source.files)} files, as {source.files[0].path}{left}."
+
+
+def _advice(root: Path, files: list[Found], name: str, there: int) -> list[str]:
+    packed = [found.path for found in files if found.path.lower().endswith(_ARCHIVES) and ".nii." not in found.path]
+    lines = []
+    if there:
+        lines.append(f"dexcore mvu build '{root}' --source '{name}' --out store")
+    if packed:
+        lines.append(f"{len(packed)} archives, as {packed[0]}: unpack them, recipes do not look inside")
+    return lines
