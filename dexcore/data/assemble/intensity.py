@@ -31,13 +31,14 @@ def method_for(modality: Modality, scan: Scan, wanted: str | None, declared: Uni
         UnitsError: ``wanted`` is a window of units that the values are not in.
     """
     units = scan.units or declared
+    picture = scan.pixels.dtype == np.uint8 and scan.layout == "frames"  # a volume of 8 bits was measured
     if wanted is not None:
         needed = {"hu_window": "HU", "suv_window": "SUV"}.get(wanted)
-        if needed and units != needed and (units is not None or scan.pixels.dtype == np.uint8):
+        if needed and units != needed and (units is not None or picture):
             held = f"values in {units}" if units else "an 8-bit picture"
             raise UnitsError(f"{wanted} is for values in {needed}, this file holds {held}: set another normalization")
         return wanted
-    if modality not in _BY_MODALITY or scan.pixels.dtype == np.uint8:
+    if modality not in _BY_MODALITY or picture:
         return "div255"
     if modality is Modality.CT and units != "HU" and scan.pixels.min() > _AIR_HU:
         return "percentile_minmax"
