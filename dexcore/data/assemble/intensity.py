@@ -34,9 +34,14 @@ def method_for(modality: Modality, scan: Scan, wanted: str | None, declared: Uni
     picture = scan.pixels.dtype == np.uint8 and scan.layout == "frames"  # a volume of 8 bits was measured
     if wanted is not None:
         needed = {"hu_window": "HU", "suv_window": "SUV"}.get(wanted)
-        if needed and units != needed and (units is not None or picture):
-            held = f"values in {units}" if units else "an 8-bit picture"
-            raise UnitsError(f"{wanted} is for values in {needed}, this file holds {held}: set another normalization")
+        if needed and units is None and (picture or needed == "SUV"):  # activity would be all white, without a word
+            held = "an 8-bit picture" if picture else "values whose units nobody states"
+            hint = "set another normalization" if picture else "say units: SUV, or set another normalization"
+            raise UnitsError(f"{wanted} is for values in {needed}, this file holds {held}: {hint}")
+        if needed and units not in (needed, None):
+            raise UnitsError(
+                f"{wanted} is for values in {needed}, this file holds values in {units}: set another normalization"
+            )
         return wanted
     if modality not in _BY_MODALITY or picture:
         return "div255"

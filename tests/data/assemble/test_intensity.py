@@ -32,4 +32,6 @@ def test_a_window_is_refused_for_values_in_other_units():
         method_for(Modality.PET, Scan(VOLUME, "volume", units="HU"), "suv_window", None)
     with pytest.raises(UnitsError, match="hu_window is for values in HU, this file holds an 8-bit picture"):
         method_for(Modality.CT, Scan(FRAMES, "frames"), "hu_window", None)
+    with pytest.raises(UnitsError, match="values whose units nobody states: say units: SUV"):
+        method_for(Modality.PET, Scan(VOLUME.astype(np.float32), "volume"), "suv_window", None)
     assert method_for(Modality.PET, Scan(VOLUME, "volume"), "suv_window", "SUV") == "suv_window"
