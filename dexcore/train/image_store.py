@@ -18,14 +18,13 @@ _PACKAGES = (
     "numpy",
     "opencv-python-headless",
     "Pillow",
+    "imagecodecs",
     "pyarrow",
     "pydicom",
     "pydicom-data",
     "nibabel",
     "nilearn",
     "scikit-image",
-    "python-gdcm",
-    "pylibjpeg-openjpeg",
     "pyjpegls",
 )
 

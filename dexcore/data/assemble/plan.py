@@ -33,11 +33,8 @@ _PACKAGES = [
     "pydicom",
     "nibabel",
     "tifffile",
-    "SimpleITK",
     "av",
     "h5py",
-    "python-gdcm",
-    "pylibjpeg-openjpeg",
     "pyjpegls",
 ]
 

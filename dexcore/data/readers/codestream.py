@@ -34,12 +34,6 @@ def read_codestream(data: bytes) -> Codestream | None:
         return None
 
 
-def codestream_size(data: bytes) -> tuple[int, int] | None:
-    """(height, width) of `read_codestream`."""
-    stream = read_codestream(data)
-    return stream and (stream.height, stream.width)
-
-
 def jpeg_ends(data: bytes) -> bool:
     """Whether a JPEG's last scan is followed by the end of the image: decoders fill up what is cut off, in silence."""
     return data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda")
