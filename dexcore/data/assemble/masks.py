@@ -70,7 +70,7 @@ def looks_like_labels(pixels: np.ndarray, named: bool) -> str | None:
     sample = pixels[::step, ::step, ::step]  # a view: a volume is large, and its axes may lie in any order
     most = MOST_LABELS if named else MOST_PLAIN_LABELS
     distinct = _distinct([sample], most, color)
-    if 1 < len(distinct) <= most:
+    if len(distinct) <= most:
         distinct = _distinct(pixels, most, color)
     if 1 < len(distinct) <= most and np.all(distinct == np.floor(distinct)):
         if len(distinct) == 2:

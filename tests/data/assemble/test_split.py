@@ -4,12 +4,29 @@ import gzip
 import re
 
 import pytest
+from made_folders import write_series
 
-from dexcore.data.assemble.split import Grouping, UnplacedError
+from dexcore.data.assemble.split import Grouping, UnplacedError, load_key, stem
 from dexcore.data.assemble.walk import sources_by, walk
+from dexcore.data.readers.dicom_header import read_header
 from dexcore.data.sources.schema import Column, InFile, Recipe, RecipeError, load_recipe
 
 KEY = b"k" * 32
+
+
+def recipe_of(tmp_path, text):
+    (tmp_path / "dataset.yaml").write_text(text)
+    return load_recipe(tmp_path / "dataset.yaml", "source")
+
+
+def groups(recipe, *paths, header=None, key=KEY):
+    grouping = Grouping(recipe, key)
+    return [grouping.place(path, header)[0] for path in paths]
+
+
+def splits(recipe, *paths):
+    grouping = Grouping(recipe, KEY)
+    return [grouping.place(path, None)[1] for path in paths]
 
 
 def group(recipe, path, told=""):
@@ -103,3 +120,54 @@ def test_a_csv_file_is_found_below_the_sources_folder_by_a_glob(tmp_path):
         path.unlink()
     with pytest.raises(RecipeError, match=r"\*\*/labels.csv is no file below"):
         sources_by(tmp_path, walk(tmp_path).files, [recipe])
+
+
+def test_levels_of_dicom(tmp_path):
+    first, second = (read_header(write_series(tmp_path / str(seed), 1, patient="P", seed=seed)[0]) for seed in range(2))
+    for level, same in (("patient", True), ("study", False), ("volume", False), ("file", False)):
+        one = groups(Recipe("x", group=level), "1/001.dcm", header=first)
+        other = groups(Recipe("x", group=level), "2/001.dcm", header=second)
+        assert (one == other) is same, level
+    nameless = read_header(write_series(tmp_path / "n", 1, patient="", seed=5)[0])
+    assert groups(Recipe("x"), "a", header=nameless) == groups(Recipe("x", group="study"), "b", header=nameless)
+
+
+def test_a_patient_is_one_group_in_all_sources_of_a_user(tmp_path):
+    header = read_header(write_series(tmp_path, 1, patient="P7")[0])
+    by_path = recipe_of(tmp_path, "group: {path: '^([^/]+)/'}")
+    assert groups(Recipe("ct"), "x.dcm", header=header) == groups(by_path, "P7/1.png")
+
+
+def test_public_sources_are_hashed_without_a_key():
+    public = Recipe("MVU", public=True)
+    assert groups(public, "a", key=KEY) == groups(public, "a", key=b"another key of mine")
+    assert groups(Recipe("own"), "a", key=KEY) != groups(Recipe("own"), "a", key=b"another key of mine")
+
+
+def test_splits(tmp_path):
+    paths = [f"{index}.png" for index in range(400)]
+    assert set(splits(recipe_of(tmp_path, "split: train"), *paths)) == {"train"}
+    assert set(splits(recipe_of(tmp_path, "split: heldout"), *paths)) == {"heldout"}
+    assert splits(recipe_of(tmp_path, "split: {heldout: ['test/**', '9*']}"), "test/a", "a", "90.png") == [
+        "heldout",
+        "train",
+        "heldout",
+    ]
+    quarter = splits(recipe_of(tmp_path, "split: 0.25"), *paths)
+    assert 70 < quarter.count("heldout") < 130
+    tenth = splits(recipe_of(tmp_path, "split: 0.1"), *paths)
+    moved = [
+        path for path, one, other in zip(paths, tenth, quarter, strict=True) if (one, other) == ("heldout", "train")
+    ]
+    assert moved == []  # a larger share holds the smaller one
+
+
+def test_a_key_that_is_none_is_told(tmp_path):
+    (tmp_path / "key").write_text("short")
+    with pytest.raises(ValueError, match=r"the key of groups .*key holds 5 bytes, expected at least 16"):
+        load_key(tmp_path / "key")
+
+
+def test_stems():
+    names = ["12.img.nii.gz", "12.label.nii.gz", "a.b.png", "ISIC_1.jpg", "noending", "0001.dcm", "v1.2.nrrd"]
+    assert [stem(name) for name in names] == ["12", "12", "a.b", "ISIC_1", "noending", "0001", "v1.2"]

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from dexcore.data.sources.schema import Column, InFile, RecipeError, load_recipe
+from dexcore.data.modality import Modality
+from dexcore.data.sources.schema import Column, InFile, Recipe, RecipeError, describes_a_source, load_recipe
 
 
 def load(folder, text):
@@ -74,3 +75,48 @@ def test_columns_may_be_several(tmp_path):
 def test_a_fault_is_told_with_line_key_and_what_was_expected(tmp_path, text, message):
     with pytest.raises(RecipeError, match=rf"dataset\.yaml, {message}"):
         load(tmp_path, text)
+
+
+def test_one_line_is_enough(tmp_path):
+    assert load(tmp_path, "modality: X-ray") == Recipe("unnamed", Modality.XRAY)
+    assert load(tmp_path, "") == Recipe("unnamed")
+    assert load(tmp_path, "modality: from DICOM\n") == Recipe("unnamed")
+
+
+def test_what_is_no_text_file_is_told(tmp_path):
+    (tmp_path / "dataset.yaml").write_bytes(b"modality: \xff\xfe")
+    with pytest.raises(RecipeError, match=r"dataset.yaml: is no UTF-8 text"):
+        load_recipe(tmp_path / "dataset.yaml", "x")
+    with pytest.raises(RecipeError, match=r"nowhere.yaml: No such file or directory"):
+        load_recipe(tmp_path / "nowhere.yaml", "x")
+
+
+def test_the_yaml_of_another_program_is_told_apart(tmp_path):
+    def ours(text):
+        (tmp_path / "dataset.yaml").write_text(text)
+        return describes_a_source(tmp_path / "dataset.yaml")
+
+    assert not ours("path: ../coco\nnc: 3\nnames: [a, b, c]\n")
+    assert ours("modalty: CT\nname: x\n")
+    assert ours("")
+    assert ours("modality: [")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("modality: CT\nmodality: MR", "line 2: modality stands there twice, first in line 1"),
+        ("- CT", "line 1: expected keys with values, as modality: X-ray"),
+        ("a: b: c", "line 1: is no YAML: mapping values are not allowed here"),
+        ("axes: [axial, axial]", "line 1: axes is .*, expected one or more of sagittal, coronal, axial"),
+        ("volume: last", "line 1: volume is 'last', expected first, all, or the number of a volume from 0"),
+        ("mpp: 0", "line 1: mpp is 0, expected a number above 0"),
+        ("name: !!python/object/apply:os.mkdir [pwned]", "line 1: is no YAML: could not determine a constructor"),
+        ("a: " + "[" * 1500, "is nested too deeply|is no YAML"),
+    ],
+)
+def test_yaml_that_does_more_or_less_than_describe_is_refused(tmp_path, monkeypatch, text, told):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RecipeError, match=f"dataset.yaml.*{told}"):
+        load(tmp_path, text)
+    assert not (tmp_path / "pwned").exists()
