@@ -150,8 +150,8 @@ def _matched(pattern: re.Pattern[str], text: str, what: str) -> str:
 class _Table:
     """The values of a CSV file by images, all as texts: leading zeros count.
 
-    An image's row is the one whose entry is its path, or the end of its path, or ends with its path; with or without
-    the ending of its name.
+    An image's row is the one whose entry has the longest end in common with its path, with or without the ending of its
+    name. A name alone is enough only where one of the two has no folder: other folders hold other images of that name.
 
     Raises:
         RecipeError: the file cannot be read, or lacks a column.
@@ -167,7 +167,7 @@ class _Table:
                 continue
             for known in (parts, (*parts[:-1], stem(parts[-1]))):
                 self._add(self._whole, known, value)
-                for start in range(1, len(known) - 1):
+                for start in range(1, len(known)):
                     self._add(self._ends, known[start:], value)
 
     @staticmethod
@@ -203,15 +203,15 @@ class _Table:
         """
         parts = PurePosixPath(path).parts
         for start in range(len(parts)):
+            ends = self._ends if start == 0 or start < len(parts) - 1 else {}
             for known in (parts[start:], (*parts[start:-1], stem(parts[-1]))):
                 key = "/".join(known)
-                for table in (self._whole, self._ends) if start == 0 else (self._whole,):
-                    if key not in table:
-                        continue
-                    value = table[key]
+                for table in (self._whole, ends):
+                    value = table.get(key, "")
                     if value is None:
                         raise UnplacedError("the source's CSV file has rows for it that differ")
-                    return value
+                    if value:
+                        return value
         column = self._column
         names = " and ".join(column.column)
         raise UnplacedError(f"no row in the source's CSV file (column {column.file}, with a value in {names})")

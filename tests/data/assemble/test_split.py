@@ -78,8 +78,10 @@ def test_leading_zeros_of_a_csv_file_count(tmp_path):
 def test_a_name_in_two_folders_has_the_row_of_its_folder(tmp_path):
     recipe = by_table(tmp_path, "image,patient\n/a/1.png,anna\n/b/1.png,bert\n/b/2.png,anna\n")
     assert group(recipe, "scans/a/1.png") == group(recipe, "scans/b/2.png") != group(recipe, "scans/b/1.png")
-    # Rows may begin with folders that lie above the source's.
+    # Rows may begin with folders that lie above the source's, or are named otherwise there.
     assert group(by_table(tmp_path, "image,patient\nall/scans/a/1.png,anna\n"), "scans/a/1.png")
+    assert group(by_table(tmp_path, "image,patient\nCheXpert/train/p1/1.png,anna\n"), "batch 2/p1/1.png")
+    assert group(by_table(tmp_path, "image,patient\nscans/1.png,anna\n"), "1.png")
 
 
 def test_an_image_of_another_folder_than_its_names_row_has_none(tmp_path):
