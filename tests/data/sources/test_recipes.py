@@ -2,6 +2,7 @@
 
 import os
 from importlib import resources
+from pathlib import Path
 
 import pytest
 import yaml
@@ -14,7 +15,7 @@ from dexcore.data.assemble.hand import Hand
 from dexcore.data.assemble.split import Grouping
 from dexcore.data.assemble.walk import sources_by, walk
 from dexcore.data.modality import SOURCES
-from dexcore.data.sources.catalog import recipe, recipes
+from dexcore.data.sources.catalog import layout_word, recipe, recipes
 from dexcore.data.sources.schema import RecipeError
 from dexcore.data.store import Manifest, Store
 
@@ -127,6 +128,15 @@ def test_sources_lists_all_with_what_is_known_of_their_layouts(capsys):
     lines = capsys.readouterr().out.splitlines()[1:-1]
     assert len(lines) == len(SOURCES)
     assert {line[:36].strip() for line in lines if "partly known" in line} == PARTLY_KNOWN
+
+
+def test_the_docs_list_the_sources_as_the_package_does():
+    page = (Path(__file__).parents[3] / "docs" / "mvu_sources.md").read_text(encoding="utf-8")
+    rows = [
+        f"| {source.name} | {source.modality} | {source.images:,} | {layout_word(one)} | {one.home} | {one.terms} |"
+        for source, one in zip(SOURCES, recipes(), strict=True)
+    ]
+    assert page.split("|---|---|---|---|---|---|\n")[1].splitlines() == rows
 
 
 def test_sources_counts_what_lies_below_a_folder(capsys, downloads):
