@@ -2,14 +2,20 @@
 
 import hashlib
 import importlib.metadata
+import json
 import os
 import shutil
 import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
 
 from dexcore.data import build_store
-from dexcore.data.samples import build_samples
+from dexcore.data.assemble.build import REJECTS, build
+from dexcore.data.assemble.options import Options
+from dexcore.data.readers import UnreadableFileError
+from dexcore.data.sources.samples import link_packages, sample_recipes
 from dexcore.data.store.manifest import StoreError
 from dexcore.train.config import ConfigError
 
@@ -70,7 +76,7 @@ def sample_store() -> Path:
     try:
         cache.mkdir(parents=True, exist_ok=True)
         print(f"building the sample images' store in {folder}", file=sys.stderr, flush=True)
-        build_samples(building)
+        _build_samples(building)
         building.rename(folder)
     except OSError as error:
         if not folder.is_dir():  # another process was not faster: it is our error
@@ -81,6 +87,17 @@ def sample_store() -> Path:
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return folder
+
+
+def _build_samples(folder: Path) -> None:
+    # A thread, not processes: a user's script may call `pretrain` without a guard for its main module.
+    with tempfile.TemporaryDirectory() as packages, ThreadPoolExecutor(1) as executor:
+        link_packages(Path(packages))
+        options = Options(name="samples", sources=tuple(sample_recipes()))
+        build(packages, folder, options, executor=executor)
+    for line in map(json.loads, (folder / REJECTS).read_text(encoding="utf-8").splitlines()):
+        if line["reason"].startswith("unreadable"):
+            raise UnreadableFileError(line["path"], line["reason"])
 
 
 def cache_folder() -> Path:

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from runs import tiny, write_images
 
-from dexcore.data.readers import UnreadableFileError
 from dexcore.train import image_store
 from dexcore.train.arguments import to_yaml
 from dexcore.train.command import EXIT_ERROR, main
@@ -71,13 +70,14 @@ def test_a_cache_that_cannot_be_written_is_told_in_a_line(flags, monkeypatch, ca
 
 
 def test_a_sample_file_that_cannot_be_read_is_told_in_a_line(flags, tmp_path, monkeypatch, capsys):
-    def build(folder: object) -> None:
-        raise UnreadableFileError(tmp_path / "CT.dcm", "the file is empty")
+    def link(folder: Path) -> None:  # of all packages one has a file, which is damaged
+        (folder / "scikit-image" / "data").mkdir(parents=True)
+        (folder / "scikit-image" / "data" / "ihc.png").write_bytes(b"\x89PNG\r\n\x1a\n")
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(image_store, "build_samples", build)
+    monkeypatch.setattr(image_store, "link_packages", link)
     assert main([*flags, "--data.store", ""]) == EXIT_ERROR
-    assert "CT.dcm" in _error(capsys)
+    assert "scikit-image/data/ihc.png" in _error(capsys)
 
 
 REFUSED = {

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from dexcore.checks import check_whole
 from dexcore.data.assemble.discover import Classified, Inspected, classify, inspect
+from dexcore.data.assemble.drawn import drawn_items
 from dexcore.data.assemble.lock import clear, locked
 from dexcore.data.assemble.options import Options, Settings
 from dexcore.data.assemble.pack import is_done, pack, read_outcome
@@ -153,11 +154,12 @@ def _plan(root: Path, out: Path | None, options: Options) -> _Plan:
     walked = walk(root, out)
     if not walked.files:
         raise ValueError(f"{root} holds no file, expected a folder of images")
-    key = load_key(options.key)
-    settings = options.settings(root, key)
+    named = options.recipes()
+    # Groups of public sources are hashed without a key: none is made for them.
+    keyless = named and all(recipe.public for recipe in named) and not options.hash_paths
+    settings = options.settings(root, b"" if keyless else load_key(options.key))
     name = options.source_name(root)
     place = hashlib.sha256(os.fsencode(os.path.realpath(root))).hexdigest()
-    named = options.recipes()
     found = (
         sources_by(root, walked.files, named)
         if named
@@ -295,6 +297,10 @@ def _discover(sources: list[_Source], plan: _Plan, workers: Workers, notes: Path
         for source in sources:
             files = source.files.files
             grouping = Grouping(source.files.recipe, plan.settings.key)
+            if source.files.recipe.synthetic:
+                source.classified = drawn_items(source.files, grouping)
+                source.report.known(source.classified, source.files)
+                continue
             pieces = [files[at : at + _FILES_AN_INSPECTION] for at in range(0, len(files), _FILES_AN_INSPECTION)]
             inspected: dict[str, Inspected] = {}
             tasks = [(plan.settings.root, piece) for piece in pieces]

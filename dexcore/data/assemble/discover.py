@@ -74,6 +74,7 @@ KIND_NAMES = {
     Kind.SLIDE: "slide",
     Kind.ZIP: "zip",
     Kind.TAR: "tar",
+    Kind.SYNTHETIC: "synthetic",
 }
 ARCHIVES = (Kind.ZIP, Kind.TAR)
 

@@ -67,7 +67,7 @@ class Options:
     key: Path | None = None
     hash_paths: bool = False
     drop_burned_in: bool = False
-    sources: tuple[str, ...] = ()
+    sources: tuple[str | Recipe, ...] = ()
 
     def __post_init__(self) -> None:
         if self.name is not None:
@@ -102,7 +102,9 @@ class Options:
         """
         found: dict[str, Recipe] = {}
         for source in self.sources:
-            if source == ALL_SOURCES:
+            if isinstance(source, Recipe):
+                named = [source]
+            elif source == ALL_SOURCES:
                 named = recipes()
             elif source.endswith((".yaml", ".yml")):
                 named = [load_recipe(source, Path(source).stem)]

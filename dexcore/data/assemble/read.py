@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from dexcore.data.assemble.discover import ARCHIVES, Item
+from dexcore.data.assemble.drawn import draw
 from dexcore.data.assemble.filter import MIN_SIDE, reject_reason
 from dexcore.data.assemble.hand import Hand
 from dexcore.data.assemble.inside import items_inside
@@ -139,6 +140,9 @@ class _RowsFile:
 def _records(task: Task, item: Item, hand: Hand) -> Iterator[ImageRecord | Reject]:
     """The images of an item, or why there are none."""
     settings, path = task.settings, item.files[0].path
+    if item.kind is Kind.SYNTHETIC:
+        yield draw(task.recipe, item)
+        return
     if settings.drop_burned_in and item.burned_in:
         yield Reject(settings.shown(path), _BURNED_IN)
         return

@@ -186,7 +186,8 @@ def sources_of(
             )
         if source.files:
             known[source.recipe.name] = folder
-    return sorted((source for source in sources.values() if source.files), key=lambda source: source.recipe.name)
+    found_any = (source for source in sources.values() if source.files or source.recipe.synthetic)
+    return sorted(found_any, key=lambda source: source.recipe.name)
 
 
 def sources_by(root: Path, files: list[Found], recipes: Sequence[Recipe]) -> list[SourceFiles]:
@@ -206,7 +207,7 @@ def sources_by(root: Path, files: list[Found], recipes: Sequence[Recipe]) -> lis
             if found.path in owner:
                 raise RecipeError(f"{root / found.path} belongs to two sources, {owner[found.path]} and {recipe.name}")
             owner[found.path] = recipe.name
-        if source.files:
+        if source.files or recipe.synthetic:
             source.recipe = _with_tables(source, root, files)
             sources.append(source)
     return sorted(sources, key=lambda source: source.recipe.name)
@@ -214,6 +215,8 @@ def sources_by(root: Path, files: list[Found], recipes: Sequence[Recipe]) -> lis
 
 def take_and_leave(recipe: Recipe, files: Iterable[Found]) -> SourceFiles:
     """The files that a recipe takes; ``left`` counts those that only its ``leave`` keeps out."""
+    if recipe.synthetic:
+        return SourceFiles(recipe, "")
     take, leave = matcher(recipe.take or ("**",)), matcher(recipe.leave)
     matching = [found for found in files if take(found.path)]
     taken = [found for found in matching if not leave(found.path)]

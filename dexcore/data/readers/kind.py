@@ -31,6 +31,7 @@ class Kind(StrEnum):
     ZIP = "zip"
     TAR = "tar"  # also under gzip
     GZIP = "gzip"  # of anything else
+    SYNTHETIC = "synthetic"  # no file: drawn by SyntheticMVU
 
 
 _MAGIC = {

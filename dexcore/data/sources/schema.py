@@ -21,6 +21,7 @@
     layout: scans/<patient>/*.nii.gz   # how its files lie, in words
     confirmed: false                   # the layout was not seen, it is known from descriptions
     terms: CC-BY-4.0
+    synthetic: {images: 20000, size: 256, seed: 0, modalities: [CT, MR]}    # no file is read: SyntheticMVU draws
 
 A CSV column is ``{csv: labels.csv, file: NAME, column: NAME}``: the file is relative to the source's folder, or a glob
 that one file below it matches; ``file`` names the column with the images' paths, names or stems, ``column`` that with
@@ -83,6 +84,16 @@ class InFile:
 
 
 @dataclass(frozen=True)
+class Drawing:
+    """What `SyntheticMVU` is to draw: how many images, of which side in pixels, seed and modalities (none: all ten)."""
+
+    images: int
+    size: int = 256
+    seed: int = 0
+    modalities: tuple[Modality, ...] = ()
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A source of images, as its YAML describes it.
 
@@ -109,6 +120,7 @@ class Recipe:
         home: where the source is to be had.
         layout: how its files lie, in words; ``confirmed``: it was seen so, and not only described.
         terms: under which the images may be used.
+        synthetic: no file is read: these images are drawn.
         public: one of Medical Vision Universe: groups are hashed without a key, so that splits agree everywhere.
     """
 
@@ -133,6 +145,7 @@ class Recipe:
     layout: str = ""
     confirmed: bool = True
     terms: str = ""
+    synthetic: Drawing | None = None
     public: bool = False
 
 
@@ -317,6 +330,25 @@ def _positive(value: Any) -> float:
     return float(value)
 
 
+def _drawing(value: Any) -> Drawing:
+    if not isinstance(value, _Fields):
+        raise ValueError(f"is {value!r}, expected {{images: 20000}}, and size, seed or modalities beside it")
+    parsers = {"images": _whole(1), "size": _whole(32), "seed": _whole(0), "modalities": _modalities}
+    for key, _ in value.pairs:
+        if key not in parsers:
+            raise value.error(key, f"is no key: expected one of {', '.join(parsers)}")
+    if "images" not in dict(value.pairs):
+        raise ValueError("lacks images: expected how many are to be drawn")
+    return Drawing(**{key: value.parse(key, parsers[key]) for key, _ in value.pairs})
+
+
+def _modalities(value: Any) -> tuple[Modality, ...]:
+    found = [parse_modality(one) for one in (value if isinstance(value, list) else [value])]
+    if not found or None in found:
+        raise ValueError(f"is {value!r}, expected one or more of {', '.join(Modality)}")
+    return tuple(one for one in found if one is not None)
+
+
 def _group(value: Any) -> Any:
     if not isinstance(value, _Fields):
         return _one_of(*GROUPS)(value)
@@ -397,4 +429,5 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "layout": _text,
     "confirmed": _yes,
     "terms": _text,
+    "synthetic": _drawing,
 }

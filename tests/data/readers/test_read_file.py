@@ -91,7 +91,7 @@ def test_the_data_room_is_imported_without_any_optional_package():
     code = (
         "import sys, dexcore\n"  # timm brings some of them itself
         f"sys.modules.update(dict.fromkeys({blocked}))\n"
-        "import dexcore.data, dexcore.data.readers, dexcore.data.samples, dexcore.data.assemble.filter\n"
+        "import dexcore.data, dexcore.data.readers, dexcore.data.sources.samples, dexcore.data.assemble.filter\n"
         "from dexcore.data.readers import archive, arrays, grid, hdf5, heidelberg, metaimage, nrrd, slide, tiff, video"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
