@@ -6,6 +6,7 @@ from pathlib import Path
 
 from dexcore.data.store.codec import decode
 from dexcore.data.store.manifest import MANIFEST, NULLABLE, Manifest, Row, Shard, SourcePart, StoreError, Tally
+from dexcore.data.store.phash import PHASH_BYTES
 from dexcore.data.store.read import map_shard
 
 
@@ -68,6 +69,8 @@ def _row_problem(row: Row, source: str) -> str | None:
     missing = [name for name, value in row.items() if value is None and name not in NULLABLE]
     if missing or None in row["image"].values():
         return f"its {', '.join(missing) or 'image'} is missing"
+    if len(row.get("phash", bytes(PHASH_BYTES))) != PHASH_BYTES:
+        return f"its perceptual hash has {len(row['phash'])} bytes, expected {PHASH_BYTES}"
     data = row["image"]["bytes"]
     if hashlib.sha256(data).digest() != row["sha256"]:
         return "its bytes do not have its sha256"

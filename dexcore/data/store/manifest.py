@@ -38,8 +38,11 @@ COLUMNS = {
     "sha256": "binary",
     "spacing": "float64",
     "burned_in": "bool",
+    "phash": "binary",
 }
-NULLABLE = {"spacing", "burned_in"}  # what is not known of every image; version 1 had no such columns
+NULLABLE = {"spacing", "burned_in"}  # what is not known of every image
+_SINCE_VERSION_2 = {"spacing", "burned_in", "phash"}
+_DERIVED = {"phash"}  # from the pixels, by OpenCV: rounding may differ from machine to machine
 
 
 class StoreError(RuntimeError):
@@ -65,7 +68,8 @@ class SourcePart:
     """What a store holds of one source.
 
     Attributes:
-        fingerprint: sha256 (hex) over the images' hashes and their columns in order.
+        fingerprint: sha256 (hex) over the images' hashes and their columns in order, but that of perceptual hashes,
+            which follow from the images.
         counts: images by modality and split: ``counts["CT"]["train"]``.
         shards: in the order of their rows.
     """
@@ -167,7 +171,7 @@ def _shards(shards: Iterable[Mapping[str, Any]]) -> tuple[Shard, ...]:
 
 def columns(version: int = VERSION) -> dict[str, str]:
     """The columns that stores of a version have beside the image."""
-    return {name: kind for name, kind in COLUMNS.items() if version > 1 or name not in NULLABLE}
+    return {name: kind for name, kind in COLUMNS.items() if version > 1 or name not in _SINCE_VERSION_2}
 
 
 def schema(version: int = VERSION, without: Collection[str] = ()) -> Any:
@@ -190,7 +194,7 @@ class Tally:
     def __init__(self, version: int = VERSION) -> None:
         self.images = 0
         self.counts: Counts = {}
-        self._columns = columns(version)
+        self._columns = [name for name in columns(version) if name not in _DERIVED]
         self._content = hashlib.sha256()
 
     def add(self, rows: list[Row]) -> None:

@@ -13,6 +13,7 @@ from dexcore.data.normalize import NORMALIZATIONS
 from dexcore.data.record import ImageRecord, Split
 from dexcore.data.store.codec import encode, quantize
 from dexcore.data.store.manifest import Row
+from dexcore.data.store.phash import perceptual_hash
 
 
 def encode_row(record: ImageRecord, max_side: int) -> Row:
@@ -56,6 +57,7 @@ def encode_row(record: ImageRecord, max_side: int) -> Row:
         "sha256": hashlib.sha256(data).digest(),
         "spacing": spacing,
         "burned_in": record.burned_in,
+        "phash": perceptual_hash(pixels),
     }
 
 

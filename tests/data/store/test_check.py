@@ -31,10 +31,10 @@ def test_check_survives_damage_anywhere_in_a_shard(folder):
 
 
 def test_a_changed_column_changes_the_verdict(folder):
-    overwrite_all = shards(folder)[0]
-    data = overwrite_all.read_bytes()
-    overwrite_all.write_bytes(data.replace(b"patient-0", b"patient-9"))
-    assert check_store(folder) == [f"{overwrite_all}: its sha256 is not the one in {MANIFEST}"]
+    victim = folder / Store(folder).manifest.shards[0].name
+    data = victim.read_bytes()
+    victim.write_bytes(data.replace(b"patient-0", b"patient-9"))
+    assert check_store(folder) == [f"{victim}: its sha256 is not the one in {MANIFEST}"]
 
 
 def test_every_damaged_image_is_named_and_the_rest_is_checked_all_the_same(folder):
