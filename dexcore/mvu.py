@@ -14,6 +14,7 @@ Heavy imports wait until a command runs.
 import argparse
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 
@@ -93,6 +94,9 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--jobs", type=int, metavar="N", help="worker processes (default: one a core)")
     parser.add_argument(
+        "--dask", metavar="ADDRESS", help="workers of a Dask cluster instead, as tcp://host:8786; they share the disk"
+    )
+    parser.add_argument(
         "--max-side", type=int, default=512, metavar="PX", help="the largest shorter side that is stored"
     )
     parser.add_argument(
@@ -137,6 +141,7 @@ def _add(
 
 def _build(arguments: argparse.Namespace) -> int:
     from dexcore.data.assemble.build import build, dry_run, remove
+    from dexcore.data.assemble.cluster import cluster
     from dexcore.data.assemble.options import Options
 
     if arguments.remove is not None:
@@ -156,10 +161,12 @@ def _build(arguments: argparse.Namespace) -> int:
         drop_burned_in=arguments.drop_burned_in,
         sources=tuple(arguments.source),
     )
-    if arguments.dry_run:
-        print("\n".join(dry_run(arguments.folder, options, jobs=arguments.jobs).lines()))
-    else:
-        print("\n".join(build(arguments.folder, arguments.out, options, jobs=arguments.jobs).lines()))
+    with cluster(arguments.dask) if arguments.dask else nullcontext((None, arguments.jobs)) as (executor, jobs):
+        if arguments.dry_run:
+            lines = dry_run(arguments.folder, options, jobs=jobs, executor=executor).lines()
+        else:
+            lines = build(arguments.folder, arguments.out, options, jobs=jobs, executor=executor).lines()
+    print("\n".join(lines))
     return 0
 
 
