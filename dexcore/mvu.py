@@ -124,10 +124,22 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--modality", metavar="M", help="of all images")
     parser.add_argument("--source", metavar="NAME", help="of all images")
     parser.add_argument("--anatomy", metavar="WORDS", help="of all images")
+    for flag, text in (
+        ("--column", "where a column has another name than ours, as group=patient_id; may stand more than once"),
+        ("--value", "where a modality has another name than ours, as cxr=X-ray; may stand more than once"),
+    ):
+        parser.add_argument(flag, type=_pair, action="append", default=[], metavar="NAME=NAME", help=text)
     parser.add_argument(
         "--max-side", type=int, default=512, metavar="PX", help="the largest shorter side that is stored"
     )
     parser.set_defaults(run=_import)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    before, sign, after = text.partition("=")
+    if not (before and sign and after):
+        raise argparse.ArgumentTypeError(f"expected NAME=NAME, got {text!r}")
+    return before, after
 
 
 def _add(
@@ -221,6 +233,8 @@ def _import(arguments: argparse.Namespace) -> int:
         modality=arguments.modality,
         source=arguments.source,
         anatomy=arguments.anatomy,
+        columns=dict(arguments.column),
+        values=dict(arguments.value),
         max_side=arguments.max_side,
     )
     for path, reason in imported.rejected:

@@ -2,10 +2,13 @@
 
 import shutil
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from made_folders import write_picture, write_series
 
 from dexcore.cli import main
+from dexcore.data import open_mvu
 from dexcore.data.store.manifest import Manifest
 
 pytestmark = pytest.mark.xdist_group("workers")  # a build starts a server of processes
@@ -63,6 +66,22 @@ def test_the_road_from_a_folder_to_parquet_and_back(folder, tmp_path, capsys):
     code, out, err = run(capsys, "check", store)
     assert (code, out) == (1, "")
     assert victim.name in err
+
+
+def test_an_import_is_told_what_the_corpus_calls_things(tmp_path, capsys):
+    parquet = tmp_path / "hub" / "films.parquet"
+    parquet.parent.mkdir()
+    write_picture(tmp_path / "film.png")
+    image = [{"bytes": (tmp_path / "film.png").read_bytes(), "path": "film.png"}]
+    pq.write_table(pa.table({"image": image, "kind": ["cxr"], "patient_id": ["7"]}), parquet)
+    flags = ["--column", "modality=kind", "--column", "group=patient_id", "--value", "cxr=X-ray"]
+    code, _, _ = run(capsys, "import", parquet, "--out", tmp_path / "store", *flags)
+    assert code == 0
+    row = open_mvu(tmp_path / "store")[0]
+    assert (row["modality"], row["group"]) == ("X-ray", "7")
+    with pytest.raises(SystemExit):
+        run(capsys, "import", parquet, "--out", tmp_path / "store", "--column", "kind")
+    assert "expected NAME=NAME, got 'kind'" in capsys.readouterr().err
 
 
 def test_a_dry_run_needs_no_place_for_a_store(folder, capsys):

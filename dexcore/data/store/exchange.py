@@ -22,7 +22,7 @@ def export_parquet(
     """Write a store as Parquet with PNG images, in the layout that Hugging Face's ``load_dataset(out)`` opens.
 
     The files are ``data/SPLIT-00000-of-00003.parquet``, with all columns of the store but the hash of the bytes, which
-    are others. Of the same pixels comes the same store again when it is imported.
+    are others. An import gives every image and column back, in another order within a source.
 
     Args:
         folder: of the store.
