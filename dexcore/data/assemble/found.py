@@ -21,7 +21,7 @@ def sources_table(root: Path | None) -> list[str]:
     ]
     there = 0
     for source, one in zip(SOURCES, recipes(), strict=True):
-        taken = take_and_leave(one, files).files
+        taken = take_and_leave(one, root, files).files if root is not None else []
         there += bool(taken)
         count = (str(len(taken)) if taken else "-") if root is not None else ""
         lines.append(
@@ -44,7 +44,7 @@ def source_page(name: str, root: Path | None) -> list[str]:
     lines = [recipe_text(name)]
     if root is not None:
         files = walk(root).files
-        source = take_and_leave(one, files)
+        source = take_and_leave(one, root, files)
         lines += [f"# {line}" for line in [_found(source, root), *_advice(root, files, one.name, len(source.files))]]
     return lines
 

@@ -2,7 +2,7 @@
 
 import os
 import stat
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -31,16 +31,19 @@ class SourceFiles:
         folder: where the source begins, below the folder that is built; "" for all of it.
         files: by path.
         left: files that the recipe leaves out.
+        above: what paths begin with for the recipe: the name of the folder that is built, and "/", where a recipe wants
+            it.
     """
 
     recipe: Recipe
     folder: str
     files: list[Found] = field(default_factory=list)
     left: int = 0
+    above: str = ""
 
     def below(self, path: str) -> str:
         """A path below the source's folder."""
-        return path[len(self.folder) + 1 :] if self.folder else path
+        return self.above + (path[len(self.folder) + 1 :] if self.folder else path)
 
 
 @dataclass
@@ -202,7 +205,7 @@ def sources_by(root: Path, files: list[Found], recipes: Sequence[Recipe]) -> lis
     sources = []
     owner: dict[str, str] = {}
     for recipe in recipes:
-        source = take_and_leave(recipe, files)
+        source = take_and_leave(recipe, root, files)
         for found in source.files:
             if found.path in owner:
                 raise RecipeError(f"{root / found.path} belongs to two sources, {owner[found.path]} and {recipe.name}")
@@ -213,14 +216,20 @@ def sources_by(root: Path, files: list[Found], recipes: Sequence[Recipe]) -> lis
     return sorted(sources, key=lambda source: source.recipe.name)
 
 
-def take_and_leave(recipe: Recipe, files: Iterable[Found]) -> SourceFiles:
-    """The files that a recipe takes; ``left`` counts those that only its ``leave`` keeps out."""
+def take_and_leave(recipe: Recipe, root: Path, files: Sequence[Found]) -> SourceFiles:
+    """The files of a folder that a recipe takes; ``left`` counts those that only its ``leave`` keeps out.
+
+    A recipe whose globs name a folder finds its files also where that folder is the root.
+    """
     if recipe.synthetic:
         return SourceFiles(recipe, "")
     take, leave = matcher(recipe.take or ("**",)), matcher(recipe.leave)
-    matching = [found for found in files if take(found.path)]
-    taken = [found for found in matching if not leave(found.path)]
-    return SourceFiles(recipe, "", taken, len(matching) - len(taken))
+    for above in ("", f"{root.resolve().name}/"):
+        matching = [found for found in files if take(above + found.path)]
+        if matching:
+            taken = [found for found in matching if not leave(above + found.path)]
+            return SourceFiles(recipe, "", taken, len(matching) - len(taken), above)
+    return SourceFiles(recipe, "")
 
 
 def _with_tables(source: SourceFiles, root: Path, files: Sequence[Found]) -> Recipe:

@@ -1,6 +1,7 @@
 """The 44 recipes, each on a small tree in the layout that its source has after the download."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
 
@@ -82,6 +83,18 @@ def test_below_one_folder_each_recipe_takes_its_own_images_and_shared_patients_a
     assert is_one_to_one(patients)
 
 
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [("Endoscapes-CVS", "endoscapes"), ("BBBC041v1", "malaria/malaria"), ("PSI-AVA", "PSI-AVA/keyframes")],
+)
+def test_the_folder_that_a_layout_begins_with_may_be_the_root(tmp_path, name, folder):
+    tree = make_tree(name, tmp_path)
+    whole = found(tmp_path, [recipe(name)])[name]
+    part = found(tmp_path / folder, [recipe(name)])[name]
+    assert {f"{folder}/{path}": group for path, group in part.items()} == whole
+    assert set(whole) == set(tree.taken)
+
+
 def test_groups_of_mvu_need_no_key(tmp_path):
     make_tree("ACDC", tmp_path)
     [source] = sources_by(tmp_path, walk(tmp_path).files, [recipe("ACDC")])
@@ -159,7 +172,7 @@ def test_sources_shows_one_as_a_dataset_yaml_that_takes_the_same_images(tmp_path
     assert f"Below {tmp_path}: 6 files, as Dataset_BUSI_with_GT/benign/benign (1).png" in text
     own = tmp_path / "dataset.yaml"
     own.write_text(text)
-    manifest = build_store(tmp_path, tmp_path / "store", jobs=1)
+    manifest = build_store(tmp_path, tmp_path / "store", executor=ThreadPoolExecutor(1))
     assert manifest.images == tree.images
     assert manifest.counts == {"Ultrasound": {"BUSI": manifest.counts["Ultrasound"]["BUSI"]}}
 
@@ -174,7 +187,10 @@ def test_sources_says_that_nothing_was_found(tmp_path, capsys):
 
 def test_names_of_people_in_file_names_do_not_enter_a_store(tmp_path):
     tree = make_tree("vzrad2", tmp_path / "downloads")
-    manifest = build_store(tmp_path / "downloads", tmp_path / "store", sources=["vzrad2"], jobs=1)
+    tree.text(f"train/Doe-Jane-broken_jpg.rf.{'4e' * 16}.jpg", b"\xff\xd8\xff")
+    manifest = build_store(
+        tmp_path / "downloads", tmp_path / "store", sources=["vzrad2"], executor=ThreadPoolExecutor(1)
+    )
     assert manifest.images == tree.images
     for path in (tmp_path / "store").rglob("*"):
         assert path.is_dir() or b"Doe-Jane" not in path.read_bytes()
@@ -182,7 +198,12 @@ def test_names_of_people_in_file_names_do_not_enter_a_store(tmp_path):
 
 def test_a_stack_in_one_file_is_read_by_its_clips(tmp_path):
     tree = make_tree("Thyroid Ultrasound Cine-clip", tmp_path / "downloads")
-    build_store(tmp_path / "downloads", tmp_path / "store", sources=["Thyroid Ultrasound Cine-clip"], jobs=1)
+    build_store(
+        tmp_path / "downloads",
+        tmp_path / "store",
+        sources=["Thyroid Ultrasound Cine-clip"],
+        executor=ThreadPoolExecutor(1),
+    )
     rows = rows_of(tmp_path / "store")
     names = [path.rpartition("#")[2] for path, _ in rows]
     assert names == ["0", "10", "20", "30", "40"][: tree.images]
