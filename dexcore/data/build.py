@@ -36,8 +36,6 @@ def build_store(
     stay. The store depends on the files, the arguments and the versions of the libraries alone. Beside it lie
     ``rejects.jsonl`` (what was kept out, and why) and ``build.json`` (the same as numbers).
 
-    A script calls this below ``if __name__ == "__main__":``, since workers are processes.
-
     Args:
         folder: any; links in it are followed.
         out: the store's folder: empty, or a store, or what a killed build left.

@@ -16,8 +16,9 @@ from concurrent.futures import (
     ProcessPoolExecutor,
     wait,
 )
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar
 
 from dexcore.data.assemble.hand import Death, Hand, read_note
@@ -95,9 +96,10 @@ class Workers:
                     index = waiting.popleft()
                     note(index).unlink(missing_ok=True)
                     try:
-                        future = self._executor().submit(
-                            _run, function, tasks[index], note(index), blamed.get(index, {}), os.getpid()
-                        )
+                        with _main_hidden():
+                            future = self._executor().submit(
+                                _run, function, tasks[index], note(index), blamed.get(index, {}), os.getpid()
+                            )
                         running[future] = index
                     except BrokenExecutor:  # a process died since the last look
                         waiting.appendleft(index)
@@ -171,7 +173,9 @@ class Workers:
             note.unlink(missing_ok=True)
             pool = _pool(1)
             try:
-                result = pool.submit(_run, function, task, note, blamed, os.getpid()).result()
+                with _main_hidden():
+                    future = pool.submit(_run, function, task, note, blamed, os.getpid())
+                result = future.result()
                 note.unlink(missing_ok=True)
                 return result
             except BrokenExecutor as error:
@@ -194,6 +198,17 @@ def _pool(jobs: int) -> ProcessPoolExecutor:
     else:
         context = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin)
+
+
+@contextmanager
+def _main_hidden() -> Iterator[None]:
+    """Have processes that are started inside not run the user's main module, which may lack a guard: none needs it."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _begin() -> None:

@@ -3,13 +3,19 @@
 import os
 import re
 import signal
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
+from made_folders import write_picture
 
 from dexcore.data.assemble import hand as hand_module
 from dexcore.data.assemble.hand import Hand
 from dexcore.data.assemble.workers import Workers, WorkersError
+
+ROOT = Path(__file__).parents[3]
 
 pytestmark = pytest.mark.xdist_group("workers")  # they share a server of processes
 
@@ -76,3 +82,15 @@ def test_workers_that_die_without_a_file_in_hand_end_the_build_with_advice(tmp_p
 def test_threads_are_an_executor_too_and_are_never_ended(tmp_path):
     with ThreadPoolExecutor(2) as executor, Workers(2, executor) as workers:
         assert dict(workers.run(work, [("a",), ("b", "c")], tmp_path)) == {0: ["a done"], 1: ["b done", "c done"]}
+
+
+def test_a_script_without_a_guard_for_its_main_module_builds(tmp_path):
+    write_picture(tmp_path / "films" / "1.png")
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from dexcore.data import build_store\n"
+        f"print(build_store({str(tmp_path / 'films')!r}, {str(tmp_path / 'store')!r}, modality='X-ray', jobs=1).images)\n"
+    )
+    environment = os.environ | {"XDG_CONFIG_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    told = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=environment, check=False)
+    assert (told.returncode, told.stdout) == (0, "1\n"), told.stderr
