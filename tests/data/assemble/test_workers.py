@@ -88,9 +88,12 @@ def test_a_script_without_a_guard_for_its_main_module_builds(tmp_path):
     write_picture(tmp_path / "films" / "1.png")
     script = tmp_path / "script.py"
     script.write_text(
+        "import sys\n"
         "from dexcore.data import build_store\n"
-        f"print(build_store({str(tmp_path / 'films')!r}, {str(tmp_path / 'store')!r}, modality='X-ray', jobs=1).images)\n"
+        "print(build_store(sys.argv[1] + '/films', sys.argv[1] + '/store', modality='X-ray', jobs=1).images)\n"
     )
     environment = os.environ | {"XDG_CONFIG_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
-    told = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=environment, check=False)
+    told = subprocess.run(
+        [sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, env=environment, check=False
+    )
     assert (told.returncode, told.stdout) == (0, "1\n"), told.stderr
