@@ -1,6 +1,7 @@
 """What of the sources of MVU lies below a folder, in words."""
 
 from pathlib import Path
+from shlex import quote
 
 from dexcore.data.assemble.walk import Found, SourceFiles, take_and_leave, walk
 from dexcore.data.modality import SOURCES
@@ -60,7 +61,7 @@ def _advice(root: Path, files: list[Found], name: str, there: int) -> list[str]:
     packed = [found.path for found in files if found.path.lower().endswith(_ARCHIVES) and ".nii." not in found.path]
     lines = []
     if there:
-        lines.append(f"dexcore mvu build '{root}' --source '{name}' --out store")
+        lines.append(f"dexcore mvu build {quote(str(root))} --source {quote(name)} --out store")
     if packed:
         lines.append(f"{len(packed)} archives, as {packed[0]}: unpack them, recipes do not look inside")
     return lines

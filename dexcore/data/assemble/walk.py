@@ -244,8 +244,10 @@ def _with_tables(source: SourceFiles, root: Path, files: Sequence[Found]) -> Rec
         below = f"{source.folder}/" if source.folder else ""
         paths = [one.path for one in files if one.path.startswith(below) and matches(source.below(one.path))]
         if len(paths) != 1:
-            several = f"{len(paths)} files, as {paths[0]} and {paths[1]}" if paths else "no file"
-            raise RecipeError(f"{recipe.name}: its CSV file {pattern} is {several} below {root / source.folder}")
+            those = f"{len(paths)} files match, {paths[0]} and {paths[1]} among them" if paths else "no file matches"
+            raise RecipeError(
+                f"{recipe.name} needs the CSV file {pattern} below {root / source.folder}: {those}, expected one"
+            )
         return replace(column, csv=root / paths[0])
 
     if isinstance(recipe.group, Column):

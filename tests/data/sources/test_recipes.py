@@ -161,7 +161,7 @@ def test_sources_counts_what_lies_below_a_folder(capsys, downloads):
     seen_inside = {"Prostate-MRI-US-Biopsy": 2, "Duke-Breast-Cancer-MRI": 1, "Mammo-Bench": 1}
     assert counts == {name: str(len(tree.taken) + seen_inside.get(name, 0)) for name, tree in trees.items()}
     assert f"44 of 44 sources lie below {root}" in lines
-    assert f"dexcore mvu build '{root}' --source 'all' --out store" in lines
+    assert f"dexcore mvu build {root} --source all --out store" in lines
     assert any("archives, as EyePACS/test.zip.001: unpack them" in line for line in lines)
 
 
