@@ -38,10 +38,11 @@ from dexcore.data.record import ImageRecord
 from dexcore.data.sources.schema import InFile, Recipe
 from dexcore.data.store.manifest import Row, schema
 from dexcore.data.store.row import encode_row
-from dexcore.data.store.write import BATCH_BYTES, BATCH_ROWS
+from dexcore.data.store.write import BATCH_ROWS
 from dexcore.extras import require
 from dexcore.files import write_whole
 
+_BATCH_BYTES = 2 << 20  # of rows that wait beside a volume in memory
 VIDEO_EVERY = 30  # videos keep one frame in 30 (method, section 6)
 _PIECEWISE = (Kind.VIDEO, Kind.SLIDE)  # frames and tiles, never all at once; none of them is a mask
 _BURNED_IN = "text is burned in, as its header says"
@@ -111,7 +112,7 @@ class _RowsFile:
     def add(self, row: Row) -> None:
         self._rows.append(row)
         self._bytes += len(row["image"]["bytes"])
-        if len(self._rows) >= BATCH_ROWS or self._bytes >= BATCH_BYTES:
+        if len(self._rows) >= BATCH_ROWS or self._bytes >= _BATCH_BYTES:
             self._flush()
 
     def _flush(self) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
-from dexcore.data.assemble.hand import Death, Hand, read_note
+from dexcore.data.assemble.hand import Death, Hand, read_deaths
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -146,7 +146,8 @@ class Workers:
     @staticmethod
     def _suspect(index: int, note: Path, suspected: dict[int, Death | None], blamed: dict[int, str]) -> None:
         """Of a task that killed workers of a cluster: blame the file in hand if it is the same a second time."""
-        death, before = read_note(note), suspected.get(index)
+        deaths, before = read_deaths(note), suspected.get(index)
+        death = deaths[-1] if deaths else None
         if death is not None and before is not None and death.index == before.index:
             blamed[death.index] = death.reason
         elif index in suspected and death is None:
@@ -179,9 +180,9 @@ class Workers:
                 note.unlink(missing_ok=True)
                 return result
             except BrokenExecutor as error:
-                death = read_note(note)
-                if death is not None and death.index not in blamed:
-                    blamed[death.index] = death.reason
+                deaths_told = read_deaths(note)
+                if deaths_told and deaths_told[-1].index not in blamed:
+                    blamed[deaths_told[-1].index] = deaths_told[-1].reason
                     continue
                 deaths += 1
                 if deaths == _MOST_DEATHS:
@@ -236,4 +237,8 @@ def _end_with(parent: Any) -> None:
 
 
 def _run(function: Callable[[T, Hand], R], task: T, note: Path, blamed: dict[int, str], driver: int) -> R:
-    return function(task, Hand(note, blamed, driver))
+    hand = Hand(note, blamed, driver)
+    try:
+        return function(task, hand)
+    finally:
+        hand.close()
