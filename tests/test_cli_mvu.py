@@ -24,7 +24,7 @@ def folder(tmp_path):
     for index in range(3):
         write_picture(tmp_path / "scans" / "xray" / f"{index}.png", seed=index)
     write_series(tmp_path / "scans" / "ct", slices=3)
-    (tmp_path / "scans" / "xray" / "dataset.yaml").write_text("modality: X-ray\n")
+    (tmp_path / "scans" / "xray" / "dataset.yaml").write_text("modality: X-ray\nsplit: train\n")
     return tmp_path / "scans"
 
 

@@ -96,13 +96,13 @@ def test_a_patient_is_in_one_split_and_its_name_in_no_store(tmp_path):
 def test_groups_and_splits_stay_when_data_is_added(tmp_path):
     for number in range(40):
         write_picture(tmp_path / "scans" / f"{number:02d}.png", seed=number)
-    build(tmp_path / "scans", tmp_path / "store", modality="X-ray")
+    build(tmp_path / "scans", tmp_path / "store", modality="X-ray", key=_key(tmp_path))
     before = open_mvu(tmp_path / "store")
     placed = {before[index]["path"]: (before.group[index], before.split[index]) for index in range(40)}
     assert {split for _, split in placed.values()} == {"train", "heldout"}
     for number in range(40, 60):
         write_picture(tmp_path / "scans" / f"0{number:02d}.png", seed=number)
-    build(tmp_path / "scans", tmp_path / "store", modality="X-ray")
+    build(tmp_path / "scans", tmp_path / "store", modality="X-ray", key=_key(tmp_path))
     after = open_mvu(tmp_path / "store")
     assert len(after) == 60
     again = {after[index]["path"]: (after.group[index], after.split[index]) for index in range(60)}
