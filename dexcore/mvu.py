@@ -7,6 +7,7 @@
     dexcore mvu show STORE --out PNG        examples of every source on one picture
     dexcore mvu export STORE --parquet DIR  Parquet with PNG images, for a hub and its viewer
     dexcore mvu import SRC --out STORE      a corpus in Parquet becomes a store
+    dexcore mvu leak STORE OTHER            which images of a test set are in a store
 
 Heavy imports wait until a command runs.
 """
@@ -31,6 +32,7 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     export = _add(commands, "export", _export, "write a store as Parquet with PNG images, for a hub and its viewer")
     export.add_argument("--parquet", type=Path, required=True, metavar="DIR", help="the folder to write")
     _add_import(commands.add_parser("import", help="make a store of a corpus in Parquet", description=_IMPORT))
+    _add_leak(commands.add_parser("leak", help="tell which images of a test set are in a store", description=_LEAK))
 
 
 def run_mvu(arguments: argparse.Namespace) -> int:
@@ -142,6 +144,20 @@ def _pair(text: str) -> tuple[str, str]:
     return before, after
 
 
+_LEAK = (
+    "Tell which images of OTHER are in STORE, exactly or nearly: rescaled, compressed, windowed, or cropped by some 2 %. "
+    "OTHER is a store, a folder or a file. The exit status is 1 if any is, 0 if none."
+)
+
+
+def _add_leak(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("store", type=Path, metavar="STORE", help="the folder of a store")
+    parser.add_argument("other", type=Path, metavar="OTHER", help="what is looked for in it")
+    parser.add_argument("--out", type=Path, metavar="CSV", help="the file to write all of them to")
+    parser.add_argument("--modality", metavar="M", help="of files of OTHER that do not say theirs, as CT")
+    parser.set_defaults(run=_leak)
+
+
 def _add(
     commands: argparse._SubParsersAction, name: str, run: Callable[[argparse.Namespace], int], text: str
 ) -> argparse.ArgumentParser:
@@ -241,3 +257,15 @@ def _import(arguments: argparse.Namespace) -> int:
         print(f"left out: {path}: {reason}", file=sys.stderr)
     print(f"{arguments.out}: {imported.manifest.images} images, fingerprint {imported.manifest.fingerprint}")
     return 0
+
+
+def _leak(arguments: argparse.Namespace) -> int:
+    from dexcore.data.assemble.leak import find_leaks
+
+    leaks = find_leaks(arguments.store, arguments.other, modality=arguments.modality)
+    for path, reason in leaks.unread:
+        print(f"left out: {path}: {reason}", file=sys.stderr)
+    if arguments.out is not None:
+        leaks.write_csv(arguments.out)
+    print("\n".join(leaks.lines(arguments.store)))
+    return 1 if leaks.leaked else 0

@@ -84,6 +84,27 @@ def test_an_import_is_told_what_the_corpus_calls_things(tmp_path, capsys):
     assert "expected NAME=NAME, got 'kind'" in capsys.readouterr().err
 
 
+def test_leak_tells_what_of_a_test_set_is_in_a_store(folder, tmp_path, capsys):
+    store = tmp_path / "store"
+    assert run(capsys, "build", folder, "--out", store, "--jobs", 1)[0] == 0
+    tests = tmp_path / "tests"
+    write_picture(tests / "new.png", seed=90)
+    (tests / "notes.txt").write_text("none")
+    code, out, err = run(capsys, "leak", store, tests)
+    assert (code, out) == (0, f"0 of 1 images are in {store}: none\n")
+    assert err == "left out: notes.txt: no kind of image that dexcore reads\n"
+    shutil.copy(folder / "xray" / "1.png", tests / "again.png")
+    code, out, _ = run(capsys, "leak", store, tests, "--out", tmp_path / "leaks.csv")
+    assert code == 1
+    assert out == (
+        f"again.png is an exact copy of xray/1.png (xray)\n1 of 2 images are in {store}: 1 exact, 0 near\n"
+    )
+    assert (tmp_path / "leaks.csv").read_text() == (
+        "image,source,copy_of,exact,distance,similarity\nagain.png,xray,xray/1.png,1,0,1.0000\n"
+    )
+    assert run(capsys, "leak", store, store)[1].splitlines()[-1] == f"6 of 6 images are in {store}: 6 exact, 0 near"
+
+
 def test_a_dry_run_needs_no_place_for_a_store(folder, capsys):
     code, out, _ = run(capsys, "build", folder, "--dry-run", "--jobs", 1)
     assert code == 0
@@ -102,6 +123,8 @@ def test_a_dry_run_needs_no_place_for_a_store(folder, capsys):
         (["build", "FOLDER", "--out", "FOLDER"], "cannot be its own store: give another folder by --out"),
         (["build", "--remove", "x", "--out", "STORE"], "STORE: no such folder, expected a store"),
         (["stats", "FOLDER"], "holds no store"),
+        (["leak", "FOLDER", "FOLDER"], "holds no store"),
+        (["leak", "STORE", "FOLDER"], "STORE: no such folder, expected a store"),
     ],
 )
 def test_what_cannot_be_done_is_told_in_a_line(folder, tmp_path, monkeypatch, capsys, line, told):

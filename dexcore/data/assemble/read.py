@@ -263,7 +263,7 @@ def _cut(task: Task, item: Item, scan: Scan, place: str) -> Iterator[ImageRecord
         return
     levels = limits(scan.pixels, method, scan.levels)
     least = recipe.min_side or settings.min_side or MIN_SIDE
-    for where, raw, spacing in _planes(scan, recipe):
+    for where, raw, spacing in planes(scan, recipe.axes):
         try:
             image, size = square(window(raw, levels), spacing)
         except ValueError as error:
@@ -287,10 +287,13 @@ def _cut(task: Task, item: Item, scan: Scan, place: str) -> Iterator[ImageRecord
         )
 
 
-def _planes(scan: Scan, recipe: Recipe) -> Iterator[tuple[str, np.ndarray, tuple[float, float] | None]]:
-    """Each 2-D image as it was read, with its place in the file and the spacing of its rows and columns."""
+def planes(scan: Scan, axes: Sequence[int] | None = None) -> Iterator[tuple[str, np.ndarray, tuple[float, float] | None]]:
+    """Each 2-D image as it was read, with its place in the file and the spacing of its rows and columns.
+
+    Volumes are cut across ``axes``; without any, across the axis of their acquisition.
+    """
     if scan.layout == "volume":
-        for axis in recipe.axes or (acquired_axis(scan.spacing),):
+        for axis in axes or (acquired_axis(scan.spacing),):
             spacing = plane_spacing(scan.spacing, axis)
             for index, plane in enumerate(slices(scan.pixels, axis)):
                 yield f"#{AXES[axis]}={index}", np.ascontiguousarray(plane), spacing

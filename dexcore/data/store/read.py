@@ -3,6 +3,7 @@
 import operator
 import os
 from bisect import bisect_right
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,11 @@ class Store:
         batch = self._batches[number]
         row = dict.fromkeys(COLUMNS) | {name: batch.column(name)[place].as_py() for name in self._columns}
         return row | {"path": batch.column("image").field("path")[place].as_py()}
+
+    @property
+    def batches(self) -> Sequence[Any]:
+        """The rows as pyarrow's record batches, in order."""
+        return tuple(self._batches)
 
     def encoded(self, index: int) -> memoryview:
         """Give the file of one image (TIFF; PNG in version 1), without a copy."""

@@ -1,0 +1,211 @@
+"""Copies of images: of one store's in another's, and within one.
+
+Exact copies have the same bytes or pixels. Near-copies (rescaled, compressed, windowed, cropped by some 2 %) are found
+by their perceptual hashes, at most 31 of 256 bits apart, and confirmed on pixels: the correlation of their details
+after an alignment (`dexcore.data.store.near.similarity`) is at least 0.95. Slices of one volume, frames of one video
+(what stands in a store under one file's name) are never copies of each other. Images of one group, a patient's most
+often, must reach 0.995, since neighbouring slices come near; in return, pieces cut across the full width or height of
+another image of their group are found too, which no hash shows.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+
+from dexcore.data.store.codec import decode
+from dexcore.data.store.manifest import StoreError
+from dexcore.data.store.near import HashIndex, cut_similarity, similarity
+from dexcore.data.store.phash import PHASH_BYTES, perceptual_hash
+from dexcore.data.store.read import Store
+from dexcore.extras import require
+
+LEAST_SIMILAR = 0.95
+LEAST_SIMILAR_IN_GROUP = 0.995
+_LARGE_GROUP = 50  # images: in larger ones pieces are not looked for, as each pair is compared
+_OTHER_SHAPE = 1.05  # a piece's sides are in another proportion
+_AT_HAND = 256  # decoded images
+_PLACE = r"(#[^#/.]+)+$"  # of an image in its file: "#z=12", "#3"
+
+
+@dataclass(frozen=True)
+class Copy:
+    """An image that is a copy of another.
+
+    Attributes:
+        index: of the copy, in what was searched for.
+        of: of the other image, in what was searched.
+        distance: bits of 256 in which their perceptual hashes differ.
+        similarity: of their details, to 1.
+        exact: whether their pixels are equal.
+    """
+
+    index: int
+    of: int
+    distance: int
+    similarity: float
+    exact: bool
+
+
+class Pictures:
+    """Images to be compared, and what is known of them.
+
+    Args:
+        batches: record batches with a store's columns; of a store of version 1, whose hashes are computed.
+        image: gives the pixels of an image by its number; decoded from ``batches`` if it is not given.
+
+    Raises:
+        StoreError: a perceptual hash is none.
+    """
+
+    def __init__(self, batches: Sequence[Any], image: Callable[[int], np.ndarray] | None = None) -> None:
+        pa = require("pyarrow", "train")
+        compute = require("pyarrow.compute", "train")
+        self._batches = [batch for batch in batches if batch.num_rows]
+        self._starts = np.array([0, *accumulate(batch.num_rows for batch in self._batches)])
+        self.image = lru_cache(_AT_HAND)(image or self._decode)
+        if not self._batches:
+            raise ValueError("batches holds no image")
+        self.paths = pa.chunked_array([batch.column("image").field("path") for batch in self._batches])
+        self.sources = self._column("source")
+        self.sha256 = self._column("sha256")
+        # Numbers in place of names: those of files, and of groups.
+        self.files = _numbers(compute.replace_substring_regex(self.paths, _PLACE, ""))
+        self.groups = _numbers(self._column("group"))
+        self.shapes = np.stack([self._column(name).to_numpy() for name in ("height", "width")], axis=1)
+        self.hashes = self._hashes()
+
+    @classmethod
+    def of(cls, store: Store) -> "Pictures":
+        """The images of a store."""
+        return cls(store.batches, store.image)
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def _column(self, name: str) -> Any:
+        return require("pyarrow", "train").chunked_array([batch.column(name) for batch in self._batches])
+
+    def _hashes(self) -> np.ndarray:
+        if "phash" in self._batches[0].schema.names:
+            data = b"".join(b"".join(batch.column("phash").to_pylist()) for batch in self._batches)
+        else:
+            data = b"".join(perceptual_hash(self.image(index)) for index in range(len(self)))
+        if len(data) != PHASH_BYTES * len(self):
+            raise StoreError(f"the perceptual hashes have {len(data)} bytes, expected {PHASH_BYTES} an image")
+        return np.frombuffer(data, np.uint8).reshape(-1, PHASH_BYTES)
+
+    def _decode(self, index: int) -> np.ndarray:
+        number = int(np.searchsorted(self._starts, index, side="right")) - 1
+        batch, place = self._batches[number], index - int(self._starts[number])
+        shape = tuple(int(size) for size in self.shapes[index])
+        data = batch.column("image").field("bytes")[place].as_buffer()
+        return decode(data, shape, batch.column("bit_depth")[place].as_py())  # type: ignore[arg-type]
+
+
+def _numbers(names: Any) -> np.ndarray:
+    """Equal names get equal numbers."""
+    return np.concatenate([chunk.indices.to_numpy() for chunk in names.dictionary_encode().unify_dictionaries().chunks])
+
+
+class CopyFinder:
+    """Finds copies of images among others.
+
+    Args:
+        pictures: the others; their hashes are indexed once.
+    """
+
+    def __init__(self, pictures: Pictures) -> None:
+        self._pictures = pictures
+        self._index = HashIndex(pictures.hashes)
+        self._sha256 = pictures.sha256.combine_chunks()
+
+    def find(self, queries: Pictures, but: Sequence[str] = ()) -> list[Copy]:
+        """Find the images of ``queries`` that are copies, each of the nearest that is confirmed.
+
+        Args:
+            queries: what is searched for. That groups are the same is not known across stores.
+            but: sources of the pictures in which nothing is found.
+        """
+        compute = require("pyarrow.compute", "train")
+        exact = compute.index_in(queries.sha256, value_set=self._sha256).to_pylist()
+        left_out = np.isin(self._pictures.sources.to_numpy(), list(but)) if but else np.zeros(len(self._pictures), bool)
+        found = []
+        for index, (near, far) in enumerate(self._index.near(queries.hashes)):
+            same = exact[index]
+            if same is not None and not left_out[same]:
+                found.append(Copy(index, same, 0, 1.0, True))
+                continue
+            for other, distance in zip(near.tolist(), far.tolist(), strict=True):
+                if left_out[other]:
+                    continue
+                copy = _confirmed(queries, index, self._pictures, other, distance, LEAST_SIMILAR)
+                if copy is not None:
+                    found.append(copy)
+                    break
+        return found
+
+
+def copies_within(pictures: Pictures) -> list[Copy]:
+    """Find the images that are copies of one before them which is none itself, in order."""
+    kept = np.ones(len(pictures), bool)
+    first: dict[bytes, int] = {}
+    members: defaultdict[int, list[int]] = defaultdict(list)
+    sizes = np.bincount(pictures.groups)
+    found = []
+    for index, (near, far) in enumerate(HashIndex(pictures.hashes).near(pictures.hashes)):
+        copy = _copy_before(pictures, index, near, far, kept, first)
+        group = int(pictures.groups[index])
+        if copy is None and 1 < sizes[group] <= _LARGE_GROUP:
+            copy = _piece_or_whole(pictures, index, members[group])
+        if copy is None:
+            members[group].append(index)
+        else:
+            kept[index] = False
+            found.append(copy)
+    return found
+
+
+def _copy_before(
+    pictures: Pictures, index: int, near: np.ndarray, far: np.ndarray, kept: np.ndarray, first: dict[bytes, int]
+) -> Copy | None:
+    before = first.setdefault(pictures.sha256[index].as_py(), index)
+    if before != index:
+        return Copy(index, before, 0, 1.0, True)
+    fit = (near < index) & kept[near] & (pictures.files[near] != pictures.files[index])
+    for other, distance in zip(near[fit].tolist(), far[fit].tolist(), strict=True):
+        grouped = pictures.groups[other] == pictures.groups[index]
+        least = LEAST_SIMILAR_IN_GROUP if grouped else LEAST_SIMILAR
+        copy = _confirmed(pictures, index, pictures, other, distance, least)
+        if copy is not None:
+            return copy
+    return None
+
+
+def _confirmed(
+    queries: Pictures, index: int, pictures: Pictures, other: int, distance: int, least: float
+) -> Copy | None:
+    one, two = queries.image(index), pictures.image(other)
+    if distance == 0 and np.array_equal(one, two):
+        return Copy(index, other, 0, 1.0, True)
+    alike = similarity(one, two)
+    return Copy(index, other, distance, alike, False) if alike >= least else None
+
+
+def _piece_or_whole(pictures: Pictures, index: int, others: Sequence[int]) -> Copy | None:
+    """A copy of other proportions in the same group."""
+    for other in others:
+        if pictures.files[other] == pictures.files[index]:
+            continue
+        by_width = [pictures.shapes[number][0] / pictures.shapes[number][1] for number in (index, other)]
+        if max(by_width) < _OTHER_SHAPE * min(by_width):
+            continue
+        alike = cut_similarity(pictures.image(index), pictures.image(other))
+        if alike >= LEAST_SIMILAR_IN_GROUP:
+            differing = np.bitwise_count(pictures.hashes[index] ^ pictures.hashes[other])
+            return Copy(index, other, int(differing.sum()), alike, False)
+    return None
