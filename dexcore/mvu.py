@@ -145,8 +145,8 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 _LEAK = (
-    "Tell which images of OTHER are in STORE, exactly or nearly: rescaled, compressed, windowed, or cropped by some 2 %. "
-    "OTHER is a store, a folder or a file. The exit status is 1 if any is, 0 if none."
+    "Tell which images of OTHER (a store, a folder or a file) are in STORE, exactly or nearly: rescaled, compressed, "
+    "windowed, or cropped by some 2 %. The exit status is 1 if any is, 0 if none."
 )
 
 

@@ -96,9 +96,7 @@ def test_leak_tells_what_of_a_test_set_is_in_a_store(folder, tmp_path, capsys):
     shutil.copy(folder / "xray" / "1.png", tests / "again.png")
     code, out, _ = run(capsys, "leak", store, tests, "--out", tmp_path / "leaks.csv")
     assert code == 1
-    assert out == (
-        f"again.png is an exact copy of xray/1.png (xray)\n1 of 2 images are in {store}: 1 exact, 0 near\n"
-    )
+    assert out == (f"again.png is an exact copy of xray/1.png (xray)\n1 of 2 images are in {store}: 1 exact, 0 near\n")
     assert (tmp_path / "leaks.csv").read_text() == (
         "image,source,copy_of,exact,distance,similarity\nagain.png,xray,xray/1.png,1,0,1.0000\n"
     )

@@ -287,7 +287,9 @@ def _cut(task: Task, item: Item, scan: Scan, place: str) -> Iterator[ImageRecord
         )
 
 
-def planes(scan: Scan, axes: Sequence[int] | None = None) -> Iterator[tuple[str, np.ndarray, tuple[float, float] | None]]:
+def planes(
+    scan: Scan, axes: Sequence[int] | None = None
+) -> Iterator[tuple[str, np.ndarray, tuple[float, float] | None]]:
     """Each 2-D image as it was read, with its place in the file and the spacing of its rows and columns.
 
     Volumes are cut across ``axes``; without any, across the axis of their acquisition.
