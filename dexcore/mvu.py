@@ -88,12 +88,13 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--remove", metavar="NAME", help="take a source out of the store, and do nothing else")
     parser.add_argument(
         "--source",
-        action="append",
+        action="extend",
+        nargs="+",
         default=[],
         metavar="NAME",
-        help="take what this source of MVU (or YAML file) describes, and nothing else; may stand more than once; all: "
-        "those of MVU that are there",
+        help="take what these sources of MVU (or YAML files) describe and nothing else; all: those of MVU there are",
     )
+    parser.add_argument("--root", type=Path, metavar="DIR", help="in place of FOLDER: the downloads of the sources")
     parser.add_argument("--jobs", type=int, metavar="N", help="worker processes (default: one a core)")
     parser.add_argument(
         "--dask", metavar="ADDRESS", help="workers of a Dask cluster instead, as tcp://host:8786; they share the disk"
@@ -177,6 +178,9 @@ def _build(arguments: argparse.Namespace) -> int:
         manifest = remove(arguments.out, arguments.remove)
         print(f"{arguments.out}: {arguments.remove} is removed, {manifest.images} images are left")
         return 0
+    if arguments.folder is not None and arguments.root is not None:
+        raise ValueError("FOLDER and --root are both given: --root stands in its place, for the downloads of sources")
+    arguments.folder = arguments.folder or arguments.root
     _needs(arguments, "folder", *([] if arguments.dry_run else ["out"]))
     options = Options(
         name=arguments.name,

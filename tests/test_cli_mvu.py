@@ -118,6 +118,7 @@ def test_a_dry_run_needs_no_place_for_a_store(folder, capsys):
         (["build", "FOLDER", "--out", "STORE", "--modality", "Xray"], "modality is 'Xray', expected one of CT, PET"),
         (["build", "FOLDER", "--out", "STORE", "--jobs", "0"], "jobs must be at least 1, got 0"),
         (["build", "FOLDER", "--out", "STORE", "--key", "nokey"], "cannot read the key of groups nokey: No such file"),
+        (["build", "FOLDER", "--root", "FOLDER", "--out", "STORE"], "FOLDER and --root are both given"),
         (["build", "FOLDER", "--out", "FOLDER"], "cannot be its own store: give another folder by --out"),
         (["build", "--remove", "x", "--out", "STORE"], "STORE: no such folder, expected a store"),
         (["stats", "FOLDER"], "holds no store"),

@@ -12,9 +12,10 @@ if TYPE_CHECKING:
 
 
 def build_store(
-    folder: str | os.PathLike[str],
+    folder: str | os.PathLike[str] | list[str] | tuple[str, ...],
     out: str | os.PathLike[str],
     *,
+    root: str | os.PathLike[str] | None = None,
     name: str | None = None,
     modality: Modality | str | None = None,
     jobs: int | None = None,
@@ -37,7 +38,7 @@ def build_store(
     ``rejects.jsonl`` (what was kept out, and why) and ``build.json`` (the same as numbers).
 
     Args:
-        folder: any; links in it are followed.
+        folder: any; links in it are followed. Or names for ``sources``, whose downloads lie below ``root``.
         out: the store's folder: empty, or a store, or what a killed build left.
         name: of the source that lies below no ``dataset.yaml`` of a folder inside, and of the store; default: the
             folder's.
@@ -67,5 +68,11 @@ def build_store(
     from dexcore.data.assemble.build import build
     from dexcore.data.assemble.options import Options
 
+    if isinstance(folder, list | tuple):
+        if root is None:
+            raise TypeError("root must be the folder with the downloads of these sources, got None")
+        sources, folder = folder, root
+    elif root is not None:
+        raise ValueError("root is for sources in the place of a folder, but a folder is given")
     options = Options(name, modality, max_side, min_side, every, key, hash_paths, drop_burned_in, tuple(sources))  # type: ignore[arg-type]
     return build(folder, out, options, jobs=jobs, executor=executor, shard_bytes=shard_bytes).manifest

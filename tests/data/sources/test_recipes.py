@@ -185,6 +185,17 @@ def test_sources_says_that_nothing_was_found(tmp_path, capsys):
     assert "holds no file of ACDC" in capsys.readouterr().err
 
 
+def test_sources_may_stand_in_the_place_of_a_folder(tmp_path):
+    make_tree("BUSI", tmp_path / "downloads")
+    executor = ThreadPoolExecutor(1)
+    manifest = build_store(["BUSI"], tmp_path / "store", root=tmp_path / "downloads", executor=executor)
+    assert set(manifest.sources) == {"BUSI"}
+    with pytest.raises(TypeError, match="root must be the folder with the downloads of these sources"):
+        build_store(["BUSI"], tmp_path / "store")
+    with pytest.raises(ValueError, match="root is for sources in the place of a folder"):
+        build_store(tmp_path / "downloads", tmp_path / "store", root=tmp_path)
+
+
 def test_names_of_people_in_file_names_do_not_enter_a_store(tmp_path):
     tree = make_tree("vzrad2", tmp_path / "downloads")
     tree.text(f"train/Doe-Jane-broken_jpg.rf.{'4e' * 16}.jpg", b"\xff\xd8\xff")
@@ -237,5 +248,5 @@ def test_all_44_become_one_store_and_one_is_removed_without_the_others(tmp_path,
         assert (path.stat().st_mtime_ns, path.read_bytes()) == before[path.name]
     assert not [shard for shard in manifest.sources["ACDC"].shards if (store / shard.name).exists()]
     # Adding it again touches no other source either.
-    assert main(["mvu", "build", str(root), "--source", "ACDC", "--out", str(store)]) == 0
+    assert main(["mvu", "build", "--root", str(root), "--source", "ACDC", "--out", str(store)]) == 0
     assert Manifest.load(store) == manifest
