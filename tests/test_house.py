@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,15 @@ def test_an_images_way_has_no_step_back():
         foreign = (imported_rooms(path, "dexcore.data") & set(MAY_USE_IN_DATA)) - {room}
         foreign -= MAY_USE_IN_DATA.get(room, set())
         assert not foreign, f"{path.relative_to(ROOT)} imports {foreign}"
+
+
+def test_no_two_test_files_are_one_module():
+    """pytest imports them by their names, with that of the folder where it is a package."""
+    modules = Counter(
+        f"{path.parent.name}.{path.stem}" if (path.parent / "__init__.py").is_file() else path.stem
+        for path in (ROOT / "tests").rglob("test_*.py")
+    )
+    assert [name for name, count in modules.items() if count > 1] == []
 
 
 def test_every_room_is_known():
