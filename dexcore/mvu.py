@@ -111,6 +111,9 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--hash-paths", action="store_true", help="store hashes in place of paths")
     parser.add_argument("--drop-burned-in", action="store_true", help="leave out what DICOM says has text burned in")
+    parser.add_argument(
+        "--drop-near-copies", action="store_true", help="leave out near-copies within a source (exact ones always are)"
+    )
     parser.set_defaults(run=_build)
 
 
@@ -191,6 +194,7 @@ def _build(arguments: argparse.Namespace) -> int:
         key=arguments.key,
         hash_paths=arguments.hash_paths,
         drop_burned_in=arguments.drop_burned_in,
+        drop_near_copies=arguments.drop_near_copies,
         sources=tuple(arguments.source),
     )
     with cluster(arguments.dask) if arguments.dask else nullcontext((None, arguments.jobs)) as (executor, jobs):

@@ -26,6 +26,7 @@ def build_store(
     key: str | os.PathLike[str] | None = None,
     hash_paths: bool = False,
     drop_burned_in: bool = False,
+    drop_near_copies: bool = False,
     sources: Sequence[str] = (),
     shard_bytes: int = 1 << 30,
 ) -> "Manifest":
@@ -51,6 +52,8 @@ def build_store(
         key: a file with the key of groups' hashes; default: made once in the user's configuration folder.
         hash_paths: replace the paths of files and the names of folders by hashes.
         drop_burned_in: leave out images of which DICOM says that text is burned in.
+        drop_near_copies: leave out images that are near-copies of others of their source
+            (`dexcore.data.store.copies`), not exact ones alone.
         sources: names of sources of MVU, or YAML files (`dexcore.data.sources.schema`): their recipes decide which
             files of the whole folder are taken, and no ``dataset.yaml`` is looked at; "all": those of MVU that are
             there.
@@ -74,5 +77,16 @@ def build_store(
         sources, folder = folder, root
     elif root is not None:
         raise ValueError("root is for sources in the place of a folder, but a folder is given")
-    options = Options(name, modality, max_side, min_side, every, key, hash_paths, drop_burned_in, tuple(sources))  # type: ignore[arg-type]
+    options = Options(
+        name,
+        modality,  # type: ignore[arg-type]
+        max_side,
+        min_side,
+        every,
+        key,  # type: ignore[arg-type]
+        hash_paths,
+        drop_burned_in,
+        tuple(sources),
+        drop_near_copies,
+    )
     return build(folder, out, options, jobs=jobs, executor=executor, shard_bytes=shard_bytes).manifest

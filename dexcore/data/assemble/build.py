@@ -34,7 +34,9 @@ from dexcore.data.assemble.walk import SourceFiles, Walked, sources_by, sources_
 from dexcore.data.assemble.workers import Workers
 from dexcore.data.sources.schema import Recipe
 from dexcore.data.store.commit import STAGING, commit, is_shard, remove_source, writing
-from dexcore.data.store.manifest import MANIFEST, Manifest, Shard, SourcePart, StoreError
+from dexcore.data.store.copies import CopyFinder, Pictures
+from dexcore.data.store.manifest import MANIFEST, VERSION, Manifest, Shard, SourcePart, StoreError
+from dexcore.data.store.read import map_shard
 from dexcore.files import write_whole
 
 BUILD = "build.json"
@@ -130,6 +132,8 @@ def remove(out: str | os.PathLike[str], name: str) -> Manifest:
     with writing(out), locked(out / _STAGING) as staging:
         reports, _ = _state(out)
         reports.pop(name, None)
+        for report in reports.values():
+            report.shared.pop(name, None)
         lines = [line for line in _lines(out / REJECTS) if line.get("source") != name]
         manifest = remove_source(out, name)
         staging.mkdir(exist_ok=True)
@@ -215,6 +219,8 @@ def _build(plan: _Plan, out: Path, staging: Path, workers: Workers, shard_bytes:
     for name in gone:
         reports.pop(name, None)
         parts.pop(name, None)
+    for report in reports.values():
+        report.shared = {name: count for name, count in report.shared.items() if name not in gone}
     for source in fresh:
         assert source.part is not None
         reports[source.name] = source.report
@@ -223,11 +229,34 @@ def _build(plan: _Plan, out: Path, staging: Path, workers: Workers, shard_bytes:
             parts[source.name] = source.part
     if not parts:
         raise NothingKeptError(reports.values())
+    _tell_shared({source.name: source.report for source in fresh}, parts, out, staging)
     result = Manifest.of(manifest.name if manifest else plan.name, plan.settings.max_side, parts)
     _put(staging, out / REJECTS, _rejects(out, plan, fresh, set(reports)))
     _put(staging, out / BUILD, _build_text(reports))
     commit(staging, out, result)
     return BuildReport(out, result, reports, [source.name for source in fresh])
+
+
+def _tell_shared(fresh: Mapping[str, SourceReport], parts: Mapping[str, SourcePart], out: Path, staging: Path) -> None:
+    """Count the images of new sources that are copies of other sources' images; they stay."""
+    if len(parts) < 2:
+        return
+    try:
+        batches = {
+            name: [
+                batch
+                for shard in part.shards
+                for batch in map_shard(staging if (staging / shard.name).exists() else out, shard, VERSION)
+            ]
+            for name, part in parts.items()
+        }
+        finder = CopyFinder(known := Pictures([batch for piece in batches.values() for batch in piece]))
+        for name in fresh.keys() & parts.keys():
+            found = finder.find(Pictures(batches[name]), but=[name])
+            fresh[name].shared = dict(Counter(known.sources[copy.of].as_py() for copy in found).most_common())
+    except (StoreError, ValueError) as error:  # a damaged shard of another source, which is none of this build's
+        for report in fresh.values():
+            report.advice.append(f"copies in other sources were not looked for: {error}")
 
 
 def _state(out: Path) -> tuple[dict[str, SourceReport], Manifest | None]:
@@ -349,18 +378,20 @@ def _files(task: Task) -> int:
 def _pack(source: _Source, plan: _Plan, staging: Path, shard_bytes: int) -> None:
     """Write a source's shards; then what was read is not needed any more."""
     assert source.classified is not None
-    source.part, kept, rejects = pack(staging, source.name, source.tasks, shard_bytes)
-    source.rejects = [*source.classified.rejects, *rejects]
+    packed = pack(staging, source.name, source.tasks, shard_bytes, plan.settings.drop_near_copies)
+    source.part = packed.part
+    source.rejects = [*source.classified.rejects, *packed.rejects]
     source.report.fingerprint = source.part.fingerprint if source.part.images else ""
-    source.report.kept = dict(sorted(kept.items()))
+    source.report.kept = dict(sorted(packed.kept.items()))
+    source.report.near_copies = packed.near_copies
     source.report.dropped = dict(Counter(reject.category for reject in source.rejects).most_common())
     content = {
         "part": asdict(source.part),
         "report": asdict(source.report),
         "rejects": [(reject.path, reject.reason) for reject in source.rejects],
     }
-    folder, packed = _entries(source)
-    write_whole(staging / packed, json.dumps(content).encode())
+    folder, file = _entries(source)
+    write_whole(staging / file, json.dumps(content).encode())
     shutil.rmtree(staging / folder, ignore_errors=True)
 
 

@@ -25,6 +25,7 @@ class Settings:
         every: one frame in this many is kept, where a source does not say; None: by kind.
         drop_burned_in: keep images out of which DICOM says that text is burned in.
         hash_paths: paths are replaced by their hashes under ``key``.
+        drop_near_copies: keep near-copies of other images of their source out.
         key: of the hashes of groups.
     """
 
@@ -35,6 +36,7 @@ class Settings:
     every: int | None = None
     drop_burned_in: bool = False
     hash_paths: bool = False
+    drop_near_copies: bool = False
 
     def shown(self, path: str) -> str:
         """A path as it stands in the store."""
@@ -68,6 +70,7 @@ class Options:
     hash_paths: bool = False
     drop_burned_in: bool = False
     sources: tuple[str | Recipe, ...] = ()
+    drop_near_copies: bool = False
 
     def __post_init__(self) -> None:
         if self.name is not None:
@@ -88,6 +91,7 @@ class Options:
             object.__setattr__(self, "key", Path(self.key))
         check_kind("hash_paths", self.hash_paths, bool, "True or False")
         check_kind("drop_burned_in", self.drop_burned_in, bool, "True or False")
+        check_kind("drop_near_copies", self.drop_near_copies, bool, "True or False")
         if isinstance(self.sources, str):
             raise TypeError(f"sources must be a list of names, got {self.sources!r}")
         object.__setattr__(self, "sources", tuple(self.sources))
@@ -123,6 +127,7 @@ class Options:
             every=self.every,
             drop_burned_in=self.drop_burned_in,
             hash_paths=self.hash_paths,
+            drop_near_copies=self.drop_near_copies,
         )
 
     def source_name(self, root: Path) -> str:

@@ -1,14 +1,16 @@
-"""Rows of finished tasks into the shards of a source, in order and without exact copies."""
+"""Rows of finished tasks into the shards of a source, in order; copies are found on the way."""
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dexcore.data.assemble.read import Task, task_schema
 from dexcore.data.assemble.reasons import Reject
-from dexcore.data.store.manifest import Row, SourcePart
+from dexcore.data.store.copies import Pictures, copies_within
+from dexcore.data.store.manifest import SourcePart
 from dexcore.data.store.write import SourceWriter
 from dexcore.extras import require
 
@@ -26,42 +28,61 @@ def read_outcome(task: Task) -> dict[str, Any]:
     return json.loads(Path(f"{task.target}.json").read_bytes())
 
 
-def pack(
-    staging: Path, source: str, tasks: Sequence[Task], shard_bytes: int
-) -> tuple[SourcePart, Counter[str], list[Reject]]:
-    """Write a source's shards.
+@dataclass
+class Packed:
+    """What became of a source's images.
+
+    Attributes:
+        part: what the manifest holds of the source.
+        kept: the images by "modality/kind".
+        rejects: what the tasks rejected, and the copies.
+        near_copies: images that are kept though they are near-copies of others.
+    """
+
+    part: SourcePart
+    kept: Counter[str]
+    rejects: list[Reject]
+    near_copies: int
+
+
+def pack(staging: Path, source: str, tasks: Sequence[Task], shard_bytes: int, drop_near: bool) -> Packed:
+    """Write a source's shards, without exact copies (`dexcore.data.store.copies`).
 
     Args:
         staging: the folder they are written to.
         source: its name.
         tasks: all of it, in order, done.
         shard_bytes: as in `write_store`.
-
-    Returns:
-        What the manifest holds of the source; the images by "modality/kind"; what the tasks rejected, and the copies.
-        A copy is an image of exactly the pixels of one before it.
+        drop_near: leave out near-copies too.
     """
     writer = SourceWriter(staging, source, shard_bytes)
     kept: Counter[str] = Counter()
     rejects: list[Reject] = []
-    seen: dict[bytes, str] = {}
-    for task in tasks:
+    batches = [_batches(task) for task in tasks]
+    pictures = [batch for piece in batches for batch in piece if batch.num_rows]
+    known = Pictures(pictures) if pictures else None
+    copies = {copy.index: copy for copy in copies_within(known)} if known is not None else {}
+    near = number = 0
+    for task, piece in zip(tasks, batches, strict=True):
         rejects += [Reject(*reject) for reject in read_outcome(task)["rejects"]]
-        for row in _rows(task):
-            kind, path = row.pop("kind"), row["image"]["path"]
-            if row["sha256"] in seen:
-                rejects.append(Reject(path, f"exact copy: of {seen[row['sha256']]}"))
+        for row in (row for batch in piece for row in batch.to_pylist()):
+            copy = copies.get(number)
+            number += 1
+            kind = row.pop("kind")
+            if copy is not None and known is not None and (copy.exact or drop_near):
+                what = "exact copy" if copy.exact else "near-copy"
+                rejects.append(Reject(row["image"]["path"], f"{what}: of {known.paths[copy.of].as_py()}"))
                 continue
-            seen[row["sha256"]] = path
+            near += copy is not None
             kept[f"{row['modality']}/{kind}"] += 1
             writer.add(row)
-    return writer.close(), kept, rejects
+    return Packed(writer.close(), kept, rejects, near)
 
 
-def _rows(task: Task) -> Iterator[Row]:
+def _batches(task: Task) -> list[Any]:
+    """The rows of a task, mapped."""
     pa = require("pyarrow", "train")
     with pa.ipc.open_stream(pa.memory_map(f"{task.target}.arrow")) as reader:
         if not reader.schema.equals(task_schema()):
             raise ValueError(f"{task.target}.arrow has other columns than it must")
-        for batch in reader:
-            yield from batch.to_pylist()
+        return list(reader)

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,6 +29,8 @@ class SourceReport:
         ignored: files that are no images and lie beside them, by their names' endings; and those that the source's
             globs leave out, as "left out".
         advice: sentences that would help what was kept out.
+        near_copies: images that are kept though they are near-copies of others of the source.
+        shared: images that are copies of another source's, exact or near, when this one was built; by its name.
     """
 
     inputs: str
@@ -39,6 +41,8 @@ class SourceReport:
     dropped: dict[str, int] = field(default_factory=dict)
     ignored: dict[str, int] = field(default_factory=dict)
     advice: list[str] = field(default_factory=list)
+    near_copies: int = 0
+    shared: dict[str, int] = field(default_factory=dict)
 
     def known(self, classified: Classified, files: SourceFiles) -> None:
         """Fill in what is known before any pixel is read."""
@@ -107,6 +111,7 @@ class BuildReport:
             splits.get("heldout", 0) for sources in self.manifest.counts.values() for splits in sources.values()
         )
         lines += [advice for report in self.sources.values() for advice in report.advice]
+        lines += [line for name, report in self.sources.items() for line in _copies(name, report)]
         return [
             *lines,
             f"store: {self.store}, {self.manifest.images} images ({heldout} held out), {size_text(size)}, "
@@ -138,6 +143,14 @@ def table(reports: Iterable[SourceReport], counted: str = "images") -> list[str]
             lines.append(f"{title:<29} {sum(counter.values()):>8}")
             lines += [f"  {reason:<60} {count:>8}" for reason, count in counter.most_common()]
     return lines
+
+
+def _copies(name: str, report: SourceReport) -> Iterator[str]:
+    if report.near_copies:
+        are = "image is a near-copy of another" if report.near_copies == 1 else "images are near-copies of others"
+        yield f"{name}: {report.near_copies} {are} and kept; --drop-near-copies leaves such out"
+    for other, count in report.shared.items():
+        yield f"{name}: {count} {'image is a copy of one' if count == 1 else 'images are copies of some'} in {other}"
 
 
 def _duration(seconds: float) -> str:
