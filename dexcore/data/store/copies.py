@@ -8,8 +8,9 @@ often, must reach 0.995, since neighbouring slices come near; in return, pieces 
 another image of their group are found too, which no hash shows.
 """
 
+import re
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
@@ -29,7 +30,7 @@ LEAST_SIMILAR_IN_GROUP = 0.995
 _LARGE_GROUP = 50  # images: in larger ones pieces are not looked for, as each pair is compared
 _OTHER_SHAPE = 1.05  # a piece's sides are in another proportion
 _AT_HAND = 256  # decoded images
-_PLACE = r"(#[^#/.]+)+$"  # of an image in its file: "#z=12", "#3"
+_PLACE = re.compile(r"(#[^#/.]+)+$")  # of an image in its file: "#z=12", "#3"
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,6 @@ class Pictures:
 
     def __init__(self, batches: Sequence[Any], image: Callable[[int], np.ndarray] | None = None) -> None:
         pa = require("pyarrow", "train")
-        compute = require("pyarrow.compute", "train")
         self._batches = [batch for batch in batches if batch.num_rows]
         self._starts = np.array([0, *accumulate(batch.num_rows for batch in self._batches)])
         self.image = lru_cache(_AT_HAND)(image or self._decode)
@@ -74,8 +74,9 @@ class Pictures:
         self.sources = self._column("source")
         self.sha256 = self._column("sha256")
         # Numbers in place of names: those of files, and of groups.
-        self.files = _numbers(compute.replace_substring_regex(self.paths, _PLACE, ""))
-        self.groups = _numbers(self._column("group"))
+        # By Python: Arrow's compute functions start threads, after which this process is no good to be forked.
+        self.files = _numbers(_PLACE.sub("", path.as_py()) for path in self.paths)
+        self.groups = _numbers(group.as_py() for group in self._column("group"))
         self.shapes = np.stack([self._column(name).to_numpy() for name in ("height", "width")], axis=1)
         self.hashes = self._hashes()
 
@@ -107,9 +108,10 @@ class Pictures:
         return decode(data, shape, batch.column("bit_depth")[place].as_py())  # type: ignore[arg-type]
 
 
-def _numbers(names: Any) -> np.ndarray:
+def _numbers(names: Iterable[str]) -> np.ndarray:
     """Equal names get equal numbers."""
-    return np.concatenate([chunk.indices.to_numpy() for chunk in names.dictionary_encode().unify_dictionaries().chunks])
+    known: dict[str, int] = {}
+    return np.array([known.setdefault(name, len(known)) for name in names])
 
 
 class CopyFinder:
@@ -122,7 +124,9 @@ class CopyFinder:
     def __init__(self, pictures: Pictures) -> None:
         self._pictures = pictures
         self._index = HashIndex(pictures.hashes)
-        self._sha256 = pictures.sha256.combine_chunks()
+        self._first: dict[bytes, int] = {}
+        for index, sha256 in enumerate(pictures.sha256):
+            self._first.setdefault(sha256.as_py(), index)
 
     def find(self, queries: Pictures, but: Sequence[str] = ()) -> list[Copy]:
         """Find the images of ``queries`` that are copies, each of the nearest that is confirmed.
@@ -131,12 +135,10 @@ class CopyFinder:
             queries: what is searched for. That groups are the same is not known across stores.
             but: sources of the pictures in which nothing is found.
         """
-        compute = require("pyarrow.compute", "train")
-        exact = compute.index_in(queries.sha256, value_set=self._sha256).to_pylist()
         left_out = np.isin(self._pictures.sources.to_numpy(), list(but)) if but else np.zeros(len(self._pictures), bool)
         found = []
         for index, (near, far) in enumerate(self._index.near(queries.hashes)):
-            same = exact[index]
+            same = self._first.get(queries.sha256[index].as_py())
             if same is not None and not left_out[same]:
                 found.append(Copy(index, same, 0, 1.0, True))
                 continue
