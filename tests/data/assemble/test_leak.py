@@ -1,38 +1,18 @@
-import shutil
-from pathlib import Path
-
 import cv2
-import data_store
 import numpy as np
 import pytest
+from known_copies import CUT, RESCALED, lay
 from made_folders import write_picture, write_series
-from pydicom.data import get_testdata_file
 
 from dexcore.data import build_store
 from dexcore.data.assemble.leak import find_leaks
 
 pytestmark = pytest.mark.xdist_group("workers")  # a build starts a server of processes
 
-PYDICOM_DATA = Path(data_store.__file__).parent / "data"
-# Copies among the files of pydicom and pydicom-data: the copy, the image it was made of, and how.
-RESCALED = {
-    "examples_jpeg2k.dcm": "US1_UNCR.dcm",  # nothing was changed
-    "examples_rgb_color.dcm": "US1_UNCR.dcm",  # half the size
-    "examples_ybr_color.dcm": "color3d_jpeg_baseline.dcm",  # half the size, frames left out
-}
-CUT = {"examples_overlay.dcm": "MR-SIEMENS-DICOM-WithOverlays.dcm", "examples_palette.dcm": "OBXXXX1A.dcm"}
-
 
 @pytest.fixture(autouse=True)
 def _own_key(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-
-
-def lay(folder, names):
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        there = PYDICOM_DATA / name
-        shutil.copy(there if there.is_file() else get_testdata_file(name), folder / name)
 
 
 @pytest.fixture(scope="module")

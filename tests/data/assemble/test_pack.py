@@ -5,8 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import pytest
+from known_copies import CUT, RESCALED, lay
 from made_folders import write_picture
-from test_leak import CUT, RESCALED, lay
 
 from dexcore.data import build_store
 from dexcore.data.assemble.build import build as build_with_report
