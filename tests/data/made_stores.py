@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
@@ -33,6 +34,7 @@ def in_a_process(work: Callable[[], None]) -> tuple[int, str]:
             os._exit(1)
         os._exit(0)
 
+    time.sleep(0.05)  # threads that end hold OpenCV's lock for a moment: a fork would copy it locked
     process = _fork.Process(target=run)
     process.start()
     sender.close()

@@ -74,7 +74,7 @@ class Pictures:
         self.sources = self._column("source")
         self.sha256 = self._column("sha256")
         # Numbers in place of names: those of files, and of groups.
-        # By Python: Arrow's compute functions start threads, after which this process is no good to be forked.
+        # By Python: Arrow's compute functions would start threads in a process that may be forked later.
         self.files = _numbers(_PLACE.sub("", path.as_py()) for path in self.paths)
         self.groups = _numbers(group.as_py() for group in self._column("group"))
         self.shapes = np.stack([self._column(name).to_numpy() for name in ("height", "width")], axis=1)

@@ -69,6 +69,7 @@ def in_a_process(work: Callable[[], None]) -> tuple[int, str]:
             os._exit(1)
         os._exit(0)
 
+    time.sleep(0.05)  # threads that end hold OpenCV's lock for a moment: a fork would copy it locked
     process = _fork.Process(target=run)
     process.start()
     sender.close()
