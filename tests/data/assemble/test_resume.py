@@ -1,6 +1,7 @@
 """Builds that are killed, run out of disk, meet one another, or read what changes under them."""
 
 import json
+import multiprocessing
 import os
 import random
 import resource
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -48,8 +49,21 @@ def made_folder(root: Path, pictures: int) -> Path:
     return root
 
 
+class Here(Executor):
+    """Does everything at once, in the thread that asks: a process without other threads can be forked."""
+
+    def submit(self, function, /, *arguments, **keywords):
+        future = Future()
+        try:
+            future.set_result(function(*arguments, **keywords))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
 def build(folder: Path, out: Path, **options: object):
-    with ThreadPoolExecutor(1) as executor:
+    # Here, in the process that forks; in those that it forks, as users' own executors are.
+    with Here() if multiprocessing.parent_process() is None else ThreadPoolExecutor(1) as executor:
         return build_store(folder, out, executor=executor, shard_bytes=20_000, **options)
 
 
