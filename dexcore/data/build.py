@@ -78,15 +78,15 @@ def build_store(
     elif root is not None:
         raise ValueError("root is for sources in the place of a folder, but a folder is given")
     options = Options(
-        name,
-        modality,  # type: ignore[arg-type]
-        max_side,
-        min_side,
-        every,
-        key,  # type: ignore[arg-type]
-        hash_paths,
-        drop_burned_in,
-        tuple(sources),
-        drop_near_copies,
+        name=name,
+        modality=modality,  # type: ignore[arg-type]  # checked and turned into a Modality there
+        max_side=max_side,
+        min_side=min_side,
+        every=every,
+        key=key,  # type: ignore[arg-type]  # and into a Path
+        hash_paths=hash_paths,
+        drop_burned_in=drop_burned_in,
+        sources=tuple(sources),
+        drop_near_copies=drop_near_copies,
     )
     return build(folder, out, options, jobs=jobs, executor=executor, shard_bytes=shard_bytes).manifest

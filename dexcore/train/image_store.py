@@ -1,7 +1,6 @@
 """The stores that a run makes itself, in the user's cache: of a folder of images, or of the sample images."""
 
 import hashlib
-import importlib.metadata
 import json
 import os
 import shutil
@@ -14,25 +13,14 @@ from pathlib import Path
 from dexcore.data import build_store
 from dexcore.data.assemble.build import REJECTS, build
 from dexcore.data.assemble.options import Options
+from dexcore.data.assemble.plan import PACKAGES, package_version
 from dexcore.data.readers import UnreadableFileError
 from dexcore.data.sources.samples import link_packages, sample_recipes
 from dexcore.data.store.manifest import StoreError
 from dexcore.train.config import ConfigError
 
-# What the sample store's bytes depend on, beside this package's own code.
-_PACKAGES = (
-    "numpy",
-    "opencv-python-headless",
-    "Pillow",
-    "imagecodecs",
-    "pyarrow",
-    "pydicom",
-    "pydicom-data",
-    "nibabel",
-    "nilearn",
-    "scikit-image",
-    "pyjpegls",
-)
+# What the sample store's bytes depend on, beside what every store's do and this package's own files.
+_SAMPLE_PACKAGES = ("pydicom-data", "nilearn", "scikit-image")
 
 
 def folder_store(folder: str, modality: str = "") -> Path:
@@ -123,18 +111,11 @@ def cache_folder() -> Path:
 
 
 def _key() -> str:
-    """Changes with the packages' versions and with the code in dexcore.data that reads and writes."""
+    """Changes with the packages' versions and with the code and the recipes in dexcore.data."""
     digest = hashlib.sha256()
-    for package in _PACKAGES:
-        digest.update(f"{package} {_version(package)}\n".encode())
+    for package in (*PACKAGES, *_SAMPLE_PACKAGES):
+        digest.update(f"{package} {package_version(package)}\n".encode())
     data = Path(str(resources.files("dexcore.data")))
-    for source in sorted(data.rglob("*.py")):
+    for source in sorted([*data.rglob("*.py"), *data.rglob("*.yaml")]):
         digest.update(source.read_bytes())
     return digest.hexdigest()[:12]
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "none"

@@ -1,10 +1,8 @@
 """The bench of the feed: it runs, says what it measured, and times nothing that is wrong."""
 
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
+from corpus import CORPUS, needs_corpus
 
 from bench import feed
 from bench.command import Options
@@ -41,10 +39,10 @@ def test_a_png_of_other_pixels_is_named(monkeypatch):
         feed.check(OPTIONS)
 
 
-@pytest.mark.skipif("DEXCORE_CORPUS" not in os.environ, reason="needs the corpus (DEXCORE_CORPUS)")
+@needs_corpus
 @pytest.mark.parametrize("kind", feed.GOALS)
 def test_the_corpus_has_images_of_each_kind(kind):
-    records = feed.corpus_records(Path(os.environ["DEXCORE_CORPUS"]), kind, 6)
+    records = feed.corpus_records(CORPUS, kind, 6)
     assert len({record.modality for record in records}) > 1
     for record in records:
         assert (record.image.ndim, record.image.dtype) == (3 if kind == "RGB" else 2, np.float32)

@@ -24,7 +24,7 @@ _FILES_A_TASK = 32
 _LARGE_BYTES = 8 << 20  # a file alone
 _LONG = (*ARCHIVES, Kind.VIDEO, Kind.SLIDE)  # a file alone, however small
 # What decides over pixels and bytes.
-_PACKAGES = [
+PACKAGES = [
     "numpy",
     "pyarrow",
     "Pillow",
@@ -44,7 +44,7 @@ def inputs_hash(source: SourceFiles, settings: Settings) -> str:
     recipe = source.recipe
     tables = [where.csv for where in (recipe.group, _column(recipe.split)) if isinstance(where, Column)]
     parts = [
-        [FORMAT, VERSION, dexcore.__version__, [_version(name) for name in _PACKAGES]],
+        [FORMAT, VERSION, dexcore.__version__, [package_version(name) for name in PACKAGES]],
         {field.name: _plain(getattr(recipe, field.name)) for field in fields(recipe)},
         {name: value for name, value in asdict(settings).items() if name not in ("root", "key")},
         hashlib.sha256(b"groups\0" + settings.key).hexdigest(),
@@ -73,7 +73,7 @@ def _plain(value: object) -> object:
     return value
 
 
-def _version(name: str) -> str:
+def package_version(name: str) -> str:
     try:
         return version(name)
     except PackageNotFoundError:

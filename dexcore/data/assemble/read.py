@@ -22,7 +22,7 @@ from dexcore.data.assemble.intensity import UnitsError, method_for
 from dexcore.data.assemble.masks import looks_like_labels
 from dexcore.data.assemble.options import Settings
 from dexcore.data.assemble.reasons import Reject, reason_of
-from dexcore.data.assemble.slices import AXES, acquired_axis, plane_spacing, slices, square
+from dexcore.data.assemble.slices import acquired_axis, plane_spacing, slices, square
 from dexcore.data.assemble.split import UnplacedError
 from dexcore.data.assemble.walk import Found
 from dexcore.data.modality import Modality
@@ -35,7 +35,7 @@ from dexcore.data.readers.series import read_series
 from dexcore.data.readers.slide import iterate_tiles
 from dexcore.data.readers.video import iterate_video
 from dexcore.data.record import ImageRecord
-from dexcore.data.sources.schema import InFile, Recipe
+from dexcore.data.sources.schema import AXES, InFile, Recipe
 from dexcore.data.store.manifest import Row, schema
 from dexcore.data.store.row import encode_row
 from dexcore.data.store.write import BATCH_ROWS

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 import numpy as np
 
 from dexcore.checks import check_kind, check_whole
-from dexcore.data.sources.schema import AXES as AXES  # the planes across x, y and z
 from dexcore.extras import require
 
 _ACQUIRED = 1.2  # a spacing so many times as large as both others is that between the slices of an acquisition

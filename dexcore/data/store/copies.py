@@ -114,7 +114,7 @@ class Pictures:
         batch, place = self._batches[number], index - int(self._starts[number])
         shape = tuple(int(size) for size in self.shapes[index])
         data = batch.column("image").field("bytes")[place].as_buffer()
-        return decode(data, shape, batch.column("bit_depth")[place].as_py())  # type: ignore[arg-type]
+        return decode(data, shape, batch.column("bit_depth")[place].as_py())  # type: ignore[arg-type]  # a tuple of two
 
 
 def _numbers(names: Iterable[str]) -> np.ndarray:

@@ -1,7 +1,6 @@
 """Real files: the corpus, and the test files of pydicom and nibabel, through ``build``; minutes long."""
 
 import json
-import os
 from collections import Counter
 from pathlib import Path
 
@@ -10,24 +9,22 @@ import nibabel
 import numpy as np
 import pydicom
 import pytest
+from corpus import CORPUS, needs_corpus
 from made_files import PYDICOM, PYDICOM_DATA, package_folder
 
 from dexcore.data import Modality, build_store, open_mvu
 from dexcore.data.store import check_store
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("workers")]
-CORPUS = os.environ.get("DEXCORE_CORPUS")
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     """The corpus's ten folders, each with a dataset.yaml of one line, and their store."""
-    if not CORPUS:
-        pytest.skip("DEXCORE_CORPUS names no corpus")
     base = tmp_path_factory.mktemp("corpus")
     for modality in Modality:
         (base / "scans" / modality).mkdir(parents=True)
-        for folder in (Path(CORPUS) / modality).iterdir():
+        for folder in (CORPUS / modality).iterdir():
             (base / "scans" / modality / folder.name).symlink_to(folder)
         (base / "scans" / modality / "dataset.yaml").write_text(f"modality: {modality}\n")
     (base / "key").write_text("0123456789abcdef")
@@ -45,13 +42,14 @@ def rejected(store: Path) -> Counter:
     )
 
 
+@needs_corpus
 def test_every_file_of_the_corpus_is_accounted_for(built):
     kept, ignored, files = Counter(), Counter(), 0
     for report in reports(built / "store").values():
         kept.update(report["kept"])
         ignored.update(report["ignored"])
         files += report["files"]
-    assert files == sum(len(list((Path(CORPUS) / modality).rglob("*.*"))) for modality in Modality) + 5  # LICENSE
+    assert files == sum(len(list((CORPUS / modality).rglob("*.*"))) for modality in Modality) + 5  # LICENSE
     assert ignored == {".json": 176, ".xml": 120, "license": 5, ".txt": 1}
     assert kept == {
         "CT/dicom": 124,
@@ -79,16 +77,18 @@ def test_every_file_of_the_corpus_is_accounted_for(built):
     assert check_store(built / "store") == []
 
 
+@needs_corpus
 def test_no_mask_of_the_corpus_is_an_image(built):
     """labels/*.csv names the masks: none is kept, and every image is kept or has its reason."""
     dataset = open_mvu(built / "store")
     kept = {dataset[index]["path"].split("#")[0] for index in range(len(dataset))}
-    for table in (Path(CORPUS) / "labels").glob("*.csv"):
+    for table in (CORPUS / "labels").glob("*.csv"):
         for line in table.read_text().splitlines()[1:]:
             mask = line.rsplit(",", 1)[1]
             assert mask not in kept
 
 
+@needs_corpus
 def test_images_are_as_independent_readers_see_them(built):
     dataset = open_mvu(built / "store")
     compared = Counter()

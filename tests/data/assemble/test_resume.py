@@ -12,19 +12,17 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 from made_folders import write_mask, write_picture, write_series, write_volume
+from made_stores import in_a_process
 
 from dexcore.data import build_store
 from dexcore.data.assemble import plan
 from dexcore.data.assemble.lock import locked
 from dexcore.data.assemble.read import build_task
 from dexcore.data.store import StoreError, check_store
-
-_fork = get_context("fork")
 
 
 @pytest.fixture(autouse=True)
@@ -69,27 +67,6 @@ def build(folder: Path, out: Path, **options: object):
 
 def files_of(out: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in out.iterdir()}
-
-
-def in_a_process(work: Callable[[], None]) -> tuple[int, str]:
-    """Do the work in a forked process; its exit code, and its error's text."""
-    receiver, sender = _fork.Pipe(duplex=False)
-
-    def run() -> None:
-        try:
-            work()
-        except BaseException as error:
-            sender.send(f"{type(error).__name__}: {error}")
-            os._exit(1)
-        os._exit(0)
-
-    time.sleep(0.05)  # threads that end hold OpenCV's lock for a moment: a fork would copy it locked
-    process = _fork.Process(target=run)
-    process.start()
-    sender.close()
-    process.join(60)
-    assert process.exitcode is not None
-    return process.exitcode, receiver.recv() if process.exitcode == 1 else ""
 
 
 def kill_at(moment: int) -> None:

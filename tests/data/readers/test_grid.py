@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from corpus import CORPUS, needs_corpus
 
 from dexcore.data.readers import UnreadableFileError, read_file
 
@@ -221,9 +222,9 @@ def test_a_modality_that_the_header_names_is_known(tmp_path):
     assert read_file(tmp_path / "a.mhd").metadata == {"Modality": "CT"}
 
 
-@pytest.mark.skipif("DEXCORE_CORPUS" not in os.environ, reason="the corpus of real images is elsewhere")
+@needs_corpus
 def test_the_corpus_is_read_as_itk_reads_it():
-    files = sorted(Path(os.environ["DEXCORE_CORPUS"], "MR/pyradiomics").glob("*.nrrd"))
+    files = sorted(Path(CORPUS, "MR/pyradiomics").glob("*.nrrd"))
     assert len(files) == 6
     for path in files:
         scan, oriented = read_file(path), sitk.DICOMOrient(sitk.ReadImage(path), "RAS")

@@ -1,11 +1,11 @@
 """Heidelberg's .vol, as made here and as the device wrote it."""
 
-import os
 import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
+from corpus import CORPUS, needs_corpus
 from made_kinds import write_vol
 
 from dexcore.data.readers import UnreadableFileError, read_file
@@ -72,9 +72,9 @@ def test_a_truncated_file_is_refused(tmp_path):
             read_file(tmp_path / "cut.vol")
 
 
-@pytest.mark.skipif("DEXCORE_CORPUS" not in os.environ, reason="the corpus of real images is elsewhere")
+@needs_corpus
 def test_the_device_s_own_files_are_read():
-    files = sorted(Path(os.environ["DEXCORE_CORPUS"], "OCT/spectralis-vol").glob("*.vol"))
+    files = sorted(Path(CORPUS, "OCT/spectralis-vol").glob("*.vol"))
     assert len(files) == 2
     for path in files:
         scan = read_file(path)

