@@ -32,7 +32,7 @@ from dexcore.data.assemble.report import BuildReport, DryRun, NothingKeptError, 
 from dexcore.data.assemble.split import Grouping, load_key
 from dexcore.data.assemble.walk import SourceFiles, Walked, sources_by, sources_of, walk
 from dexcore.data.assemble.workers import Workers
-from dexcore.data.sources.schema import Recipe
+from dexcore.data.sources.recipe import Recipe
 from dexcore.data.store.commit import STAGING, commit, is_shard, remove_source, writing
 from dexcore.data.store.copies import CopyFinder, Pictures
 from dexcore.data.store.manifest import MANIFEST, VERSION, Manifest, Shard, SourcePart, StoreError

@@ -22,7 +22,7 @@ from dexcore.data.readers.dicom_header import Header, read_header
 from dexcore.data.readers.kind import Kind, file_kind
 from dexcore.data.readers.series import group_series
 from dexcore.data.record import Split
-from dexcore.data.sources.schema import InFile, Recipe
+from dexcore.data.sources.recipe import InFile, Recipe
 
 # What lies beside images and says something about them; told by the name where the content is no image's.
 SIDECARS = frozenset(

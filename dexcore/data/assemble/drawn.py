@@ -8,7 +8,7 @@ from dexcore.data.assemble.split import Grouping
 from dexcore.data.assemble.walk import Found, SourceFiles
 from dexcore.data.readers.kind import Kind
 from dexcore.data.record import ImageRecord
-from dexcore.data.sources.schema import Recipe
+from dexcore.data.sources.recipe import Recipe
 from dexcore.data.synthetic import SyntheticMVU
 
 

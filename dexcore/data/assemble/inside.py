@@ -13,7 +13,7 @@ from dexcore.data.assemble.split import Grouping
 from dexcore.data.assemble.walk import Found, SourceFiles
 from dexcore.data.readers import UnreadableFileError
 from dexcore.data.readers.archive import each_member, members
-from dexcore.data.sources.schema import Recipe
+from dexcore.data.sources.recipe import Recipe
 
 
 def items_inside(

@@ -4,7 +4,7 @@ import numpy as np
 
 from dexcore.data.modality import Modality
 from dexcore.data.readers import Scan
-from dexcore.data.sources.schema import Units
+from dexcore.data.sources.recipe import Units
 
 _AIR_HU = -200  # a CT in Hounsfield units has air in it
 _BY_MODALITY = {Modality.CT: "hu_window", Modality.PET: "percentile_zscore_minmax", Modality.MR: "percentile_minmax"}

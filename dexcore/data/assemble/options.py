@@ -9,7 +9,8 @@ from dexcore.checks import check_kind, check_path, check_whole
 from dexcore.data.assemble.walk import path_text
 from dexcore.data.modality import Modality
 from dexcore.data.sources.catalog import recipe, recipes
-from dexcore.data.sources.schema import Recipe, load_recipe, parse_modality
+from dexcore.data.sources.recipe import Recipe
+from dexcore.data.sources.schema import load_recipe, parse_modality
 
 ALL_SOURCES = "all"  # every one of MVU's of which there is a file
 

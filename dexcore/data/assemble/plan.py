@@ -15,7 +15,7 @@ from dexcore.data.assemble.options import Settings
 from dexcore.data.assemble.read import Task
 from dexcore.data.assemble.walk import SourceFiles
 from dexcore.data.readers.kind import Kind
-from dexcore.data.sources.schema import Column
+from dexcore.data.sources.recipe import Column
 from dexcore.data.store.manifest import VERSION
 from dexcore.extras import require
 

@@ -35,7 +35,7 @@ from dexcore.data.readers.series import read_series
 from dexcore.data.readers.slide import iterate_tiles
 from dexcore.data.readers.video import iterate_video
 from dexcore.data.record import ImageRecord
-from dexcore.data.sources.schema import AXES, InFile, Recipe
+from dexcore.data.sources.recipe import AXES, InFile, Recipe
 from dexcore.data.store.manifest import Row, schema
 from dexcore.data.store.row import encode_row
 from dexcore.data.store.write import BATCH_ROWS

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from dexcore.data.readers.dicom_header import Header
 from dexcore.data.record import Split
 from dexcore.data.sources.globs import matcher
-from dexcore.data.sources.schema import Column, InFile, Recipe, RecipeError
+from dexcore.data.sources.recipe import Column, InFile, Recipe, RecipeError
 
 _KEY_BYTES = 32
 _HASH_DIGITS = 32

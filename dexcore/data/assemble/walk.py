@@ -8,7 +8,8 @@ from pathlib import Path
 
 from dexcore.data.modality import Modality
 from dexcore.data.sources.globs import matcher
-from dexcore.data.sources.schema import DATASET_YAML, Column, Recipe, RecipeError, describes_a_source, load_recipe
+from dexcore.data.sources.recipe import Column, Recipe, RecipeError
+from dexcore.data.sources.schema import DATASET_YAML, describes_a_source, load_recipe
 
 _NOT_LOOKED_AT = ("__MACOSX",)
 

@@ -11,7 +11,8 @@ from importlib import resources
 from pathlib import Path
 
 from dexcore.data.modality import SOURCES, Source
-from dexcore.data.sources.schema import Recipe, RecipeError, load_recipe
+from dexcore.data.sources.recipe import Recipe, RecipeError
+from dexcore.data.sources.schema import load_recipe
 
 
 def recipes() -> list[Recipe]:

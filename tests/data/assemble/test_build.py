@@ -15,7 +15,7 @@ from PIL import Image
 from dexcore.data import build_store, open_mvu
 from dexcore.data.assemble.build import dry_run
 from dexcore.data.assemble.options import Options
-from dexcore.data.sources.schema import RecipeError
+from dexcore.data.sources.recipe import RecipeError
 from dexcore.data.store import StoreError, check_store
 from dexcore.data.store.manifest import Manifest
 

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from dexcore.data import SyntheticMVU, build_store, open_mvu
-from dexcore.data.sources.schema import RecipeError, load_recipe
+from dexcore.data.sources.recipe import RecipeError
+from dexcore.data.sources.schema import load_recipe
 from dexcore.data.synthetic import stored_label
 
 YAML = "name: SyntheticMVU\nsynthetic: {images: 70, size: 64, seed: 3, modalities: [CT, Photo]}\n"

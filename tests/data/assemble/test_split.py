@@ -9,7 +9,8 @@ from made_folders import write_series
 from dexcore.data.assemble.split import Grouping, UnplacedError, load_key, stem
 from dexcore.data.assemble.walk import sources_by, walk
 from dexcore.data.readers.dicom_header import read_header
-from dexcore.data.sources.schema import Column, InFile, Recipe, RecipeError, load_recipe
+from dexcore.data.sources.recipe import Column, InFile, Recipe, RecipeError
+from dexcore.data.sources.schema import load_recipe
 
 KEY = b"k" * 32
 

@@ -17,7 +17,7 @@ from dexcore.data.assemble.split import Grouping
 from dexcore.data.assemble.walk import sources_by, walk
 from dexcore.data.modality import SOURCES
 from dexcore.data.sources.catalog import layout_word, recipe, recipes
-from dexcore.data.sources.schema import RecipeError
+from dexcore.data.sources.recipe import RecipeError
 from dexcore.data.store import Manifest, Store
 
 DOWNLOADS = ("AutoPET", "TopBrain", "OCTA500")  # each holds several sources

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from dexcore.data.modality import Modality
-from dexcore.data.sources.schema import Column, InFile, Recipe, RecipeError, describes_a_source, load_recipe
+from dexcore.data.sources.recipe import Column, InFile, Recipe, RecipeError
+from dexcore.data.sources.schema import describes_a_source, load_recipe
 
 
 def load(folder, text):

@@ -9,7 +9,8 @@ from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
-from dexcore.data.sources.schema import Recipe, load_recipe
+from dexcore.data.sources.recipe import Recipe
+from dexcore.data.sources.schema import load_recipe
 from dexcore.extras import require
 
 _log = logging.getLogger(__name__)
