@@ -11,7 +11,8 @@ from importlib import resources
 from pathlib import Path
 
 from dexcore.data import build_store
-from dexcore.data.assemble.build import REJECTS, build
+from dexcore.data.assemble.beside import REJECTS
+from dexcore.data.assemble.build import build
 from dexcore.data.assemble.options import Options
 from dexcore.data.assemble.plan import PACKAGES, package_version
 from dexcore.data.readers import UnreadableFileError

@@ -13,12 +13,13 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from dexcore.checks import check_whole
+from dexcore.data.assemble.beside import BUILD, REJECTS, build_text, put, read_reports, rejects_text
 from dexcore.data.assemble.discover import Classified, Inspected, classify, inspect
 from dexcore.data.assemble.drawn import drawn_items
 from dexcore.data.assemble.lock import clear, locked
@@ -39,8 +40,6 @@ from dexcore.data.store.manifest import MANIFEST, VERSION, Manifest, Shard, Sour
 from dexcore.data.store.read import map_shard
 from dexcore.files import write_whole
 
-BUILD = "build.json"
-REJECTS = "rejects.jsonl"
 _STAGING = f"{STAGING}build"
 _FILES_AN_INSPECTION = 256
 
@@ -130,15 +129,14 @@ def remove(out: str | os.PathLike[str], name: str) -> Manifest:
     out = Path(out)
     Manifest.load(out)
     with writing(out), locked(out / _STAGING) as staging:
-        reports, _ = _state(out)
+        reports = read_reports(out)
         reports.pop(name, None)
         for report in reports.values():
             report.shared.pop(name, None)
-        lines = [line for line in _lines(out / REJECTS) if line.get("source") != name]
         manifest = remove_source(out, name)
         staging.mkdir(exist_ok=True)
-        _put(staging, out / REJECTS, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-        _put(staging, out / BUILD, _build_text(reports))
+        put(staging, out / REJECTS, rejects_text(out, {name: []}))
+        put(staging, out / BUILD, build_text(reports))
         shutil.rmtree(staging, ignore_errors=True)
     return manifest
 
@@ -200,7 +198,10 @@ def _refuse_foreign_files(out: Path) -> None:
 
 
 def _build(plan: _Plan, out: Path, staging: Path, workers: Workers, shard_bytes: int) -> BuildReport:
-    there, manifest = _state(out)
+    there = read_reports(out)
+    manifest = Manifest.load(out) if (out / MANIFEST).is_file() else None
+    if manifest is not None and manifest.version == 1:
+        manifest = None  # replaced whole
     parts = dict(manifest.sources) if manifest else {}
     fresh = [source for source in plan.sources if not _is_there(source, there, parts)]
     gone = _gone(plan, there)
@@ -231,8 +232,10 @@ def _build(plan: _Plan, out: Path, staging: Path, workers: Workers, shard_bytes:
         raise NothingKeptError(reports.values())
     _tell_shared({source.name: source.report for source in fresh}, parts, out, staging)
     result = Manifest.of(manifest.name if manifest else plan.name, plan.settings.max_side, parts)
-    _put(staging, out / REJECTS, _rejects(out, plan, fresh, set(reports)))
-    _put(staging, out / BUILD, _build_text(reports))
+    rejects = {source.name: source.rejects for source in fresh}
+    closed = [(plan.settings.shown(path), reason) for path, reason in plan.walked.closed]
+    put(staging, out / REJECTS, rejects_text(out, rejects, closed, set(reports)))
+    put(staging, out / BUILD, build_text(reports))
     commit(staging, out, result)
     return BuildReport(out, result, reports, [source.name for source in fresh])
 
@@ -257,19 +260,6 @@ def _tell_shared(fresh: Mapping[str, SourceReport], parts: Mapping[str, SourcePa
     except (StoreError, ValueError) as error:  # a damaged shard of another source, which is none of this build's
         for report in fresh.values():
             report.advice.append(f"copies in other sources were not looked for: {error}")
-
-
-def _state(out: Path) -> tuple[dict[str, SourceReport], Manifest | None]:
-    """What earlier builds left: reports of sources, and the manifest of a store that can be added to."""
-    manifest = Manifest.load(out) if (out / MANIFEST).is_file() else None
-    if manifest is not None and manifest.version == 1:
-        manifest = None  # replaced whole
-    try:
-        content = json.loads((out / BUILD).read_bytes())
-        reports = {str(name): SourceReport(**report) for name, report in content["sources"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        reports = {}
-    return reports, manifest
 
 
 def _is_there(source: _Source, there: dict[str, SourceReport], parts: dict[str, SourcePart]) -> bool:
@@ -393,40 +383,3 @@ def _pack(source: _Source, plan: _Plan, staging: Path, shard_bytes: int) -> None
     folder, file = _entries(source)
     write_whole(staging / file, json.dumps(content).encode())
     shutil.rmtree(staging / folder, ignore_errors=True)
-
-
-def _build_text(reports: Mapping[str, SourceReport]) -> str:
-    content = {"version": 1, "sources": {name: asdict(report) for name, report in sorted(reports.items())}}
-    return json.dumps(content, indent=1) + "\n"
-
-
-def _put(staging: Path, path: Path, text: str) -> None:
-    """Write a file beside the store, whole or not at all; what a kill leaves lies in the build's folder."""
-    write_whole(staging / path.name, text.encode())
-    os.replace(staging / path.name, path)
-
-
-def _rejects(out: Path, plan: _Plan, fresh: list[_Source], known: set[str]) -> str:
-    """One JSON object a line: source, path, reason. Sources that were not built keep their lines."""
-    built = {source.name for source in fresh}
-    lines: list[dict[str, str | None]] = [line for line in _lines(out / REJECTS) if line.get("source") in known - built]
-    for source in fresh:
-        lines += [{"source": source.name, "path": one.path, "reason": one.reason} for one in source.rejects]
-    closed = [(plan.settings.shown(path), reason) for path, reason in plan.walked.closed]
-    lines += [{"source": None, "path": path, "reason": reason} for path, reason in closed]
-    lines.sort(key=lambda line: str(line["source"] or ""))
-    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-
-
-def _lines(path: Path) -> Iterator[dict[str, str | None]]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return
-    for line in text.splitlines():
-        try:
-            content = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(content, dict):
-            yield content
