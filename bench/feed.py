@@ -6,10 +6,11 @@
     usual       one PNG of level 1 a file: cv2.imread, to float32, crop, resize by INTER_AREA, flip, warpAffine
     floor       what dexcore does, with the image decoded already
 
-To 256 x 256, float32, normalized, stacked to batches by torch's default_collate. All make the same draws. Times are
-the processor's, of all threads of the process: what else runs on the machine adds little. The files lie in the page
-cache. Of every kind of image there are 60 real ones as a build stores them, by turns of the modalities
-that have the kind, the shorter side from 256 to 512 pixels: in smaller ones there is less to decode than to draw.
+To 256 x 256, float32, normalized, collated to batches: dexcore's by its collate, the usual ones by torch's. A batch is
+one image in 16 draws, the same for all. Times are the processor's, of all threads of the process: what else runs on the
+machine adds little. The files lie in the page cache. Of every kind of image there are 60 real ones as a build stores
+them, by turns of the modalities that have the kind, the shorter side from 256 to 512 pixels: in smaller ones there is
+less to decode than to draw.
 Without DEXCORE_CORPUS, or with --quick, they are synthetic, and there are no goals.
 """
 
@@ -35,7 +36,7 @@ from dexcore.data.assemble.slices import slices
 from dexcore.data.feed.augment import to_tensor
 from dexcore.data.feed.dataset import MVUDataset, open_mvu
 from dexcore.data.feed.keyed import Stream, generator
-from dexcore.data.feed.pretrain_view import PretrainView
+from dexcore.data.feed.pretrain_view import PretrainView, collate
 from dexcore.data.modality import Modality
 from dexcore.data.normalize import normalize
 from dexcore.data.readers import UnreadableFileError, read_file
@@ -46,7 +47,7 @@ from dexcore.extras import require
 
 GOALS = {"gray": 4.0, "gray, 16 bit": 4.0, "RGB": 3.0}  # times the images per second of the usual path
 _IMAGES, _SIZE, _MAX_SIDE = 60, 256, 512
-_SEED, _EPOCHS = 133, 5  # every image is timed in this many epochs, by other draws each
+_SEED, _BATCH, _ROUNDS = 133, 16, 5  # every image's batch is timed in each round
 _PATCHES, _ROUTERS = (_SIZE // 16) ** 2, [8] * 12
 _NORMALIZATIONS = {Modality.CT: "hu_window", Modality.MR: "percentile_minmax"}
 _MODALITIES = {
@@ -55,8 +56,8 @@ _MODALITIES = {
     "RGB": (Modality.FUNDUS, Modality.PATHOLOGY, Modality.ENDOSCOPY, Modality.PHOTO),
 }
 
-Item = dict[str, Any]
-Contender = Callable[[int, int], Item]  # of an epoch and an image
+Batch = dict[str, Any]
+Contender = Callable[[list[tuple[int, int]]], Batch]  # of epochs and images
 
 
 class _Decoded(MVUDataset):
@@ -128,12 +129,12 @@ class Contest:
         arguments = (np.arange(len(self.dataset)), _SIZE, _SEED, _PATCHES, _ROUTERS)
         view, floor = PretrainView(self.dataset, *arguments), PretrainView(_Decoded(folder / "store"), *arguments)
         self.contenders: dict[str, Contender] = {
-            "dexcore": lambda epoch, index: view[(epoch, index)],
-            "usual": self.usual,
-            "floor": lambda epoch, index: floor[(epoch, index)],
+            "dexcore": lambda keys: collate(view.__getitems__(keys)),
+            "usual": lambda keys: default_collate([self.usual(*key) for key in keys]),
+            "floor": lambda keys: collate(floor.__getitems__(keys)),
         }
 
-    def usual(self, epoch: int, index: int) -> Item:
+    def usual(self, epoch: int, index: int) -> dict[str, Any]:
         image = published_chain(self.read_png(index), _SIZE, generator(_SEED, epoch, index, Stream.AUGMENT))
         return {"image": to_tensor(image), "sample_id": index}
 
@@ -158,7 +159,7 @@ def check(options: Options) -> Refused:
                 for index in range(len(contest.files)):
                     if not np.array_equal(contest.dataset.read(index), contest.read_png(index)):
                         raise WrongResultError(f"feed, {kind}: image {index} is decoded to other pixels than its PNG")
-                    ours, usual, floor = (call(0, index)["image"] for call in contest.contenders.values())
+                    ours, usual, floor = (call([(0, index)])["image"] for call in contest.contenders.values())
                     error = float((ours - usual).abs().mean())
                     if not error <= 0.1 or not ours.equal(floor):  # of values whose standard deviation is about 1
                         raise WrongResultError(f"feed, {kind}: image {index} is {error:.2g} off, allowed 0.1")
@@ -166,7 +167,7 @@ def check(options: Options) -> Refused:
 
 
 def measure(options: Options, ceilings: Ceilings, refused: Refused) -> list[Line]:
-    """A table a kind of image; each image's time is the median of its epochs', the table's the images' median."""
+    """A table a kind of image; each image's time is the median of the rounds', the table's the images' median."""
     lines = []
     for kind in GOALS:
         with tempfile.TemporaryDirectory() as folder, one_thread():
@@ -177,26 +178,16 @@ def measure(options: Options, ceilings: Ceilings, refused: Refused) -> list[Line
 
 
 def _seconds(contest: Contest) -> dict[str, list[float]]:
-    """Seconds of each image, its share of collating a batch of all included, the contenders in turn, a batch each."""
-    images = range(len(contest.files))
-    taken: dict[str, list[list[float]]] = {name: [[] for _ in images] for name in contest.contenders}
-    collated: dict[str, list[float]] = {name: [] for name in contest.contenders}
-    for epoch in range(_EPOCHS + 1):
-        items: dict[str, list[Item]] = {name: [] for name in contest.contenders}
-        for name, call in contest.contenders.items():
-            for index in images:
+    """Seconds an image takes in its batch, for every image; the contenders take turns."""
+    taken: dict[str, list[list[float]]] = {name: [[] for _ in contest.files] for name in contest.contenders}
+    for _ in range(_ROUNDS + 1):  # the first warms up
+        for index in range(len(contest.files)):
+            keys = [(epoch, index) for epoch in range(_BATCH)]
+            for name, call in contest.contenders.items():
                 began = time.process_time()
-                items[name].append(call(epoch, index))
-                taken[name][index].append(time.process_time() - began)
-        for name, batch in items.items():
-            began = time.process_time()
-            default_collate(batch)
-            collated[name].append((time.process_time() - began) / len(batch))
-    return {
-        # The first epoch has warmed up.
-        name: [statistics.median(seconds[1:]) + statistics.median(collated[name][1:]) for seconds in taken[name]]
-        for name in taken
-    }
+                call(keys)
+                taken[name][index].append((time.process_time() - began) / _BATCH)
+    return {name: [statistics.median(rounds[1:]) for rounds in images] for name, images in taken.items()}
 
 
 def _report(options: Options, kind: str, contest: Contest, times: dict[str, Timing]) -> list[Line]:

@@ -113,7 +113,9 @@ def center(image: np.ndarray, size: int) -> np.ndarray:
     return resample(image, center_square(*image.shape[:2]), size)
 
 
-def to_tensor(image: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+def to_tensor(
+    image: np.ndarray, mean: Sequence[float], std: Sequence[float], out: torch.Tensor | None = None
+) -> torch.Tensor:
     """Normalize the channels.
 
     Args:
@@ -121,12 +123,13 @@ def to_tensor(image: np.ndarray, mean: Sequence[float], std: Sequence[float]) ->
             of one channel (luma, ITU-R BT.601).
         mean: of each channel.
         std: standard deviation of each channel.
+        out: where the result is written, a CPU tensor of its shape and dtype; new memory without it.
 
     Returns:
         float32 [C, S, S], a channel a number in ``mean``.
 
     Raises:
-        ValueError: the image is none, or has other channels than ``mean``.
+        ValueError: the image is none, or has other channels than ``mean``; ``out`` is of another shape or dtype.
     """
     check_image(image)
     if image.dtype != np.float32:
@@ -134,12 +137,16 @@ def to_tensor(image: np.ndarray, mean: Sequence[float], std: Sequence[float]) ->
     _check_channels(image, len(mean))
     if image.ndim == 3 and len(mean) == 1:
         image = image @ LUMA if image.shape[2] == 3 else image[..., 0]
-    tensor = np.empty((len(mean), *image.shape[:2]), np.float32)
+    shape = (len(mean), *image.shape[:2])
+    if out is None:
+        out = torch.empty(shape)
+    elif out.shape != shape or out.dtype != torch.float32:
+        raise ValueError(f"out is {out.dtype} {list(out.shape)}, expected float32 {list(shape)}")
     # Channel by channel: numpy is several times slower over an image whose channels lie innermost.
-    for channel, (plane, level, deviation) in enumerate(zip(tensor, mean, std, strict=True)):
+    for channel, (plane, level, deviation) in enumerate(zip(out.numpy(), mean, std, strict=True)):
         np.subtract(image if image.ndim == 2 else image[..., channel], np.float32(level), out=plane)
         plane /= np.float32(deviation)
-    return torch.from_numpy(tensor)
+    return out
 
 
 def warp(image: np.ndarray, box: Box, size: int, flip: bool = False, angle: float = 0.0) -> np.ndarray:

@@ -23,7 +23,7 @@ from dexcore.data.feed.cache import memory_share
 from dexcore.data.feed.dataset import MVUDataset
 from dexcore.data.feed.order import GlobalBatchSampler, GlobalOrder
 from dexcore.data.feed.own import OwnImages
-from dexcore.data.feed.pretrain_view import PretrainView, ReplacementLimit
+from dexcore.data.feed.pretrain_view import PretrainView, ReplacementLimit, collate
 from dexcore.extras import require
 from dexcore.nn import (
     aux_losses,
@@ -316,6 +316,7 @@ class Pretraining:
         return DataLoader(
             view,
             batch_sampler=self._sampler(),
+            collate_fn=collate,
             num_workers=workers,
             pin_memory=self.device.type == "cuda",
             worker_init_fn=leave_signals_to_parent,

@@ -123,15 +123,17 @@ def channel_statistics(name: str, channels: int = 3) -> tuple[tuple[float, ...],
     return (sum(mean) / len(mean),) * channels, (sum(std) / len(std),) * channels
 
 
-def to_tensor(image: np.ndarray, statistics: str = "imagenet", channels: int = 3) -> torch.Tensor:
+def to_tensor(
+    image: np.ndarray, statistics: str = "imagenet", channels: int = 3, out: torch.Tensor | None = None
+) -> torch.Tensor:
     """`dexcore.view.to_tensor` with statistics by their name in ``CHANNEL_STATISTICS``, to a number of channels.
 
     Raises:
-        ValueError: the image is none, or there are no such statistics.
+        ValueError: the image is none, there are no such statistics, or ``out`` is of another shape or dtype.
     """
     if statistics not in list(CHANNEL_STATISTICS):  # a list: also what cannot be hashed is compared
         raise ValueError(f"statistics is {statistics!r}, expected one of {', '.join(CHANNEL_STATISTICS)}")
-    return view.to_tensor(image, *channel_statistics(statistics, channels))
+    return view.to_tensor(image, *channel_statistics(statistics, channels), out)
 
 
 def _draw_box(image: np.ndarray, size: int, rng: np.random.Generator, min_area: float) -> Box:

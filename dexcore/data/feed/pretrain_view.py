@@ -1,13 +1,13 @@
 """What a pre-training step is given: images changed at random, and the draws that go with them."""
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import Dataset, default_collate, get_worker_info
 
 from dexcore.checks import check_kind, check_number, check_whole
 from dexcore.data.feed.augment import CHANNEL_STATISTICS, PAPER, Augmentation, augment, to_tensor
@@ -28,7 +28,7 @@ class PretrainView(Dataset[dict[str, Any]]):
     """What a pre-training step needs of each sample, every draw keyed on (seed, epoch, sample id).
 
     An item depends on its key alone, on no rank, worker or batch position. It is a dictionary that a stock
-    DataLoader stacks:
+    DataLoader stacks (with ``collate_fn=collate`` without a copy of the images):
 
     - ``image`` float32 [channels, size, size]: augmented and normalised, or what ``transform`` made of it;
     - ``modality`` int: place in the data set's ``modality_names``;
@@ -108,16 +108,26 @@ class PretrainView(Dataset[dict[str, Any]]):
         return len(self.indices)
 
     def __getitem__(self, key: SampleKey | tuple[int, int]) -> dict[str, Any]:
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: Sequence[SampleKey | tuple[int, int]]) -> "Items":
+        """What a DataLoader asks for: the items of a batch, whose images lie in one array."""
+        # NumPy asks for huge pages. In ordinary ones the system's first touch may take as long as decoding.
+        images = torch.from_numpy(np.empty((len(keys), self.channels, self.size, self.size), np.float32))
+        return Items([self._item(key, out) for key, out in zip(keys, images, strict=True)], images)
+
+    def _item(self, key: SampleKey | tuple[int, int], out: torch.Tensor) -> dict[str, Any]:
+        """The item of a key; its image is written to ``out``."""
         if get_worker_info() is not None:
             # Workers run side by side: OpenCV's own threads in each would only contend.
             require("cv2", "train").setNumThreads(0)
         epoch, position = key
         asked = int(self.indices[position])
-        sample_id, image = self._read(epoch, asked)
+        sample_id = self._read(epoch, asked, out)
         mask_rng = generator(self.seed, epoch, asked, Stream.MASK)
         router_rng = generator(self.seed, epoch, asked, Stream.ROUTER)
         return {
-            "image": image,
+            "image": out,
             "modality": int(self.dataset.modality[sample_id]),
             "sample_id": sample_id,
             "mask_noise": torch.from_numpy(mask_rng.random(self.num_patches, dtype=np.float32)),
@@ -125,30 +135,51 @@ class PretrainView(Dataset[dict[str, Any]]):
             "replaced": sample_id != asked,
         }
 
-    def _read(self, epoch: int, asked: int) -> tuple[int, torch.Tensor]:
-        """Make a sample, or in place of a corrupt one another, always the same for the same key."""
-        rng = generator(self.seed, epoch, asked, Stream.REPLACE)
-        sample_id = asked
+    def _read(self, epoch: int, asked: int, out: torch.Tensor) -> int:
+        """Make a sample, or in place of a corrupt one another, always the same for the same key; gives its id."""
+        sample_id, rng = asked, None
         for _ in range(_REPLACE_TRIES):
             try:
-                return sample_id, self._image(sample_id, generator(self.seed, epoch, asked, Stream.AUGMENT))
+                self._write_image(sample_id, generator(self.seed, epoch, asked, Stream.AUGMENT), out)
+                return sample_id
             except ImageDecodeError as error:
                 _log.warning("replaced: %s", error)
+                rng = rng or generator(self.seed, epoch, asked, Stream.REPLACE)
                 sample_id = int(self.indices[rng.integers(len(self.indices))])
         raise StoreError(f"image {asked} and {_REPLACE_TRIES - 1} images in its place cannot be decoded")
 
-    def _image(self, sample_id: int, rng: np.random.Generator) -> torch.Tensor:
+    def _write_image(self, sample_id: int, rng: np.random.Generator, out: torch.Tensor) -> None:
         if self.transform is None:
             settings = self.augmentations[self.dataset.modality[sample_id]]
             pixels = augment(self.dataset.read(sample_id), self.size, rng, settings)
-            return to_tensor(pixels, self.statistics, self.channels)
+            to_tensor(pixels, self.statistics, self.channels, out)
+            return
         with seeded_by(rng):
             made = self.transform(self.dataset.item(sample_id))
-        expected = (self.channels, self.size, self.size)
-        if not (isinstance(made, torch.Tensor) and made.is_floating_point() and made.shape == expected):
+        if not (isinstance(made, torch.Tensor) and made.is_floating_point() and made.shape == out.shape):
             found = f"{made.dtype} {list(made.shape)}" if isinstance(made, torch.Tensor) else type(made).__name__
-            raise TypeError(f"transform must give a float tensor {list(expected)}, got {found}")
-        return made.float()
+            raise TypeError(f"transform must give a float tensor {list(out.shape)}, got {found}")
+        out.copy_(made.detach())
+
+
+class Items(list[dict[str, Any]]):
+    """The items of a batch, and their images side by side.
+
+    Attributes:
+        images: float32 [B, channels, size, size]; each item's ``image`` is a part of it.
+    """
+
+    def __init__(self, items: list[dict[str, Any]], images: torch.Tensor) -> None:
+        super().__init__(items)
+        self.images = images
+
+
+def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """Stack a batch as ``default_collate`` does; the images of `Items` without a copy."""
+    if not isinstance(items, Items):
+        return default_collate(items)
+    rest = default_collate([{name: value for name, value in item.items() if name != "image"} for item in items])
+    return {"image": items.images, **rest}
 
 
 class ReplacementLimit:

@@ -549,6 +549,17 @@ def test_the_tensor_is_normalized_by_imagenets_statistics_with_gray_repeated():
     assert torch.equal(to_tensor(gray), to_tensor(np.stack([gray] * 3, axis=-1)))
 
 
+def test_the_tensor_is_written_where_it_shall_stand():
+    batch = torch.full((2, 3, 16, 16), 7.0)
+    for image in (textured(16, 16), textured(16, 16, None)):
+        to_tensor(image, out=batch[1])
+        assert torch.equal(batch[1], to_tensor(image))
+        assert (batch[0] == 7).all()
+    for out in (batch[0, :2], batch[0].double()):
+        with pytest.raises(ValueError, match=r"out is torch.float\d+ .*, expected float32 \[3, 16, 16\]"):
+            to_tensor(image, out=out)
+
+
 def test_gray_statistics_leave_the_channels_of_a_gray_image_alike():
     gray = textured(48, 48, None)
     assert torch.equal(*to_tensor(gray, "gray")[:2])

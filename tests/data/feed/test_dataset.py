@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 from made_records import as_stored, made_records
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
 from dexcore.data.feed.dataset import MODALITIES, open_mvu
 from dexcore.data.feed.order import GlobalBatchSampler, GlobalOrder
-from dexcore.data.feed.pretrain_view import PretrainView, ReplacementLimit
+from dexcore.data.feed.pretrain_view import PretrainView, ReplacementLimit, collate
 from dexcore.data.store import Store, write_store
 from dexcore.data.store.manifest import StoreError
 
@@ -169,6 +169,16 @@ def test_a_limit_that_could_never_be_exceeded_is_refused():
         ReplacementLimit(rate=float("nan"))
 
 
+def test_a_batch_is_its_items_and_its_images_are_copied_once(view):
+    keys = [(3, position) for position in (4, 0, 9)]
+    batch = view.__getitems__(keys)
+    collated = collate(batch)
+    assert collated["image"].data_ptr() == batch[0]["image"].data_ptr()
+    assert_same(collated, default_collate([view[key] for key in keys]))
+    assert_same(collated, default_collate(batch))
+    assert_same(collated, collate(list(batch)))
+
+
 @pytest.mark.parametrize(("context", "workers"), [("fork", 2), ("spawn", 1)])
 def test_workers_give_what_one_process_gives(view, context, workers):
     order = GlobalOrder(view.dataset.modality[view.indices], seed=0, balance=1.0)
@@ -177,7 +187,7 @@ def test_workers_give_what_one_process_gives(view, context, workers):
         return list(DataLoader(view, batch_sampler=GlobalBatchSampler(order, 8, total_steps=6), **options))
 
     here = batches()
-    there = batches(num_workers=workers, multiprocessing_context=context)
+    there = batches(num_workers=workers, multiprocessing_context=context, collate_fn=collate)
     assert here[0]["image"].shape == (8, 3, 32, 32)
     assert len(here) == len(there) == 6
     for one, other in zip(here, there, strict=True):
