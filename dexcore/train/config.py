@@ -219,7 +219,7 @@ class DataConfig:
     """The smallest random crop's share of an image's area."""
     flip: str = "all"
     """Which images are mirrored at random, every second time: all (the paper), none, unsided (Fundus, OCT, Pathology,
-    Endoscopy, Photo: a mirrored chest film has its heart on the right), or names of modalities: Fundus,Photo."""
+    Endoscopy, Photo alone: a mirrored chest film has its heart on the right), or names of modalities: Fundus,Photo."""
     rotation: float = 15.0
     """Largest rotation in degrees, of every second image; 0: none."""
     intensity: float = 0.0
@@ -410,7 +410,7 @@ PRESETS: dict[str, PretrainConfig] = {
             decoder_depth=2,
             decoder_heads=4,
         ),
-        data=DataConfig(batch_size=32, workers=0, epoch_size=1024, min_area=0.7, statistics="gray"),
+        data=DataConfig(batch_size=32, workers=0, epoch_size=1024, min_area=0.7, flip="unsided", statistics="gray"),
         optimizer=OptimizerConfig(base_lr=4e-2, warmup_epochs=3.0, beta2=0.95),
         dex=DexConfig(lambda_balance=0.01),
         run=RunConfig(epochs=52.0, evaluate_images=32),
