@@ -202,7 +202,7 @@ def _augment(lines: list[Line]) -> Any:
 
 def _feed(lines: list[Line]) -> Any:
     return _timings(
-        lines,
+        [line for line in lines if "of" in line],  # the others are ratios of whole steps
         lambda line: f"{line['kind']}, {line['of']}",
         "From the store to the batch, one core",
         lambda line: f"{line['images_per_second']:.0f} images/s",

@@ -1,18 +1,22 @@
-"""Where the laptop preset's run spends its time: part of `bench.step`."""
+"""The laptop preset's run: where it spends its time (part of `bench.step`), and its speed on images of users' own size
+(part of `bench.feed`).
+"""
 
 import io
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import redirect_stdout
+from contextlib import ExitStack, redirect_stdout
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 from torch import Tensor
 
-from bench.command import Line, Options, table_row
+from bench.command import Goal, Line, Options, table_row
 from bench.timing import machine, summary
+from dexcore.data.store import write_store
+from dexcore.data.synthetic import SyntheticMVU
 from dexcore.nn import fast_layers
 from dexcore.train.config import PRESETS, PretrainConfig
 from dexcore.train.device import compute_dtype, uses_bf16
@@ -22,6 +26,11 @@ from dexcore.train.run_folder import open_run_folder
 from dexcore.train.stop import StopRequest
 
 PARTS = ("data", "forward", "backward", "clip and optimizer", "GEMA")
+
+# Images of 512 pixels, and the speed on them as a share of that on the sample images: in the first epoch, in which all
+# are decoded, and afterwards.
+STORE_IMAGES, STORE_SIZE = 1500, 512
+STORE_GOALS = {"first epoch": 0.5, "later epochs": 0.8}
 
 Batch = dict[str, Tensor]
 
@@ -67,6 +76,61 @@ def measure_preset(options: Options) -> list[Line]:
     print(f"evaluation and report {after:.0f} s, after {steps:.0f} s of steps: {steps + after:.0f} s a run", flush=True)
     whole["seconds_after_steps"] = after
     return lines
+
+
+def measure_store(options: Options) -> list[Line]:
+    """The laptop preset's images per second on a store, beside those on its own sample images, which take turns."""
+    preset = PRESETS["laptop"]
+    config = replace(preset, run=replace(preset.run, device=str(options.device)))
+    images, size = (40, 32) if options.quick else (STORE_IMAGES, STORE_SIZE)
+    with tempfile.TemporaryDirectory() as folder:
+        source = SyntheticMVU(size=size)
+        write_store(map(source.record, range(images)), f"{folder}/store", name="bench", max_side=size)
+        own = replace(config, data=replace(config.data, store=f"{folder}/store"))
+        seconds = turns_of_epochs(Pretraining(config, Path(folder)), Pretraining(own, Path(folder)), options)
+    print(f"laptop preset on {images} images of {size} x {size}, no workers")
+    print(table_row("", "images/s", "samples", "x samples"))
+    lines = []
+    for epoch, (on_samples, on_store) in seconds.items():
+        ratio = on_samples / on_store
+        print(table_row(epoch, f"{1 / on_store:.0f}", f"{1 / on_samples:.0f}", f"{ratio:.2f}"), flush=True)
+        line: Line = {"bench": "feed", **machine(options.device), "kind": "laptop preset on a store"}
+        line |= {"contender": epoch, "images": images, "size": size}
+        line |= {"images_per_second": 1 / on_store, "speedup": ratio}
+        if not options.quick:
+            goal = Goal("times the images per second on the samples", ratio, STORE_GOALS[epoch])
+            print(f"  {goal}")
+            line["goals"] = [goal._asdict() | {"met": goal.met}]
+        lines.append(line)
+    return lines
+
+
+def turns_of_epochs(samples: Pretraining, store: Pretraining, options: Options) -> dict[str, tuple[float, ...]]:
+    """Seconds an image, on the samples and on the store, by the names in ``STORE_GOALS``.
+
+    Of the epochs between the first and the last two nothing is taken: some images are decoded in them, others not.
+    """
+    steps = 2 if options.quick else samples.order.epoch_size // samples.config.data.batch_size
+    each = [(training, iter(training.batches(workers=0))) for training in (samples, store)]
+    epochs: list[tuple[float, ...]] = []
+    with ExitStack() as stack:
+        for training, _ in each:
+            training.model.train()
+            dtype = compute_dtype(training.device, training.config.run.precision)
+            stack.enter_context(fast_layers(training.model, dtype))
+        _step(*each[0])  # warms up; the store's first step is cold, as its first epoch is
+        for _ in range(4):
+            taken = [[_step(*one) for one in each] for _ in range(steps)]
+            epochs.append(tuple(sum(column) / len(column) for column in zip(*taken, strict=True)))
+    later = tuple(sum(column) / 2 for column in zip(*epochs[2:], strict=True))
+    return {"first epoch": epochs[0], "later epochs": later}
+
+
+def _step(training: Pretraining, batches: Iterator[Batch]) -> float:
+    """Seconds an image, its share of the batch's way from the store included."""
+    began = time.perf_counter()
+    training.step(next(batches), training.schedule.at(training.step_done))
+    return (time.perf_counter() - began) / training.config.data.batch_size
 
 
 def seconds_after_steps(config: PretrainConfig) -> float:

@@ -15,6 +15,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from distributed import LocalCluster
 from made_folders import write_mask, write_picture, write_series, write_volume
 from made_stores import in_a_process
 
@@ -198,42 +199,63 @@ def test_a_file_that_changes_while_the_store_is_built_is_told_and_read_the_next_
 _COMMAND = """
 import sys
 from dexcore.data import build_store
+from dexcore.data.assemble.cluster import cluster
 if __name__ == "__main__":
-    build_store(sys.argv[1], sys.argv[2], jobs=2, key=sys.argv[3])
+    folder, out, key, *scheduler = sys.argv[1:]
+    if scheduler:
+        with cluster(*scheduler) as (executor, jobs):
+            build_store(folder, out, executor=executor, jobs=jobs, key=key)
+    else:
+        build_store(folder, out, jobs=2, key=key)
 """
 
 
+@pytest.fixture(params=["here", "dask"])
+def scheduler(request):
+    """The arguments of `_COMMAND` that say where its workers are, and their process ids."""
+    if request.param == "here":
+        yield [], workers_of
+        return
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        nannies = cluster.workers.values()  # a nanny's worker that was killed comes again under another id
+        yield [cluster.scheduler_address], lambda driver: [nanny.pid for nanny in nannies if nanny.pid]
+
+
 @pytest.mark.slow
-def test_thirty_random_kills_of_60_files_end_in_the_same_store(tmp_path):
-    """Of the whole process group, and every third time of one worker alone, which the build survives."""
+def test_thirty_random_kills_of_60_files_end_in_the_same_store(tmp_path, scheduler):
+    """Of the driver, and of its own workers with it; every third time of one worker alone, which the build survives."""
+    arguments, workers = scheduler
     folder = made_folder(tmp_path / "scans", 50)
     write_volume(folder / "mr" / "v.nii.gz", (80, 90, 30))
     (folder / "mr" / "dataset.yaml").write_text("modality: MR\naxes: [axial, coronal, sagittal]\n")
     (tmp_path / "key").write_text("0123456789abcdef")
     (tmp_path / "build.py").write_text(_COMMAND)
-    command = [sys.executable, str(tmp_path / "build.py"), str(folder)]
 
-    def start(out: Path) -> subprocess.Popen:
-        return subprocess.Popen([*command, str(out), str(tmp_path / "key")], start_new_session=True)
+    def start(out: Path, *where: str) -> subprocess.Popen:
+        command = [sys.executable, str(tmp_path / "build.py"), str(folder), str(out), str(tmp_path / "key"), *where]
+        return subprocess.Popen(command, start_new_session=True)
 
-    began = time.monotonic()
     assert start(tmp_path / "expected").wait() == 0
-    seconds = time.monotonic() - began
     expected = files_of(tmp_path / "expected")
+    began = time.monotonic()
+    assert start(tmp_path / "first", *arguments).wait() == 0
+    seconds = time.monotonic() - began
+    assert files_of(tmp_path / "first") == expected
     rng = random.Random(0)
     kills = rounds = 0
     while kills < 30:
         out = tmp_path / f"store-{rounds}"
         rounds += 1
         while True:
-            process = start(out)
+            process = start(out, *arguments)
             try:
                 if process.wait(rng.uniform(0.3, 1.2) * seconds) == 0:
                     break
             except subprocess.TimeoutExpired:
                 kills += 1
                 if kills % 3 == 0:
-                    kill_one_worker(process.pid)
+                    for worker in sorted(workers(process.pid))[-1:]:  # the youngest, most often
+                        os.kill(worker, signal.SIGKILL)
                     assert process.wait() == 0
                     break
                 os.killpg(process.pid, signal.SIGKILL)
@@ -242,8 +264,8 @@ def test_thirty_random_kills_of_60_files_end_in_the_same_store(tmp_path):
         shutil.rmtree(out)
 
 
-def kill_one_worker(driver: int) -> None:
-    """SIGKILL the youngest process of the driver's session but itself and the server that forks them."""
+def workers_of(driver: int) -> list[int]:
+    """The processes of the driver's session but itself and the server that forks them."""
     members = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -254,6 +276,4 @@ def kill_one_worker(driver: int) -> None:
             if int(fields[3]) == driver:  # the session
                 members.append((int(fields[1]), int(entry.name)))
     parents = {parent for parent, _ in members}
-    workers = [pid for parent, pid in members if pid not in parents and parent != driver]
-    if workers:
-        os.kill(max(workers), signal.SIGKILL)
+    return [pid for parent, pid in members if pid not in parents and parent != driver]
