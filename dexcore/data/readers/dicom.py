@@ -17,6 +17,7 @@ from dexcore.data.readers.dicom_levels import (
     frame_modality,
     frame_window,
     show,
+    shown_levels,
     stored_levels,
     union,
 )
@@ -49,7 +50,7 @@ class Frames:
     Attributes:
         pixels: float32 [frames, rows, columns]; padding is NaN until `finish`.
         levels: of all frames read.
-        turned: whether white is small (MONOCHROME1).
+        turned: whether white is small (MONOCHROME1, or PresentationLUTShape INVERSE).
         units: what the values measure.
         metadata: of the first file.
     """
@@ -70,7 +71,9 @@ class Frames:
         if not self._files:
             self.levels, self.turned, self.units, self.metadata = levels, turned, units, metadata
         elif (turned, units) != (self.turned, self.units):
-            raise RefusedError("the slices of the series differ in units or in PhotometricInterpretation")
+            raise RefusedError(
+                "the slices of the series differ in units, in PhotometricInterpretation or in PresentationLUTShape"
+            )
         else:
             self.levels = union([self.levels, levels])
         self._files += 1
@@ -81,8 +84,9 @@ def read_dicom(source: str | os.PathLike[str] | BinaryIO, every: int = 1) -> Sca
 
     Gray values are rescaled (slope and intercept, or the modality LUT); PET becomes SUV. The levels are the file's
     first whole window, else what its stored bits can hold, over all frames; a VOI LUT or a sigmoid bends the values
-    and gives its own, except of CT and PET, whose values stay what they measure. MONOCHROME1 (white is small) is
-    turned over between the levels, with the same exception. Padding becomes the smallest value that is no padding.
+    and gives its own, except of CT and PET, whose values stay what they measure. MONOCHROME1 and an inverse
+    presentation (white is small) are turned over between the levels, with the same exception. Padding becomes the
+    smallest value that is no padding.
     Palettes and YBR become RGB, whose levels are what the stored bits can hold. Bits beside the stored ones
     (overlays, rubbish) are dropped.
 
@@ -160,14 +164,19 @@ def _read_gray(stored: Stored, frames: Frames, slots: Mapping[int, int]) -> None
     modality = code(dataset, "Modality")
     quantitative = modality in _QUANTITATIVE
     kinds = [_Kind.of(stored, groups, frame, modality) for frame in _distinct(groups, stored.frames)]
+    # Of frames of which some are bent (a sigmoid) and others not, each is brought to black and white of its own.
+    mixed = not quantitative and len({shown_levels(kind.window) for kind in kinds}) > 1
     for index, (raw, clean) in zip(slots, stored.iterate(list(slots)), strict=True):
         kind = kinds[index if len(kinds) > 1 else 0]
         padding = find_padding(stored, raw, clean)
         values = kind.modality.apply(clean)
+        _check_float32(values, padding)
         if kind.factor != 1:
             values *= kind.factor
         if not quantitative:
-            values, _ = show(values, kind.window)
+            values = show(values, kind.window)
+            if mixed:
+                values = _between(values, kind.levels(stored, quantitative))
         slot = frames.pixels[slots[index]]
         slot[...] = values
         if padding is not None:
@@ -175,8 +184,27 @@ def _read_gray(stored: Stored, frames: Frames, slots: Mapping[int, int]) -> None
     units: Units = "SUV" if modality == "PT" else None
     if modality == "CT" and all(kind.hounsfield for kind in kinds):
         units = "HU"
-    turned = stored.photometric == "MONOCHROME1" and not quantitative
-    frames.add_file(union([kind.levels(stored, quantitative) for kind in kinds]), turned, units, _metadata(dataset))
+    inverse = code(dataset, "PresentationLUTShape") == "INVERSE"
+    turned = (stored.photometric == "MONOCHROME1" or inverse) and not quantitative
+    levels = (0.0, 1.0) if mixed else union([kind.levels(stored, quantitative) for kind in kinds])
+    frames.add_file(levels, turned, units, _metadata(dataset))
+
+
+def _between(values: np.ndarray, levels: Levels | None) -> np.ndarray:
+    if levels is None:
+        raise RefusedError("some frames have a sigmoid or a table, others have no window at all")
+    return ((values - levels[0]) / (levels[1] - levels[0])).clip(0, 1)
+
+
+def _check_float32(values: np.ndarray, padding: np.ndarray | None) -> None:
+    """Refuse what becomes infinite in float32."""
+    if values.dtype != np.float64:
+        return
+    beyond = np.isfinite(values) & (np.abs(values) > np.finfo(np.float32).max)
+    if padding is not None:
+        beyond &= ~padding
+    if beyond.any():
+        raise RefusedError("values beyond 3.4e38, which float32 cannot hold")
 
 
 @dataclass(frozen=True)
@@ -190,7 +218,8 @@ class _Kind:
     @classmethod
     def of(cls, stored: Stored, groups: Groups, frame: int, modality: str | None) -> "_Kind":
         factor = suv_factor(stored.file.dataset, frame) if modality == "PT" else 1.0
-        return cls(frame_modality(stored, groups, frame), frame_window(stored, groups, frame), factor)
+        rescale = frame_modality(stored, groups, frame)
+        return cls(rescale, frame_window(stored, groups, frame, rescale), factor)
 
     @property
     def hounsfield(self) -> bool:
@@ -198,13 +227,12 @@ class _Kind:
 
     def levels(self, stored: Stored, quantitative: bool) -> Levels | None:
         window = self.window
+        shown = shown_levels(window)
+        if shown is not None and not quantitative:
+            return shown
         if isinstance(window, Lut):
-            if not quantitative:
-                return 0.0, float(window.white)
             levels: Levels | None = (float(window.first), float(window.first + len(window.entries) - 1))
         elif isinstance(window, Window):
-            if window.function == "SIGMOID" and not quantitative:
-                return 0.0, 1.0
             levels = window.levels
         else:
             levels = stored_levels(stored, self.modality)
@@ -221,7 +249,7 @@ def _read_color(stored: Stored, indices: tuple[int, ...]) -> tuple[np.ndarray, L
     if not stored.color:
         if not stored.integers:
             raise RefusedError("a palette for pixels that are no integers")
-        palette = read_palette(stored.file.dataset, stored.file.little, stored.signed)
+        palette = read_palette(stored.file.dataset, stored.file.little, *stored.range)
     white = palette[0].white if palette else (1 << stored.bits) - 1
     dtype = np.uint8 if white <= 255 else np.uint16 if white <= 65535 else np.uint32
     pixels = np.empty((len(indices), stored.rows, stored.columns, 3), dtype)

@@ -15,7 +15,6 @@ _ITEM, _END = 0xFFFEE000, 0xFFFEE0DD
 _STARTS = (b"\xff\xd8\xff", b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  ")  # JPEG and JPEG-LS, JPEG 2000, its boxes
 _END_OF_IMAGE = b"\xff\xd9"  # of JPEG, JPEG-LS and JPEG 2000
 _RLE_BYTES = 1 << 20  # two bytes become 128 at most: fragments of less need no count
-_MAX_END_OF_IMAGE = b"\xff\xd9"  # of JPEG, JPEG-LS and JPEG 2000
 
 Fragment = tuple[int, int]  # where its bytes start in the file, and how many they are
 
@@ -32,7 +31,7 @@ def find_frames(file: DicomFile, declared: int | None) -> list[list[Fragment]]:
     table, fragments = _fragments(file)
     if not fragments:
         raise RefusedError("compressed pixel data without a fragment")
-    by_content = _starts_by_content(file, fragments)
+    by_content = _starts_by_content(file, fragments, declared)
     by_table = _starts_by_table(file, table, fragments)
     starts = by_table if by_table and (len(by_table) == declared or len(by_content) == 1) else by_content
     if declared is not None and len(starts) < declared:
@@ -67,11 +66,20 @@ def _read(stream: Any, fragment: Fragment) -> bytes:
     return bytes(stream.read(fragment[1]))
 
 
-def _starts_by_content(file: DicomFile, fragments: Sequence[Fragment]) -> list[int]:
-    if file.syntax == require("pydicom", "data").uid.RLELossless:
-        return list(range(len(fragments)))  # a frame is one fragment
+def _starts_by_content(file: DicomFile, fragments: Sequence[Fragment], declared: int | None) -> list[int]:
+    rle = file.syntax == require("pydicom", "data").uid.RLELossless
+    if rle and len(fragments) == declared:
+        return list(range(len(fragments)))  # a frame is one fragment, as it should be
     heads = [_read(file.stream, (start, min(length, 12))) for start, length in fragments]
+    if rle:
+        return [index for index, head in enumerate(heads) if index == 0 or _starts_rle(head)]
     return [index for index, head in enumerate(heads) if index == 0 or head.startswith(_STARTS)]
+
+
+def _starts_rle(head: bytes) -> bool:
+    """Whether a fragment begins with RLE's header: the number of segments, and where the first lies (behind it)."""
+    segments, first = struct.unpack("<LL", head[:8].ljust(8, b"\0"))
+    return 1 <= segments <= 15 and first == 64
 
 
 def _starts_by_table(file: DicomFile, table: bytes, fragments: Sequence[Fragment]) -> list[int] | None:

@@ -24,6 +24,7 @@ class Window:
     center: float
     width: float
     function: str
+    whole: bool = False  # whether the values are whole numbers
 
     @property
     def levels(self) -> Levels:
@@ -31,6 +32,9 @@ class Window:
         if self.function == "LINEAR" and self.width > 1:
             low = self.center - 0.5 - (self.width - 1) / 2
             return low, low + self.width - 1
+        if self.function == "LINEAR" and self.width == 1 and self.whole:  # a step at center - 0.5
+            low = float(math.floor(self.center - 0.5))
+            return low, low + 1
         # LINEAR has no meaning at widths below 1, which float images have.
         return self.center - self.width / 2, self.center + self.width / 2
 
@@ -72,7 +76,7 @@ def frame_modality(stored: Stored, groups: Groups, frame: int) -> Modality:
     for place in groups.places(frame, "PixelValueTransformationSequence"):
         tables = items(place, "ModalityLUTSequence")
         if tables and stored.integers:
-            table = read_lut(tables[0], little, stored.signed)
+            table = read_lut(tables[0], little, *stored.range)
             return Modality(table=table, stated=True, unit=code(tables[0], "ModalityLUTType"))
         slope, intercept = stated_number(place, "RescaleSlope"), stated_number(place, "RescaleIntercept")
         if slope is not None or intercept is not None:
@@ -81,16 +85,18 @@ def frame_modality(stored: Stored, groups: Groups, frame: int) -> Modality:
     return Modality()
 
 
-def frame_window(stored: Stored, groups: Groups, frame: int) -> Window | Lut | None:
+def frame_window(stored: Stored, groups: Groups, frame: int, modality: Modality) -> Window | Lut | None:
     """The first whole window of a frame, else its VOI table, else None."""
+    low, high = stored_levels(stored, modality) or (-math.inf, math.inf)
+    whole = stored.integers and modality.slope == int(modality.slope) and modality.intercept == int(modality.intercept)
     for place in groups.places(frame, "FrameVOILUTSequence"):
         centers, widths = numbers(place, "WindowCenter"), numbers(place, "WindowWidth")
         for center, width in zip(centers, widths, strict=False):
             if center is not None and width is not None and width > 0:
-                return Window(center, width, code(place, "VOILUTFunction") or "LINEAR")
+                return Window(center, width, code(place, "VOILUTFunction") or "LINEAR", whole)
         tables = items(place, "VOILUTSequence")
         if tables:
-            return read_lut(tables[0], stored.file.little, True if stored.signed else None)
+            return read_lut(tables[0], stored.file.little, low, high)
     return None
 
 
@@ -104,14 +110,21 @@ def stored_levels(stored: Stored, modality: Modality) -> Levels | None:
     return min(ends), max(ends)
 
 
-def show(values: np.ndarray, window: Window | Lut | None) -> tuple[np.ndarray, Levels | None]:
-    """Values bent by a VOI table or a sigmoid, and their levels; others as they are, with None."""
+def shown_levels(window: Window | Lut | None) -> Levels | None:
+    """The levels of what `show` bends; None where it bends nothing."""
     if isinstance(window, Lut):
-        return window.apply(values).astype(np.float32), (0.0, float(window.white))
+        return 0.0, float(window.white)
+    return (0.0, 1.0) if window is not None and window.function == "SIGMOID" else None
+
+
+def show(values: np.ndarray, window: Window | Lut | None) -> np.ndarray:
+    """Values bent by a VOI table or a sigmoid; others as they are."""
+    if isinstance(window, Lut):
+        return window.apply(values).astype(np.float32)
     if window is not None and window.function == "SIGMOID":
         with np.errstate(over="ignore"):
-            return 1 / (1 + np.exp((values - window.center) * (-4 / window.width))), (0.0, 1.0)
-    return values, None
+            return 1 / (1 + np.exp((values - window.center) * (-4 / window.width)))
+    return values
 
 
 def union(levels: list[Levels | None]) -> Levels | None:

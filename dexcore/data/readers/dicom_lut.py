@@ -34,30 +34,30 @@ class Lut:
         return self.entries[index]
 
 
-def read_lut(item: Any, little: bool, signed: bool | None) -> Lut:
+def read_lut(item: Any, little: bool, low: float, high: float) -> Lut:
     """The table of an item of a modality or VOI LUT sequence.
 
     Args:
         item: the item.
         little: the file's byte order.
-        signed: whether the inputs are signed; None where they may be either (rescaled values).
+        low, high: between which the inputs lie.
 
     Raises:
         RefusedError: an element is missing or damaged.
     """
-    count, first, bits = _descriptor(item, "LUTDescriptor", signed)
+    count, first, bits = _descriptor(item, "LUTDescriptor", low, high)
     return _lut(first, bits, _plain(item, "LUTData", count, little))
 
 
-def read_palette(dataset: Any, little: bool, signed: bool) -> list[Lut]:
-    """The tables of red, green and blue, with one white.
+def read_palette(dataset: Any, little: bool, low: int, high: int) -> list[Lut]:
+    """The tables of red, green and blue, with one white; the pixels lie between ``low`` and ``high``.
 
     Raises:
         RefusedError: an element is missing or damaged.
     """
     tables = []
     for color in _COLORS:
-        count, first, bits = _descriptor(dataset, f"{color}PaletteColorLookupTableDescriptor", signed)
+        count, first, bits = _descriptor(dataset, f"{color}PaletteColorLookupTableDescriptor", low, high)
         segmented = f"Segmented{color}PaletteColorLookupTableData"
         if raw_value(dataset, segmented) is not None:
             entries = _expand(dataset, segmented, count, bits, little)
@@ -77,15 +77,15 @@ def _lut(first: int, bits: int, entries: np.ndarray) -> Lut:
     return Lut(first, entries, 255 if largest <= 255 and white > 4095 else white)
 
 
-def _descriptor(item: Any, keyword: str, signed: bool | None) -> tuple[int, int, int]:
+def _descriptor(item: Any, keyword: str, low: float, high: float) -> tuple[int, int, int]:
     values = numbers(item, keyword)
     if len(values) != 3 or None in values:
         raise RefusedError(f"{keyword} is missing or not three numbers")
     count, first, bits = (int(value or 0) for value in values)
     count = (count & 0xFFFF) or 65536
-    if signed is True and first > 32767:  # written with the other sign
+    if low < 0 and first > high:  # written with the other sign
         first -= 65536
-    if signed is False and first < 0:
+    elif first < low and first + 65536 <= high:
         first += 65536
     if not 1 <= bits <= 16:
         raise RefusedError(f"{keyword} says {bits} bits an entry, expected at most 16")

@@ -1,9 +1,12 @@
 """Padding: pixels outside the field of view, that hold a value which measures nothing."""
 
+import math
+from typing import Any
+
 import numpy as np
 
 from dexcore.data.readers.dicom_stored import Stored
-from dexcore.data.readers.dicom_values import number, whole
+from dexcore.data.readers.dicom_values import number, raw_value, whole
 
 
 def find_padding(stored: Stored, raw: np.ndarray, clean: np.ndarray) -> np.ndarray | None:
@@ -16,9 +19,9 @@ def find_padding(stored: Stored, raw: np.ndarray, clean: np.ndarray) -> np.ndarr
     """
     if not stored.integers:
         prefix = "FloatPixelPadding" if stored.file.keyword == "FloatPixelData" else "DoubleFloatPixelPadding"
-        value = number(stored.file.dataset, f"{prefix}Value")
-        limit = number(stored.file.dataset, f"{prefix}RangeLimit")
-        if value is None:
+        value = _float(stored.file.dataset, f"{prefix}Value")
+        limit = _float(stored.file.dataset, f"{prefix}RangeLimit")
+        if value is None:  # NaN, which `finish` fills, is no value here
             return None
         ends = sorted(clean.dtype.type(end) for end in (value, value if limit is None else limit))
         return (clean >= ends[0]) & (clean <= ends[1])
@@ -35,6 +38,12 @@ def find_padding(stored: Stored, raw: np.ndarray, clean: np.ndarray) -> np.ndarr
     patterns = raw.view(f"u{raw.dtype.itemsize}")
     low, high = sorted(end % (1 << (8 * raw.dtype.itemsize)) for end in (padding, last))
     return (patterns >= low) & (patterns <= high)
+
+
+def _float(dataset: Any, keyword: str) -> float | None:
+    """As `number`, but it may be infinite."""
+    value = raw_value(dataset, keyword)
+    return value if isinstance(value, float) and math.isinf(value) else number(dataset, keyword)
 
 
 def _as_stored(stored: Stored, value: int) -> int | None:

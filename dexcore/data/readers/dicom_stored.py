@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dexcore.data.readers.codestream import read_codestream
+from dexcore.data.readers.codestream import Codestream, read_codestream
 from dexcore.data.readers.dicom_file import DicomFile
 from dexcore.data.readers.dicom_fragments import Fragment, find_frames, read_frame
 from dexcore.data.readers.dicom_values import code, needed_whole, safe_message, whole
@@ -18,6 +18,12 @@ _GRAY = {"MONOCHROME1", "MONOCHROME2"}
 _YBR = {"YBR_FULL", "YBR_FULL_422"}
 _COLORS = {"RGB", *_YBR, "YBR_RCT", "YBR_ICT", "YBR_PARTIAL_420", "YBR_PARTIAL_422"}
 _MPEG = "1.2.840.10008.1.2.4.10"  # 100 to 108: MPEG-2, MPEG-4, HEVC
+_LOSSLESS = {  # JPEG 2000, JPEG-LS, HTJ2K
+    "1.2.840.10008.1.2.4.90",
+    "1.2.840.10008.1.2.4.80",
+    "1.2.840.10008.1.2.4.201",
+    "1.2.840.10008.1.2.4.202",
+}
 _MAX_FRAMES = 1 << 31
 # What pydicom warns about and puts right itself; every other warning while decoding is an error.
 _PUT_RIGHT = (
@@ -82,7 +88,7 @@ class Stored:
                     warnings.simplefilter("error")
                     for message in _PUT_RIGHT:
                         warnings.filterwarnings("ignore", message=message)
-                    raw, photometric = self._decode(index)
+                    raw, photometric, stream = self._decode(index)
             except (RefusedError, MissingExtraError):
                 raise
             except Exception as error:
@@ -92,12 +98,16 @@ class Stored:
             expected = (self.rows, self.columns, 3) if self.color else (self.rows, self.columns)
             if raw.shape != expected:
                 raise RefusedError(f"frame {index} is decoded to the shape {raw.shape}, expected {expected}")
-            clean = self._used_bits(raw)
+            clean = self._used_bits(raw, stream)
             if photometric in _YBR:
                 clean = _to_rgb(clean, self.bits)
             yield raw, clean
 
-    def _decode(self, index: int) -> tuple[np.ndarray, str]:
+    def _decode(self, index: int) -> tuple[np.ndarray, str, Codestream | None]:
+        """The frame, the colour space that it is in, and what its own codestream declares."""
+        if self.allocated == 1 and not self.file.syntax.is_encapsulated and self.file.little:
+            return self._unpacked(index), self.photometric, None
+        stream = None
         decoder = require("pydicom", "data").pixels.get_decoder(self.file.syntax)
         options = {
             "rows": self.rows,
@@ -115,8 +125,12 @@ class Stored:
         }
         if self.file.syntax.is_encapsulated:
             data = read_frame(self.file, self.fragments[index], index, self.rows, self.columns, self.samples)
+            stream = read_codestream(data)
             if self._has_own_decoder():
-                return self._decode_own(data), self.photometric
+                return self._decode_own(data, stream), self.photometric, stream
+            if self._plugin() == "pillow" and stream is not None and stream.bits == 8:
+                options["bits_allocated"] = 8  # whatever the header says
+                options["bits_stored"] = min(self.bits, 8)
             source: Any = require("pydicom", "data").encaps.encapsulate([data], has_bot=False)
             options["number_of_frames"] = 1
             index = 0
@@ -124,7 +138,17 @@ class Stored:
             source = self.file.stream
             source.seek(self.file.start)
         pixels, properties = decoder.as_array(source, index=index, raw=True, decoding_plugin=self._plugin(), **options)
-        return pixels.astype(pixels.dtype.newbyteorder("="), copy=False), properties["photometric_interpretation"]
+        pixels = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
+        return pixels, properties["photometric_interpretation"], stream
+
+    def _unpacked(self, index: int) -> np.ndarray:
+        """A frame of single bits, which may begin within a byte."""
+        count = self.rows * self.columns * self.samples
+        first = index * count
+        self.file.stream.seek(self.file.start + first // 8)
+        data = self.file.stream.read(-(-(first % 8 + count) // 8))
+        bits = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")[first % 8 :][:count]
+        return bits.reshape((self.rows, self.columns, 3) if self.color else (self.rows, self.columns))
 
     def _plugin(self) -> str:
         """One decoder for each compression, so that pixels are the same everywhere; GDCM writes to the terminal."""
@@ -143,10 +167,9 @@ class Stored:
         twelve_bits = syntax == uid.JPEGExtended12Bit and self.bits > 8
         return syntax in (uid.JPEGLossless, uid.JPEGLosslessSV1, *uid.JPEG2000TransferSyntaxes) or twelve_bits
 
-    def _decode_own(self, data: bytes) -> np.ndarray:
+    def _decode_own(self, data: bytes, stream: Codestream | None) -> np.ndarray:
         """By imagecodecs: colours as they are stored, integers in the header's sign."""
         imagecodecs = require("imagecodecs", "train")
-        stream = read_codestream(data)
         if self.file.syntax in require("pydicom", "data").uid.JPEG2000TransferSyntaxes:
             pixels: np.ndarray = imagecodecs.jpeg2k_decode(data)
         else:
@@ -160,13 +183,16 @@ class Stored:
             pixels = (pixels << spare) >> spare
         return pixels
 
-    def _used_bits(self, raw: np.ndarray) -> np.ndarray:
+    def _used_bits(self, raw: np.ndarray, stream: Codestream | None) -> np.ndarray:
         """The bits above and below the stored ones may hold anything: rubbish, overlays."""
         if not self.integers or self.allocated == 1:
             return raw
         overlay = not self.signed and _has_embedded_overlay(self.file.dataset)  # signed: those bits are the sign
         if _keeps_depth(self.file.syntax) and not overlay:
-            return raw
+            # Of more bits than are stored only a lossless codestream can hold others beside them.
+            wider = stream is not None and stream.bits > self.bits
+            if not wider or self.file.syntax not in _LOSSLESS:
+                return raw
         width = 8 * raw.dtype.itemsize
         if self.high_bit + 1 > width or self.bits >= width:
             return raw
@@ -189,6 +215,7 @@ def read_stored(file: DicomFile) -> Stored:
     declared = declared if declared and declared > 0 else None
     check_size(rows, columns, min(declared or 1, _MAX_FRAMES), samples)
     planar = whole(dataset, "PlanarConfiguration")
+    _check_syntax(file.syntax)
     fragments: list[list[Fragment]] = []
     native = not file.syntax.is_encapsulated
     if native and samples == 3 and planar not in (0, 1):
@@ -201,8 +228,6 @@ def read_stored(file: DicomFile) -> Stored:
         pixel_bits = allocated * samples if photometric != "YBR_FULL_422" else allocated * 2
         frames = _count_native(file, rows * columns * pixel_bits, declared)
     else:
-        if str(file.syntax).startswith(_MPEG):
-            raise RefusedError("a video stream (MPEG) in DICOM, which is not read")
         fragments = find_frames(file, declared)
         frames = len(fragments)
     check_size(rows, columns, frames, samples)
@@ -210,6 +235,17 @@ def read_stored(file: DicomFile) -> Stored:
         file, rows, columns, samples, photometric, allocated, bits, high_bit,
         _signed(dataset, file.keyword, samples, photometric, bits), planar == 1, frames, fragments,
     )  # fmt: skip
+
+
+def _check_syntax(syntax: Any) -> None:
+    if str(syntax).startswith(_MPEG):
+        raise RefusedError("a video stream (MPEG) in DICOM, which is not read")
+    if not syntax.is_transfer_syntax:
+        raise RefusedError("its transfer syntax is a private or an unknown one, which is not read")
+    try:
+        require("pydicom", "data").pixels.get_decoder(syntax)
+    except NotImplementedError:
+        raise RefusedError(f"its pixels are written as {syntax.name}, which is not read") from None
 
 
 def _colors(dataset: Any) -> tuple[str, int]:
@@ -272,6 +308,7 @@ def _count_native(file: DicomFile, frame_bits: int, declared: int | None) -> int
 def _to_rgb(pixels: np.ndarray, bits: int) -> np.ndarray:
     if bits > 8:
         raise RefusedError(f"YBR of {bits} bits, expected 8")
+    pixels = pixels.astype(np.uint8, copy=False)
     convert = require("pydicom", "data").pixels.convert_color_space
     result: np.ndarray = convert(pixels, "YBR_FULL", "RGB")
     return result

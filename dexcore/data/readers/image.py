@@ -12,11 +12,12 @@ from dexcore.extras import require
 
 _FORMATS = ("PNG", "JPEG", "BMP")
 _ORIENTATION = 0x0112  # of EXIF
+_START_OF_FRAME_WITHIN = 4096  # bytes, of a JPEG-LS file
 
 
 def read_image(path: str | os.PathLike[str], every: int = 1) -> Scan:
     """Read a PNG, JPEG or BMP file with Pillow, PNG of 16 bits (whose colour it brings to 8) and JPEG of 12 and 16
-    (which it does not know) with imagecodecs.
+    and JPEG-LS (which it does not know) with imagecodecs.
 
     EXIF rotation is applied. Palettes and CMYK become RGB; gray stays gray. What is transparent, by an alpha channel,
     a palette or one colour that the file names, is laid over black. Of a file of several pictures (a phone's
@@ -70,11 +71,12 @@ def _deep_png(path: str | os.PathLike[str]) -> np.ndarray:
 
 
 def _deep_jpeg(path: str | os.PathLike[str]) -> Scan | None:
-    """A JPEG of 12 or 16 bits, lossy or not, which Pillow does not know; its EXIF is not looked at. None for others."""
+    """A JPEG of 12 or 16 bits, lossy or not, or JPEG-LS, which Pillow does not know. None for others."""
     with open(path, "rb") as file:
         data = file.read()
     stream = read_codestream(data)
-    if stream is None or stream.bits <= 8 or not data.startswith(b"\xff\xd8"):
+    ls = b"\xff\xf7" in data[:_START_OF_FRAME_WITHIN]  # JPEG-LS
+    if stream is None or (stream.bits <= 8 and not ls) or not data.startswith(b"\xff\xd8"):
         return None
     check_size(stream.height, stream.width, 1, stream.samples)
     check_ratio(2 * stream.height * stream.width * stream.samples, len(data))
@@ -82,8 +84,27 @@ def _deep_jpeg(path: str | os.PathLike[str]) -> Scan | None:
         raise RefusedError(f"a JPEG of {stream.bits} bits with {stream.samples} samples a pixel, expected gray or RGB")
     if not jpeg_ends(data):
         raise RefusedError("a JPEG that is cut short")
-    pixels = require("imagecodecs", "train").jpeg_decode(data)
+    imagecodecs = require("imagecodecs", "train")
+    pixels = imagecodecs.jpegls_decode(data) if ls else imagecodecs.jpeg_decode(data)
+    pixels = np.ascontiguousarray(oriented(pixels, _jpeg_orientation(data)))
     return Scan(pixels[None], "frames", bit_levels(pixels.dtype, stream.bits), (0,))
+
+
+def _jpeg_orientation(data: bytes) -> int:
+    """Orientation, from the EXIF of a JPEG that Pillow does not open."""
+    position = 2
+    while data[position : position + 1] == b"\xff" and data[position + 1] not in (0xDA, 0xD9):
+        size = int.from_bytes(data[position + 2 : position + 4], "big")
+        segment = data[position + 4 : position + 2 + size]
+        if data[position + 1] == 0xE1 and segment.startswith(b"Exif\0\0"):
+            exif = require("PIL.Image", "train").Exif()
+            try:
+                exif.load(segment)
+                return int(exif.get(_ORIENTATION, 1))
+            except Exception:  # as below
+                return 1
+        position += 2 + size
+    return 1
 
 
 def _to_array(image: Any, path: str | os.PathLike[str]) -> np.ndarray:
@@ -101,6 +122,8 @@ def _to_array(image: Any, path: str | os.PathLike[str]) -> np.ndarray:
         return over_black(gray, alpha, 255)
     if image.has_transparency_data:
         rgba = np.asarray(image.convert("RGBA"))
+        if image.format == "BMP" and not rgba[..., 3].any():  # many writers leave the fourth byte empty
+            return rgba[..., :3]
         return over_black(rgba[..., :3], rgba[..., 3], 255)
     return np.asarray(image.convert("RGB"))
 

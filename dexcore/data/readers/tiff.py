@@ -91,7 +91,7 @@ def read_tiff(path: str | os.PathLike[str], every: int = 1) -> Scan:
         assert pixels is not None  # check_size lets no empty file pass
         calibration = tiff.imagej_metadata if page.is_imagej else None
         spacing = physical_spacing(page, calibration)
-    bits = 16 if photometric_of(page) == PALETTE and pixels.dtype == np.uint16 else page_bits(page)
+    bits = 8 * pixels.itemsize if photometric_of(page) == PALETTE else page_bits(page)
     levels = (0.0, 255.0) if pixels.dtype == np.uint8 and bits == 1 else bit_levels(pixels.dtype, bits)
     if photometric_of(page) == WHITE_IS_ZERO and pixels.dtype.kind == "f":
         _turn_over_floats(pixels)

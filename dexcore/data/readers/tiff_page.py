@@ -70,11 +70,13 @@ def as_shown(page: Any, plane: np.ndarray) -> np.ndarray:
     """One plane [length, width, samples] as it is to be seen: [height, width] or [height, width, 3]."""
     photometric, channels = photometric_of(page), channels_of(page)
     if plane.dtype.kind == "b":
-        plane = plane.astype(np.uint8) * np.uint8(255)
+        plane = plane.astype(np.uint8) * np.uint8(1 if photometric == PALETTE else 255)
     colour = plane[..., 0] if channels == 1 else plane[..., :channels]
-    opaque = 255 if page_bits(page) == 1 else 1 if plane.dtype.kind == "f" else (1 << page_bits(page)) - 1
+    opaque = 1 if plane.dtype.kind == "f" else (1 << page_bits(page)) - 1
     if plane.dtype.kind == "i":
         opaque >>= 1
+    elif page_bits(page) == 1 and photometric != PALETTE:
+        opaque = 255
     if photometric == WHITE_IS_ZERO and plane.dtype.kind != "f":  # floats: when all are known
         colour = colour.dtype.type(-1) - colour if plane.dtype.kind == "i" else colour.dtype.type(opaque) - colour
     elif photometric == PALETTE:
@@ -84,7 +86,7 @@ def as_shown(page: Any, plane: np.ndarray) -> np.ndarray:
     elif (photometric == YCBCR and page.compression not in JPEG) or page.compression == JPEG_2000_YCBCR:
         colour = _from_ycbcr(colour, opaque)
     alpha = _alpha(page, channels)
-    if alpha is not None and photometric != PALETTE:
+    if alpha is not None:
         colour = over_black(colour, plane[..., alpha], opaque)
     return oriented(colour, page_orientation(page))
 

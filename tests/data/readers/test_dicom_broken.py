@@ -5,13 +5,14 @@ import tracemalloc
 from time import perf_counter
 from traceback import format_exception
 
+import imagecodecs
 import numpy as np
 import pydicom
 import pytest
 from fuzz import read_mutations
 from made_files import PYDICOM, PYDICOM_DATA, changed_dicom, write_dicom
 from pydicom.encaps import encapsulate
-from pydicom.uid import MPEG4HP41, JPEG2000Lossless, RLELossless
+from pydicom.uid import MPEG4HP41, HTJ2KLossless, JPEG2000Lossless, JPEGBaseline8Bit, JPEGLSLossless, RLELossless
 
 from dexcore.data.readers import UnreadableFileError, read_file
 from dexcore.extras import MissingExtraError
@@ -118,6 +119,51 @@ def test_compressed_frames_are_counted_by_their_codestreams(tmp_path, declared):
         assert read_file(path, every=4).frames == (0, 4, 8)
 
 
+@pytest.mark.parametrize("declared", [1, 2, None])
+def test_frames_of_rle_in_several_fragments_are_put_together(tmp_path, declared):
+    pixels = np.random.default_rng(0).integers(0, 4096, (2, 8, 8)).astype(np.uint16)
+    dataset = pydicom.dcmread(write_dicom(tmp_path / "a.dcm", pixels))
+    dataset.compress(RLELossless)
+    frames = list(pydicom.encaps.generate_frames(dataset.PixelData, number_of_frames=2))
+    dataset.PixelData = encapsulate([half for frame in frames for half in (frame[:70], frame[70:])], has_bot=False)
+    dataset.NumberOfFrames = declared
+    dataset.save_as(tmp_path / "a.dcm")
+    np.testing.assert_array_equal(read_file(tmp_path / "a.dcm").pixels, pixels)
+
+
+@pytest.mark.parametrize("syntax", [JPEG2000Lossless, HTJ2KLossless, JPEGLSLossless])
+def test_bits_beside_the_stored_ones_are_dropped_from_lossless_codestreams_too(tmp_path, syntax):
+    encode = {JPEG2000Lossless: imagecodecs.jpeg2k_encode, HTJ2KLossless: imagecodecs.htj2k_encode}
+    more = {"level": 0, "reversible": True} if syntax in encode else {}
+    stored = np.arange(-2048, 2048, dtype=np.int16).reshape(64, 64)
+    frame = encode.get(syntax, imagecodecs.jpegls_encode)(stored.view(np.uint16) & 0xFFF, **more)
+    path = compressed(tmp_path / "a.dcm", frame, syntax, stored, BitsStored=12, HighBit=11)
+    np.testing.assert_array_equal(read_file(path).pixels[0], stored)
+
+
+def test_a_jpeg_of_eight_bits_may_be_said_to_be_allocated_sixteen(tmp_path):
+    pixels = np.full((16, 16), 100, np.uint16)
+    frame = imagecodecs.jpeg8_encode(pixels.astype(np.uint8))
+    path = compressed(tmp_path / "a.dcm", frame, JPEGBaseline8Bit, pixels, BitsStored=8, HighBit=7)
+    scan = read_file(path)
+    assert scan.levels == (0, 255)
+    np.testing.assert_allclose(scan.pixels[0], pixels, atol=1)
+
+
+@pytest.mark.parametrize(
+    ("syntax", "reason"),
+    [
+        (b"1.2.840.10008.1.2.4.94", "written as JPIP Referenced"),
+        (b"1.2.840.10008.1.2.4.99", "private or an unknown one"),
+    ],
+)
+def test_a_transfer_syntax_that_is_not_read_is_named(tmp_path, syntax, reason):
+    path = compressed(tmp_path / "a.dcm", bytes(64), JPEG2000Lossless, FRAMES)
+    path.write_bytes(path.read_bytes().replace(JPEG2000Lossless.encode(), syntax))
+    with pytest.raises(UnreadableFileError, match=reason):
+        read_file(path)
+
+
 @pytest.mark.parametrize(
     ("name", "lost"),
     [
@@ -159,8 +205,8 @@ def jpeg2000_bomb(path):
     return compressed(path, frame, JPEG2000Lossless, np.zeros((64, 64), np.uint8))
 
 
-def compressed(path, frame, syntax, pixels):
-    dataset = pydicom.dcmread(write_dicom(path, pixels))
+def compressed(path, frame, syntax, pixels, **attributes):
+    dataset = pydicom.dcmread(write_dicom(path, pixels, **attributes))
     dataset.PixelData = encapsulate([frame])
     dataset["PixelData"].VR = "OB"
     dataset["PixelData"].is_undefined_length = True

@@ -104,6 +104,30 @@ def test_a_sigmoid_bends_what_is_shown_but_not_hounsfield_units(tmp_path):
     np.testing.assert_array_equal(ct.pixels[0], RAMP - 1024.0)
 
 
+@pytest.mark.parametrize("center", [100, 100.5])
+@pytest.mark.parametrize("photometric", ["MONOCHROME2", "MONOCHROME1"])
+def test_a_window_of_width_one_is_a_step(tmp_path, center, photometric):
+    attributes = {"WindowCenter": center, "WindowWidth": 1, "PhotometricInterpretation": photometric}
+    white = shown(read_file(write_dicom(tmp_path / "a.dcm", RAMP, **attributes)))[0]
+    above = RAMP > center - 0.5  # PS3.3 C.11.2.1.2.1
+    np.testing.assert_array_equal(white, above if photometric == "MONOCHROME2" else ~above)
+
+
+def test_an_inverse_presentation_is_turned_over_once(tmp_path):
+    for photometric in ("MONOCHROME1", "MONOCHROME2"):
+        attributes = {"PhotometricInterpretation": photometric, "PresentationLUTShape": "INVERSE"}
+        scan = read_file(write_dicom(tmp_path / "a.dcm", RAMP, BitsStored=12, HighBit=11, **attributes))
+        np.testing.assert_array_equal(scan.pixels[0], 4095 - RAMP)
+
+
+def test_frames_with_and_without_a_sigmoid_are_each_as_bright_as_alone(tmp_path):
+    windows = [window(2000, 800, VOILUTFunction="SIGMOID"), window(2000, 800)]
+    both = read_file(write_dicom(tmp_path / "a.dcm", TWO, PerFrameFunctionalGroupsSequence=windows))
+    for frame, one in zip(shown(both), windows, strict=True):
+        alone = read_file(write_dicom(tmp_path / "b.dcm", TWO[:1], PerFrameFunctionalGroupsSequence=[one]))
+        np.testing.assert_allclose(frame, shown(alone)[0], atol=1e-6)
+
+
 def lut(count, first, bits, entries, vr="OW"):
     table = item(LUTDescriptor=[count, first, bits])
     table.add_new("LUTData", vr, entries)
@@ -137,6 +161,16 @@ def test_a_voi_table_starts_below_zero_whatever_the_sign_it_is_written_with(tmp_
     table[0].add_new("LUTDescriptor", vr, [401, first, 16])
     scan = read_file(write_dicom(tmp_path / "a.dcm", stored, VOILUTSequence=table))
     np.testing.assert_array_equal(scan.pixels[0], CURVE[np.clip(stored.astype(int) + 200, 0, 400)])
+
+
+@pytest.mark.parametrize(("vr", "first"), [("US", 65536 - 2048), ("SS", -2048)])
+def test_a_voi_table_of_values_that_the_rescale_brings_below_zero(tmp_path, vr, first):
+    curve = (np.arange(4096) * 16).astype(np.uint16)
+    table = lut(4096, 0, 16, curve.tobytes())
+    table[0].add_new("LUTDescriptor", vr, [4096, first, 16])
+    rescale = {"RescaleSlope": 1, "RescaleIntercept": -2048, "BitsStored": 12, "HighBit": 11}
+    scan = read_file(write_dicom(tmp_path / "a.dcm", RAMP, VOILUTSequence=table, **rescale))
+    np.testing.assert_array_equal(scan.pixels[0], curve[RAMP])
 
 
 def test_a_broken_table_is_named(tmp_path):
@@ -219,6 +253,30 @@ def test_ybr_becomes_rgb_also_where_the_header_says_422_of_pixels_that_are_whole
         np.testing.assert_array_equal(read_file(path).pixels, np.full((1, 4, 4, 3), (201, 49, 100)))
 
 
+def test_ybr_of_eight_bits_may_be_allocated_sixteen(tmp_path):
+    ybr = np.full((4, 4, 3), (100, 128, 200), np.uint16)
+    size = {"SamplesPerPixel": 3, "PlanarConfiguration": 0, "Rows": 4, "Columns": 4, "BitsAllocated": 16}
+    path = write_dicom(
+        tmp_path / "a.dcm",
+        ybr[..., 0],
+        **size,
+        BitsStored=8,
+        HighBit=7,
+        PhotometricInterpretation="YBR_FULL",
+        PixelData=ybr.tobytes(),
+    )
+    np.testing.assert_array_equal(read_file(path).pixels, np.full((1, 4, 4, 3), (201, 49, 100)))
+
+
+def test_frames_of_single_bits_may_begin_within_a_byte(tmp_path):
+    stored = np.random.default_rng(0).integers(0, 2, (3, 5, 7)).astype(np.uint8)
+    bits = {"BitsAllocated": 1, "BitsStored": 1, "HighBit": 0}
+    data = np.packbits(stored.ravel(), bitorder="little").tobytes()
+    scan = read_file(write_dicom(tmp_path / "a.dcm", stored, **bits, PixelData=data))
+    np.testing.assert_array_equal(scan.pixels, stored)
+    assert scan.levels == (0, 1)
+
+
 def test_stored_bits_may_lie_above_others(tmp_path):
     stored = np.array([[1, 2], [3, 4095]], np.uint16)
     path = write_dicom(tmp_path / "a.dcm", stored << 4 | 5, BitsStored=12, HighBit=15)
@@ -265,6 +323,20 @@ def test_padding_of_floats_is_found_alone_and_as_a_range(tmp_path, kind):
     np.testing.assert_allclose(as_floats(), [[-2e38, 0.5, 1.5], [2.5, -2e38, 3.5]], rtol=1e-6)
     path = write_dicom(tmp_path / "b.dcm", RAMP[:2, :3], **values, **{f"{kind}PixelPaddingRangeLimit": -1e38})
     np.testing.assert_array_equal(as_floats(), [[0.5, 0.5, 1.5], [2.5, 0.5, 3.5]])
+    values[f"{kind}PixelPaddingRangeLimit"] = -np.inf
+    path = write_dicom(tmp_path / "c.dcm", RAMP[:2, :3], **(values | {f"{kind}PixelPaddingValue": -1e38}))
+    np.testing.assert_array_equal(as_floats(), [[0.5, 0.5, 1.5], [2.5, 0.5, 3.5]])
+
+
+def test_doubles_that_float32_cannot_hold_are_refused_as_such(tmp_path):
+    path = write_dicom(tmp_path / "a.dcm", RAMP[:2, :3])
+    dataset = pydicom.dcmread(path)
+    del dataset.PixelData
+    dataset.DoubleFloatPixelData = (np.arange(6.0) * 1e300).tobytes()
+    dataset.BitsAllocated = 64
+    dataset.save_as(path)
+    with pytest.raises(UnreadableFileError, match=r"values beyond 3\.4e38"):
+        read_file(path)
 
 
 def test_a_file_of_padding_alone_is_refused(tmp_path):

@@ -1,5 +1,7 @@
 """PNG, JPEG and BMP: every mode that medical images come in, and broken files."""
 
+import struct
+
 import imagecodecs
 import numpy as np
 import pytest
@@ -123,6 +125,35 @@ def test_a_jpeg_of_more_than_eight_bits_keeps_its_depth(tmp_path, bits, samples)
     (tmp_path / "a.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:-200])
     with pytest.raises(UnreadableFileError, match="cut short"):
         read_file(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize("bits", [8, 12, 16])
+def test_jpegs_that_pillow_does_not_know_are_turned_by_their_exif_too(tmp_path, bits):
+    pixels = np.add.outer(np.arange(40), np.arange(64)).astype(np.uint8 if bits == 8 else np.uint16)
+    if bits == 12:
+        data = imagecodecs.jpeg_encode(pixels * np.uint16(30), bitspersample=12, level=100)
+    else:
+        data = imagecodecs.jpegls_encode(pixels)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    note = exif.tobytes()
+    note = note if note.startswith(b"Exif") else b"Exif\0\0" + note
+    data = data[:2] + b"\xff\xe1" + (len(note) + 2).to_bytes(2, "big") + note + data[2:]
+    (tmp_path / "a.jpg").write_bytes(data)
+    scan = read_file(tmp_path / "a.jpg")
+    assert scan.levels == (0, (1 << bits) - 1)
+    np.testing.assert_allclose(scan.pixels[0], np.rot90(pixels, -1) * (30 if bits == 12 else 1), atol=20)
+
+
+def test_a_bitmap_whose_alpha_is_empty_is_opaque(tmp_path):
+    for alpha, expected in ((0, [30, 20, 10]), (51, [6, 4, 2])):
+        pixels = np.full((4, 4, 4), (10, 20, 30, alpha), np.uint8)
+        pixels[0, 0, 3] = 0
+        masks = struct.pack("<IIII", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+        head = struct.pack("<IiiHHIIiiII", 124, 4, 4, 1, 32, 3, 64, 2835, 2835, 0, 0) + masks
+        file = b"BM" + struct.pack("<IHHI", 202, 0, 0, 138) + head.ljust(124, b"\0") + pixels.tobytes()
+        (tmp_path / "a.bmp").write_bytes(file)
+        np.testing.assert_array_equal(read_file(tmp_path / "a.bmp").pixels[0, 0, 0], expected)
 
 
 def test_a_photographs_density_is_no_spacing(tmp_path):

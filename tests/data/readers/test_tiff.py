@@ -186,6 +186,24 @@ def test_a_palette_becomes_colour_of_the_palettes_depth(tmp_path):
         np.testing.assert_array_equal(scan.pixels[0], np.moveaxis(palette[:, _GRAY] >> 8, 0, -1))
 
 
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_a_palette_of_few_colours_is_as_bright_as_one_of_many(tmp_path, bits):
+    palette = _RNG.integers(0, 256, (3, 1 << bits))
+    row = bytes([0b11100100])  # 1 1 1 0 0 1 0 0, or 3 2 1 0, or 14 4
+    indices = {1: [1, 1, 1, 0, 0, 1, 0, 0], 2: [3, 2, 1, 0], 4: [14, 4]}[bits]
+    tags = _tags(len(indices), 1, bits, 3, palette=(palette * 257).ravel().tolist())
+    scan = read_file(_raw(tmp_path / "a.tif", [row], tags))
+    assert scan.levels == (0, 255)
+    np.testing.assert_array_equal(scan.pixels[0, 0], palette.T[indices])
+
+
+def test_alpha_behind_a_palette_is_laid_over_black(tmp_path):
+    palette = np.tile(np.arange(256) * 257, 3).tolist()
+    tags = _tags(2, 1, [8, 8], 3, samples=2, palette=palette, extra=2)
+    scan = read_file(_raw(tmp_path / "a.tif", [bytes([200, 255, 200, 51])], tags))
+    np.testing.assert_array_equal(scan.pixels[0, 0], [[200] * 3, [40] * 3])
+
+
 @pytest.mark.parametrize("kind", ["uint8", "uint16", "float32"])
 @pytest.mark.parametrize("color", [False, True], ids=["gray", "RGB"])
 def test_alpha_is_laid_over_black_at_full_depth(tmp_path, kind, color):
