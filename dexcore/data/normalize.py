@@ -4,7 +4,7 @@ Each clips and scales between two values (`limits`).
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 
 import numpy as np
@@ -77,7 +77,8 @@ def normalize(pixels: np.ndarray, method: str, levels: Levels | None = None) -> 
 
     Raises:
         TypeError: ``pixels`` is no array, or ``levels`` no pair of numbers.
-        ValueError: there is no such method, ``pixels`` is empty or holds no real numbers, or a level is not finite.
+        ValueError: there is no such method, ``pixels`` is empty or holds no real numbers, the ends that are taken from
+            it are not finite, or a level is not.
     """
     _check_arguments(pixels, method, levels)
     return NORMALIZATIONS[method](pixels, levels)
@@ -189,14 +190,26 @@ def _in_memory_order(pixels: np.ndarray) -> np.ndarray:
 def _black_and_white(pixels: np.ndarray, levels: Levels | None) -> Levels:
     if levels is not None:
         return levels
-    return (0.0, 255.0) if pixels.dtype == np.uint8 else (pixels.min().item(), pixels.max().item())
+    if pixels.dtype == np.uint8:
+        return 0.0, 255.0
+    ends = pixels.min().item(), pixels.max().item()
+    _check_finite(ends)
+    return ends
+
+
+def _check_finite(found: Iterable[float]) -> None:
+    if not all(map(math.isfinite, found)):
+        raise ValueError("pixels holds NaN or infinity, expected finite numbers")
 
 
 def _percentiles(pixels: np.ndarray) -> Levels:
     """Those of `PERCENTILES`, each between the two pixels of the nearest ranks."""
+    if pixels.dtype.itemsize > 8:  # long double
+        pixels = pixels.astype(np.float64)
     positions = [share / 100 * (pixels.size - 1) for share in PERCENTILES]
     ranks = [min(math.floor(position) + step, pixels.size - 1) for position in positions for step in (0, 1)]
     found = _order_statistics(pixels, ranks)
+    _check_finite(found)
     low, high = (
         _between(below, above, position - math.floor(position))
         for below, above, position in zip(found[::2], found[1::2], positions, strict=True)

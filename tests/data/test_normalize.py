@@ -156,6 +156,12 @@ def test_an_unknown_method_and_an_empty_array_are_refused():
         normalize(np.zeros((0, 4)), "hu_window")
 
 
+@pytest.mark.parametrize("method", ["div255", "percentile_minmax"])
+def test_long_doubles_are_read_as_doubles(method):
+    pixels = np.array([0, 1, 2], np.longdouble)
+    np.testing.assert_allclose(normalize(pixels, method), [0, 0.5, 1])
+
+
 @pytest.mark.parametrize(
     ("pixels", "method", "levels", "error", "message"),
     [
@@ -167,6 +173,8 @@ def test_an_unknown_method_and_an_empty_array_are_refused():
         (np.zeros(3), "div255", (0, 1, 2), TypeError, "levels must be a pair of numbers"),
         (np.zeros(3), "div255", ("0", 1), TypeError, "levels must be a number"),
         (np.zeros(3), "div255", (0, math.nan), ValueError, "levels must be finite, got nan"),
+        (np.array([0, math.nan]), "div255", None, ValueError, "pixels holds NaN or infinity"),
+        (np.array([0, math.inf]), "percentile_minmax", None, ValueError, "pixels holds NaN or infinity"),
     ],
 )
 def test_what_cannot_be_normalized_is_named(pixels, method, levels, error, message):

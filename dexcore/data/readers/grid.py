@@ -54,13 +54,17 @@ def beside(path: str | os.PathLike[str], name: str) -> Path:
     """The data file that a header names: one file in the header's own folder.
 
     Raises:
-        RefusedError: a list or a pattern of files, or a file elsewhere. The name is not in it: it may be a patient's.
+        RefusedError: a list or a pattern of files, or a file elsewhere, or none. The name is not in it: it may be a
+            patient's.
     """
     if name.split()[:1] == ["LIST"] or "%" in name:
         raise RefusedError("its numbers lie in a list of files, expected one file")
     if not name or name in (".", "..") or "/" in name or "\\" in name or "\0" in name or ":" in name:
         raise RefusedError("the header names a data file outside of its folder")
-    return Path(path).parent / name
+    file = Path(path).parent / name
+    if not file.is_file():
+        raise RefusedError("the data file that its header names does not lie beside it")
+    return file
 
 
 def grid_scan(grid: Grid, volume: int) -> Scan:

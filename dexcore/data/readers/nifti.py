@@ -16,6 +16,7 @@ _HEADER_BYTES = {348: "Nifti1Header", 540: "Nifti2Header"}
 _MM = {1: 1000.0, 3: 1e-3}  # xyzt_units: metres, micrometres; all others mean mm
 _LABEL = 1002  # intent_code
 _CIFTI = range(3000, 3100)
+_VECTORS = (*range(1003, 1011), *range(2002, 2006))  # of which the fifth axis holds matrices, vectors or colours
 
 
 def read_nifti(path: str | os.PathLike[str], volume: int = 0) -> Scan:
@@ -34,7 +35,8 @@ def read_nifti(path: str | os.PathLike[str], volume: int = 0) -> Scan:
         give layout "frames": the axial slices [z, height, width, 3], front on top and right on the left.
 
     Raises:
-        RefusedError: complex voxels, sform and qform both unfit, shorter than it says, a bomb, or over a limit.
+        RefusedError: complex voxels, several numbers a voxel, sform and qform both unfit, shorter than it says, a bomb,
+            or over a limit.
         Exception: nibabel raises many more on broken files.
     """
     nibabel = require("nibabel", "data")
@@ -42,6 +44,8 @@ def read_nifti(path: str | os.PathLike[str], volume: int = 0) -> Scan:
     if int(header["intent_code"]) in _CIFTI:
         raise RefusedError("CIFTI, which holds brain connectivity and no image")
     shape, dtype = _shape(header), header.get_data_dtype()
+    if len(shape) > 4 and shape[4] > 1 and int(header["intent_code"]) in _VECTORS:
+        raise RefusedError(f"{shape[4]} numbers a voxel (a vector, a matrix or a colour), expected one")
     color = dtype.names is not None
     if not color and dtype.kind not in "iuf":
         raise RefusedError(f"voxels of type {dtype}, expected integers, floats or RGB")

@@ -35,7 +35,7 @@ _TO_LPS = {
 }
 _COLORS = ("rgb-color", "3-color")
 _VECTORS = ("vector", "3-vector")
-_VOLUMES = ("list", "time", "vector")
+_SPACE = ("", "???", "none", "domain", "space")
 _Value = TypeVar("_Value", bound=str)
 _UNIT = re.compile(r'"([^"]*)"')
 _VECTOR = re.compile(r"\(([^()]*)\)|none", re.IGNORECASE)
@@ -134,7 +134,7 @@ def _axes(
         spaced = set(_UNIT.findall(fields.get("space units", ""))) <= {"mm"}
     else:
         steps = [float(step) for step in fields.get("spacings", "nan " * len(sizes)).split()]
-        spatial = [axis for axis in range(len(sizes)) if axis != channels and kinds[axis] not in _VOLUMES][:3]
+        spatial = [axis for axis in range(len(sizes)) if axis != channels and kinds[axis] in _SPACE][:3]
         spaced = all(np.isfinite(steps[axis]) for axis in spatial)
         for unit, axis in zip(np.eye(len(spatial)), spatial, strict=True):
             directions[axis] = unit * (steps[axis] if spaced else 1)
@@ -146,7 +146,7 @@ def _axes(
 
 def _counts_volumes(kind: str, size: int) -> bool:
     """A short vector is a displacement or a gradient, no list of images."""
-    return kind in ("list", "time", "???", "none", "", "domain", "space") or (kind == "vector" and size > 4)
+    return kind in ("list", "time", *_SPACE) or (kind == "vector" and size > 4)
 
 
 def _skip_lines(file: Path, start: int, lines: int) -> int:

@@ -15,7 +15,8 @@ from dexcore.data.readers.scan import RefusedError
 
 _GML = {"GML", "G/ML", "{SUVBW}G/ML"}
 _BQML = {"BQML", "BQ/ML"}
-_PHILIPS_SUV, _PHILIPS_ACTIVITY = (0x7053, 0x1000), (0x7053, 0x1009)
+_PHILIPS = "Philips PET Private Group"
+_PHILIPS_SUV, _PHILIPS_ACTIVITY = (0x7053, 0x1000), (0x7053, 0x1009)  # where its block is the first, as nearly always
 _MIN_DOSE = 1e5  # Bq; smaller numbers are megabecquerels written by mistake
 _MAX_WEIGHT = 700.0  # kg; larger numbers are grams
 _MAX_HALF_LIVES = 10.0  # more between injection and scan is a wrong date
@@ -64,7 +65,10 @@ def _counts_factor(dataset: Any) -> float:
 
 
 def _private(dataset: Any, tag: tuple[int, int]) -> float | None:
-    element = dataset.get(tag)
+    try:
+        element = dataset.private_block(tag[0], _PHILIPS)[tag[1] & 0xFF]
+    except KeyError:  # no block of this name, or without the element: de-identification may have taken the name away
+        element = dataset.get(tag)
     value = getattr(element, "value", None)
     try:
         result = float(value.decode("latin-1").strip(" \0") if isinstance(value, bytes) else str(value))

@@ -211,6 +211,15 @@ def test_cifti_is_no_image(tmp_path):
         read_file(_changed(tmp_path / "a.nii", _VOXELS, intent_code=[3001]))
 
 
+@pytest.mark.parametrize("intent", [1006, 1007, 2003])
+def test_vectors_are_no_image(tmp_path, intent):
+    path = _changed(tmp_path / "a.nii", np.zeros((4, 5, 6, 1, 3), np.float32), intent_code=[intent])
+    with pytest.raises(UnreadableFileError, match="3 numbers a voxel"):
+        read_file(path)
+    one = _changed(tmp_path / "b.nii", np.ones((4, 5, 6, 1, 1), np.float32), intent_code=[intent])
+    assert read_file(one).pixels.shape == (4, 5, 6)
+
+
 def test_an_offset_of_zero_is_the_end_of_the_header(tmp_path):
     path = _changed(tmp_path / "a.nii", _VOXELS, vox_offset=[0.0])
     np.testing.assert_array_equal(read_file(path).pixels, _VOXELS)

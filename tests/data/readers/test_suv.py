@@ -111,6 +111,11 @@ def test_counts_become_suv_by_the_private_factors_of_philips(tmp_path):
 
     assert suv_of(with_factor(tmp_path / "a.dcm", 0x00, "0.5")) == 50
     assert suv_of(with_factor(tmp_path / "b.dcm", 0x09, "2")) == pytest.approx(2 * suv(3600))
+    dataset = pydicom.dcmread(write_pet(tmp_path / "d.dcm", Units="CNTS"))
+    dataset.private_block(0x7053, "Somebody else", create=True).add_new(0x00, "DS", "9")
+    dataset.private_block(0x7053, "Philips PET Private Group", create=True).add_new(0x00, "DS", "0.5")
+    dataset.save_as(tmp_path / "d.dcm")
+    assert suv_of(tmp_path / "d.dcm") == 50  # of the second block, whose numbers begin with 11
     with pytest.raises(UnreadableFileError, match=r"7053,1000"):
         read_file(write_pet(tmp_path / "c.dcm", Units="CNTS"))
 
