@@ -44,12 +44,12 @@ from dexcore.data.modality import Modality
 from dexcore.data.normalize import normalize
 from dexcore.data.readers import UnreadableFileError, read_file
 from dexcore.data.record import ImageRecord
-from dexcore.data.store import write_store
+from dexcore.data.store import Store, write_store
 from dexcore.data.synthetic import SyntheticMVU
 from dexcore.extras import MissingExtraError, require
 
 GOALS = {"gray": 4.0, "gray, 16 bit": 4.0, "RGB": 3.0}  # times the images per second of the usual path
-_IMAGES, _SIZE, _MAX_SIDE = 60, 256, 512
+_IMAGES, _QUICK_IMAGES, _SIZE, _MAX_SIDE = 60, 4, 256, 512
 _SEED, _BATCH, _ROUNDS = 133, 16, 5  # every image's batch is timed in each round
 _PATCHES, _ROUTERS = (_SIZE // 16) ** 2, [8] * 12
 _NORMALIZATIONS = {Modality.CT: "hu_window", Modality.MR: "percentile_minmax"}
@@ -111,10 +111,10 @@ def _synthetic_records(kind: str, count: int) -> list[ImageRecord]:
     return [source.record(index) for index in range(count)]
 
 
-def _images(options: Options) -> tuple[int, Path | None]:
-    """How many images of each kind, and the corpus they are from."""
+def corpus_of(options: Options) -> Path | None:
+    """The corpus that the images are from; None: they are synthetic."""
     corpus = os.environ.get("DEXCORE_CORPUS")
-    return (4 if options.quick else _IMAGES), (Path(corpus) if corpus and not options.quick else None)
+    return Path(corpus) if corpus and not options.quick else None
 
 
 class Contest:
@@ -123,7 +123,7 @@ class Contest:
     def __init__(self, folder: Path, records: list[ImageRecord]) -> None:
         cv2 = require("cv2", "train")
         write_store(records, folder / "store", name="feed", max_side=_MAX_SIDE)
-        self.dataset = open_mvu(folder / "store")
+        self.dataset, self.store = open_mvu(folder / "store"), Store(folder / "store")
         self.files = [folder / f"{index}.png" for index in range(len(self.dataset))]
         for index, file in enumerate(self.files):
             pixels = self.dataset.read(index)
@@ -147,8 +147,9 @@ class Contest:
         return pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
 
 
-def _make(options: Options, kind: str, folder: str) -> Contest:
-    count, corpus = _images(options)
+def make_contest(options: Options, kind: str, folder: str) -> Contest:
+    """The images of a kind, in a folder."""
+    count, corpus = _QUICK_IMAGES if options.quick else _IMAGES, corpus_of(options)
     records = corpus_records(corpus, kind, count) if corpus else _synthetic_records(kind, count)
     return Contest(Path(folder), records)
 
@@ -158,7 +159,7 @@ def check(options: Options) -> Refused:
     with one_thread():
         for kind in GOALS:
             with tempfile.TemporaryDirectory() as folder:
-                contest = _make(options, kind, folder)
+                contest = make_contest(options, kind, folder)
                 for index in range(len(contest.files)):
                     if not np.array_equal(contest.dataset.read(index), contest.read_png(index)):
                         raise WrongResultError(f"feed, {kind}: image {index} is decoded to other pixels than its PNG")
@@ -174,7 +175,7 @@ def measure(options: Options, ceilings: Ceilings, refused: Refused) -> list[Line
     lines = []
     for kind in GOALS:
         with tempfile.TemporaryDirectory() as folder, one_thread():
-            contest = _make(options, kind, folder)
+            contest = make_contest(options, kind, folder)
             times = {name: summary(seconds) for name, seconds in _seconds(contest).items()}
             lines += _report(options, kind, contest, times)
     try:
@@ -198,10 +199,10 @@ def _seconds(contest: Contest) -> dict[str, list[float]]:
 
 
 def _report(options: Options, kind: str, contest: Contest, times: dict[str, Timing]) -> list[Line]:
-    count, corpus = _images(options)
+    count, corpus = len(contest.files), corpus_of(options)
     sizes = [contest.dataset.read(index).shape[:2] for index in range(count)]
     height, width = (int(statistics.median(side)) for side in zip(*sizes, strict=True))
-    stored = sum(shard.size for shard in contest.dataset._store.manifest.shards) / count
+    stored = sum(shard.size for shard in contest.store.manifest.shards) / count
     files = sum(file.stat().st_size for file in contest.files) / count
     of = "real" if corpus else "synthetic"
     print(

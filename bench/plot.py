@@ -38,6 +38,7 @@ def draw(results: Path = RESULTS) -> list[Path]:
         ("ema", _ema),
         ("align", _align),
         ("augment", _augment),
+        ("codec", _codec),
         ("feed", _feed),
         ("step", _step),
         ("kernels", _kernels),
@@ -197,6 +198,16 @@ def _augment(lines: list[Line]) -> Any:
         "Augmentation of one image, one thread",
         lambda line: f"{line['images_per_second']:.0f} images/s",
         "images a second",
+    )
+
+
+def _codec(lines: list[Line]) -> Any:
+    return _timings(
+        lines,
+        lambda line: f"{line['kind']}, {line['of']}",
+        "To decode an image, one core",
+        lambda line: f"{line['bytes'] / 1e3:.0f} KB",
+        "size",
     )
 
 
