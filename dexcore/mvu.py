@@ -53,7 +53,8 @@ _BUILD = (
     "Make a store of all images in a folder, or bring one up to date. Kinds are told by content; DICOM files are put "
     "together to volumes; the modality comes from DICOM, else from --modality, else from the nearest dataset.yaml "
     "(one line, `modality: X-ray`, is enough). Masks are left alone. What is kept out stands in STORE/rejects.jsonl "
-    "with the reason. A killed build goes on when it is called again; a second call reads only what changed."
+    "with the reason; STORE/report.html shows examples of what was kept and dropped. "
+    "A killed build goes on when it is called again; a second call reads only what changed."
 )
 
 
@@ -175,10 +176,12 @@ def _build(arguments: argparse.Namespace) -> int:
     from dexcore.data.assemble.build import build, dry_run, remove
     from dexcore.data.assemble.cluster import cluster
     from dexcore.data.assemble.options import Options
+    from dexcore.report import report_store
 
     if arguments.remove is not None:
         _needs(arguments, "out")
         manifest = remove(arguments.out, arguments.remove)
+        report_store(arguments.out)
         print(f"{arguments.out}: {arguments.remove} is removed, {manifest.images} images are left")
         return 0
     if arguments.folder is not None and arguments.root is not None:
@@ -202,6 +205,7 @@ def _build(arguments: argparse.Namespace) -> int:
             lines = dry_run(arguments.folder, options, jobs=jobs, executor=executor).lines()
         else:
             lines = build(arguments.folder, arguments.out, options, jobs=jobs, executor=executor).lines()
+            lines.append(f"report: {report_store(arguments.out)}")
     print("\n".join(lines))
     return 0
 

@@ -17,7 +17,7 @@ MAY_USE = {
     "nn": {"ops"},
     "models": {"nn", "ops"},
     "data": set(),
-    "report": set(),
+    "report": {"data"},
     "train": {"report", "models", "data", "nn", "ops", "kernels"},
 }
 

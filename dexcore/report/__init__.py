@@ -1,10 +1,13 @@
-"""What a run learned: measures, pictures and one page, all made from the numbers that a run folder holds."""
+"""What a run learned: measures, pictures and one page, all made from the numbers that a run folder holds; and the page
+of a store of images, from what its build left.
+"""
 
 from dexcore.report.analysis import Analysis
 from dexcore.report.evaluation import Evaluation, Examples
 from dexcore.report.files import run_files
 from dexcore.report.numbers import RunNumbers
 from dexcore.report.page import build_report
+from dexcore.report.store_page import report_store
 from dexcore.report.summary import Summary, summarize
 from dexcore.report.unfinished import Unfinished, is_unfinished, report_unfinished
 
@@ -17,6 +20,7 @@ __all__ = [
     "Unfinished",
     "build_report",
     "is_unfinished",
+    "report_store",
     "report_unfinished",
     "run_files",
     "summarize",

@@ -49,6 +49,31 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return f"<table>\n<thead><tr>{top}</tr></thead>\n<tbody>\n" + "\n".join(lines) + "\n</tbody>\n</table>"
 
 
+def tile(name: str, pictures: Sequence[str], lines: Sequence[str]) -> str:
+    """One small image of a `strip`, or two that belong together, with lines of text.
+
+    Args:
+        name: of the image, told by hovering and to screen readers.
+        pictures: JPEG as base64.
+        lines: below it, the first of them in the text's colour.
+    """
+    images = "".join(
+        f'<img alt="{escape(name)}" title="{escape(name)}" src="data:image/jpeg;base64,{escape(data)}">'
+        for data in pictures
+    )
+    text = "<br>".join(
+        f'<span class="found">{escape(line)}</span>' if number == 0 else escape(line)
+        for number, line in enumerate(lines)
+    )
+    kind = "tile pair" if len(pictures) > 1 else "tile"
+    return f'<figure class="{kind}"><div>{images}</div><figcaption>{text}</figcaption></figure>'
+
+
+def strip(tiles: Iterable[str]) -> str:
+    """Small images side by side, in as many columns as there is room for."""
+    return '<div class="strip">\n' + "\n".join(tiles) + "\n</div>"
+
+
 def mapping(name: object, value: object) -> str:
     """One paragraph of a configuration: a name and its value or values."""
     shown = "; ".join(f"{key} {item}" for key, item in value.items()) if isinstance(value, Mapping) else str(value)

@@ -22,10 +22,17 @@ figcaption b { color: var(--text); }
 .warning { border-left: 4px solid var(--warn); padding-left: 0.75rem; }
 figure { margin: 0; }
 img { display: block; width: 100%; max-width: 40rem; height: auto; margin: 0.75rem auto; }
+.strip { display: grid; grid-template-columns: repeat(auto-fill, minmax(6.25rem, 1fr)); gap: 0.5rem;
+  margin: 0.25rem 0 1rem; }
+.tile div { display: flex; gap: 2px; }
+.tile img { margin: 0; width: 100%; min-width: 0; aspect-ratio: 1; object-fit: contain; background: #000; }
+.tile figcaption { font-size: 0.82rem; line-height: 1.3; overflow-wrap: anywhere; }
+.pair { grid-column: span 2; }
 table { border-collapse: collapse; width: 100%; margin: 0.75rem 0; font-size: 0.92rem; }
 th, td { padding: 0.25rem 0 0.25rem 0.4rem; border-bottom: 1px solid var(--line); text-align: right;
   font-weight: 400; font-variant-numeric: tabular-nums; }
-tbody th { padding-left: 0; text-align: left; }
+tbody th, th:first-child { padding-left: 0; text-align: left; }
+tbody th, h3, pre { overflow-wrap: anywhere; }
 td:nth-of-type(odd) { font-weight: 600; }
 td:nth-of-type(even), thead th { color: var(--quiet); }
 td { white-space: nowrap; }

@@ -1,13 +1,16 @@
 """The report in a real browser, at a phone's width, light and dark, and on a desk."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from browser import BROWSERS, find_browser, look_at
 from made_runs import make_evaluation, write_run
+from PIL import Image
 
-from dexcore.report import build_report
+from dexcore.data import build_store
+from dexcore.report import build_report, report_store
 
 PHONE, DESK = 390, 1440
 pytestmark = pytest.mark.xdist_group("browser")  # one page for all
@@ -67,6 +70,26 @@ def test_nothing_goes_wrong_on_a_desk(browser, report, tmp_path):
 def test_the_page_follows_the_readers_choice_of_light_and_dark(looks):
     assert looks[False].background == "rgb(255, 255, 255)"
     assert max(int(part) for part in looks[True].background[4:-1].split(",")) < 50
+
+
+@pytest.mark.slow
+def test_the_page_of_a_store_fits_a_phone(browser, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    long = "a-long-name-of-a-folder-without-any-place-to-break-it-and-so-on-and-on"
+    scans = tmp_path / long / "films"
+    scans.mkdir(parents=True)
+    for number in range(4):
+        pixels = np.random.default_rng(number).integers(0, 256, (70, 80 + 40 * number), np.uint8)
+        Image.fromarray(pixels).save(scans / f"{long}{number}.png")
+        Image.fromarray(pixels).save(scans / f"{long}{number}again.bmp")
+    with ThreadPoolExecutor(1) as executor:
+        build_store(tmp_path / long, tmp_path / "store", modality="X-ray", executor=executor)
+    for dark in (False, True):
+        seen = look_at(browser, report_store(tmp_path / "store"), tmp_path / f"profile{dark}", PHONE, dark)
+        assert seen.scroll_width <= PHONE
+        assert seen.pictures == 4 + 3 * 2
+        assert seen.missing == seen.console == seen.requests == []
+        assert seen.smallest_text >= 13
 
 
 def test_a_page_with_faults_is_found_out(browser, tmp_path):

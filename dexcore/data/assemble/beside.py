@@ -1,17 +1,24 @@
-"""What a build leaves beside a store: build.json, what became of all files as numbers; rejects.jsonl, why, by file."""
+"""What a build leaves beside a store: build.json, what became of all files as numbers; rejects.jsonl, why, by file;
+examples.jsonl, small pictures of some. The page of the store is made of them.
+"""
 
 import json
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from dexcore.data.assemble.reasons import Reject
+from dexcore.data.assemble.examples import Example
+from dexcore.data.assemble.reasons import Reject, remedy
 from dexcore.data.assemble.report import SourceReport
 from dexcore.files import write_whole
 
 BUILD = "build.json"
 REJECTS = "rejects.jsonl"
+EXAMPLES = "examples.jsonl"
+PAGE = "report.html"  # made of the three by `dexcore.report.report_store`
+NO_SOURCE = ""  # stands for the source of what belongs to none
 
 
 def read_reports(out: Path) -> dict[str, SourceReport]:
@@ -23,52 +30,71 @@ def read_reports(out: Path) -> dict[str, SourceReport]:
         return {}
 
 
-def build_text(reports: Mapping[str, SourceReport]) -> str:
-    """The content of build.json."""
-    content = {"version": 1, "sources": {name: asdict(report) for name, report in sorted(reports.items())}}
-    return json.dumps(content, indent=1) + "\n"
+def read_help(out: Path) -> dict[str, str]:
+    """What would help what was dropped, by reason; of a build.json that `read_reports` could read."""
+    content = json.loads((out / BUILD).read_bytes())
+    return {str(reason): str(sentence) for reason, sentence in content.get("help", {}).items()}
 
 
-def rejects_text(
+def leave(
+    staging: Path,
     out: Path,
-    built: Mapping[str, Sequence[Reject]],
+    reports: Mapping[str, SourceReport],
+    built: Mapping[str, tuple[Sequence[Reject], Sequence[Example]]],
     closed: Sequence[tuple[str, str]] | None = None,
-    known: Collection[str] | None = None,
-) -> str:
-    """The content of rejects.jsonl: one JSON object a line, source, path, reason.
+) -> None:
+    """Write the three files, each whole or not at all; the page of the store that was there is none of the new one's.
 
     Args:
-        out: the store; the lines of its other sources stay.
-        built: rejects of the sources whose lines are replaced, by name.
+        staging: the build's folder, where a kill leaves what is half done.
+        out: the store.
+        reports: of all its sources; lines of others go.
+        built: rejects and examples of the sources whose lines are replaced, by name.
         closed: paths that no source could take, with the reason; None: as they stand there.
-        known: sources whose lines stay; None: all.
     """
-    lines = [line for line in _lines(out / REJECTS) if line.get("source") not in built]
-    if known is not None:
-        lines = [line for line in lines if line.get("source") in known]
-    for source, rejects in built.items():
-        lines += [{"source": source, "path": one.path, "reason": one.reason} for one in rejects]
+    (out / PAGE).unlink(missing_ok=True)
+    rejects = {
+        name: [{"path": one.path, "reason": one.reason} for one in rejects] for name, (rejects, _) in built.items()
+    }
     if closed is not None:
-        lines += [{"source": None, "path": path, "reason": reason} for path, reason in closed]
-    lines.sort(key=lambda line: str(line.get("source") or ""))
+        rejects[NO_SOURCE] = [{"path": path, "reason": reason} for path, reason in closed]
+    examples = {name: [asdict(one) for one in examples] for name, (_, examples) in built.items()}
+    kept = {NO_SOURCE, *reports}
+    dropped = sorted({reason for report in reports.values() for reason in report.dropped})
+    build = {
+        "version": 1,
+        "sources": {name: asdict(report) for name, report in sorted(reports.items())},
+        "help": {reason: sentence for reason in dropped if (sentence := remedy(reason))},
+    }
+    for file, text in (
+        (REJECTS, _text(out / REJECTS, rejects, kept)),
+        (EXAMPLES, _text(out / EXAMPLES, examples, kept)),
+        (BUILD, json.dumps(build, indent=1) + "\n"),
+    ):
+        write_whole(staging / file, text.encode())
+        os.replace(staging / file, out / file)
+
+
+def _text(path: Path, built: Mapping[str, Sequence[Mapping[str, Any]]], kept: Collection[str]) -> str:
+    """One JSON object a line, by source; the lines of sources that were not built stay."""
+    lines: list[Mapping[str, Any]] = [
+        line for line in json_lines(path) if (name := line.get("source") or NO_SOURCE) in kept and name not in built
+    ]
+    lines += [{"source": name or None, **line} for name, found in built.items() for line in found]
+    lines.sort(key=lambda line: str(line.get("source") or NO_SOURCE))
     return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
 
-def put(staging: Path, path: Path, text: str) -> None:
-    """Write a file beside the store, whole or not at all; what a kill leaves lies in the build's folder."""
-    write_whole(staging / path.name, text.encode())
-    os.replace(staging / path.name, path)
-
-
-def _lines(path: Path) -> Iterator[dict[str, str | None]]:
+def json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of such a file, a line each; nothing of one that is missing or damaged."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
+        with open(path, "rb") as file:
+            for line in file:
+                try:
+                    content = json.loads(line)
+                except ValueError:
+                    continue
+                if isinstance(content, dict):
+                    yield content
+    except OSError:
         return
-    for line in text.splitlines():
-        try:
-            content = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(content, dict):
-            yield content

@@ -19,9 +19,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from dexcore.checks import check_whole
-from dexcore.data.assemble.beside import BUILD, REJECTS, build_text, put, read_reports, rejects_text
+from dexcore.data.assemble.beside import BUILD, EXAMPLES, PAGE, REJECTS, leave, read_reports
 from dexcore.data.assemble.discover import Classified, Inspected, classify, inspect
 from dexcore.data.assemble.drawn import drawn_items
+from dexcore.data.assemble.examples import Example
 from dexcore.data.assemble.lock import clear, locked
 from dexcore.data.assemble.options import Options, Settings
 from dexcore.data.assemble.pack import is_done, pack, read_outcome
@@ -54,6 +55,7 @@ class _Source:
     tasks: list[Task] = field(default_factory=list)
     part: SourcePart | None = None
     rejects: list[Reject] = field(default_factory=list)
+    examples: list[Example] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -135,8 +137,7 @@ def remove(out: str | os.PathLike[str], name: str) -> Manifest:
             report.shared.pop(name, None)
         manifest = remove_source(out, name)
         staging.mkdir(exist_ok=True)
-        put(staging, out / REJECTS, rejects_text(out, {name: []}))
-        put(staging, out / BUILD, build_text(reports))
+        leave(staging, out, reports, {name: ((), ())})
         shutil.rmtree(staging, ignore_errors=True)
     return manifest
 
@@ -193,7 +194,7 @@ def _refuse_foreign_files(out: Path) -> None:
         Manifest.load(out)  # another program's manifest is not to be replaced
         return
     for entry in sorted(out.iterdir()):
-        if not (is_shard(entry) or entry.name.startswith(STAGING) or entry.name in (BUILD, REJECTS)):
+        if not (is_shard(entry) or entry.name.startswith(STAGING) or entry.name in (BUILD, EXAMPLES, PAGE, REJECTS)):
             raise StoreError(f"{out} holds {entry.name} and no store: expected an empty folder or a store")
 
 
@@ -232,10 +233,8 @@ def _build(plan: _Plan, out: Path, staging: Path, workers: Workers, shard_bytes:
         raise NothingKeptError(reports.values())
     _tell_shared({source.name: source.report for source in fresh}, parts, out, staging)
     result = Manifest.of(manifest.name if manifest else plan.name, plan.settings.max_side, parts)
-    rejects = {source.name: source.rejects for source in fresh}
     closed = [(plan.settings.shown(path), reason) for path, reason in plan.walked.closed]
-    put(staging, out / REJECTS, rejects_text(out, rejects, closed, set(reports)))
-    put(staging, out / BUILD, build_text(reports))
+    leave(staging, out, reports, {source.name: (source.rejects, source.examples) for source in fresh}, closed)
     commit(staging, out, result)
     return BuildReport(out, result, reports, [source.name for source in fresh])
 
@@ -305,6 +304,7 @@ def _packed(source: _Source, staging: Path) -> bool:
         source.part = SourcePart(**content["part"] | {"shards": shards})
         source.report = SourceReport(**content["report"])
         source.rejects = [Reject(*reject) for reject in content["rejects"]]
+        source.examples = [Example(**example) for example in content["examples"]]
     except (OSError, ValueError, KeyError, TypeError):
         return False
     return True
@@ -343,7 +343,7 @@ def _read(fresh: list[_Source], plan: _Plan, staging: Path, workers: Workers, no
         folder = staging / _entries(source)[0]
         folder.mkdir(exist_ok=True)
         settings = plan.settings.of(source.files.recipe)
-        source.tasks = tasks_of(source.classified.items, source.files, settings, folder)
+        source.tasks = tasks_of([*source.classified.items, *source.classified.masks], source.files, settings, folder)
         left = [task for task in source.tasks if not is_done(task)]
         todo += left
         owner += [source] * len(left)
@@ -371,14 +371,17 @@ def _pack(source: _Source, plan: _Plan, staging: Path, shard_bytes: int) -> None
     packed = pack(staging, source.name, source.tasks, shard_bytes, plan.settings.drop_near_copies)
     source.part = packed.part
     source.rejects = [*source.classified.rejects, *packed.rejects]
+    source.examples = packed.examples
     source.report.fingerprint = source.part.fingerprint if source.part.images else ""
     source.report.kept = dict(sorted(packed.kept.items()))
     source.report.near_copies = packed.near_copies
+    source.report.groups = packed.groups
     source.report.dropped = dict(Counter(reject.category for reject in source.rejects).most_common())
     content = {
         "part": asdict(source.part),
         "report": asdict(source.report),
         "rejects": [(reject.path, reject.reason) for reject in source.rejects],
+        "examples": [asdict(example) for example in source.examples],
     }
     folder, file = _entries(source)
     write_whole(staging / file, json.dumps(content).encode())

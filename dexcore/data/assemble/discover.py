@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from dexcore.data.assemble.dicom_terms import anatomy_of, modality_of
+from dexcore.data.assemble.examples import smallest
 from dexcore.data.assemble.hand import Hand
 from dexcore.data.assemble.masks import named_like_a_mask, paired_masks
 from dexcore.data.assemble.reasons import Reject, reason_of
@@ -77,6 +78,7 @@ KIND_NAMES = {
     Kind.SYNTHETIC: "synthetic",
 }
 ARCHIVES = (Kind.ZIP, Kind.TAR)
+_PAIRED = "a mask: an image has the same name"
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,7 @@ class Item:
         volume: the files are the slices of one volume.
         place: gives group and split of each image of the file, by what the file says of it; the item has none then.
         named_mask: its name speaks for a mask, and its values have to say.
+        dropped: why it is no image; it is read for a picture in the report alone.
     """
 
     files: tuple[Found, ...]
@@ -114,6 +117,7 @@ class Item:
     volume: bool = False
     place: Callable[[str], tuple[str, Split]] | None = None
     named_mask: bool = False
+    dropped: str = ""
 
     @property
     def size(self) -> int:
@@ -122,11 +126,15 @@ class Item:
 
 @dataclass
 class Classified:
-    """The items of a source in order, what is kept out, and what was passed by (by the endings of its names)."""
+    """The items of a source in order, what is kept out, and what was passed by (by the endings of its names).
+
+    Of ``masks``, which are kept out, some are read for a picture in the report.
+    """
 
     items: list[Item] = field(default_factory=list)
     rejects: list[Reject] = field(default_factory=list)
     ignored: Counter[str] = field(default_factory=Counter)
+    masks: list[Item] = field(default_factory=list)
 
 
 def inspect(task: tuple[str, Sequence[Found]], hand: Hand) -> list[Inspected]:
@@ -162,6 +170,7 @@ def classify(
     """
     result = Classified()
     images: list[Found] = []
+    paired: dict[str, Item] = {}
     masks = paired_masks(source.below(file.path) for file in source.files if inspected[file.path].kind)
     for file in source.files:
         seen = inspected[file.path]
@@ -178,9 +187,11 @@ def classify(
         elif seen.header is not None and not seen.header.is_image:
             result.rejects.append(Reject(shown(file.path), "no image: a DICOM structure set, segmentation or report"))
         elif source.below(file.path) in masks:
-            result.rejects.append(Reject(shown(file.path), "a mask: an image has the same name"))
+            result.rejects.append(Reject(shown(file.path), _PAIRED))
+            paired[shown(file.path)] = Item((file,), seen.kind, source.recipe.modality, "", "train", dropped=_PAIRED)
         else:
             images.append(file)
+    result.masks = [paired[path] for path in smallest(paired)]
     volumes, alone = _volumes(images, inspected)
     for files, volume in [*((files, True) for files in volumes), *(([file], False) for file in alone)]:
         item = _item(source, files, inspected[files[0].path], grouping)

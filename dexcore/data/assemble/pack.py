@@ -1,16 +1,20 @@
 """Rows of finished tasks into the shards of a source, in order; copies are found on the way."""
 
 import json
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from dexcore.data.assemble.examples import KEPT, Drawn, Example, picture
 from dexcore.data.assemble.read import Task, task_schema
 from dexcore.data.assemble.reasons import Reject
-from dexcore.data.store.copies import Pictures, copies_within
+from dexcore.data.store.copies import Copy, Pictures, copies_within
 from dexcore.data.store.manifest import SourcePart
+from dexcore.data.store.show import evenly
 from dexcore.data.store.write import SourceWriter
 from dexcore.extras import require
 
@@ -24,7 +28,7 @@ def is_done(task: Task) -> bool:
 
 
 def read_outcome(task: Task) -> dict[str, Any]:
-    """A task's outcome: ``size`` of its rows' file, ``rejects`` as (path, reason)."""
+    """A task's outcome: ``size`` of its rows' file, ``rejects`` as (path, reason), ``examples`` of them."""
     return json.loads(Path(f"{task.target}.json").read_bytes())
 
 
@@ -37,12 +41,16 @@ class Packed:
         kept: the images by "modality/kind".
         rejects: what the tasks rejected, and the copies.
         near_copies: images that are kept though they are near-copies of others.
+        groups: of the images that are kept.
+        examples: of them and of the rejects, for the report.
     """
 
     part: SourcePart
     kept: Counter[str]
     rejects: list[Reject]
     near_copies: int
+    groups: int
+    examples: list[Example]
 
 
 def pack(staging: Path, source: str, tasks: Sequence[Task], shard_bytes: int, drop_near: bool) -> Packed:
@@ -56,27 +64,52 @@ def pack(staging: Path, source: str, tasks: Sequence[Task], shard_bytes: int, dr
         drop_near: leave out near-copies too.
     """
     writer = SourceWriter(staging, source, shard_bytes)
-    kept: Counter[str] = Counter()
+    kept: defaultdict[str, list[int]] = defaultdict(list)
     rejects: list[Reject] = []
+    drawn = Drawn()
     batches = [_batches(task) for task in tasks]
     pictures = [batch for piece in batches for batch in piece if batch.num_rows]
     known = Pictures(pictures) if pictures else None
     copies = {copy.index: copy for copy in copies_within(known)} if known is not None else {}
     near = number = 0
     for task, piece in zip(tasks, batches, strict=True):
-        rejects += [Reject(*reject) for reject in read_outcome(task)["rejects"]]
+        outcome = read_outcome(task)
+        rejects += [Reject(*reject) for reject in outcome["rejects"]]
+        for example in outcome["examples"]:
+            drawn.add(Example(**example))
         for row in (row for batch in piece for row in batch.to_pylist()):
             copy = copies.get(number)
-            number += 1
             kind = row.pop("kind")
-            if copy is not None and known is not None and (copy.exact or drop_near):
-                what = "exact copy" if copy.exact else "near-copy"
-                rejects.append(Reject(row["image"]["path"], f"{what}: of {known.paths[copy.of].as_py()}"))
-                continue
-            near += copy is not None
-            kept[f"{row['modality']}/{kind}"] += 1
+            if copy is not None and known is not None:
+                stays = not (copy.exact or drop_near)
+                reject = Reject(row["image"]["path"], _copy_of(copy, known))
+                if drawn.wants(reject.path, reject.reason, stays):
+                    both = tuple(picture(known.image(index)) for index in (number, copy.of))
+                    drawn.add(Example(reject.path, row["modality"], reject.reason, stays, both))
+                near += stays
+                if not stays:
+                    rejects.append(reject)
+                    number += 1
+                    continue
+            kept[f"{row['modality']}/{kind}"].append(number)
+            number += 1
             writer.add(row)
-    return Packed(writer.close(), kept, rejects, near)
+    groups = len(np.unique(known.groups[[index for indices in kept.values() for index in indices]])) if known else 0
+    counts = Counter({name: len(indices) for name, indices in kept.items()})
+    examples = [*_kept_examples(known, kept), *drawn] if known else [*drawn]
+    return Packed(writer.close(), counts, rejects, near, groups, examples)
+
+
+def _copy_of(copy: Copy, known: Pictures) -> str:
+    return f"{'exact copy' if copy.exact else 'near-copy'}: of {known.paths[copy.of].as_py()}"
+
+
+def _kept_examples(known: Pictures, kept: Mapping[str, Sequence[int]]) -> Iterator[Example]:
+    """Images of every modality and kind, spread evenly over their rows."""
+    for name, indices in sorted(kept.items()):
+        for index in evenly(indices, max(1, KEPT // len(kept))):
+            modality, _, _ = name.partition("/")
+            yield Example(known.paths[index].as_py(), modality, "", True, (picture(known.image(index)),))
 
 
 def _batches(task: Task) -> list[Any]:

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 
 from dexcore.data.assemble.discover import ARCHIVES, Item
 from dexcore.data.assemble.drawn import draw
+from dexcore.data.assemble.examples import Drawn, Example, middle, picture
 from dexcore.data.assemble.filter import MIN_SIDE, reject_reason
 from dexcore.data.assemble.hand import Hand
 from dexcore.data.assemble.inside import items_inside
@@ -72,23 +73,37 @@ def build_task(task: Task, hand: Hand) -> None:
     """
     writer = _RowsFile(Path(f"{task.target}.arrow"))
     rejects: list[Reject] = []
+    drawn = Drawn()
     try:
         for index, item in enumerate(task.items):
             dead = hand.take(index, item.size)
             if dead is not None:
+                if item.dropped:
+                    continue
                 rejects.append(Reject(task.settings.shown(item.files[0].path), dead))
                 continue
             for result in _records(task, item, hand):
                 if isinstance(result, Reject):
-                    rejects.append(result)
+                    _draw_example(drawn, result, item.modality)
+                    if not item.dropped:
+                        rejects.append(replace(result, image=None))
                 else:
                     writer.add(encode_row(result, task.settings.max_side) | {"kind": item.kind.value})
             hand.drop()
         size = writer.close()
     finally:
         writer.discard()
-    outcome = {"size": size, "rejects": [(reject.path, reject.reason) for reject in rejects]}
+    outcome = {
+        "size": size,
+        "rejects": [(reject.path, reject.reason) for reject in rejects],
+        "examples": [asdict(example) for example in drawn],
+    }
     write_whole(Path(f"{task.target}.json"), json.dumps(outcome).encode())
+
+
+def _draw_example(drawn: Drawn, reject: Reject, modality: Modality | None) -> None:
+    if reject.image is not None and drawn.wants(reject.path, reject.reason):
+        drawn.add(Example(reject.path, modality or "", reject.reason, False, (picture(reject.image),)))
 
 
 def task_schema() -> Any:
@@ -149,6 +164,12 @@ def _records(task: Task, item: Item, hand: Hand) -> Iterator[ImageRecord | Rejec
         return
     if _changed(settings.root, item.files):
         yield Reject(settings.shown(path), "changed since it was found")
+        return
+    if item.dropped:
+        # Its fault is none of the build's.
+        with suppress(Exception):
+            scan = read_file(Path(settings.root) / path)
+            yield Reject(settings.shown(path), item.dropped, middle(scan))
         return
     if item.kind in ARCHIVES:
         yield from _inside(task, item, hand)
@@ -254,7 +275,7 @@ def _cut(task: Task, item: Item, scan: Scan, place: str) -> Iterator[ImageRecord
     assert item.modality is not None
     labels = looks_like_labels(scan.pixels, item.named_mask) if item.kind not in _PIECEWISE else None
     if labels is not None:
-        yield Reject(shown, labels)
+        yield Reject(shown, labels, middle(scan))
         return
     try:
         method = method_for(item.modality, scan, recipe.normalization, recipe.units)
@@ -271,7 +292,7 @@ def _cut(task: Task, item: Item, scan: Scan, place: str) -> Iterator[ImageRecord
             continue
         reason = reject_reason(image, item.modality, least)
         if reason is not None:
-            yield Reject(shown + where, reason)
+            yield Reject(shown + where, reason, image)
             continue
         yield ImageRecord(
             image=image,

@@ -30,6 +30,7 @@ class SourceReport:
             globs leave out, as "left out".
         advice: sentences that would help what was kept out.
         near_copies: images that are kept though they are near-copies of others of the source.
+        groups: patients, volumes, videos or files that the kept images come from.
         shared: images that are copies of another source's, exact or near, when this one was built; by its name.
     """
 
@@ -42,6 +43,7 @@ class SourceReport:
     ignored: dict[str, int] = field(default_factory=dict)
     advice: list[str] = field(default_factory=list)
     near_copies: int = 0
+    groups: int = 0
     shared: dict[str, int] = field(default_factory=dict)
 
     def known(self, classified: Classified, files: SourceFiles) -> None:
@@ -111,7 +113,7 @@ class BuildReport:
             splits.get("heldout", 0) for sources in self.manifest.counts.values() for splits in sources.values()
         )
         lines += [advice for report in self.sources.values() for advice in report.advice]
-        lines += [line for name, report in self.sources.items() for line in _copies(name, report)]
+        lines += [line for name, report in self.sources.items() for line in copies_told(name, report)]
         return [
             *lines,
             f"store: {self.store}, {self.manifest.images} images ({heldout} held out), {size_text(size)}, "
@@ -119,6 +121,11 @@ class BuildReport:
             f"fingerprint: {self.manifest.fingerprint}",
             f"train on it: python examples/pretrain_mvu.py --data.store {self.store}",
         ]
+
+
+def kept_order(key: str) -> tuple[int, str]:
+    """By which modalities and the keys of `SourceReport.kept` are sorted: in the order of `Modality`."""
+    return [*Modality, ARCHIVE].index(key.split("/")[0]), key
 
 
 def table(reports: Iterable[SourceReport], counted: str = "images") -> list[str]:
@@ -133,8 +140,7 @@ def table(reports: Iterable[SourceReport], counted: str = "images") -> list[str]
         ignored.update(report.ignored)
         files += report.files
     lines = [f"{files} files", f"{'modality':<12} {'kind':<16} {counted:>8}"]
-    order = [*Modality, ARCHIVE]
-    for key in sorted(kept, key=lambda key: (order.index(key.split("/")[0]), key)):
+    for key in sorted(kept, key=kept_order):
         modality, kind = key.split("/")
         lines.append(f"{modality:<12} {KIND_NAMES[Kind(kind)]:<16} {kept[key]:>8}")
     lines.append(f"{'kept':<29} {sum(kept.values()):>8}")
@@ -145,7 +151,7 @@ def table(reports: Iterable[SourceReport], counted: str = "images") -> list[str]
     return lines
 
 
-def _copies(name: str, report: SourceReport) -> Iterator[str]:
+def copies_told(name: str, report: SourceReport) -> Iterator[str]:
     if report.near_copies:
         are = "image is a near-copy of another" if report.near_copies == 1 else "images are near-copies of others"
         yield f"{name}: {report.near_copies} {are} and kept; --drop-near-copies leaves such out"

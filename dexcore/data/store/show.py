@@ -2,6 +2,7 @@
 
 import io
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,9 +86,14 @@ def _rows(store: Store, examples: int) -> list[tuple[tuple[str, str], list[int]]
     rows = []
     for code in sorted(np.unique(codes).tolist(), key=lambda code: (order.index(Modality(names[code][0])), code)):
         members = np.flatnonzero(codes == code)
-        count = min(examples, len(members))
-        rows.append((names[code], members[np.arange(count) * len(members) // count].tolist()))
+        rows.append((names[code], evenly(members.tolist(), examples)))
     return rows
+
+
+def evenly(members: Sequence[int], most: int) -> list[int]:
+    """At most ``most`` of so many, spread evenly over them."""
+    count = min(most, len(members))
+    return [members[number * len(members) // count] for number in range(count)]
 
 
 def _eight_bit(pixels: np.ndarray) -> np.ndarray:

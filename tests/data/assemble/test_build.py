@@ -18,6 +18,7 @@ from dexcore.data.assemble.options import Options
 from dexcore.data.sources.recipe import RecipeError
 from dexcore.data.store import StoreError, check_store
 from dexcore.data.store.manifest import Manifest
+from dexcore.report import report_store
 
 
 @pytest.fixture(autouse=True)
@@ -71,6 +72,7 @@ def test_a_folder_of_many_kinds_becomes_a_store(folder, tmp_path):
     assert {path.name for path in (tmp_path / "store").iterdir() if not path.name.startswith("shard")} == {
         "manifest.json",
         "build.json",
+        "examples.jsonl",
         "rejects.jsonl",
     }
 
@@ -238,6 +240,7 @@ def test_hashed_paths_leave_no_name_behind(tmp_path):
     (root / "license.Jane-Doe").write_text("x")
     os.symlink("Jane-Doe-nowhere", root / "Jane-Doe-link")
     build(root, tmp_path / "store", hash_paths=True)
+    report_store(tmp_path / "store")
     written = files_of(tmp_path / "store")
     assert all(b"Jane" not in content and "Jane" not in name for name, content in written.items())
     assert len(rejects(tmp_path / "store")) == 3

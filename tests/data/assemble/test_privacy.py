@@ -14,6 +14,7 @@ from pydicom.uid import JPEG2000Lossless
 from dexcore.cli import main
 from dexcore.data.assemble.build import build
 from dexcore.data.assemble.options import Options
+from dexcore.report import report_store
 
 SECRET = "PLANTED"
 # Text of each kind, as long as it may be. Numbers cannot hold a word; a broken writer's can.
@@ -69,16 +70,21 @@ def test_the_fixture_holds_what_it_must(folder):
     assert sum(element.value == SECRET for element in dataset) > 300
 
 
+def refuse_secrets(store: Path) -> None:
+    written = {path.name: path.read_bytes() for path in store.rglob("*")}
+    assert [name for name, content in written.items() if SECRET.encode() in content] == []
+    assert {"report.html", "examples.jsonl", "rejects.jsonl", "build.json"} < written.keys()
+
+
 def test_nothing_of_headers_is_written_or_told(folder, tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     with ThreadPoolExecutor(1) as executor:
         report = build(folder, tmp_path / "store", Options(modality="MR"), executor=executor)
     assert report.manifest.images >= 3  # some are read, so that there is something to leak
-    print("\n".join(report.lines()))
+    print("\n".join(report.lines()), report_store(tmp_path / "store"))
     told = capfd.readouterr()
     assert SECRET not in told.out + told.err
-    for path in (tmp_path / "store").rglob("*"):
-        assert SECRET.encode() not in path.read_bytes(), path.name
+    refuse_secrets(tmp_path / "store")
     assert (tmp_path / "store" / "rejects.jsonl").stat().st_size > 0
 
 
@@ -90,3 +96,4 @@ def test_nothing_of_headers_is_told_by_the_command(folder, tmp_path, monkeypatch
     assert main(["mvu", "stats", str(tmp_path / "store")]) == 0
     told = capfd.readouterr()
     assert SECRET not in told.out + told.err
+    refuse_secrets(tmp_path / "store")
