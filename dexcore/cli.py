@@ -2,7 +2,7 @@
 
     dexcore pretrain [FLAGS]    pre-train, as examples/pretrain_mvu.py does
     dexcore mvu COMMAND         make a store of images from folders, check it, look at it
-    dexcore report RUN          make the report of a run again, from the numbers in its folder; or that of a store
+    dexcore report RUN          make the report of a run again, from the numbers in its folder
     dexcore --version           the versions of dexcore, torch and triton
 
 Under torchrun: ``torchrun --nproc-per-node 2 --no-python dexcore pretrain``. Returns 0 when done, 2 after an error,
@@ -80,20 +80,15 @@ def _parser() -> argparse.ArgumentParser:
         description="Write report.html, its pictures and summary.json into a run's folder, from the numbers that the "
         "run left there: metrics.jsonl, similarity.jsonl, config.yaml, evaluation.npz, analysis.npz, and the "
         "last two of before training, evaluation_step0.npz and analysis_step0.npz. Needs no model, no image and no "
-        "network. Of a run that is under way, was stopped or has diverged, it shows what there is. Of a store, "
-        "write the page of what `dexcore mvu build` kept and dropped.",
+        "network. Of a run that is under way, was stopped or has diverged, it shows what there is.",
     )
-    report.add_argument("run", type=Path, metavar="RUN", help="the folder of a run (its --out), or of a store")
+    report.add_argument("run", type=Path, metavar="RUN", help="the folder of a run (its --out)")
     return parser
 
 
 def _report(run: Path) -> int:
-    from dexcore.data.assemble.beside import BUILD
-    from dexcore.report import build_report, is_unfinished, report_store, report_unfinished
+    from dexcore.report import build_report, is_unfinished, report_unfinished
 
-    if (run / BUILD).is_file():
-        print(report_store(run))
-        return 0
     found = report_unfinished(run) if is_unfinished(run) else build_report(run)
     print("\n".join(found.lines()))
     return 0

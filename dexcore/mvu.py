@@ -4,6 +4,7 @@
     dexcore mvu sources [NAME]              the sources of MVU: how each must lie, where it is to be had
     dexcore mvu check STORE                 compare every hash
     dexcore mvu stats STORE                 count images by modality and source, beside the paper's
+    dexcore mvu report STORE                make the page of what a build kept and dropped again
     dexcore mvu show STORE --out PNG        examples of every source on one picture
     dexcore mvu export STORE --parquet DIR  Parquet with PNG images, for a hub and its viewer
     dexcore mvu import SRC --out STORE      a corpus in Parquet becomes a store
@@ -26,6 +27,7 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     _add_sources(commands.add_parser("sources", help="list the sources of MVU, or show one", description=_SOURCES))
     _add(commands, "check", _check, "compare every hash of a store")
     _add(commands, "stats", _stats, "count a store's images by modality and source, beside the paper's")
+    _add(commands, "report", _report, "make the page of what a build kept and dropped again")
     show = _add(commands, "show", _show, "put examples of every source on one picture")
     show.add_argument("--out", type=Path, required=True, metavar="PNG", help="the picture to write")
     show.add_argument("--examples", type=int, default=10, metavar="N", help="images a source (default: 10)")
@@ -176,7 +178,7 @@ def _build(arguments: argparse.Namespace) -> int:
     from dexcore.data.assemble.build import build, dry_run, remove
     from dexcore.data.assemble.cluster import cluster
     from dexcore.data.assemble.options import Options
-    from dexcore.report import report_store
+    from dexcore.report.store_page import report_store
 
     if arguments.remove is not None:
         _needs(arguments, "out")
@@ -205,7 +207,7 @@ def _build(arguments: argparse.Namespace) -> int:
             lines = dry_run(arguments.folder, options, jobs=jobs, executor=executor).lines()
         else:
             lines = build(arguments.folder, arguments.out, options, jobs=jobs, executor=executor).lines()
-            lines.append(f"report: {report_store(arguments.out)}")
+            lines.insert(-1, f"report: {report_store(arguments.out)}")
     print("\n".join(lines))
     return 0
 
@@ -232,6 +234,13 @@ def _stats(arguments: argparse.Namespace) -> int:
     from dexcore.data.store.stats import stats_table, store_stats
 
     print(stats_table(store_stats(arguments.store)))
+    return 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from dexcore.report.store_page import report_store
+
+    print(report_store(arguments.store))
     return 0
 
 

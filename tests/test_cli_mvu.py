@@ -43,6 +43,9 @@ def test_the_road_from_a_folder_to_parquet_and_back(folder, tmp_path, capsys):
     assert f"fingerprint: {fingerprint}" in out
     assert out.splitlines()[-1] == f"train on it: python examples/pretrain_mvu.py --data.store {store}"
 
+    assert (store / "report.html").is_file()
+    assert f"report: {store / 'report.html'}" in out
+
     code, out, _ = run(capsys, "build", folder, "--out", store, "--jobs", 1)
     assert out.startswith(f"nothing to do: {store} holds these files already")
 

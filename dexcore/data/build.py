@@ -36,7 +36,8 @@ def build_store(
     ``modality``, else from the nearest ``dataset.yaml`` (`dexcore.data.sources.schema`). What a killed build has done
     is found again; sources whose files did not change are not read again; sources that other folders gave the store
     stay. The store depends on the files, the arguments and the versions of the libraries alone. Beside it lie
-    ``rejects.jsonl`` (what was kept out, and why) and ``build.json`` (the same as numbers).
+    ``rejects.jsonl`` (what was kept out, and why), ``build.json`` (the same as numbers) and ``examples.jsonl`` (small
+    pictures of some), of which `dexcore.report.store_page.report_store` makes a page.
 
     Args:
         folder: any; links in it are followed. Or names for ``sources``, whose downloads lie below ``root``.

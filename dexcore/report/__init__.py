@@ -1,5 +1,6 @@
-"""What a run learned: measures, pictures and one page, all made from the numbers that a run folder holds; and the page
-of a store of images, from what its build left.
+"""What a run learned: measures, pictures and one page, all made from the numbers that a run folder holds.
+
+The page of a store of images is made by `dexcore.report.store_page`.
 """
 
 from dexcore.report.analysis import Analysis
@@ -7,7 +8,6 @@ from dexcore.report.evaluation import Evaluation, Examples
 from dexcore.report.files import run_files
 from dexcore.report.numbers import RunNumbers
 from dexcore.report.page import build_report
-from dexcore.report.store_page import report_store
 from dexcore.report.summary import Summary, summarize
 from dexcore.report.unfinished import Unfinished, is_unfinished, report_unfinished
 
@@ -20,7 +20,6 @@ __all__ = [
     "Unfinished",
     "build_report",
     "is_unfinished",
-    "report_store",
     "report_unfinished",
     "run_files",
     "summarize",

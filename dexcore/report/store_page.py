@@ -147,7 +147,7 @@ def _warnings(account: _Account) -> Iterator[str]:
         if not any(splits.get("heldout") for splits in counts[modality].values())
     ]
     if lacking:
-        yield f"No image of {', '.join(lacking)} is held out: there is nothing to measure a model on."
+        yield f"No image is held out of {', '.join(lacking)}: a model cannot be measured there."
 
 
 def _kept(account: _Account) -> Iterator[str]:

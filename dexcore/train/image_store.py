@@ -11,13 +11,14 @@ from importlib import resources
 from pathlib import Path
 
 from dexcore.data import build_store
-from dexcore.data.assemble.beside import REJECTS
+from dexcore.data.assemble.beside import PAGE, REJECTS
 from dexcore.data.assemble.build import build
 from dexcore.data.assemble.options import Options
 from dexcore.data.assemble.plan import PACKAGES, package_version
 from dexcore.data.readers import UnreadableFileError
 from dexcore.data.sources.samples import link_packages, sample_recipes
 from dexcore.data.store.manifest import StoreError
+from dexcore.report.store_page import report_store
 from dexcore.train.config import ConfigError
 
 # What the sample store's bytes depend on, beside what every store's do and this package's own files.
@@ -46,6 +47,8 @@ def folder_store(folder: str, modality: str = "") -> Path:
         build_store(folder, store, modality=modality or None)
     except ValueError as error:
         raise ConfigError(f"data.images: {error}") from error
+    if not (store / PAGE).exists():
+        print(f"what was kept and dropped of {folder}: {report_store(store)}", file=sys.stderr, flush=True)
     return store
 
 

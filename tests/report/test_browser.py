@@ -10,7 +10,8 @@ from made_runs import make_evaluation, write_run
 from PIL import Image
 
 from dexcore.data import build_store
-from dexcore.report import build_report, report_store
+from dexcore.report import build_report
+from dexcore.report.store_page import report_store
 
 PHONE, DESK = 390, 1440
 pytestmark = pytest.mark.xdist_group("browser")  # one page for all

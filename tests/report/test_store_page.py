@@ -17,7 +17,7 @@ from dexcore.cli import main
 from dexcore.data import build_store
 from dexcore.data.assemble.build import remove
 from dexcore.data.store import StoreError
-from dexcore.report import report_store
+from dexcore.report.store_page import report_store
 
 
 @pytest.fixture(autouse=True)
@@ -213,7 +213,7 @@ def test_a_folder_without_a_store_and_a_store_without_a_build_are_named(copied, 
 
 def test_the_commands_make_the_page(folder, copied, tmp_path, capsys):
     (copied / "report.html").unlink(missing_ok=True)
-    assert main(["report", str(copied)]) == 0
+    assert main(["mvu", "report", str(copied)]) == 0
     made = (copied / "report.html").read_bytes()
     (copied / "report.html").unlink()
     assert main(["mvu", "build", "--remove", "photos", "--out", str(copied)]) == 0

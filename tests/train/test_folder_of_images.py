@@ -43,11 +43,14 @@ def test_a_folder_trains_in_one_command_and_its_store_is_found_again(folder, tmp
     assert metrics(tmp_path / "one") == metrics(tmp_path / "two")
 
 
-def test_a_file_more_makes_it_another_store(folder):
+def test_a_file_more_makes_it_another_store(folder, capsys):
     before = open_mvu(folder_store(str(folder), "X-ray")).fingerprint
     Image.fromarray(np.random.default_rng(99).integers(20, 250, (80, 96), np.uint8)).save(folder / "more.png")
-    images = open_mvu(folder_store(str(folder), "X-ray"))
+    store = folder_store(str(folder), "X-ray")
+    images = open_mvu(store)
     assert (len(images), images.fingerprint != before) == (13, True)
+    assert "13 images kept" in (store / "report.html").read_text()
+    assert str(store / "report.html") in capsys.readouterr().err
 
 
 def test_images_that_do_not_say_their_modality_are_told_what_would_help(folder, tmp_path):

@@ -17,7 +17,7 @@ from dexcore.files import write_whole
 BUILD = "build.json"
 REJECTS = "rejects.jsonl"
 EXAMPLES = "examples.jsonl"
-PAGE = "report.html"  # made of the three by `dexcore.report.report_store`
+PAGE = "report.html"  # made of the three by `dexcore.report.store_page`
 NO_SOURCE = ""  # stands for the source of what belongs to none
 
 

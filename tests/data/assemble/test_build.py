@@ -18,7 +18,7 @@ from dexcore.data.assemble.options import Options
 from dexcore.data.sources.recipe import RecipeError
 from dexcore.data.store import StoreError, check_store
 from dexcore.data.store.manifest import Manifest
-from dexcore.report import report_store
+from dexcore.report.store_page import report_store
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ from pydicom.uid import JPEG2000Lossless
 from dexcore.cli import main
 from dexcore.data.assemble.build import build
 from dexcore.data.assemble.options import Options
-from dexcore.report import report_store
+from dexcore.report.store_page import report_store
 
 SECRET = "PLANTED"
 # Text of each kind, as long as it may be. Numbers cannot hold a word; a broken writer's can.
