@@ -3,13 +3,14 @@
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
 from dexcore.data.assemble.beside import BUILD, EXAMPLES, NO_SOURCE, PAGE, REJECTS, json_lines, read_help, read_reports
 from dexcore.data.assemble.discover import KIND_NAMES
-from dexcore.data.assemble.examples import Drawn, Example
+from dexcore.data.assemble.examples import Drawn, Example, category
 from dexcore.data.assemble.report import SourceReport, copies_told, kept_order, size_text
 from dexcore.data.modality import Modality
 from dexcore.data.readers.kind import Kind
@@ -48,14 +49,16 @@ class _Account:
             )
         pictured: defaultdict[str, list[Example]] = defaultdict(list)
         for line in json_lines(store / EXAMPLES):
-            pictured[line.pop("source") or NO_SOURCE].append(Example(**line))
+            name = line.pop("source", None) or NO_SOURCE
+            with suppress(TypeError):  # of another version
+                pictured[name].append(Example(**line))
         seen = {(name, example.category) for name, examples in pictured.items() for example in examples}
         told: defaultdict[str, Drawn] = defaultdict(Drawn)
         for line in json_lines(store / REJECTS):
-            name = line["source"] or NO_SOURCE
-            example = Example(line["path"], "", line["reason"], False, ())
-            if (name, example.category) not in seen:
-                told[name].add(example)
+            name = line.get("source") or NO_SOURCE
+            path, reason = str(line.get("path")), str(line.get("reason"))
+            if (name, category(reason)) not in seen and told[name].wants(path, reason):
+                told[name].add(Example(path, "", reason, False, ()))
         return cls(manifest, reports, read_help(store), pictured, {name: list(drawn) for name, drawn in told.items()})
 
     def heldout(self, name: str) -> int:

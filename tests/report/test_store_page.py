@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made_files import write_dicom
 from PIL import Image
 
 from dexcore.cli import main
@@ -219,3 +220,16 @@ def test_the_commands_make_the_page(folder, copied, tmp_path, capsys):
     assert main(["mvu", "build", "--remove", "photos", "--out", str(copied)]) == 0
     assert (copied / "report.html").read_bytes() != made
     assert "report.html" in capsys.readouterr().out
+
+
+def test_no_picture_shows_the_text_that_was_to_be_dropped(tmp_path):
+    (tmp_path / "scans").mkdir()
+    for seed, (name, burned_in) in enumerate([("scan.dcm", "YES"), ("scan_mask.dcm", "YES"), ("other.dcm", "NO")]):
+        pixels = noise(seed).astype(np.uint8)
+        write_dicom(tmp_path / "scans" / name, pixels, Modality="US", BurnedInAnnotation=burned_in)
+    with ThreadPoolExecutor(1) as executor:
+        build_store(tmp_path / "scans", tmp_path / "open", executor=executor)
+        build_store(tmp_path / "scans", tmp_path / "closed", executor=executor, drop_burned_in=True)
+    assert "scan_mask.dcm" in names(report_store(tmp_path / "open"))
+    assert names(report_store(tmp_path / "closed")) == ["other.dcm"]
+    assert "scan.dcm text is burned in" in text_of(tmp_path / "closed" / "report.html")

@@ -188,7 +188,10 @@ def classify(
             result.rejects.append(Reject(shown(file.path), "no image: a DICOM structure set, segmentation or report"))
         elif source.below(file.path) in masks:
             result.rejects.append(Reject(shown(file.path), _PAIRED))
-            paired[shown(file.path)] = Item((file,), seen.kind, source.recipe.modality, "", "train", dropped=_PAIRED)
+            burned_in = seen.header.burned_in if seen.header else None
+            paired[shown(file.path)] = Item(
+                (file,), seen.kind, source.recipe.modality, "", "train", burned_in=burned_in, dropped=_PAIRED
+            )
         else:
             images.append(file)
     result.masks = [paired[path] for path in smallest(paired)]

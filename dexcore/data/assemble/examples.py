@@ -7,6 +7,7 @@ import hashlib
 from bisect import insort
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 
 import numpy as np
@@ -43,7 +44,7 @@ class Example:
     @property
     def category(self) -> str:
         """The reason, as it is counted."""
-        return Reject(self.path, self.reason).category
+        return category(self.reason)
 
 
 class Drawn:
@@ -54,13 +55,13 @@ class Drawn:
 
     def wants(self, path: str, reason: str, kept: bool = False) -> bool:
         """Whether an example would be taken: others need not be made."""
-        found = self._found.get((kept, _category(reason)), [])
+        found = self._found.get((kept, category(reason)), [])
         return len(found) < DROPPED or _rank(path) < found[-1][0]
 
     def add(self, example: Example) -> None:
         """Take an example, and leave out the one that it replaces."""
         if self.wants(example.path, example.reason, example.kept):
-            found = self._found.setdefault((example.kept, _category(example.reason)), [])
+            found = self._found.setdefault((example.kept, example.category), [])
             insort(found, (_rank(example.path), example), key=lambda entry: entry[0])
             del found[DROPPED:]
 
@@ -78,7 +79,9 @@ def smallest(paths: Iterable[str]) -> list[str]:
     return sorted(sorted(paths, key=_rank)[:DROPPED])
 
 
-def _category(reason: str) -> str:
+@lru_cache(4096)
+def category(reason: str) -> str:
+    """A reason as it is counted: without its figures and details."""
     return Reject("", reason).category
 
 
