@@ -20,7 +20,7 @@ _NUMBERED = re.compile(r"(.*?)(\d+)")
 def read_numpy(path: str | os.PathLike[str], every: int = 1) -> Scan:
     """Read a ``.npy`` array: [height, width] or [height, width, 3], or a stack of either.
 
-    Three axes of which the last is 3 are one RGB image.
+    Three axes of which the last is 3 are one RGB image; an axis of 1 behind all others is left out.
 
     Raises:
         RefusedError: another shape or dtype, or over a limit.
@@ -132,7 +132,9 @@ def array_layout(shape: tuple[int, ...], dtype: np.dtype) -> tuple[int, int, int
     if dtype.kind not in "biuf":
         raise RefusedError(f"an array of {dtype}, expected integers or floats")
     channels = 3 if len(shape) in (3, 4) and shape[-1] == 3 else 1
-    axes = shape[:-1] if channels == 3 or (len(shape) == 4 and shape[-1] == 1) else shape
+    if len(shape) in (3, 4) and shape[-1] in (2, 4):
+        raise RefusedError(f"an array of shape {shape}, {shape[-1]} channels, expected gray or RGB")
+    axes = shape[:-1] if len(shape) in (3, 4) and shape[-1] in (1, 3) else shape
     if len(axes) not in (2, 3):
         raise RefusedError(f"an array of shape {shape}, expected one image or a stack of them")
     count, height, width = axes if len(axes) == 3 else (1, *axes)

@@ -170,7 +170,7 @@ def _read_gray(stored: Stored, frames: Frames, slots: Mapping[int, int]) -> None
         kind = kinds[index if len(kinds) > 1 else 0]
         padding = find_padding(stored, raw, clean)
         values = kind.modality.apply(clean)
-        _check_float32(values, padding)
+        _check_float32(values, padding, stored.integers)
         if kind.factor != 1:
             values *= kind.factor
         if not quantitative:
@@ -196,11 +196,14 @@ def _between(values: np.ndarray, levels: Levels | None) -> np.ndarray:
     return ((values - levels[0]) / (levels[1] - levels[0])).clip(0, 1)
 
 
-def _check_float32(values: np.ndarray, padding: np.ndarray | None) -> None:
+def _check_float32(values: np.ndarray, padding: np.ndarray | None, integers: bool) -> None:
     """Refuse what becomes infinite in float32."""
-    if values.dtype != np.float64:
+    if values.dtype == np.float64:
+        beyond = np.isfinite(values) & (np.abs(values) > np.finfo(np.float32).max)
+    elif integers:
+        beyond = np.isinf(values)
+    else:
         return
-    beyond = np.isfinite(values) & (np.abs(values) > np.finfo(np.float32).max)
     if padding is not None:
         beyond &= ~padding
     if beyond.any():

@@ -29,10 +29,11 @@ class Window:
     @property
     def levels(self) -> Levels:
         """Black and white; of a sigmoid, where its tangent at the center is 0 and 1."""
-        if self.function == "LINEAR" and self.width > 1:
+        linear = self.function not in ("LINEAR_EXACT", "SIGMOID")
+        if linear and self.width > 1:
             low = self.center - 0.5 - (self.width - 1) / 2
             return low, low + self.width - 1
-        if self.function == "LINEAR" and self.width == 1 and self.whole:  # a step at center - 0.5
+        if linear and self.width == 1 and self.whole:  # a step at center - 0.5
             low = float(math.floor(self.center - 0.5))
             return low, low + 1
         # LINEAR has no meaning at widths below 1, which float images have.
@@ -96,7 +97,8 @@ def frame_window(stored: Stored, groups: Groups, frame: int, modality: Modality)
                 return Window(center, width, code(place, "VOILUTFunction") or "LINEAR", whole)
         tables = items(place, "VOILUTSequence")
         if tables:
-            return read_lut(tables[0], stored.file.little, low, high)
+            whole_tables = (table for table in tables if "LUTDescriptor" in table and "LUTData" in table)
+            return read_lut(next(whole_tables, tables[0]), stored.file.little, low, high)
     return None
 
 

@@ -215,6 +215,7 @@ def read_stored(file: DicomFile) -> Stored:
     declared = declared if declared and declared > 0 else None
     check_size(rows, columns, min(declared or 1, _MAX_FRAMES), samples)
     planar = whole(dataset, "PlanarConfiguration")
+    _check_presentation(dataset)
     _check_syntax(file.syntax)
     fragments: list[list[Fragment]] = []
     native = not file.syntax.is_encapsulated
@@ -235,6 +236,13 @@ def read_stored(file: DicomFile) -> Stored:
         file, rows, columns, samples, photometric, allocated, bits, high_bit,
         _signed(dataset, file.keyword, samples, photometric, bits), planar == 1, frames, fragments,
     )  # fmt: skip
+
+
+def _check_presentation(dataset: Any) -> None:
+    """Refuse gray with colours above it (a supplemental palette), but of CT, whose values stay what they measure."""
+    mixed = code(dataset, "PixelPresentation") in ("COLOR", "MIXED") and code(dataset, "Modality") != "CT"
+    if mixed and code(dataset, "PhotometricInterpretation") in _GRAY:
+        raise RefusedError("colours above the gray values (a supplemental palette), which are not read")
 
 
 def _check_syntax(syntax: Any) -> None:
@@ -295,6 +303,8 @@ def _count_native(file: DicomFile, frame_bits: int, declared: int | None) -> int
         )
     if there < 1:
         raise RefusedError(f"{file.length} bytes of pixel data, a frame has {-(-frame_bits // 8)}")
+    if declared is not None and held - declared * frame_bits <= 8:  # the byte that makes the length even
+        return declared
     left = held - there * frame_bits
     if declared is None or there > declared:
         if left >= 16 and there > 1:  # more than the padding of an odd length

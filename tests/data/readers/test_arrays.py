@@ -40,6 +40,8 @@ def test_numpy_arrays_are_one_image_or_a_stack(tmp_path, array, shape):
         (np.array([{}]), "ValueError"),
         (np.zeros(5), "shape"),
         (np.zeros((2, 2, 2, 2)), "shape"),
+        (np.zeros((30, 40, 4), np.uint8), r"\(30, 40, 4\), 4 channels"),
+        (np.zeros((5, 30, 40, 2), np.uint8), "2 channels"),
         (np.zeros((0, 5)), "no pixel"),
         (np.zeros((2, 2), np.complex64), "complex64"),
         (np.full((2, 2), np.nan), "finite"),
@@ -49,6 +51,11 @@ def test_other_arrays_are_refused(tmp_path, array, reason):
     np.save(tmp_path / "a.npy", array)
     with pytest.raises(UnreadableFileError, match=reason):
         read_file(tmp_path / "a.npy")
+
+
+def test_one_gray_image_may_have_an_axis_of_one_channel(tmp_path):
+    np.save(tmp_path / "a.npy", _GRAY[..., None])
+    np.testing.assert_array_equal(read_file(tmp_path / "a.npy").pixels, _GRAY[None])
 
 
 def test_an_array_in_fortran_s_order_is_read_as_it_is(tmp_path):

@@ -99,6 +99,8 @@ def test_frames_are_counted_by_the_bytes(tmp_path):
     for declared in (1, 2):
         path = write_dicom(tmp_path / "a.dcm", FRAMES, NumberOfFrames=declared)
         np.testing.assert_array_equal(read_file(path).pixels, FRAMES)
+    path = write_dicom(tmp_path / "a.dcm", FRAMES[:1, :1, :1], NumberOfFrames=1, PixelData=b"\7\0")
+    assert read_file(path).pixels.shape == (1, 1, 1)  # the second byte makes the length even
     path = write_dicom(tmp_path / "a.dcm", FRAMES, NumberOfFrames=4)
     with pytest.raises(UnreadableFileError, match="holds 3 frames in 192 bytes, the header says 4"):
         read_file(path)

@@ -85,6 +85,7 @@ def test_windows_and_slopes_of_frames_that_differ_lose_nothing_of_any(tmp_path):
         (["nan"], ["nan"], None, (0, 65535)),
         (40, 0, None, (0, 65535)),
         (40, -5, None, (0, 65535)),
+        (40, 400, "MYSTERY", (-160, 239)),  # linear is what stands where nothing does
     ],
 )
 def test_levels_of_a_window(tmp_path, center, width, function, levels):
@@ -173,6 +174,12 @@ def test_a_voi_table_of_values_that_the_rescale_brings_below_zero(tmp_path, vr, 
     np.testing.assert_array_equal(scan.pixels[0], curve[RAMP])
 
 
+def test_of_several_voi_tables_the_first_that_is_whole_is_applied(tmp_path):
+    tables = [item(LUTExplanation="nothing"), *lut(401, 100, 16, CURVE.tobytes()), *lut(401, 9, 16, CURVE.tobytes())]
+    scan = read_file(write_dicom(tmp_path / "a.dcm", RAMP, VOILUTSequence=tables))
+    np.testing.assert_array_equal(scan.pixels[0], CURVE[np.clip(RAMP.astype(int) - 100, 0, 400)])
+
+
 def test_a_broken_table_is_named(tmp_path):
     path = write_dicom(tmp_path / "a.dcm", RAMP, VOILUTSequence=lut(4096, 0, 16, CURVE.tobytes()))
     with pytest.raises(UnreadableFileError, match=r"LUTData has 802 entries, its descriptor says 4096"):
@@ -207,6 +214,15 @@ def test_palettes_of_any_depth_are_as_bright(tmp_path, bits, scale, dtype, white
     assert scan.levels == (0, white)
     np.testing.assert_array_equal(scan.pixels[0].reshape(256, 3), RGB.T * scale)
     np.testing.assert_allclose(shown(scan).max(), 255 * scale / white)
+
+
+def test_gray_with_colours_above_it_is_refused_rather_than_all_white(tmp_path):
+    for presentation in ("COLOR", "MIXED"):
+        path = write_dicom(tmp_path / "a.dcm", RAMP, PixelPresentation=presentation, WindowCenter=500, WindowWidth=999)
+        with pytest.raises(UnreadableFileError, match="supplemental palette"):
+            read_file(path)
+    plain = write_dicom(tmp_path / "a.dcm", RAMP, PixelPresentation="MONOCHROME")
+    np.testing.assert_array_equal(read_file(plain).pixels[0], RAMP)
 
 
 def test_a_segmented_palette_is_expanded_in_either_byte_order(tmp_path):
@@ -335,6 +351,9 @@ def test_doubles_that_float32_cannot_hold_are_refused_as_such(tmp_path):
     dataset.DoubleFloatPixelData = (np.arange(6.0) * 1e300).tobytes()
     dataset.BitsAllocated = 64
     dataset.save_as(path)
+    with pytest.raises(UnreadableFileError, match=r"values beyond 3\.4e38"):
+        read_file(path)
+    path = write_dicom(tmp_path / "b.dcm", RAMP, RescaleSlope="1e38", RescaleIntercept=0)
     with pytest.raises(UnreadableFileError, match=r"values beyond 3\.4e38"):
         read_file(path)
 

@@ -111,7 +111,7 @@ def test_bombs_are_refused_before_memory_is_taken(tmp_path):
             file.create_dataset("image", shape, "u1", chunks=chunks, **options)[:1, :1] = 1
 
     zeros("chunk", (64, 64), (1 << 14, 1 << 13), maxshape=(None, None), compression="gzip")
-    zeros("sparse", (8000, 8000, 2), (100, 100, 2))
+    zeros("sparse", (8000, 8000, 3), (100, 100, 3))
     zeros("huge", (1 << 20, 1 << 20), (64, 64))
     start = time.monotonic()
     for name, reason in (
