@@ -134,7 +134,9 @@ def _is_preview(page: Any, full: Any) -> bool:
 
 
 def _words(page: Any) -> str:
-    return f"page {page.index} of {page.imagelength} x {page.imagewidth} px, {page.samplesperpixel} x {page.dtype}"
+    turned = f", Orientation {page_orientation(page)}" if page_orientation(page) > 1 else ""
+    size = f"{page.imagelength} x {page.imagewidth} px"
+    return f"page {page.index} of {size}, {page.samplesperpixel} x {page.dtype}{turned}"
 
 
 def _check_page(page: Any) -> None:

@@ -84,7 +84,7 @@ def as_shown(page: Any, plane: np.ndarray) -> np.ndarray:
     elif photometric == _CMYK:
         colour = over_black(opaque - colour[..., :3], opaque - colour[..., 3], opaque)
     elif (photometric == YCBCR and page.compression not in JPEG) or page.compression == JPEG_2000_YCBCR:
-        colour = _from_ycbcr(colour, opaque)
+        colour = _from_ycbcr(page, colour, opaque)
     alpha = _alpha(page, channels)
     if alpha is not None:
         colour = over_black(colour, plane[..., alpha], opaque)
@@ -116,13 +116,27 @@ def _through_palette(page: Any, indices: np.ndarray) -> np.ndarray:
     return palette[indices]
 
 
-def _from_ycbcr(colour: np.ndarray, opaque: int) -> np.ndarray:
-    """ITU-R BT.601 at full range, which is TIFF's default."""
+def _from_ycbcr(page: Any, colour: np.ndarray, opaque: int) -> np.ndarray:
+    """ITU-R BT.601 at full range, which is TIFF's default, or at the range of ReferenceBlackWhite."""
     y, cb, cr = np.moveaxis(colour.astype(np.float32), -1, 0)
     middle = (opaque + 1) // 2
-    red, blue = y + 1.402 * (cr - middle), y + 1.772 * (cb - middle)
+    black, white, *ends = _reference(page) or (0, opaque, middle, opaque, middle, opaque)
+    y = (y - black) * (opaque / (white - black))
+    cb, cr = (
+        (part - low) * ((opaque - middle) / (high - low)) for part, low, high in ((cb, *ends[:2]), (cr, *ends[2:]))
+    )
+    red, blue = y + 1.402 * cr, y + 1.772 * cb
     green = (y - 0.299 * red - 0.114 * blue) / 0.587
     return np.stack([red, green, blue], -1).round().clip(0, opaque).astype(colour.dtype)
+
+
+def _reference(page: Any) -> list[float] | None:
+    """ReferenceBlackWhite: the stored values of black and white, and of no and full colour twice; None without it."""
+    value = page.tags.valueof(532, None)
+    if not isinstance(value, tuple) or len(value) != 12:
+        return None
+    found = [_ratio(value[at : at + 2]) for at in range(0, 12, 2)]
+    return found if all(low < high for low, high in zip(found[::2], found[1::2], strict=True)) else None
 
 
 def physical_spacing(page: Any, imagej: dict[str, Any] | None) -> tuple[float, float] | None:

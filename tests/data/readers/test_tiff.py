@@ -49,12 +49,14 @@ def _raw(path, strips, tags, order="<", counts=None):
     for tag, value in sorted((tag, value) for tag, value in tags.items() if value is not None):
         values = value if isinstance(value, list | bytes) else [value]
         code, kind = ("B", 2) if tag == 270 else ("I", 4) if tag in (256, 257, 273, 278, 279) else ("H", 3)
+        code, kind = ("I", 5) if tag == 532 else (code, kind)  # ratios
+        count = len(values) // 2 if kind == 5 else len(values)
         data = struct.pack(f"{order}{len(values)}{code}", *values)
         if len(data) > 4:
-            entries += struct.pack(f"{order}HHII", tag, kind, len(values), len(content))
+            entries += struct.pack(f"{order}HHII", tag, kind, count, len(content))
             content += data
         else:
-            entries += struct.pack(f"{order}HHI", tag, kind, len(values)) + data.ljust(4, b"\0")
+            entries += struct.pack(f"{order}HHI", tag, kind, count) + data.ljust(4, b"\0")
     struct.pack_into(f"{order}I", content, 4, len(content))
     content += struct.pack(f"{order}H", len(entries) // 12) + entries + bytes(4)
     path.write_bytes(content)
@@ -247,6 +249,10 @@ def test_ycbcr_without_jpeg_becomes_rgb_or_is_refused(tmp_path):
     tags = _tags(4, 1, [8, 8, 8], 6, samples=3)
     path = _raw(tmp_path / "a.tif", [ycbcr.tobytes()], {**tags, 530: [1, 1]})
     assert np.abs(_read(path)[0].astype(int) - rgb).max() <= 2
+    video = np.round((ycbcr - (0.0, 128, 128)) * (219 / 255, 224 / 255, 224 / 255) + (16, 128, 128)).astype(np.uint8)
+    reference = [value for end in (16, 235, 128, 240, 128, 240) for value in (end, 1)]  # ReferenceBlackWhite
+    path = _raw(tmp_path / "a.tif", [video.tobytes()], {**tags, 530: [1, 1], 532: reference})
+    assert np.abs(_read(path)[0].astype(int) - rgb).max() <= 3
     with pytest.raises(UnreadableFileError, match="subsampled YCbCr"):
         read_file(_raw(tmp_path / "b.tif", [ycbcr.tobytes()], {**tags, 530: [2, 2]}))
 
