@@ -273,5 +273,5 @@ def _told(examples: Sequence[Example]) -> Iterator[str]:
 def _use(manifest: Manifest) -> Iterator[str]:
     # Not this store's own path: the page is the same wherever the store lies.
     yield "<p>STORE is the folder in which this page lies.</p>"
-    yield "<pre>python examples/pretrain_mvu.py --data.store STORE</pre>"
+    yield '<pre class="command">python examples/pretrain_mvu.py --data.store STORE</pre>'
     yield f'<p class="quiet">Shorter sides of stored images are at most {manifest.max_side} px.</p>'

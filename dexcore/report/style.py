@@ -32,7 +32,7 @@ table { border-collapse: collapse; width: 100%; margin: 0.75rem 0; font-size: 0.
 th, td { padding: 0.25rem 0 0.25rem 0.4rem; border-bottom: 1px solid var(--line); text-align: right;
   font-weight: 400; font-variant-numeric: tabular-nums; }
 tbody th, th:first-child { padding-left: 0; text-align: left; }
-tbody th, h3, pre { overflow-wrap: anywhere; }
+tbody th, h3, .command { overflow-wrap: anywhere; }
 td:nth-of-type(odd) { font-weight: 600; }
 td:nth-of-type(even), thead th { color: var(--quiet); }
 td { white-space: nowrap; }
@@ -44,4 +44,5 @@ summary { cursor: pointer; padding: 0.6rem 0; font-weight: 600; }
 .detail summary { padding: 0.3rem 0; font-weight: 400; color: var(--mark); }
 pre { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px; padding: 0.75rem;
   font-size: 0.85rem; }
+.command { white-space: pre-wrap; }
 """

@@ -1,5 +1,6 @@
 """Why a file or an image is not in the store."""
 
+import os
 import re
 from dataclasses import dataclass, field
 
@@ -50,7 +51,9 @@ def reason_of(error: BaseException, kind: Kind, hide_paths: bool = False) -> str
     if isinstance(error, UnreadableFileError):
         own = isinstance(error.__cause__, RefusedError) or error.__cause__ is None
         if own or (kind is not Kind.DICOM and not hide_paths):
-            reason = " ".join(error.reason.split())[:_MOST_CHARACTERS]
+            place = os.fsdecode(error.path)  # where this machine has it, or had it for a moment
+            reason = error.reason.replace(f"'{place}'", "").replace(place, "")
+            reason = " ".join(reason.split())[:_MOST_CHARACTERS]
             return f"unreadable: {reason}"
         error = error.__cause__ or error
     return f"unreadable: {type(error).__name__}"

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -244,6 +245,17 @@ def test_hashed_paths_leave_no_name_behind(tmp_path):
     written = files_of(tmp_path / "store")
     assert all(b"Jane" not in content and "Jane" not in name for name, content in written.items())
     assert len(rejects(tmp_path / "store")) == 3
+
+
+def test_reasons_name_no_place_outside_of_the_folder(tmp_path):
+    write_picture(tmp_path / "scans" / "x.png")
+    (tmp_path / "scans" / "cut.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    with zipfile.ZipFile(tmp_path / "scans" / "more.zip", "w") as archive:
+        archive.writestr("cut.png", b"\x89PNG\r\n\x1a\n")
+    build(tmp_path / "scans", tmp_path / "store", modality="Photo")
+    told = rejects(tmp_path / "store")
+    assert told.keys() == {"cut.png", "more.zip#cut.png"}
+    assert all(reason == "unreadable: UnidentifiedImageError: cannot identify image file" for reason in told.values())
 
 
 def test_text_burned_in_is_flagged_and_can_be_dropped(tmp_path):
