@@ -276,4 +276,4 @@ def workers_of(driver: int) -> list[int]:
             if int(fields[3]) == driver:  # the session
                 members.append((int(fields[1]), int(entry.name)))
     parents = {parent for parent, _ in members}
-    return [pid for parent, pid in members if pid not in parents and parent != driver]
+    return [pid for parent, pid in members if pid not in parents and driver not in (parent, pid)]
