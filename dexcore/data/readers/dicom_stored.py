@@ -220,7 +220,7 @@ def read_stored(file: DicomFile) -> Stored:
     fragments: list[list[Fragment]] = []
     native = not file.syntax.is_encapsulated
     if native and samples == 3 and planar not in (0, 1):
-        raise RefusedError("PlanarConfiguration is missing, expected 0 or 1")
+        raise RefusedError(f"PlanarConfiguration is {'missing' if planar is None else planar}, expected 0 or 1")
     if native and photometric.startswith("YBR_PARTIAL"):
         raise RefusedError("PhotometricInterpretation YBR_PARTIAL is not read without compression")
     if native:

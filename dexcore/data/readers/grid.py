@@ -8,6 +8,7 @@ import bz2
 import os
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -48,6 +49,15 @@ class Grid:
     encoding: Encoding
     skip: int = 0
     spaced: bool = True
+
+
+@contextmanager
+def numbers_in_words() -> Iterator[None]:
+    """What Python says of a word that is no number repeats it, and it may be a patient's name."""
+    try:
+        yield
+    except (ValueError, OverflowError):
+        raise RefusedError("a word where its header, or its text, should hold a number") from None
 
 
 def beside(path: str | os.PathLike[str], name: str) -> Path:
@@ -149,7 +159,8 @@ def _read(grid: Grid, volume: int, volumes: int, count: int) -> np.ndarray:
         if grid.encoding == "text":
             if not 2 * count * volumes - 1 <= held <= _MAX_TEXT_BYTES:
                 raise RefusedError(f"{count * volumes} numbers in {held} letters")
-            numbers = np.array(file.read().split()[volume * count : (volume + 1) * count], np.float64)
+            with numbers_in_words():
+                numbers = np.array(file.read().split()[volume * count : (volume + 1) * count], np.float64)
             if len(numbers) < count:
                 raise RefusedError(f"{len(numbers)} numbers, the header claims {count}")
             return numbers.astype(grid.dtype)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dexcore.data.readers.grid import Encoding, Grid, beside, grid_scan
+from dexcore.data.readers.grid import Encoding, Grid, beside, grid_scan, numbers_in_words
 from dexcore.data.readers.scan import RefusedError, Scan
 
 _MAX_HEADER_BYTES = 1 << 16
@@ -47,6 +47,14 @@ def read_metaimage(path: str | os.PathLike[str], volume: int = 0) -> Scan:
         Exception: what broken numbers make Python's parsers or zlib raise.
     """
     fields, end = _header(path)
+    with numbers_in_words():
+        grid = _grid(path, fields, end)
+    scan = grid_scan(grid, volume)
+    modality = _MODALITIES.get(fields.get("Modality", ""))
+    return scan if modality is None else replace(scan, metadata={"Modality": modality})
+
+
+def _grid(path: str | os.PathLike[str], fields: dict[str, str], end: int) -> Grid:
     sizes = tuple(int(size) for size in fields["DimSize"].split())
     if len(sizes) != int(fields["NDims"]) or min(sizes) < 1:
         raise RefusedError(f"DimSize {sizes}, expected {fields['NDims']} of at least 1")
@@ -65,10 +73,7 @@ def read_metaimage(path: str | os.PathLike[str], volume: int = 0) -> Scan:
     if fields["ElementDataFile"].upper() != "LOCAL":
         file, start = beside(path, fields["ElementDataFile"]), int(fields.get("HeaderSize", 0))
     spaced = "ElementSpacing" in fields
-    grid = Grid(sizes, dtype, directions, None if channels == 1 else 0, file, start, encoding, spaced=spaced)
-    scan = grid_scan(grid, volume)
-    modality = _MODALITIES.get(fields.get("Modality", ""))
-    return scan if modality is None else replace(scan, metadata={"Modality": modality})
+    return Grid(sizes, dtype, directions, None if channels == 1 else 0, file, start, encoding, spaced=spaced)
 
 
 def _header(path: str | os.PathLike[str]) -> tuple[dict[str, str], int]:

@@ -27,7 +27,7 @@ def read_nifti(path: str | os.PathLike[str], volume: int = 0) -> Scan:
     scale stay integers; all others become float32. An image of two axes is a volume of one slice.
 
     Args:
-        path: the file; of a pair the ``.hdr``, with its ``.img`` (or ``.img.gz``) beside it.
+        path: the file; of a pair the ``.hdr`` (or ``.hdr.gz``), with its ``.img`` (or ``.img.gz``) beside it.
         volume: of several (time points, diffusion directions), which is read. Under gzip all before it is inflated.
 
     Returns:
@@ -100,6 +100,7 @@ def _header(nibabel: Any, path: str | os.PathLike[str]) -> tuple[Any, bool]:
 def _pair_file(path: str | os.PathLike[str]) -> Path:
     """Where the voxels of a pair lie."""
     header = Path(path)
+    header = header.with_suffix("") if header.suffix.lower() == ".gz" else header
     if header.suffix.lower() == ".hdr":
         for suffix in (".img", ".img.gz", ".IMG", ".IMG.GZ"):
             if header.with_suffix(suffix).is_file():

@@ -8,7 +8,7 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
-from dexcore.data.readers.grid import Encoding, Grid, beside, grid_scan
+from dexcore.data.readers.grid import Encoding, Grid, beside, grid_scan, numbers_in_words
 from dexcore.data.readers.scan import RefusedError, Scan
 
 _MAX_HEADER_BYTES = 1 << 20
@@ -57,6 +57,12 @@ def read_nrrd(path: str | os.PathLike[str], volume: int = 0) -> Scan:
         Exception: what broken numbers make Python's parsers, zlib or bz2 raise.
     """
     fields, end = _header(path)
+    with numbers_in_words():
+        grid = _grid(path, fields, end)
+    return grid_scan(grid, volume)
+
+
+def _grid(path: str | os.PathLike[str], fields: dict[str, str], end: int) -> Grid:
     sizes = tuple(int(size) for size in fields["sizes"].split())
     if len(sizes) != int(fields["dimension"]) or min(sizes) < 1:
         raise RefusedError(f"sizes {sizes}, expected {fields['dimension']} of at least 1")
@@ -73,7 +79,7 @@ def read_nrrd(path: str | os.PathLike[str], volume: int = 0) -> Scan:
         skip, start = 0, -1
     else:
         start = _skip_lines(file, start, int(fields.get("line skip", 0)))
-    return grid_scan(Grid(sizes, dtype, directions, channels, file, start, encoding, skip, spaced), volume)
+    return Grid(sizes, dtype, directions, channels, file, start, encoding, skip, spaced)
 
 
 def _header(path: str | os.PathLike[str]) -> tuple[dict[str, str], int]:

@@ -196,6 +196,28 @@ def test_metaimage_headers_that_lie_or_lead_elsewhere_are_refused(tmp_path, old,
     assert "secret" not in str(caught.value)
 
 
+def test_no_word_of_a_header_stands_in_an_error(tmp_path):
+    pixels = np.zeros((3, 4, 5), np.int16)
+    lines = ("type: short", "endian: little", "encoding: raw")
+    broken = [
+        _nrrd(tmp_path / "a.nrrd", pixels, *lines, "spacings: 1 secret 1"),
+        _nrrd(tmp_path / "b.nrrd", pixels, *lines, "byte skip: secret"),
+        _nrrd(tmp_path / "c.nrrd", pixels, "type: short", "encoding: text", data=b"secret " * 60),
+    ]
+    sitk.WriteImage(_image(pixels), tmp_path / "a.mha")
+    header = (tmp_path / "a.mha").read_bytes()
+    for number, (old, new) in enumerate(
+        [(b"DimSize = 5 4 3", b"DimSize = 5 4 secret"), (b"ElementSpacing = ", b"ElementSpacing = secret ")]
+    ):
+        assert old in header
+        broken.append(tmp_path / f"{number}.mha")
+        broken[-1].write_bytes(header.replace(old, new))
+    for path in broken:
+        with pytest.raises(UnreadableFileError, match="should hold a number") as caught:
+            read_file(path)
+        assert "secret" not in str(caught.value)
+
+
 @pytest.mark.parametrize("suffix", [".nrrd", ".mha"])
 def test_flipped_and_missing_bytes_of_compressed_numbers_are_noticed(tmp_path, suffix, capfd):
     sitk.WriteImage(_image(_RNG.integers(0, 99, (9, 20, 20)).astype(np.int16)), tmp_path / f"a{suffix}", True)

@@ -196,6 +196,8 @@ def test_a_pair_is_read_by_its_header_and_never_without_its_voxels(tmp_path, suf
         (tmp_path / "a.img.gz").write_bytes(gzip.compress((tmp_path / "a.img").read_bytes()))
         (tmp_path / "a.img").unlink()
     np.testing.assert_array_equal(read_file(tmp_path / "a.hdr").pixels, _VOXELS[::-1])
+    (tmp_path / "a.hdr.gz").write_bytes(gzip.compress((tmp_path / "a.hdr").read_bytes()))
+    np.testing.assert_array_equal(read_file(tmp_path / "a.hdr.gz").pixels, _VOXELS[::-1])
     (tmp_path / "a.hdr").rename(tmp_path / "a.nii")
     with pytest.raises(UnreadableFileError, match="expected under the name"):
         read_file(tmp_path / "a.nii")
