@@ -218,10 +218,12 @@ def _percentiles(pixels: np.ndarray) -> Levels:
 
 
 def _between(below: float, above: float, share: float) -> float:
-    if below == above or isinstance(below, float):
-        return below if below == above else below * (1 - share) + above * share  # their difference may overflow
-    value = below + Fraction(share) * (above - below)
-    return float(value) if abs(value) <= 1 << 53 else value  # float64 would round it
+    """Rounded once, so that a volume of whole numbers has the same percentiles as integers and as floats."""
+    if below == above or not (math.isfinite(below) and math.isfinite(above)):
+        return below if below == above else math.nan
+    value = Fraction(below) + Fraction(share) * (Fraction(above) - Fraction(below))
+    # A float64 would round large integers.
+    return float(value) if isinstance(below, float) or abs(value) <= 1 << 53 else value
 
 
 def _order_statistics(pixels: np.ndarray, ranks: list[int]) -> list[float]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dexcore.data.readers.scan import RefusedError, Scan, check_ratio, check_size, make_finite
+from dexcore.data.readers.scan import RefusedError, Scan, check_ratio, check_size, make_finite, native
 
 # What arrays of images are called in .npz and HDF5 files; two of them in one file are one too many.
 _NAMES_OF_ONE = {"image", "img", "data", "volume", "vol", "scan", "pixels", "x"}
@@ -30,8 +30,11 @@ def read_numpy(path: str | os.PathLike[str], every: int = 1) -> Scan:
     count, height, width, channels = array_layout(array.shape, array.dtype)
     frames = range(0, count, every)
     check_size(height, width, len(frames), channels)
-    stack = array.reshape((count, height, width, channels))[::every]
-    return array_scan(stack, frames)
+    if every == 1:
+        # Pages of a map would stand in memory beside what is copied from them.
+        del array
+        array = np.load(path, allow_pickle=False)
+    return array_scan(_every(array.reshape((count, height, width, channels)), every), frames)
 
 
 def read_npz(path: str | os.PathLike[str], every: int = 1) -> Scan:
@@ -59,17 +62,25 @@ def read_npz(path: str | os.PathLike[str], every: int = 1) -> Scan:
         count, height, width, channels = array_layout(shape if len(names) == 1 else (len(names), *shape), dtype)
         frames = range(0, count, every)
         check_size(height, width, len(frames) if len(names) > 1 else count, channels)
-        arrays = []
-        for name in names if len(names) == 1 else names[::every]:
+        stack = np.empty((len(frames), *shape), dtype) if len(names) > 1 else np.empty(0)
+        for index, name in enumerate(names[::every]):
             member = archive.getinfo(f"{name}.npy")
             check_ratio(member.file_size, member.compress_size)
             nbytes = int(np.prod(shape, dtype=object)) * dtype.itemsize
             if nbytes > member.file_size:
                 raise RefusedError(f"{name} claims {nbytes} bytes, the archive holds {member.file_size} of it")
             with archive.open(member) as file:
-                arrays.append(np.lib.format.read_array(file, allow_pickle=False))
-    stack = np.stack(arrays) if len(names) > 1 else arrays[0].reshape((count, height, width, channels))[::every]
+                array = np.lib.format.read_array(file, allow_pickle=False)
+            if len(names) == 1:
+                stack = _every(array.reshape((count, height, width, channels)), every)
+            else:
+                stack[index] = array
     return array_scan(stack.reshape((len(frames), height, width, channels)), frames)
+
+
+def _every(stack: np.ndarray, every: int) -> np.ndarray:
+    """One image in so many, without the others in memory."""
+    return stack if every == 1 else stack[::every].copy(order="K")
 
 
 def _npy_header(file: Any) -> tuple[tuple[int, ...], np.dtype]:
@@ -142,10 +153,15 @@ def array_layout(shape: tuple[int, ...], dtype: np.dtype) -> tuple[int, int, int
 
 
 def array_scan(stack: np.ndarray, frames: range, spacing: tuple[float, ...] | None = None) -> Scan:
-    """The scan of [images, height, width, channels]; 8 and 16 bits say what is white, wider numbers do not."""
+    """The scan of [images, height, width, channels]; 8 and 16 bits say what is white, wider numbers do not.
+
+    The scan takes the array over: what must be changed in it is changed in place.
+    """
     stack = stack[..., 0] if stack.shape[3] == 1 else stack
-    native = np.uint8 if stack.dtype.kind == "b" else stack.dtype.newbyteorder("=")
-    pixels = make_finite(np.array(stack, dtype=native))
+    if stack.dtype.kind == "b":
+        pixels = stack.view(np.uint8)
+    else:
+        pixels = make_finite(native(stack))
     levels = None
     if stack.dtype.kind == "b":
         levels = (0.0, 1.0)

@@ -25,6 +25,7 @@ from dexcore.data.readers.dicom_lut import Lut, read_palette
 from dexcore.data.readers.dicom_padding import find_padding
 from dexcore.data.readers.dicom_stored import Stored, read_stored
 from dexcore.data.readers.dicom_values import code, text
+from dexcore.data.readers.gray_stack import GrayStack
 from dexcore.data.readers.scan import RefusedError, Scan
 from dexcore.data.readers.suv import suv_factor
 
@@ -45,17 +46,17 @@ Units = Literal["HU", "SUV"] | None
 
 @dataclass
 class Frames:
-    """Gray frames as they are read, one by one, into one array; `finish` completes them.
+    """Gray frames as they are read, one by one; `finish` completes them.
 
     Attributes:
-        pixels: float32 [frames, rows, columns]; padding is NaN until `finish`.
+        stack: of all frames; padding is NaN until `finish`.
         levels: of all frames read.
         turned: whether white is small (MONOCHROME1, or PresentationLUTShape INVERSE).
         units: what the values measure.
         metadata: of the first file.
     """
 
-    pixels: np.ndarray
+    stack: GrayStack
     levels: Levels | None = None
     turned: bool = False
     units: Units = None
@@ -95,7 +96,8 @@ def read_dicom(source: str | os.PathLike[str] | BinaryIO, every: int = 1) -> Sca
         every: read one frame in this many.
 
     Returns:
-        A scan of layout "frames": float32 [frames, height, width], or RGB as the file's unsigned integers.
+        A scan of layout "frames": [frames, height, width], int16 or uint16 where all values are such whole numbers,
+        else float32; or RGB as the file's unsigned integers.
 
     Raises:
         RefusedError: the file holds no image, contradicts itself, is broken or over a limit.
@@ -107,10 +109,10 @@ def read_dicom(source: str | os.PathLike[str] | BinaryIO, every: int = 1) -> Sca
         if stored.color or stored.photometric == "PALETTE COLOR":
             pixels, levels = _read_color(stored, indices)
             return Scan(pixels, "frames", levels, indices, _metadata(file.dataset), spacing)
-        frames = Frames(np.empty((len(indices), stored.rows, stored.columns), np.float32))
+        frames = Frames(GrayStack(len(indices), stored.rows, stored.columns))
         _read_gray(stored, frames, {index: slot for slot, index in enumerate(indices)})
         finish(frames)
-        return Scan(frames.pixels, "frames", frames.levels, indices, frames.metadata, spacing, frames.units)
+        return Scan(frames.stack.pixels, "frames", frames.levels, indices, frames.metadata, spacing, frames.units)
 
 
 def read_frames(source: str | os.PathLike[str] | BinaryIO, frames: Frames, slots: Mapping[int, int]) -> None:
@@ -128,8 +130,8 @@ def read_frames(source: str | os.PathLike[str] | BinaryIO, frames: Frames, slots
         stored = read_stored(file)
         if stored.color or stored.photometric == "PALETTE COLOR":
             raise RefusedError("a slice in colour, expected gray")
-        if (stored.rows, stored.columns) != frames.pixels.shape[1:]:
-            raise RefusedError(f"{stored.rows} x {stored.columns} pixels, the series has {frames.pixels.shape[1:]}")
+        if (stored.rows, stored.columns) != frames.stack.shape[1:]:
+            raise RefusedError(f"{stored.rows} x {stored.columns} pixels, the series has {frames.stack.shape[1:]}")
         if stored.frames != len(slots):
             raise RefusedError(f"the pixel data holds {stored.frames} frames, expected {len(slots)}")
         _read_gray(stored, frames, slots)
@@ -141,20 +143,27 @@ def finish(frames: Frames) -> None:
     Raises:
         RefusedError: every pixel is padding or not finite.
     """
+    stack = frames.stack
     low, high = np.inf, -np.inf
-    for frame in frames.pixels:
-        finite = frame[np.isfinite(frame)]
-        if finite.size:
-            low, high = min(low, float(finite.min())), max(high, float(finite.max()))
+    broken = []
+    for index in range(len(stack)):
+        frame = stack[index]
+        finite = np.isfinite(frame)
+        if not finite.all():
+            broken.append(index)
+            frame = frame[finite]
+        if frame.size:
+            low, high = min(low, float(frame.min())), max(high, float(frame.max()))
     if low > high:
         raise RefusedError("every pixel is padding or not finite")
     if frames.turned:
         black, white = frames.levels or (low, high)
         total = np.float32(black + white)
-        np.subtract(total, frames.pixels, out=frames.pixels)
+        for index in range(len(stack)):
+            stack[index] = total - stack[index]
         low, high = float(total - np.float32(high)), float(total - np.float32(low))
-    for frame in frames.pixels:
-        np.nan_to_num(frame, copy=False, nan=low, neginf=low, posinf=high)
+    for index in broken:
+        stack[index] = np.nan_to_num(stack[index], nan=low, neginf=low, posinf=high)
 
 
 def _read_gray(stored: Stored, frames: Frames, slots: Mapping[int, int]) -> None:
@@ -177,10 +186,10 @@ def _read_gray(stored: Stored, frames: Frames, slots: Mapping[int, int]) -> None
             values = show(values, kind.window)
             if mixed:
                 values = _between(values, kind.levels(stored, quantitative))
-        slot = frames.pixels[slots[index]]
-        slot[...] = values
+        values = values.astype(np.float32, copy=False)
         if padding is not None:
-            slot[padding] = np.nan
+            values[padding] = np.nan
+        frames.stack[slots[index]] = values
     units: Units = "SUV" if modality == "PT" else None
     if modality == "CT" and all(kind.hounsfield for kind in kinds):
         units = "HU"

@@ -15,7 +15,7 @@ from typing import BinaryIO, Literal
 
 import numpy as np
 
-from dexcore.data.readers.scan import RefusedError, Scan, check_ratio, check_size, make_finite
+from dexcore.data.readers.scan import RefusedError, Scan, check_ratio, check_size, make_finite, native
 from dexcore.extras import require
 
 Encoding = Literal["raw", "zlib", "bzip2", "text"]
@@ -98,7 +98,7 @@ def grid_scan(grid: Grid, volume: int) -> Scan:
     check_size(shape[1], shape[0], shape[2] if len(shape) == 3 else 1, channels)
     if volume >= max(volumes, 1):
         raise RefusedError(f"volume {volume} was asked for, the file holds {volumes}")
-    block = _read(grid, volume, volumes, channels * int(np.prod(shape, dtype=object)))
+    block = native(_read(grid, volume, volumes, channels * int(np.prod(shape, dtype=object))))
     block = block.reshape(grid.sizes[: len(grid.sizes) - len(others)], order="F")
     directions = np.stack([direction for direction in grid.directions if direction is not None], axis=1)
     if channels == 3 or len(shape) == 2:
@@ -114,7 +114,7 @@ def _frames(block: np.ndarray, channels: int | None, axes: int, directions: np.n
     block = block.reshape(((3,) if channels is not None else (1,)) + block.shape[-axes:], order="F")
     pixels = block.T if axes == 3 else block.T[None]  # [frames, height, width, channels]
     pixels = pixels if channels is not None else pixels[..., 0]
-    pixels = np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("="))
+    pixels = np.ascontiguousarray(pixels)
     levels = (0.0, float(np.iinfo(pixels.dtype).max)) if pixels.dtype in (np.uint8, np.uint16) else None
     steps = np.linalg.norm(directions, axis=0)
     spacing = (float(steps[1]), float(steps[0])) if _sound(steps[:2]) else None
@@ -133,8 +133,7 @@ def _volume(block: np.ndarray, directions: np.ndarray) -> Scan:
     turned = nibabel.orientations.apply_orientation(block, orientation)
     spacing = np.empty(3)
     spacing[orientation[:, 0].astype(int)] = steps
-    pixels = make_finite(turned.astype(turned.dtype.newbyteorder("="), copy=False))  # a view: volumes are large
-    return Scan(pixels, "volume", spacing=tuple(map(float, spacing)))
+    return Scan(make_finite(turned), "volume", spacing=tuple(map(float, spacing)))
 
 
 def _sound(steps: np.ndarray) -> bool:

@@ -130,6 +130,14 @@ def check_ratio(inflated: int, compressed: int) -> None:
         raise RefusedError(f"{compressed} bytes that inflate to {inflated}, expected at most {MAX_RATIO} times as many")
 
 
+def native(pixels: np.ndarray) -> np.ndarray:
+    """The same numbers in this machine's byte order; turned where they lie if they can be written to."""
+    order = pixels.dtype.newbyteorder("=")
+    if pixels.dtype == order or not pixels.flags.writeable:
+        return pixels.astype(order, copy=False)
+    return pixels.byteswap(inplace=True).view(order)
+
+
 def make_finite(pixels: np.ndarray) -> np.ndarray:
     """Put the smallest finite value for NaN (outside the field of view) and -inf, the largest for +inf.
 

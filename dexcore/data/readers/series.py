@@ -12,6 +12,7 @@ from dexcore.data.readers.dicom import Frames, finish, read_frames
 from dexcore.data.readers.dicom_file import naming
 from dexcore.data.readers.dicom_geometry import Place
 from dexcore.data.readers.dicom_header import Header, read_header
+from dexcore.data.readers.gray_stack import GrayStack
 from dexcore.data.readers.scan import RefusedError, Scan, check_size
 
 MIN_SLICES = 3  # with two, nothing shows whether the distance between slices is regular
@@ -148,7 +149,8 @@ def read_series(paths: Sequence[str | os.PathLike[str]]) -> Scan:
     Oblique slices go along the nearest axes. The frames are read one by one into one array.
 
     Returns:
-        A scan of layout "volume": float32 [x, y, z], with spacing.
+        A scan of layout "volume": [x, y, z], int16 or uint16 where all values are such whole numbers, else float32;
+        with spacing.
 
     Raises:
         UnreadableFileError: a file cannot be read (named), or the files are no volume (the first is named).
@@ -158,7 +160,7 @@ def read_series(paths: Sequence[str | os.PathLike[str]]) -> Scan:
         stack = _stack(headers)
         rows, columns = headers[0].rows or 0, headers[0].columns or 0
         check_size(rows, columns, len(stack.order))
-        frames = Frames(np.empty((len(stack.order), rows, columns), np.float32))
+        frames = Frames(GrayStack(len(stack.order), rows, columns))
         if len(paths) == 1:
             read_frames(paths[0], frames, {index: slot for slot, index in enumerate(stack.order)})
     if len(paths) > 1:
@@ -168,7 +170,7 @@ def read_series(paths: Sequence[str | os.PathLike[str]]) -> Scan:
     with naming(paths[0]):
         finish(frames)
     axes, turned = _canonical(stack)
-    volume = frames.pixels.transpose(axes)[tuple(slice(None, None, -1 if turn else 1) for turn in turned)]
+    volume = frames.stack.pixels.transpose(axes)[tuple(slice(None, None, -1 if turn else 1) for turn in turned)]
     spacing = (stack.step, *(headers[0].spacing or ()))
     return Scan(
         volume,

@@ -22,7 +22,7 @@ def test_ct_is_read_in_hounsfield_units():
     stored = pydicom.dcmread(PYDICOM / "CT_small.dcm").pixel_array
     assert scan.layout == "frames"
     assert scan.pixels.shape == (1, 128, 128)
-    assert scan.pixels.dtype == np.float32
+    assert scan.pixels.dtype == np.int16
     np.testing.assert_array_equal(scan.pixels[0], stored.astype(np.float32) - 1024)
     assert scan.metadata["Modality"] == "CT"
     assert scan.metadata["PatientID"] == "1CT1"

@@ -44,7 +44,7 @@ def test_slices_become_one_volume_in_the_order_of_their_positions_not_of_names_o
     assert series.paths == (paths[1], paths[3], paths[0], paths[2])
     scan = read_series(paths)
     assert scan.layout == "volume"
-    assert scan.pixels.dtype == np.float32
+    assert scan.pixels.dtype == np.int16
     assert scan.pixels.shape == (4, 3, 4)
     assert scan.spacing == (0.5, 2, 3)
     # DICOM's rows run from right to left and from front to back: x and y are turned.
