@@ -52,18 +52,20 @@ class Options:
 
 
 class Goal(NamedTuple):
-    """A measured value and what it should reach."""
+    """A measured value and what it should reach, or, ``at_most``, not exceed."""
 
     name: str
     value: float
     target: float
+    at_most: bool = False
 
     @property
     def met(self) -> bool:
-        return self.value >= self.target
+        return self.value <= self.target if self.at_most else self.value >= self.target
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.value:.2f} (goal {self.target:.2f}, {'met' if self.met else 'missed'})"
+        goal = f"goal {'at most ' if self.at_most else ''}{self.target:.2f}"
+        return f"{self.name}: {self.value:.2f} ({goal}, {'met' if self.met else 'missed'})"
 
 
 def table_row(name: str, *cells: str, width: int = 26) -> str:

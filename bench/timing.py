@@ -113,14 +113,15 @@ def peak_memory(make_step: Callable[..., Callable[[], object]], *arguments: obje
 def _peak_of(make_step: Callable[..., Callable[[], object]], arguments: tuple[object, ...]) -> float:
     torch.set_num_threads(2)
     step = make_step(*arguments)
-    before = _status_mb("VmRSS")
+    before = status_mib("VmRSS")
     for _ in range(3):
         step()
-    return _status_mb("VmHWM") - before
+    return status_mib("VmHWM") - before
 
 
-def _status_mb(field: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
+def status_mib(field: str, process: int | str = "self") -> float:
+    """A field of /proc/PROCESS/status: VmRSS is the memory held, VmHWM the most that ever was."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field + ":")) / 1024
 
 

@@ -116,6 +116,16 @@ def test_percentiles_of_large_arrays_are_exact(monkeypatch, kind):
     np.testing.assert_array_equal(window(turned, expected[1]), normalize(turned, "percentile_minmax"))
 
 
+@pytest.mark.parametrize("whole", [0, 1 << 30])
+def test_whole_numbers_are_scaled_alike_as_integers_and_as_floats(monkeypatch, whole):
+    monkeypatch.setattr(module, "_SORTED_WHOLE", whole)
+    for seed in range(20):
+        volume = np.random.default_rng(seed).gamma(2, 700, (7, 30, 41)).astype(np.int16) - 1000
+        expected = limits(volume.astype(np.float32), "percentile_minmax")
+        assert limits(volume, "percentile_minmax") == expected
+        np.testing.assert_array_equal(window(volume, expected), window(volume.astype(np.float32), expected))
+
+
 @pytest.mark.parametrize("kind", [np.int16, np.float32])
 def test_percentiles_take_no_copy_of_a_large_volume(kind):
     volume = np.arange(1 << 24).reshape(256, 256, 256).astype(kind).T

@@ -96,7 +96,7 @@ class Workers:
                     index = waiting.popleft()
                     note(index).unlink(missing_ok=True)
                     try:
-                        with _main_hidden():
+                        with main_hidden():
                             future = self._executor().submit(
                                 _run, function, tasks[index], note(index), blamed.get(index, {}), os.getpid()
                             )
@@ -158,7 +158,7 @@ class Workers:
         if self._given is not None:
             return self._given
         if self._pool is None:
-            self._pool = _pool(self.jobs)
+            self._pool = worker_pool(self.jobs)
         return self._pool
 
     def _renew(self) -> None:
@@ -172,9 +172,9 @@ class Workers:
         deaths = 0
         while True:
             note.unlink(missing_ok=True)
-            pool = _pool(1)
+            pool = worker_pool(1)
             try:
-                with _main_hidden():
+                with main_hidden():
                     future = pool.submit(_run, function, task, note, blamed, os.getpid())
                 result = future.result()
                 note.unlink(missing_ok=True)
@@ -191,7 +191,8 @@ class Workers:
                 pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _pool(jobs: int) -> ProcessPoolExecutor:
+def worker_pool(jobs: int) -> ProcessPoolExecutor:
+    """Worker processes that hold what tasks need, and no more of this process."""
     # Never fork: this process may have threads and holds the store's lock. A server that has imported all forks fast.
     if "forkserver" in multiprocessing.get_all_start_methods():
         context: Any = multiprocessing.get_context("forkserver")
@@ -202,7 +203,7 @@ def _pool(jobs: int) -> ProcessPoolExecutor:
 
 
 @contextmanager
-def _main_hidden() -> Iterator[None]:
+def main_hidden() -> Iterator[None]:
     """Have processes that are started inside not run the user's main module, which may lack a guard: none needs it."""
     main = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
