@@ -254,7 +254,9 @@ def _tell_shared(fresh: Mapping[str, SourceReport], parts: Mapping[str, SourcePa
         }
         finder = CopyFinder(known := Pictures([batch for piece in batches.values() for batch in piece]))
         for name in fresh.keys() & parts.keys():
-            found = finder.find(Pictures(batches[name]), but=[name])
+            queries = Pictures(batches[name])
+            with Progress(len(queries), f"{name} compared with other sources", unit="image") as progress:
+                found = finder.find(queries, [name], progress.update)
             fresh[name].shared = dict(Counter(known.sources[copy.of].as_py() for copy in found).most_common())
     except (StoreError, ValueError) as error:  # a damaged shard of another source, which is none of this build's
         for report in fresh.values():

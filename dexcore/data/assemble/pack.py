@@ -1,18 +1,21 @@
 """Rows of finished tasks into the shards of a source, in order; copies are found on the way."""
 
 import json
+from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dexcore.data.assemble.examples import KEPT, Drawn, Example, picture
+from dexcore.data.assemble.progress import Progress
 from dexcore.data.assemble.read import Task, task_schema
 from dexcore.data.assemble.reasons import Reject
-from dexcore.data.store.copies import Copy, Pictures, copies_within
+from dexcore.data.store.copies import COMPARED, Copy, Pictures, copies_within, decoded
 from dexcore.data.store.manifest import SourcePart
 from dexcore.data.store.show import evenly
 from dexcore.data.store.write import SourceWriter
@@ -67,17 +70,18 @@ def pack(staging: Path, source: str, tasks: Sequence[Task], shard_bytes: int, dr
     kept: defaultdict[str, list[int]] = defaultdict(list)
     rejects: list[Reject] = []
     drawn = Drawn()
-    batches = [_batches(task) for task in tasks]
-    pictures = [batch for piece in batches for batch in piece if batch.num_rows]
-    known = Pictures(pictures) if pictures else None
-    copies = {copy.index: copy for copy in copies_within(known)} if known is not None else {}
+    known = _pictures(tasks)
+    copies: dict[int, Copy] = {}
+    if known is not None:
+        with Progress(len(known), f"{source} compared", unit="image") as progress:
+            copies = {copy.index: copy for copy in copies_within(known, progress.update)}
     near = number = 0
-    for task, piece in zip(tasks, batches, strict=True):
+    for task in tasks:
         outcome = read_outcome(task)
         rejects += [Reject(*reject) for reject in outcome["rejects"]]
         for example in outcome["examples"]:
             drawn.add(Example(**example))
-        for row in (row for batch in piece for row in batch.to_pylist()):
+        for row in (row for batch in _batches(task) for row in batch.to_pylist()):
             copy = copies.get(number)
             kind = row.pop("kind")
             if copy is not None and known is not None:
@@ -112,8 +116,44 @@ def _kept_examples(known: Pictures, kept: Mapping[str, Sequence[int]]) -> Iterat
             yield Example(known.paths[index].as_py(), modality, "", True, (picture(known.image(index)),))
 
 
+def _pictures(tasks: Sequence[Task]) -> Pictures | None:
+    """The images of all tasks; what is compared of them is in memory, but their bytes: maps are closed again.
+
+    Whatever was read through an open map would count as this process's memory, up to the whole source.
+    """
+    batches = []
+    counts = []
+    for task in tasks:
+        rows = _batches(task)
+        batches += [_without_bytes(batch) for batch in rows if batch.num_rows]
+        counts.append(sum(batch.num_rows for batch in rows))
+    ends = list(accumulate(counts))
+
+    def image(index: int) -> np.ndarray:
+        number = bisect_right(ends, index)
+        place = index - (ends[number] - counts[number])
+        for batch in _batches(tasks[number]):
+            if place < batch.num_rows:
+                return decoded(batch, place)
+            place -= batch.num_rows
+        raise IndexError(f"image {index} of {ends[-1]}")
+
+    return Pictures(batches, image) if batches else None
+
+
+def _without_bytes(batch: Any) -> Any:
+    """What `Pictures` needs of some rows, in memory of its own."""
+    pa = require("pyarrow", "train")
+    columns = {"image": pa.StructArray.from_arrays([batch.column("image").field("path")], ["path"])}
+    columns |= {name: batch.column(name) for name in COMPARED}
+    slim = pa.RecordBatch.from_pydict(columns)
+    with pa.ipc.new_stream(sink := pa.BufferOutputStream(), slim.schema) as stream:
+        stream.write_batch(slim)
+    return pa.ipc.open_stream(sink.getvalue()).read_next_batch()
+
+
 def _batches(task: Task) -> list[Any]:
-    """The rows of a task, mapped."""
+    """The rows of a task, mapped as long as they are held."""
     pa = require("pyarrow", "train")
     with pa.ipc.open_stream(pa.memory_map(f"{task.target}.arrow")) as reader:
         if not reader.schema.equals(task_schema()):

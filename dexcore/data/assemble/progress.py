@@ -12,23 +12,24 @@ _MOST_REASONS = 3
 
 
 class Progress:
-    """Files done, rate, remaining time, images kept and dropped by reason: a bar on a terminal, else a line at times.
+    """Files or images done, rate, remaining time, those dropped by reason: a bar on a terminal, else a line at times.
 
     Args:
         total: files.
         verb: what is done to them.
         stream: stderr by default.
+        unit: what is counted, if not files.
     """
 
-    def __init__(self, total: int, verb: str, stream: TextIO | None = None) -> None:
+    def __init__(self, total: int, verb: str, stream: TextIO | None = None, unit: str = "file") -> None:
         self._stream = stream or sys.stderr
-        self._total, self._verb, self._done = total, verb, 0
+        self._total, self._verb, self._unit, self._done = total, verb, unit, 0
         self._dropped: Counter[str] = Counter()
         self._began = self._last = time.monotonic()
         self._bar = None
         if self._stream.isatty():
             tqdm = require("tqdm", "train").tqdm
-            self._bar = tqdm(total=total, desc=verb, unit="file", file=self._stream, leave=False, dynamic_ncols=True)
+            self._bar = tqdm(total=total, desc=verb, unit=unit, file=self._stream, leave=False, dynamic_ncols=True)
 
     def __enter__(self) -> "Progress":
         return self
@@ -37,7 +38,7 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
 
-    def update(self, files: int, dropped: Counter[str] | None = None) -> None:
+    def update(self, files: int = 1, dropped: Counter[str] | None = None) -> None:
         """Count files that are done, and what of them was dropped."""
         self._done += files
         self._dropped.update(dropped or {})
@@ -52,7 +53,6 @@ class Progress:
             self._last = now
             rate = self._done / (now - self._began)
             left = int((self._total - self._done) / rate) if rate else 0
-            line = (
-                f"{self._verb} {self._done}/{self._total} files  {rate:.1f} files/s  {left // 60}:{left % 60:02d} left"
-            )
+            counted = f"{self._done}/{self._total} {self._unit}s  {rate:.1f} {self._unit}s/s"
+            line = f"{self._verb} {counted}  {left // 60}:{left % 60:02d} left"
             print(f"{line}  {reasons}".rstrip(), file=self._stream, flush=True)

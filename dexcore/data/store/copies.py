@@ -34,12 +34,18 @@ from dexcore.data.store.phash import PHASH_BYTES, perceptual_hash
 from dexcore.data.store.read import Store
 from dexcore.extras import require
 
+# The columns of a store that are compared; the paths and the bytes of images stand in another.
+COMPARED = ("source", "group", "sha256", "height", "width", "phash")
 LEAST_SIMILAR = 0.95
 LEAST_SIMILAR_IN_GROUP = 0.995
 _LARGE_GROUP = 50  # images: in larger ones pieces are not looked for, as each pair is compared
 _OTHER_SHAPE = 1.05  # a piece's sides are in another proportion
 _AT_HAND = 256  # decoded images
 _PLACE = re.compile(r"(#[^#/.]+)+$")  # of an image in its file: "#z=12", "#3"
+
+
+def _untold(images: int) -> None:
+    """Nobody asks how far a search is."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,8 @@ class Pictures:
 
     Args:
         batches: record batches with a store's columns; of a store of version 1, whose hashes are computed.
-        image: gives the pixels of an image by its number; decoded from ``batches`` if it is not given.
+        image: gives the pixels of an image by its number; decoded from ``batches`` if it is not given. With it their
+            image column needs no bytes.
 
     Raises:
         StoreError: a perceptual hash is none.
@@ -111,10 +118,14 @@ class Pictures:
 
     def _decode(self, index: int) -> np.ndarray:
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
-        batch, place = self._batches[number], index - int(self._starts[number])
-        shape = tuple(int(size) for size in self.shapes[index])
-        data = batch.column("image").field("bytes")[place].as_buffer()
-        return decode(data, shape, batch.column("bit_depth")[place].as_py())  # type: ignore[arg-type]  # a tuple of two
+        return decoded(self._batches[number], index - int(self._starts[number]))
+
+
+def decoded(batch: Any, place: int) -> np.ndarray:
+    """The image in one row of a record batch with a store's columns."""
+    shape = (batch.column("height")[place].as_py(), batch.column("width")[place].as_py())
+    data = batch.column("image").field("bytes")[place].as_buffer()
+    return decode(data, shape, batch.column("bit_depth")[place].as_py())
 
 
 def _numbers(names: Iterable[str]) -> np.ndarray:
@@ -137,16 +148,18 @@ class CopyFinder:
         for index, sha256 in enumerate(pictures.sha256):
             self._first.setdefault(sha256.as_py(), index)
 
-    def find(self, queries: Pictures, but: Sequence[str] = ()) -> list[Copy]:
+    def find(self, queries: Pictures, but: Sequence[str] = (), done: Callable[[int], object] = _untold) -> list[Copy]:
         """Find the images of ``queries`` that are copies, each of the nearest that is confirmed.
 
         Args:
             queries: what is searched for. That groups are the same is not known across stores.
             but: sources of the pictures in which nothing is found.
+            done: called with 1 for every image.
         """
         left_out = np.isin(self._pictures.sources.to_numpy(), list(but)) if but else np.zeros(len(self._pictures), bool)
         found = []
         for index, (near, far) in enumerate(self._index.near(queries.hashes)):
+            done(1)
             same = self._first.get(queries.sha256[index].as_py())
             if same is not None and not left_out[same]:
                 found.append(Copy(index, same, 0, 1.0, True))
@@ -161,8 +174,11 @@ class CopyFinder:
         return found
 
 
-def copies_within(pictures: Pictures) -> list[Copy]:
-    """Find the images that are copies of one before them which is none itself, in order."""
+def copies_within(pictures: Pictures, done: Callable[[int], object] = _untold) -> list[Copy]:
+    """Find the images that are copies of one before them which is none itself, in order.
+
+    ``done`` is called with 1 for every image.
+    """
     kept = np.ones(len(pictures), bool)
     first: dict[bytes, int] = {}
     members: defaultdict[int, list[int]] = defaultdict(list)
@@ -178,6 +194,7 @@ def copies_within(pictures: Pictures) -> list[Copy]:
         else:
             kept[index] = False
             found.append(copy)
+        done(1)
     return found
 
 
