@@ -219,8 +219,8 @@ def _percentiles(pixels: np.ndarray) -> Levels:
 
 def _between(below: float, above: float, share: float) -> float:
     """Rounded once, so that a volume of whole numbers has the same percentiles as integers and as floats."""
-    if below == above or not (math.isfinite(below) and math.isfinite(above)):
-        return below if below == above else math.nan
+    if below == above:
+        return below
     value = Fraction(below) + Fraction(share) * (Fraction(above) - Fraction(below))
     # A float64 would round large integers.
     return float(value) if isinstance(below, float) or abs(value) <= 1 << 53 else value
