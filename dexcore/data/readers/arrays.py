@@ -159,7 +159,7 @@ def array_scan(stack: np.ndarray, frames: range, spacing: tuple[float, ...] | No
     """
     stack = stack[..., 0] if stack.shape[3] == 1 else stack
     if stack.dtype.kind == "b":
-        pixels = stack.view(np.uint8)
+        pixels = stack.astype(np.uint8)
     else:
         pixels = make_finite(native(stack))
     levels = None
