@@ -7,24 +7,33 @@ of the ways below and looked for (missed: beyond `RADIUS` bits, or below the thr
 one file (slices of a volume, frames of a video) are compared as if they were of two patients, and of one; and all pairs
 of images of different files and groups within the radius are counted by whether they are confirmed: those are to be
 looked at. Prints a JSON line. With --hashes, times the search among so many random hashes with 1,000 planted ones too.
+
+``python -m bench`` does the same with drawn images, whose counts say little of real ones, and 200,000 hashes.
 """
 
 import argparse
 import json
 import resource
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import cv2
 import numpy as np
 
+from bench.command import Ceilings, Line, Options, Refused, table_row
+from bench.contenders import WrongResultError
 from bench.timing import machine
-from dexcore.data.store import Store
+from dexcore.data.store import Store, write_store
 from dexcore.data.store.copies import LEAST_SIMILAR, LEAST_SIMILAR_IN_GROUP, Pictures, copies_within
 from dexcore.data.store.near import RADIUS, HashIndex, similarity
 from dexcore.data.store.phash import perceptual_hash
+from dexcore.data.synthetic import SyntheticMVU
 
 _A_SOURCE, _LEAST_SIDE = 40, 64
+_DRAWN, _QUICK_DRAWN = 40, 10  # images
+_HASHES, _QUICK_HASHES = 200_000, 3_000
 Image = np.ndarray
 
 
@@ -150,14 +159,46 @@ def search(count: int) -> dict[str, float]:
     }
 
 
+def check(options: Options) -> Refused:
+    """The search finds all hashes that were planted within the radius."""
+    found = search(_QUICK_HASHES)
+    if found["found"] != found["planted"]:
+        raise WrongResultError(f"copies: {found['found']} of {found['planted']} planted hashes were found")
+    return {}
+
+
+def measure(options: Options, ceilings: Ceilings, refused: Refused) -> list[Line]:
+    """A table of drawn images' changed copies, and the search."""
+    with tempfile.TemporaryDirectory() as folder:
+        made = SyntheticMVU(size=256)
+        drawn = _QUICK_DRAWN if options.quick else _DRAWN
+        write_store((made.record(index) for index in range(drawn)), Path(folder) / "store", name="drawn")
+        line: Line = {"bench": "copies", **machine(), "of": "synthetic"}
+        line |= counts(Pictures.of(Store(Path(folder) / "store")))
+    print(table_row("changed copies of drawn images", "copies", "by hash", "by pixels", width=50))
+    for name, found in line["missed"].items():
+        print(table_row(name, *map(str, found.values()), width=50))
+    line["search"] = search(_QUICK_HASHES if options.quick else _HASHES)
+    print("search: " + ", ".join(f"{name} {value}" for name, value in line["search"].items()))
+    return [line]
+
+
+def counts(pictures: Pictures) -> dict[str, dict[str, object]]:
+    """All that is counted of the images of a store."""
+    return {
+        "missed": {**missed(pictures)},
+        "neighbours": {**neighbours(pictures)},
+        "strangers": {**strangers(pictures)},
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("store", metavar="STORE")
     parser.add_argument("--hashes", type=int, metavar="N")
     arguments = parser.parse_args()
-    pictures = Pictures.of(Store(arguments.store))
-    line = {"bench": "copies", "missed": missed(pictures), "neighbours": neighbours(pictures)}
-    line |= {"strangers": strangers(pictures)} | ({"search": search(arguments.hashes)} if arguments.hashes else {})
+    line: Line = {"bench": "copies", **counts(Pictures.of(Store(arguments.store)))}
+    line |= {"search": search(arguments.hashes)} if arguments.hashes else {}
     print(json.dumps(line | {"machine": machine()}))
 
 
