@@ -18,7 +18,7 @@ import numpy as np
 from dexcore.data.readers.scan import RefusedError, Scan, check_ratio, check_size, make_finite, native
 from dexcore.extras import require
 
-Encoding = Literal["raw", "zlib", "bzip2", "text"]
+Encoding = Literal["raw", "zlib", "bzip2", "text", "hex"]
 _CHUNK_BYTES = 1 << 20
 _MAX_TEXT_BYTES = 1 << 26
 
@@ -86,9 +86,10 @@ def grid_scan(grid: Grid, volume: int) -> Scan:
     """
     spatial = [axis for axis, direction in enumerate(grid.directions) if direction is not None]
     others = [axis for axis in range(len(grid.sizes)) if axis not in spatial and axis != grid.channels]
-    if len(spatial) not in (2, 3) or (others and others != [len(grid.sizes) - 1]):
+    interleaved = others == [0]  # as 3D Slicer writes sequences: the volumes' voxels side by side
+    if len(spatial) not in (2, 3) or not (interleaved or not others or others == [len(grid.sizes) - 1]):
         raise RefusedError(
-            f"sizes {grid.sizes}, expected two or three axes of space, channels before or volumes behind"
+            f"sizes {grid.sizes}, expected two or three axes of space, channels before, volumes before or behind"
         )
     shape = [grid.sizes[axis] for axis in spatial]
     channels = 1 if grid.channels is None else grid.sizes[grid.channels]
@@ -98,8 +99,13 @@ def grid_scan(grid: Grid, volume: int) -> Scan:
     check_size(shape[1], shape[0], shape[2] if len(shape) == 3 else 1, channels)
     if volume >= max(volumes, 1):
         raise RefusedError(f"volume {volume} was asked for, the file holds {volumes}")
-    block = native(_read(grid, volume, volumes, channels * int(np.prod(shape, dtype=object))))
-    block = block.reshape(grid.sizes[: len(grid.sizes) - len(others)], order="F")
+    count = channels * int(np.prod(shape, dtype=object))
+    if interleaved:
+        check_size(shape[1], shape[0], volumes * (shape[2] if len(shape) == 3 else 1), channels)
+        block = native(_read(grid, 0, 1, count * volumes)[volume::volumes].copy()).reshape(grid.sizes[1:], order="F")
+    else:
+        block = native(_read(grid, volume, volumes, count))
+        block = block.reshape(grid.sizes[: len(grid.sizes) - len(others)], order="F")
     directions = np.stack([direction for direction in grid.directions if direction is not None], axis=1)
     if channels == 3 or len(shape) == 2:
         scan = _frames(block, grid.channels if channels == 3 else None, len(shape), directions)
@@ -163,6 +169,14 @@ def _read(grid: Grid, volume: int, volumes: int, count: int) -> np.ndarray:
             if len(numbers) < count:
                 raise RefusedError(f"{len(numbers)} numbers, the header claims {count}")
             return numbers.astype(grid.dtype)
+        if grid.encoding == "hex":
+            if not 2 * total <= held <= _MAX_TEXT_BYTES:
+                raise RefusedError(f"{total} bytes in {held} letters")
+            with numbers_in_words():
+                data = bytes.fromhex(file.read().decode("ascii"))
+            if len(data) != total:
+                raise RefusedError(f"the header claims {total} bytes, the letters hold {len(data)}")
+            return np.frombuffer(data, grid.dtype, count, grid.skip + volume * size)
         check_ratio(total, held)
         return np.frombuffer(_inflated(grid, file, grid.skip + volume * size, size, total), grid.dtype)
 

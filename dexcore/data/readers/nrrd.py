@@ -26,7 +26,7 @@ _TYPES = {
 }
 _DTYPES = {name: dtype for dtype, names in _TYPES.items() for name in names}
 _ENCODINGS: dict[str, Encoding] = {"raw": "raw", "gzip": "zlib", "gz": "zlib", "bzip2": "bzip2", "bz2": "bzip2"}
-_ENCODINGS |= {"text": "text", "txt": "text", "ascii": "text"}
+_ENCODINGS |= {"text": "text", "txt": "text", "ascii": "text", "hex": "hex"}
 _ORDERS: dict[str, Literal["<", ">"]] = {"little": "<", "big": ">"}
 # What turns a space's first two axes to left and back. Other spaces are taken as they are, as ITK does.
 _TO_LPS = {
