@@ -2,7 +2,9 @@
 
     python -m bench.copies STORE [--hashes N]
 
-STORE is any that `dexcore mvu build` made. Up to 40 images of each source, of at least 64 pixels, are changed in each
+STORE is any that `dexcore mvu build` made. Its images are halved by patients (or volumes): on the images of one half
+the thresholds are chosen, by the rules of `chosen`, and what comes out is printed; all counts are of the other half, at
+the thresholds of dexcore.data.store.copies. Up to 40 images of each source, of at least 64 pixels, are changed in each
 of the ways below and looked for (missed: beyond `RADIUS` bits, or below the threshold of similarity). All neighbours in
 one file (slices of a volume, frames of a video) are compared as if they were of two patients, and of one; and all pairs
 of images of different files and groups within the radius are counted by whether they are confirmed: those are to be
@@ -32,6 +34,7 @@ from dexcore.data.store.phash import perceptual_hash
 from dexcore.data.synthetic import SyntheticMVU
 
 _A_SOURCE, _LEAST_SIDE = 40, 64
+_MISSED_SHARE = 0.01
 _DRAWN, _QUICK_DRAWN = 40, 10  # images
 _HASHES, _QUICK_HASHES = 200_000, 3_000
 Image = np.ndarray
@@ -81,8 +84,13 @@ def _bits(first: np.ndarray, second: np.ndarray) -> int:
     return int(np.bitwise_count(first ^ second).sum())
 
 
-def missed(pictures: Pictures) -> dict[str, dict[str, int]]:
-    """Of made copies: how many, and how many are not found, by change."""
+def of_half(pictures: Pictures, counted: bool) -> np.ndarray:
+    """Whether each image is of the half that is counted, or of that on which the thresholds are chosen."""
+    return np.asarray(pictures.groups % 2 == counted)
+
+
+def made_copies(pictures: Pictures, half: np.ndarray) -> dict[str, np.ndarray]:
+    """The similarity of each made copy to its image, by change; NaN where its hash is beyond the radius."""
     sources = pictures.sources.to_numpy(zero_copy_only=False)
     usable = pictures.shapes.min(axis=1) >= _LEAST_SIDE
     rng = np.random.default_rng(0)
@@ -90,46 +98,77 @@ def missed(pictures: Pictures) -> dict[str, dict[str, int]]:
     for source in sorted(set(sources)):
         known = np.flatnonzero((sources == source) & usable)
         drawn += rng.choice(known, min(_A_SOURCE, len(known)), replace=False).tolist()
-    counts = {}
-    for name, change in CHANGES.items():
-        by_hash = by_pixels = 0
-        for index in drawn:
-            image = pictures.image(index)
+    found: dict[str, list[float]] = {name: [] for name in CHANGES}
+    for index in drawn:
+        if not half[index]:
+            continue
+        image = pictures.image(index)
+        for name, change in CHANGES.items():
             copy = change(image)
-            if _bits(np.frombuffer(perceptual_hash(copy), np.uint8), pictures.hashes[index]) > RADIUS:
-                by_hash += 1
-            elif similarity(copy, image) < LEAST_SIMILAR:
-                by_pixels += 1
-        counts[name] = {"copies": len(drawn), "missed by the hash": by_hash, "missed by the pixels": by_pixels}
-    return counts
+            far = _bits(np.frombuffer(perceptual_hash(copy), np.uint8), pictures.hashes[index]) > RADIUS
+            found[name].append(np.nan if far else similarity(copy, image))
+    return {name: np.array(values) for name, values in found.items()}
 
 
-def neighbours(pictures: Pictures) -> dict[str, int]:
-    """Of neighbouring slices and frames: how many would be taken for copies, were they in two files."""
-    usable = pictures.shapes.min(axis=1) >= _LEAST_SIDE
+def near_neighbours(pictures: Pictures, half: np.ndarray) -> tuple[int, np.ndarray]:
+    """Neighbouring slices and frames: how many pairs, and the similarity of those within the radius."""
+    usable = half & (pictures.shapes.min(axis=1) >= _LEAST_SIDE)
     pairs = [
         index
         for index in range(len(pictures) - 1)
         if pictures.files[index] == pictures.files[index + 1] and usable[index]
     ]
     near = [index for index in pairs if _bits(pictures.hashes[index], pictures.hashes[index + 1]) <= RADIUS]
-    alike = [similarity(pictures.image(index), pictures.image(index + 1)) for index in near]
+    return len(pairs), np.array([similarity(pictures.image(index), pictures.image(index + 1)) for index in near])
+
+
+def chosen(pictures: Pictures) -> dict[str, float | None]:
+    """The thresholds by the half that is not counted.
+
+    The largest hundredth below which at most 1 % of the made copies within the radius lie (without those cropped by
+    5 %, which nobody promises); and, in a group, the smallest multiple of 0.005 above all neighbours.
+    """
+    half = of_half(pictures, False)
+    copies = made_copies(pictures, half)
+    promised = np.concatenate([values for name, values in copies.items() if name != "cropped by 5 %"])
+    promised = promised[~np.isnan(promised)]
+    fit = [step / 100 for step in range(100) if len(promised) and np.mean(promised < step / 100) <= _MISSED_SHARE]
+    _, alike = near_neighbours(pictures, half)
+    in_group = (int(alike.max() * 200) + 1) / 200 if len(alike) else None
+    return {"all": max(fit, default=None), "in a group": in_group}
+
+
+def missed(pictures: Pictures) -> dict[str, dict[str, int]]:
+    """Of made copies: how many, and how many are not found, by change."""
     return {
-        "neighbours": len(pairs),
-        "within the radius": len(near),
-        "confirmed": sum(value >= LEAST_SIMILAR for value in alike),
-        "confirmed as of one group": sum(value >= LEAST_SIMILAR_IN_GROUP for value in alike),
+        name: {
+            "copies": len(values),
+            "missed by the hash": int(np.isnan(values).sum()),
+            "missed by the pixels": int((values < LEAST_SIMILAR).sum()),
+        }
+        for name, values in made_copies(pictures, of_half(pictures, True)).items()
+    }
+
+
+def neighbours(pictures: Pictures) -> dict[str, int]:
+    """Of neighbouring slices and frames: how many would be taken for copies, were they in two files."""
+    pairs, alike = near_neighbours(pictures, of_half(pictures, True))
+    return {
+        "neighbours": pairs,
+        "within the radius": len(alike),
+        "confirmed": int((alike >= LEAST_SIMILAR).sum()),
+        "confirmed as of one group": int((alike >= LEAST_SIMILAR_IN_GROUP).sum()),
     }
 
 
 def strangers(pictures: Pictures) -> dict[str, int]:
     """Of all images: those within the radius of one of another file and group, and what is found of copies."""
-    pairs = 0
+    pairs, half = 0, of_half(pictures, True)
     for index, (near, _) in enumerate(HashIndex(pictures.hashes).near(pictures.hashes)):
         other = (pictures.files[near] != pictures.files[index]) & (pictures.groups[near] != pictures.groups[index])
-        pairs += int((other & (near < index)).sum())
-    count = len(pictures)
-    found = len(copies_within(pictures))
+        pairs += int((other & (near < index) & half[near]).sum()) if half[index] else 0
+    count = int(half.sum())
+    found = sum(bool(half[copy.index] and half[copy.of]) for copy in copies_within(pictures))
     return {"images": count, "pairs": count * (count - 1) // 2, "within the radius": pairs, "found": found}
 
 
@@ -186,6 +225,7 @@ def measure(options: Options, ceilings: Ceilings, refused: Refused) -> list[Line
 def counts(pictures: Pictures) -> dict[str, dict[str, object]]:
     """All that is counted of the images of a store."""
     return {
+        "chosen on the other half": {**chosen(pictures)},
         "missed": {**missed(pictures)},
         "neighbours": {**neighbours(pictures)},
         "strangers": {**strangers(pictures)},
