@@ -175,6 +175,7 @@ def _add(
 
 
 def _build(arguments: argparse.Namespace) -> int:
+    from dexcore.data.assemble.beside import read_reports
     from dexcore.data.assemble.build import build, dry_run, remove
     from dexcore.data.assemble.cluster import cluster
     from dexcore.data.assemble.options import Options
@@ -183,8 +184,9 @@ def _build(arguments: argparse.Namespace) -> int:
     if arguments.remove is not None:
         _needs(arguments, "out")
         manifest = remove(arguments.out, arguments.remove)
-        report_store(arguments.out)
         print(f"{arguments.out}: {arguments.remove} is removed, {manifest.images} images are left")
+        if read_reports(arguments.out):  # not of an imported store
+            report_store(arguments.out)
         return 0
     if arguments.folder is not None and arguments.root is not None:
         raise ValueError("FOLDER and --root are both given: --root stands in its place, for the downloads of sources")

@@ -3,12 +3,21 @@
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from dexcore.data.assemble.beside import BUILD, EXAMPLES, NO_SOURCE, PAGE, REJECTS, json_lines, read_help, read_reports
+from dexcore.data.assemble.beside import (
+    BUILD,
+    EXAMPLES,
+    NO_SOURCE,
+    PAGE,
+    REJECTS,
+    json_lines,
+    read_examples,
+    read_help,
+    read_reports,
+)
 from dexcore.data.assemble.discover import KIND_NAMES
 from dexcore.data.assemble.examples import Drawn, Example, category
 from dexcore.data.assemble.report import SourceReport, copies_told, kept_order, size_text
@@ -48,14 +57,12 @@ class _Account:
                 f"{store / BUILD}: missing or damaged, expected what `dexcore mvu build` leaves beside a store"
             )
         pictured: defaultdict[str, list[Example]] = defaultdict(list)
-        for line in json_lines(store / EXAMPLES):
-            name = line.pop("source", None) or NO_SOURCE
-            with suppress(TypeError):  # of another version
-                pictured[name].append(Example(**line))
+        for name, example in read_examples(store / EXAMPLES):
+            pictured[name].append(example)
         seen = {(name, example.category) for name, examples in pictured.items() for example in examples}
         told: defaultdict[str, Drawn] = defaultdict(Drawn)
         for line in json_lines(store / REJECTS):
-            name = line.get("source") or NO_SOURCE
+            name = str(line.get("source") or NO_SOURCE)
             path, reason = str(line.get("path")), str(line.get("reason"))
             if (name, category(reason)) not in seen and told[name].wants(path, reason):
                 told[name].add(Example(path, "", reason, False, ()))

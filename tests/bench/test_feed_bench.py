@@ -12,11 +12,9 @@ from bench.timing import CPU
 OPTIONS = Options(CPU, quick=True, seconds=0)
 
 
-def test_it_runs_and_its_lines_say_what_they_measured():
+def test_it_runs_and_its_lines_say_what_they_measured(monkeypatch):
+    monkeypatch.setattr(feed, "measure_store", lambda options: [])  # test_preset_bench.py runs it
     lines = feed.measure(OPTIONS, {}, feed.check(OPTIONS))
-    *lines, first, later = lines
-    assert [line["contender"] for line in (first, later)] == ["first epoch", "later epochs"]
-    assert min(line["speedup"] for line in (first, later)) > 0
     assert [line["contender"] for line in lines] == ["dexcore", "usual", "floor"] * 3
     assert [line["kind"] for line in lines[::3]] == ["gray", "gray, 16 bit", "RGB"]
     for line in lines:

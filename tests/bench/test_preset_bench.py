@@ -8,7 +8,7 @@ import torch
 
 from bench import preset
 from bench.command import Options
-from bench.preset import PARTS, PartsOfStep, measure_parts, seconds_after_steps
+from bench.preset import PARTS, PartsOfStep, measure_parts, measure_store, seconds_after_steps, turns_of_epochs
 from bench.step import QUICK, make_config, make_training
 from bench.timing import CPU
 from dexcore.data.store import write_store
@@ -63,3 +63,22 @@ def test_what_follows_the_steps_is_timed_by_a_run_that_writes_its_report(monkeyp
     assert (tmp_path / "run/report.html").is_file()
     assert len((tmp_path / "run/metrics.jsonl").read_text().splitlines()) == 2
     assert "variance" not in capsys.readouterr().out  # the summary of two steps would mislead
+
+
+@pytest.mark.slow  # builds the sample images
+def test_a_store_has_a_line_for_its_first_epoch_and_one_for_the_later():
+    first, later = measure_store(OPTIONS)
+    assert (first["contender"], later["contender"]) == ("first epoch", "later epochs")
+    assert first["images"] == later["images"] == 40
+    assert "goals" not in first
+
+
+def test_the_first_epoch_is_cold_and_the_later_are_the_last_two(monkeypatch, tmp_path):
+    write_store(map(SyntheticMVU(size=32).record, range(20)), tmp_path / "store", name="bench")
+    config = make_config(QUICK, torch.float32, CPU, str(tmp_path / "store"))
+    samples, store = loop.Pretraining(config, tmp_path), loop.Pretraining(config, tmp_path)
+    asked = []
+    seconds = iter([99.0, *([1.0, 10.0] * 2), *([50.0, 50.0] * 2), *([2.0, 20.0] * 2), *([4.0, 40.0] * 2)])
+    monkeypatch.setattr(preset, "_step", lambda training, batches: asked.append(training) or next(seconds))
+    assert turns_of_epochs(samples, store, OPTIONS) == {"first epoch": (1.0, 10.0), "later epochs": (3.0, 30.0)}
+    assert asked == [samples, *([samples, store] * 8)]  # the store has no step before its first epoch

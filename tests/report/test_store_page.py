@@ -163,6 +163,18 @@ def test_a_source_that_is_removed_leaves_the_page(copied):
     assert "photos" not in report_store(copied).read_text()
 
 
+@pytest.mark.parametrize("damage", [lambda path: path.write_text("{"), Path.unlink])
+def test_of_a_store_without_reports_a_source_is_removed_and_the_others_lines_stay(copied, damage, capsys):
+    damage(copied / "build.json")
+    kept = [line for line in (copied / "rejects.jsonl").read_text().splitlines() if '"films"' in line]
+    assert main(["mvu", "build", "--remove", "photos", "--out", str(copied)]) == 0
+    assert "photos is removed, 20 images are left" in capsys.readouterr().out
+    left = (copied / "rejects.jsonl").read_text().splitlines()
+    assert [line for line in left if '"films"' in line] == kept
+    assert len(kept) > 5
+    assert '"films"' in (copied / "examples.jsonl").read_text()
+
+
 def test_a_source_that_is_added_leaves_the_others_pictures(folder, tmp_path):
     moved = Path(shutil.copytree(folder, tmp_path / "scans"))
     more = tmp_path / "later"
@@ -208,6 +220,29 @@ def test_a_folder_without_a_store_and_a_store_without_a_build_are_named(copied, 
     with pytest.raises(StoreError, match="no such folder"):
         report_store(tmp_path / "none")
     (copied / "build.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"build\.json: missing or damaged"):
+        report_store(copied)
+
+
+@pytest.mark.parametrize("line", [{"reason": None}, {"pictures": None}, {"pictures": [3]}, {"kept": "x"}, {"more": 1}])
+def test_examples_that_are_damaged_are_passed_over(copied, line):
+    lines = (copied / "examples.jsonl").read_text().splitlines()
+    good = report_store(copied).read_bytes()
+    damaged = json.dumps(json.loads(lines[0]) | line)
+    (copied / "examples.jsonl").write_text("\n".join([*lines, damaged, "[1]", '{"source": [']))
+    with (copied / "rejects.jsonl").open("a") as file:
+        file.write('{"source": ["films"], "path": 3}\n')
+    assert "films" in text_of(report_store(copied))
+    assert names(copied / "report.html") == re.findall(r'<img alt="([^"]*)"', good.decode())
+
+
+@pytest.mark.parametrize(
+    "field", [{"dropped": None}, {"kept": 3}, {"kept": {"Foo/png": 1}}, {"kept": {"CT": 1}}, {"advice": [1]}]
+)
+def test_a_damaged_account_of_a_build_is_named(copied, field):
+    build = json.loads((copied / "build.json").read_text())
+    build["sources"]["films"] |= field
+    (copied / "build.json").write_text(json.dumps(build))
     with pytest.raises(FileNotFoundError, match=r"build\.json: missing or damaged"):
         report_store(copied)
 

@@ -24,22 +24,43 @@ NO_SOURCE = ""  # stands for the source of what belongs to none
 def read_reports(out: Path) -> dict[str, SourceReport]:
     """What earlier builds say of their sources, by name; nothing where build.json is missing or damaged."""
     try:
-        content = json.loads((out / BUILD).read_bytes())
-        return {str(name): SourceReport(**report) for name, report in content["sources"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        sources = {str(name): SourceReport(**report) for name, report in _content(out)["sources"].items()}
+    except (KeyError, TypeError, AttributeError):
         return {}
+    return sources if all(report.is_sound() for report in sources.values()) else {}
 
 
 def read_help(out: Path) -> dict[str, str]:
-    """What would help what was dropped, by reason; of a build.json that `read_reports` could read."""
-    content = json.loads((out / BUILD).read_bytes())
-    return {str(reason): str(sentence) for reason, sentence in content.get("help", {}).items()}
+    """What would help what was dropped, by reason; nothing where build.json is missing or damaged."""
+    told = _content(out).get("help")
+    return {reason: str(sentence) for reason, sentence in told.items()} if isinstance(told, dict) else {}
+
+
+def read_examples(path: Path) -> Iterator[tuple[str, Example]]:
+    """The examples of such a file, each with the name of its source; nothing of lines that are damaged."""
+    for line in json_lines(path):
+        name = line.pop("source", None) or NO_SOURCE
+        try:
+            example = Example(**line)
+        except TypeError:  # of another version
+            continue
+        if isinstance(name, str) and example.is_sound():
+            yield name, example
+
+
+def _content(out: Path) -> dict[str, Any]:
+    try:
+        content = json.loads((out / BUILD).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def leave(
     staging: Path,
     out: Path,
     reports: Mapping[str, SourceReport],
+    sources: Collection[str],
     built: Mapping[str, tuple[Sequence[Reject], Sequence[Example]]],
     closed: Sequence[tuple[str, str]] | None = None,
 ) -> None:
@@ -48,7 +69,8 @@ def leave(
     Args:
         staging: the build's folder, where a kill leaves what is half done.
         out: the store.
-        reports: of all its sources; lines of others go.
+        reports: of its sources.
+        sources: of the store; lines of others than these and those of the reports go.
         built: rejects and examples of the sources whose lines are replaced, by name.
         closed: paths that no source could take, with the reason; None: as they stand there.
     """
@@ -59,7 +81,7 @@ def leave(
     if closed is not None:
         rejects[NO_SOURCE] = [{"path": path, "reason": reason} for path, reason in closed]
     examples = {name: [asdict(one) for one in examples] for name, (_, examples) in built.items()}
-    kept = {NO_SOURCE, *reports}
+    kept = {NO_SOURCE, *reports, *sources}
     dropped = sorted({reason for report in reports.values() for reason in report.dropped})
     build = {
         "version": 1,
@@ -78,7 +100,9 @@ def leave(
 def _text(path: Path, built: Mapping[str, Sequence[Mapping[str, Any]]], kept: Collection[str]) -> str:
     """One JSON object a line, by source; the lines of sources that were not built stay."""
     lines: list[Mapping[str, Any]] = [
-        line for line in json_lines(path) if (name := line.get("source") or NO_SOURCE) in kept and name not in built
+        line
+        for line in json_lines(path)
+        if (name := str(line.get("source") or NO_SOURCE)) in kept and name not in built
     ]
     lines += [{"source": name or None, **line} for name, found in built.items() for line in found]
     lines.sort(key=lambda line: str(line.get("source") or NO_SOURCE))

@@ -137,7 +137,7 @@ def remove(out: str | os.PathLike[str], name: str) -> Manifest:
             report.shared.pop(name, None)
         manifest = remove_source(out, name)
         staging.mkdir(exist_ok=True)
-        leave(staging, out, reports, {name: ((), ())})
+        leave(staging, out, reports, manifest.sources, {name: ((), ())})
         shutil.rmtree(staging, ignore_errors=True)
     return manifest
 
@@ -234,7 +234,8 @@ def _build(plan: _Plan, out: Path, staging: Path, workers: Workers, shard_bytes:
     _tell_shared({source.name: source.report for source in fresh}, parts, out, staging)
     result = Manifest.of(manifest.name if manifest else plan.name, plan.settings.max_side, parts)
     closed = [(plan.settings.shown(path), reason) for path, reason in plan.walked.closed]
-    leave(staging, out, reports, {source.name: (source.rejects, source.examples) for source in fresh}, closed)
+    left = {source.name: (source.rejects, source.examples) for source in fresh}
+    leave(staging, out, reports, parts, left, closed)
     commit(staging, out, result)
     return BuildReport(out, result, reports, [source.name for source in fresh])
 
@@ -259,8 +260,9 @@ def _tell_shared(fresh: Mapping[str, SourceReport], parts: Mapping[str, SourcePa
                 found = finder.find(queries, [name], progress.update)
             fresh[name].shared = dict(Counter(known.sources[copy.of].as_py() for copy in found).most_common())
     except (StoreError, ValueError) as error:  # a damaged shard of another source, which is none of this build's
+        what = str(error).replace(f"{out}{os.sep}", "")  # the page is the same wherever the store lies
         for report in fresh.values():
-            report.advice.append(f"copies in other sources were not looked for: {error}")
+            report.advice.append(f"copies in other sources were not looked for: {what}")
 
 
 def _is_there(source: _Source, there: dict[str, SourceReport], parts: dict[str, SourcePart]) -> bool:

@@ -90,7 +90,7 @@ class Inspected:
     error: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there are millions
 class Item:
     """What is read at a time: a file, or the files of a volume.
 

@@ -41,6 +41,16 @@ class Example:
     kept: bool
     pictures: tuple[str, ...]
 
+    def is_sound(self) -> bool:
+        """Whether every attribute, read from a file, is of its type."""
+        pictures = self.pictures
+        return (
+            all(isinstance(text, str) for text in (self.path, self.modality, self.reason))
+            and isinstance(self.kept, bool)
+            and isinstance(pictures, list | tuple)
+            and all(isinstance(picture, str) for picture in pictures)
+        )
+
     @property
     def category(self) -> str:
         """The reason, as it is counted."""

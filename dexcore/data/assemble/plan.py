@@ -19,7 +19,7 @@ from dexcore.data.sources.recipe import Column
 from dexcore.data.store.manifest import VERSION
 from dexcore.extras import require
 
-FORMAT = 1  # changes where the same inputs give other images
+FORMAT = 2  # changes where the same inputs give other images
 _FILES_A_TASK = 32
 _LARGE_BYTES = 8 << 20  # a file alone
 _LONG = (*ARCHIVES, Kind.VIDEO, Kind.SLIDE)  # a file alone, however small

@@ -15,8 +15,8 @@ class Progress:
     """Files or images done, rate, remaining time, those dropped by reason: a bar on a terminal, else a line at times.
 
     Args:
-        total: files.
-        verb: what is done to them.
+        total: of what is counted.
+        verb: what is done to it.
         stream: stderr by default.
         unit: what is counted, if not files.
     """
@@ -38,15 +38,15 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
 
-    def update(self, files: int = 1, dropped: Counter[str] | None = None) -> None:
-        """Count files that are done, and what of them was dropped."""
-        self._done += files
+    def update(self, done: int = 1, dropped: Counter[str] | None = None) -> None:
+        """Count what is done, and what of it was dropped."""
+        self._done += done
         self._dropped.update(dropped or {})
         reasons = ", ".join(f"{count} {reason}" for reason, count in self._dropped.most_common(_MOST_REASONS))
         reasons = f"dropped: {reasons}" if reasons else ""
         if self._bar is not None:
             self._bar.set_postfix_str(reasons, refresh=False)
-            self._bar.update(files)
+            self._bar.update(done)
             return
         now = time.monotonic()
         if now - self._last >= _SECONDS_BETWEEN_LINES:

@@ -46,6 +46,21 @@ class SourceReport:
     groups: int = 0
     shared: dict[str, int] = field(default_factory=dict)
 
+    def is_sound(self) -> bool:
+        """Whether every attribute, read from a file, is of its type."""
+        texts = (self.inputs, self.root, self.fingerprint)
+        numbers = [self.files, self.near_copies, self.groups]
+        for counter in (self.kept, self.dropped, self.ignored, self.shared):
+            if not isinstance(counter, dict):
+                return False
+            numbers += counter.values()
+        if not (all(isinstance(text, str) for text in texts) and all(isinstance(number, int) for number in numbers)):
+            return False
+        if not (isinstance(self.advice, list) and all(isinstance(sentence, str) for sentence in self.advice)):
+            return False
+        pairs = [name.split("/") for name in self.kept]
+        return all(len(pair) == 2 and pair[0] in (*Modality, ARCHIVE) and pair[1] in list(Kind) for pair in pairs)
+
     def known(self, classified: Classified, files: SourceFiles) -> None:
         """Fill in what is known before any pixel is read."""
         self.kept = dict(Counter(f"{item.modality or ARCHIVE}/{item.kind}" for item in classified.items))

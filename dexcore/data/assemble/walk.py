@@ -14,7 +14,7 @@ from dexcore.data.sources.schema import DATASET_YAML, describes_a_source, load_r
 _NOT_LOOKED_AT = ("__MACOSX",)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there are millions
 class Found:
     """A file: its path below the folder (with ``/``), bytes, and when it was last written (ns)."""
 

@@ -28,7 +28,7 @@ class PretrainView(Dataset[dict[str, Any]]):
     """What a pre-training step needs of each sample, every draw keyed on (seed, epoch, sample id).
 
     An item depends on its key alone, on no rank, worker or batch position. It is a dictionary that a stock
-    DataLoader stacks (with ``collate_fn=collate`` without a copy of the images):
+    DataLoader stacks (with ``collate_fn=collate`` without a copy of the images, but for that from a worker):
 
     - ``image`` float32 [channels, size, size]: augmented and normalised, or what ``transform`` made of it;
     - ``modality`` int: place in the data set's ``modality_names``;

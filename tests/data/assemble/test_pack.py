@@ -100,6 +100,7 @@ def test_a_damaged_shard_of_another_source_does_not_stop_a_build(folder, tmp_pat
     report = build(folder / "yours", tmp_path / "store", name="second")
     assert report.manifest.images == 8
     [line] = [line for line in report.lines() if "were not looked for" in line]
+    assert str(tmp_path) not in (tmp_path / "store" / "build.json").read_text()
     assert victim.name in line
 
 
