@@ -51,6 +51,7 @@ class Frames:
     Attributes:
         stack: of all frames; padding is NaN until `finish`.
         levels: of all frames read.
+        bent: the levels that a VOI table or a sigmoid gives the values; None where they are what was measured.
         turned: whether white is small (MONOCHROME1, or PresentationLUTShape INVERSE).
         units: what the values measure.
         metadata: of the first file.
@@ -58,19 +59,24 @@ class Frames:
 
     stack: GrayStack
     levels: Levels | None = None
+    bent: Levels | None = None
     turned: bool = False
     units: Units = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     _files: int = 0
 
-    def add_file(self, levels: Levels | None, turned: bool, units: Units, metadata: Mapping[str, str]) -> None:
+    def add_file(
+        self, levels: Levels | None, bent: Levels | None, turned: bool, units: Units, metadata: Mapping[str, str]
+    ) -> None:
         """Count in a file of a series.
 
         Raises:
             RefusedError: its values are of another kind than those before.
         """
         if not self._files:
-            self.levels, self.turned, self.units, self.metadata = levels, turned, units, metadata
+            self.levels, self.bent, self.turned, self.units, self.metadata = levels, bent, turned, units, metadata
+        elif bent != self.bent:
+            raise RefusedError("the slices of the series differ in what bends their values: a sigmoid or a VOI table")
         elif (turned, units) != (self.turned, self.units):
             raise RefusedError(
                 "the slices of the series differ in units, in PhotometricInterpretation or in PresentationLUTShape"
@@ -174,7 +180,8 @@ def _read_gray(stored: Stored, frames: Frames, slots: Mapping[int, int]) -> None
     quantitative = modality in _QUANTITATIVE
     kinds = [_Kind.of(stored, groups, frame, modality) for frame in _distinct(groups, stored.frames)]
     # Of frames of which some are bent (a sigmoid) and others not, each is brought to black and white of its own.
-    mixed = not quantitative and len({shown_levels(kind.window) for kind in kinds}) > 1
+    shown = {None} if quantitative else {shown_levels(kind.window) for kind in kinds}
+    mixed = len(shown) > 1
     for index, (raw, clean) in zip(slots, stored.iterate(list(slots)), strict=True):
         kind = kinds[index if len(kinds) > 1 else 0]
         padding = find_padding(stored, raw, clean)
@@ -195,8 +202,9 @@ def _read_gray(stored: Stored, frames: Frames, slots: Mapping[int, int]) -> None
         units = "HU"
     inverse = code(dataset, "PresentationLUTShape") == "INVERSE"
     turned = (stored.photometric == "MONOCHROME1" or inverse) and not quantitative
-    levels = (0.0, 1.0) if mixed else union([kind.levels(stored, quantitative) for kind in kinds])
-    frames.add_file(levels, turned, units, _metadata(dataset))
+    bent = (0.0, 1.0) if mixed else next(iter(shown))
+    levels = bent if mixed else union([kind.levels(stored, quantitative) for kind in kinds])
+    frames.add_file(levels, bent, turned, units, _metadata(dataset))
 
 
 def _between(values: np.ndarray, levels: Levels | None) -> np.ndarray:

@@ -258,6 +258,19 @@ def test_reasons_name_no_place_outside_of_the_folder(tmp_path):
     assert all(reason == "unreadable: UnidentifiedImageError: cannot identify image file" for reason in told.values())
 
 
+def test_of_a_series_with_and_without_a_sigmoid_no_slice_is_black(tmp_path):
+    attributes = {"Modality": "MR", "RescaleIntercept": 0, "WindowCenter": 1000, "WindowWidth": 800}
+    for function in ("LINEAR", "SIGMOID"):
+        paths = write_series(tmp_path / function, VOILUTFunction=function, **attributes)
+        (tmp_path / "scans").mkdir(exist_ok=True)
+        for path in paths[:2] if function == "LINEAR" else paths[2:]:
+            path.rename(tmp_path / "scans" / path.name)
+    build(tmp_path / "scans", tmp_path / "store")
+    dataset = open_mvu(tmp_path / "store")
+    assert len(dataset) == 4
+    assert all(dataset[index]["image"].std() > 0.1 for index in range(4))
+
+
 def test_text_burned_in_is_flagged_and_can_be_dropped(tmp_path):
     write_series(tmp_path / "scans" / "a", slices=1, BurnedInAnnotation="YES")
     write_series(tmp_path / "scans" / "b", slices=1, seed=1, BurnedInAnnotation="NO")

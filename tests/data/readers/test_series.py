@@ -172,6 +172,20 @@ def test_a_broken_slice_is_named(tmp_path):
         read_series(paths)
 
 
+@pytest.mark.parametrize("modality", ["MR", "CT"])
+def test_slices_with_and_without_a_sigmoid_are_no_volume_unless_their_values_stay(tmp_path, modality):
+    (tmp_path / "bent").mkdir()
+    attributes = {"Modality": modality, "WindowCenter": 100, "WindowWidth": 101}
+    raw = write_slices(tmp_path, along(0, 1, 2), **attributes)
+    bent = write_slices(tmp_path / "bent", along(3, 4, 5), VOILUTFunction="SIGMOID", **attributes)
+    if modality == "CT":
+        assert read_series(raw + bent).pixels.max() == 211
+        return
+    assert read_series(bent).levels == (0, 1)
+    with pytest.raises(UnreadableFileError, match=r"0\.dcm: the slices of the series differ in what bends"):
+        read_series(raw + bent)
+
+
 def test_levels_of_a_volume_lose_nothing_of_any_slice(tmp_path):
     paths = write_slices(tmp_path, along(0, 1, 2), WindowCenter=100, WindowWidth=101)
     paths[2:] = write_slices(tmp_path / "..", along(2), WindowCenter=500, WindowWidth=101)
