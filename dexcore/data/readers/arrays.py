@@ -23,9 +23,11 @@ def read_numpy(path: str | os.PathLike[str], every: int = 1) -> Scan:
     Three axes of which the last is 3 are one RGB image; an axis of 1 behind all others is left out.
 
     Raises:
-        RefusedError: another shape or dtype, or over a limit.
-        ValueError: the header is broken, claims more than the file holds, or the array holds Python objects.
+        RefusedError: a broken header, another shape or dtype, or over a limit.
+        ValueError: the header claims more than the file holds, or the array holds Python objects.
     """
+    with open(path, "rb") as file:
+        _npy_header(file)
     array = np.load(path, mmap_mode="r", allow_pickle=False)
     count, height, width, channels = array_layout(array.shape, array.dtype)
     frames = range(0, count, every)
@@ -84,9 +86,13 @@ def _every(stack: np.ndarray, every: int) -> np.ndarray:
 
 
 def _npy_header(file: Any) -> tuple[tuple[int, ...], np.dtype]:
-    major, _ = np.lib.format.read_magic(file)
-    read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(file)
+    try:
+        major, _ = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(file)
+    except (ValueError, TypeError, SyntaxError, LookupError, AttributeError, RecursionError):
+        # NumPy repeats the words of the header, and they may be a patient's name.
+        raise RefusedError("the header of a .npy array that is broken") from None
     return shape, dtype
 
 
@@ -109,7 +115,7 @@ def choose_array(shapes: Mapping[str, tuple[tuple[int, ...], np.dtype]]) -> list
             return named
     if len(images) == 1:
         return list(images)
-    found = ", ".join(f"{name} {shape} {dtype}" for name, (shape, dtype) in list(shapes.items())[:10])
+    found = ", ".join(f"{name} {shape} {dtype.name}" for name, (shape, dtype) in list(shapes.items())[:10])
     raise RefusedError(
         f"{len(images)} of {len(shapes)} arrays can be images ({found}), "
         "expected one, or one that is called image or data"
@@ -140,8 +146,8 @@ def array_layout(shape: tuple[int, ...], dtype: np.dtype) -> tuple[int, int, int
     Raises:
         RefusedError: it is none of these.
     """
-    if dtype.kind not in "biuf":
-        raise RefusedError(f"an array of {dtype}, expected integers or floats")
+    if dtype.kind not in "biuf":  # the name alone: a record's fields are words of the file
+        raise RefusedError(f"an array of {dtype.name}, expected integers or floats")
     channels = 3 if len(shape) in (3, 4) and shape[-1] == 3 else 1
     if len(shape) in (3, 4) and shape[-1] in (2, 4):
         raise RefusedError(f"an array of shape {shape}, {shape[-1]} channels, expected gray or RGB")

@@ -137,6 +137,28 @@ def test_bombs_are_refused_before_memory_is_taken(tmp_path, shape, body, reason)
     assert time.monotonic() - start < 2
 
 
+@pytest.mark.parametrize(
+    "header",
+    [
+        "{'PATIENT-DOE': 1}",
+        "{'descr': 'PATIENT-DOE', 'fortran_order': False, 'shape': (4, 4)}",
+        "{'descr': '<f4', 'fortran_order': 'PATIENT-DOE', 'shape': (4, 4)}",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': 'PATIENT-DOE'}",
+        "{'descr': [('PATIENT-DOE', '<f4')], 'fortran_order': False, 'shape': (4, 4)}",
+        "'PATIENT-DOE'",
+    ],
+)
+def test_words_of_a_broken_header_are_not_repeated(tmp_path, header):
+    written = b"\x93NUMPY\x01\0" + len(header).to_bytes(2, "little") + header.encode() + bytes(64)
+    (tmp_path / "a.npy").write_bytes(written)
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("image.npy", written)
+    for name in ("a.npy", "a.npz"):
+        with pytest.raises(UnreadableFileError) as error:
+            read_file(tmp_path / name)
+        assert "PATIENT" not in str(error.value)
+
+
 def test_flipped_bytes_are_noticed(tmp_path):
     np.savez(tmp_path / "a.npz", image=_STACK)
     data = bytearray((tmp_path / "a.npz").read_bytes())
