@@ -67,8 +67,10 @@ def _counts_factor(dataset: Any) -> float:
 def _private(dataset: Any, tag: tuple[int, int]) -> float | None:
     try:
         element = dataset.private_block(tag[0], _PHILIPS)[tag[1] & 0xFF]
-    except KeyError:  # no block of this name, or without the element: de-identification may have taken the name away
-        element = dataset.get(tag)
+    except KeyError:  # no block of this name, or without the element
+        # De-identification may have taken the name away; where another stands, the number is of that vendor.
+        named = getattr(dataset.get((tag[0], 0x10)), "value", None)
+        element = None if named else dataset.get(tag)
     value = getattr(element, "value", None)
     try:
         result = float(value.decode("latin-1").strip(" \0") if isinstance(value, bytes) else str(value))

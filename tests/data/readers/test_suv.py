@@ -120,6 +120,20 @@ def test_counts_become_suv_by_the_private_factors_of_philips(tmp_path):
         read_file(write_pet(tmp_path / "c.dcm", Units="CNTS"))
 
 
+@pytest.mark.parametrize("name", [None, "", "Somebody else"])
+def test_a_private_factor_is_of_philips_unless_its_block_names_another(tmp_path, name):
+    dataset = pydicom.dcmread(write_pet(tmp_path / "a.dcm", Units="CNTS"))
+    dataset.add_new(0x70531000, "DS", "0.5")
+    if name is not None:
+        dataset.add_new(0x70530010, "LO", name)
+    dataset.save_as(tmp_path / "a.dcm")
+    if name:
+        with pytest.raises(UnreadableFileError, match=r"7053,1000"):
+            read_file(tmp_path / "a.dcm")
+    else:
+        assert suv_of(tmp_path / "a.dcm") == 50
+
+
 @pytest.mark.parametrize(
     ("changes", "item", "reason"),
     [
