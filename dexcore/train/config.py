@@ -398,7 +398,7 @@ PRESETS: dict[str, PretrainConfig] = {
     # Small enough for many steps: what a masked autoencoder sees of a patch's texture comes late. At this width bf16
     # saves nothing. lambda_balance begins at the released code's 0.01 and falls as in the paper: with the paper's 0.001
     # half of the experts starve early, while the exploration noise is still strong, and stay so (17 of 32 at the end,
-    # here 3). With a constant 0.01 it was 1, and a little less variance explained.
+    # here 2 to 6). With a constant 0.01 it was 1, and a little less variance explained.
     "laptop": PretrainConfig(
         model=ModelConfig(
             image_size=64,
