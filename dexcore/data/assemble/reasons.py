@@ -52,7 +52,9 @@ def reason_of(error: BaseException, kind: Kind, hide_paths: bool = False) -> str
         own = isinstance(error.__cause__, RefusedError) or error.__cause__ is None
         if own or (kind is not Kind.DICOM and not hide_paths):
             place = os.fsdecode(error.path)  # where this machine has it, or had it for a moment
-            reason = error.reason.replace(f"'{place}'", "").replace(place, "")
+            reason = error.reason
+            for written in (repr(place), f"'{place}'", place):  # libraries write it with quotes, and escapes in them
+                reason = reason.replace(written, "")
             reason = " ".join(reason.split())[:_MOST_CHARACTERS]
             return f"unreadable: {reason}"
         error = error.__cause__ or error

@@ -16,6 +16,7 @@ from PIL import Image
 from dexcore.data import build_store, open_mvu
 from dexcore.data.assemble.build import dry_run
 from dexcore.data.assemble.options import Options
+from dexcore.data.assemble.walk import path_text
 from dexcore.data.sources.recipe import RecipeError
 from dexcore.data.store import StoreError, check_store
 from dexcore.data.store.manifest import Manifest
@@ -249,12 +250,14 @@ def test_hashed_paths_leave_no_name_behind(tmp_path):
 
 def test_reasons_name_no_place_outside_of_the_folder(tmp_path):
     write_picture(tmp_path / "scans" / "x.png")
-    (tmp_path / "scans" / "cut.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    names = ["cut.png", "back\\slash.png", "new\nline.png", "bell\x07.png", "Bob's.png", os.fsdecode(b"caf\xe9.png")]
+    for name in names:
+        (tmp_path / "scans" / name).write_bytes(b"\x89PNG\r\n\x1a\n")
     with zipfile.ZipFile(tmp_path / "scans" / "more.zip", "w") as archive:
         archive.writestr("cut.png", b"\x89PNG\r\n\x1a\n")
     build(tmp_path / "scans", tmp_path / "store", modality="Photo")
     told = rejects(tmp_path / "store")
-    assert told.keys() == {"cut.png", "more.zip#cut.png"}
+    assert told.keys() == {path_text(name) for name in names} | {"more.zip#cut.png"}
     assert all(reason == "unreadable: UnidentifiedImageError: cannot identify image file" for reason in told.values())
 
 
