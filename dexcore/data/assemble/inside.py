@@ -44,7 +44,7 @@ def items_inside(
         names[place] = name
         if isinstance(member, UnreadableFileError):
             source.files.append(Found(place, 0, 0))
-            inspected[place] = Inspected(error=reason_of(member, archive.kind))
+            inspected[place] = Inspected(error=reason_of(member, archive.kind, settings.hash_paths))
         else:
             source.files.append(Found(place, member.stat().st_size, 0))
             inspected[place] = look_into(member)
@@ -58,7 +58,8 @@ def items_inside(
     for name, member in each_member(path, alone):
         hand.again()
         if isinstance(member, UnreadableFileError):
-            yield Reject(settings.shown(f"{file.path}#{name}"), reason_of(member, archive.kind))
+            shown = settings.shown(f"{file.path}#{name}")
+            yield Reject(shown, reason_of(member, archive.kind, settings.hash_paths))
         else:
             yield alone[name], [member]
     for item in found.items:

@@ -241,11 +241,16 @@ def test_hashed_paths_leave_no_name_behind(tmp_path):
     (root / "Jane-Doe-broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     (root / "license.Jane-Doe").write_text("x")
     os.symlink("Jane-Doe-nowhere", root / "Jane-Doe-link")
+    with zipfile.ZipFile(root / "Jane-Doe.zip", "w") as archive:
+        archive.writestr("Jane-Doe-bad.png", b"\x89PNG\r\n\x1a\nbad checksum")
+        archive.writestr("license.Jane-Doe", b"x")
+    damaged = (root / "Jane-Doe.zip").read_bytes().replace(b"bad checksum", b"bad Checksum")
+    (root / "Jane-Doe.zip").write_bytes(damaged)
     build(root, tmp_path / "store", hash_paths=True)
     report_store(tmp_path / "store")
     written = files_of(tmp_path / "store")
     assert all(b"Jane" not in content and "Jane" not in name for name, content in written.items())
-    assert len(rejects(tmp_path / "store")) == 3
+    assert len(rejects(tmp_path / "store")) == 5
 
 
 def test_reasons_name_no_place_outside_of_the_folder(tmp_path):
