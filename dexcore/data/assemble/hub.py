@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from dexcore.data.assemble.reasons import reason_of
 from dexcore.data.modality import Modality
 from dexcore.data.normalize import normalize
 from dexcore.data.readers import UnreadableFileError, read_file
+from dexcore.data.readers.kind import file_kind
 from dexcore.data.record import ImageRecord, Split
 from dexcore.data.store import Manifest, write_store
 from dexcore.extras import require
@@ -138,10 +140,11 @@ class _Table:
             for batch in self._file.iter_batches(_BATCH_ROWS, columns=wanted):
                 for row in batch.to_pylist():
                     where = f"{self._key}#{number}"
+                    file = Path(scratch) / "image"
                     try:
-                        image = _image(row[self._image], Path(scratch) / "image")
+                        image = _image(row[self._image], file)
                     except UnreadableFileError as error:
-                        rejected.append((where, error.reason.replace(str(Path(scratch) / "image"), where)))
+                        rejected.append((where, reason_of(error, file_kind(file) if file.exists() else None)))
                     else:
                         yield self._record(row, where, image)
                     number += 1

@@ -11,6 +11,7 @@ from pathlib import Path
 from dexcore.data.assemble.dicom_terms import modality_of
 from dexcore.data.assemble.intensity import method_for
 from dexcore.data.assemble.read import VIDEO_EVERY, planes
+from dexcore.data.assemble.reasons import reason_of
 from dexcore.data.assemble.slices import square
 from dexcore.data.assemble.walk import path_text, walk
 from dexcore.data.modality import Modality
@@ -148,6 +149,7 @@ def _records(
 ) -> Iterator[ImageRecord]:
     for name, path in files:
         shown = path_text(name)
+        kind = None
         try:
             if (kind := file_kind(path)) is None:
                 unread.append((shown, "no kind of image that dexcore reads"))
@@ -155,7 +157,7 @@ def _records(
             told = modality_of(read_header(path).modality)[0] if kind is Kind.DICOM else None
             yield from _cut(shown, read_file(path, VIDEO_EVERY if kind is Kind.VIDEO else 1), told or modality)
         except (OSError, UnreadableFileError) as error:
-            unread.append((shown, getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error)))
+            unread.append((shown, reason_of(error, kind)))
 
 
 def _cut(shown: str, scan: Scan, modality: Modality | None) -> Iterator[ImageRecord]:

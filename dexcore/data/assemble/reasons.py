@@ -32,14 +32,14 @@ class Reject:
         return re.split(r"[,:;(]| of \d| \d", self.reason, maxsplit=1)[0].strip()
 
 
-def reason_of(error: BaseException, kind: Kind, hide_paths: bool = False) -> str:
+def reason_of(error: BaseException, kind: Kind | None, hide_paths: bool = False) -> str:
     """An error's reason, without what may come out of a file's header or name.
 
     The sentences of our own readers hold none; those of the libraries may repeat what the file says.
 
     Args:
         error: what a reader raised.
-        kind: of the file; DICOM's headers name patients.
+        kind: of the file, where it is known; DICOM's headers name patients.
         hide_paths: keep also messages of the system's out, which name files.
     """
     if isinstance(error, MissingExtraError):

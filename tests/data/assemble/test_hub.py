@@ -104,6 +104,7 @@ def test_what_is_no_image_is_left_out_with_its_reason(tmp_path, scans):
     assert "empty" in reasons["a.parquet#1"]
     assert "has no bytes" in reasons["a.parquet#2"]
     assert "pixels" in reasons["a.parquet#4"]
+    assert all(reason.startswith("unreadable: ") for reason in reasons.values())
     assert "/tmp" not in str(imported.rejected)
 
 

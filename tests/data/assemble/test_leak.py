@@ -59,6 +59,13 @@ def test_a_file_alone_can_be_looked_for(tmp_path):
     assert (leak.path, leak.source, leak.of, leak.exact) == ("bright.png", "scans", "2.png", False)
 
 
+def test_a_file_that_cannot_be_read_is_told_without_its_place(known, tmp_path):
+    write_picture(tmp_path / "tests" / "whole.png")
+    (tmp_path / "tests" / "back\\slash.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    [(path, reason)] = find_leaks(known, tmp_path / "tests").unread
+    assert (path, reason) == ("back\\slash.png", "unreadable: UnidentifiedImageError: cannot identify image file")
+
+
 @pytest.mark.parametrize("other", ["nowhere", "empty", "notes.txt"])
 def test_what_holds_no_image_is_an_error(known, tmp_path, other):
     (tmp_path / "empty").mkdir()
