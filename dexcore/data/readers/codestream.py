@@ -6,17 +6,24 @@ from typing import NamedTuple
 _SOI = b"\xff\xd8"  # JPEG and JPEG-LS
 _SOC_SIZ = b"\xff\x4f\xff\x51"  # JPEG 2000: start of codestream, then the size marker
 # Start-of-frame markers: SOF0-15 without DHT (C4), JPG (C8) and DAC (CC), and JPEG-LS's SOF55.
-_START_OF_FRAME = (set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}) | {0xF7}
+_START_OF_LS_FRAME = 0xF7
+_START_OF_FRAME = (set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}) | {_START_OF_LS_FRAME}
+_APP1, _EXIF = 0xE1, b"Exif\0\0"
 
 
 class Codestream(NamedTuple):
-    """Size in pixels, samples a pixel, bits a sample, and whether these are signed (JPEG 2000 alone says so)."""
+    """Size in pixels, samples a pixel, bits a sample, and whether these are signed (JPEG 2000 alone says so).
+
+    Of JPEG and JPEG-LS also which of the two it is, and the EXIF segment (b"" without one).
+    """
 
     height: int
     width: int
     samples: int
     bits: int
     signed: bool = False
+    jpeg_ls: bool = False
+    exif: bytes = b""
 
 
 def read_codestream(data: bytes) -> Codestream | None:
@@ -40,7 +47,7 @@ def jpeg_ends(data: bytes) -> bool:
 
 
 def _read_jpeg(data: bytes) -> Codestream | None:
-    position = 2
+    position, exif = 2, b""
     while data[position] == 0xFF:
         marker = data[position + 1]
         if marker == 0xFF:  # fill byte
@@ -48,6 +55,9 @@ def _read_jpeg(data: bytes) -> Codestream | None:
             continue
         if marker in _START_OF_FRAME:
             bits, height, width, samples = struct.unpack_from(">BHHB", data, position + 4)
-            return Codestream(height, width, samples, bits)
-        position += 2 + struct.unpack_from(">H", data, position + 2)[0]
+            return Codestream(height, width, samples, bits, jpeg_ls=marker == _START_OF_LS_FRAME, exif=exif)
+        end = position + 2 + struct.unpack_from(">H", data, position + 2)[0]
+        if marker == _APP1 and data.startswith(_EXIF, position + 4) and not exif:
+            exif = data[position + 4 : end]
+        position = end
     return None

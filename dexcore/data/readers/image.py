@@ -1,6 +1,8 @@
 """Common image files: PNG, JPEG, BMP."""
 
 import os
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,6 @@ from dexcore.extras import require
 
 _FORMATS = ("PNG", "JPEG", "BMP")
 _ORIENTATION = 0x0112  # of EXIF
-_START_OF_FRAME_WITHIN = 4096  # bytes, of a JPEG-LS file
 
 
 def read_image(path: str | os.PathLike[str], every: int = 1) -> Scan:
@@ -50,7 +51,7 @@ def read_image(path: str | os.PathLike[str], every: int = 1) -> Scan:
         check_ratio(image.height * image.width * bands, os.path.getsize(path))
         deep = image.format == "PNG" and _png_depth(path) == 16
         pixels = _deep_png(path) if deep else _to_array(image, path)
-        pixels = np.ascontiguousarray(oriented(pixels, _orientation(image)))[None]
+        pixels = np.ascontiguousarray(oriented(pixels, _orientation(image.getexif)))[None]
     return Scan(pixels, "frames", bit_levels(pixels.dtype), (0,))
 
 
@@ -75,8 +76,7 @@ def _deep_jpeg(path: str | os.PathLike[str]) -> Scan | None:
     with open(path, "rb") as file:
         data = file.read()
     stream = read_codestream(data)
-    ls = b"\xff\xf7" in data[:_START_OF_FRAME_WITHIN]  # JPEG-LS
-    if stream is None or (stream.bits <= 8 and not ls) or not data.startswith(b"\xff\xd8"):
+    if stream is None or (stream.bits <= 8 and not stream.jpeg_ls) or not data.startswith(b"\xff\xd8"):
         return None
     check_size(stream.height, stream.width, 1, stream.samples)
     check_ratio(2 * stream.height * stream.width * stream.samples, len(data))
@@ -85,26 +85,9 @@ def _deep_jpeg(path: str | os.PathLike[str]) -> Scan | None:
     if not jpeg_ends(data):
         raise RefusedError("a JPEG that is cut short")
     imagecodecs = require("imagecodecs", "train")
-    pixels = imagecodecs.jpegls_decode(data) if ls else imagecodecs.jpeg_decode(data)
-    pixels = np.ascontiguousarray(oriented(pixels, _jpeg_orientation(data)))
+    pixels = imagecodecs.jpegls_decode(data) if stream.jpeg_ls else imagecodecs.jpeg_decode(data)
+    pixels = np.ascontiguousarray(oriented(pixels, _orientation(partial(_exif, stream.exif))))
     return Scan(pixels[None], "frames", bit_levels(pixels.dtype, stream.bits), (0,))
-
-
-def _jpeg_orientation(data: bytes) -> int:
-    """Orientation, from the EXIF of a JPEG that Pillow does not open."""
-    position = 2
-    while data[position : position + 1] == b"\xff" and data[position + 1] not in (0xDA, 0xD9):
-        size = int.from_bytes(data[position + 2 : position + 4], "big")
-        segment = data[position + 4 : position + 2 + size]
-        if data[position + 1] == 0xE1 and segment.startswith(b"Exif\0\0"):
-            exif = require("PIL.Image", "train").Exif()
-            try:
-                exif.load(segment)
-                return int(exif.get(_ORIENTATION, 1))
-            except Exception:  # as below
-                return 1
-        position += 2 + size
-    return 1
 
 
 def _to_array(image: Any, path: str | os.PathLike[str]) -> np.ndarray:
@@ -128,8 +111,14 @@ def _to_array(image: Any, path: str | os.PathLike[str]) -> np.ndarray:
     return np.asarray(image.convert("RGB"))
 
 
-def _orientation(image: Any) -> int:
+def _exif(segment: bytes) -> Any:
+    exif = require("PIL.Image", "train").Exif()
+    exif.load(segment)
+    return exif
+
+
+def _orientation(read_exif: Callable[[], Any]) -> int:
     try:
-        return int(image.getexif().get(_ORIENTATION, 1))
+        return int(read_exif().get(_ORIENTATION, 1))
     except Exception:  # a broken note about the picture does not make the picture unreadable
         return 1

@@ -242,8 +242,8 @@ def _check_segments(tiff: Any, page: Any) -> None:
             )
 
 
-def stream_size(page: Any) -> Callable[[bytes], tuple[int, ...] | None] | None:
-    """What tells the (height, width) that a compressed strip or tile claims by itself."""
+def stream_size(page: Any) -> Callable[[bytes], tuple[Any, ...] | None] | None:
+    """What tells the (height, width, ...) that a compressed strip or tile claims by itself."""
     if page.compression in _CODESTREAMS:
         return read_codestream
     if page.compression not in _PILLOW_STREAMS:

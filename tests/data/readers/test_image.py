@@ -127,6 +127,10 @@ def test_a_jpeg_of_more_than_eight_bits_keeps_its_depth(tmp_path, bits, samples)
         read_file(tmp_path / "a.jpg")
 
 
+def segment(number, content):
+    return bytes([0xFF, number]) + (len(content) + 2).to_bytes(2, "big") + content
+
+
 @pytest.mark.parametrize("bits", [8, 12, 16])
 def test_jpegs_that_pillow_does_not_know_are_turned_by_their_exif_too(tmp_path, bits):
     pixels = np.add.outer(np.arange(40), np.arange(64)).astype(np.uint8 if bits == 8 else np.uint16)
@@ -138,11 +142,31 @@ def test_jpegs_that_pillow_does_not_know_are_turned_by_their_exif_too(tmp_path, 
     exif[0x0112] = 6
     note = exif.tobytes()
     note = note if note.startswith(b"Exif") else b"Exif\0\0" + note
-    data = data[:2] + b"\xff\xe1" + (len(note) + 2).to_bytes(2, "big") + note + data[2:]
+    data = data[:2] + segment(0xE1, note) + data[2:]
     (tmp_path / "a.jpg").write_bytes(data)
     scan = read_file(tmp_path / "a.jpg")
     assert scan.levels == (0, (1 << bits) - 1)
     np.testing.assert_allclose(scan.pixels[0], np.rot90(pixels, -1) * (30 if bits == 12 else 1), atol=20)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xf7", bytes(5000), b"\xff\xf7" + bytes(5000)])
+def test_a_jpeg_is_told_by_its_frame_header_wherever_that_is(tmp_path, content):
+    pixels = np.add.outer(np.arange(40), np.arange(64)).astype(np.uint8)
+    lossless, deep = imagecodecs.jpegls_encode(pixels), pixels.astype(np.uint16) * np.uint16(30)
+    lossy = imagecodecs.jpeg_encode(deep, bitspersample=12, level=100)
+    for data, expected in ((lossless, pixels), (lossy, deep)):
+        (tmp_path / "a.jpg").write_bytes(data[:2] + segment(0xE4, content) + data[2:])
+        np.testing.assert_allclose(read_file(tmp_path / "a.jpg").pixels[0], expected, atol=20)
+
+
+def test_bytes_that_fill_up_before_an_exif_segment_are_passed_over(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    pixels = np.add.outer(np.arange(40), np.arange(64)).astype(np.uint16) * np.uint16(30)
+    data = imagecodecs.jpeg_encode(pixels, bitspersample=12, level=100)
+    note = segment(0xE1, b"Exif\0\0" + exif.tobytes().removeprefix(b"Exif\0\0"))
+    (tmp_path / "a.jpg").write_bytes(data[:2] + b"\xff\xff" + note + data[2:])
+    np.testing.assert_allclose(read_file(tmp_path / "a.jpg").pixels[0], pixels[::-1, ::-1], atol=20)
 
 
 def test_a_bitmap_whose_alpha_is_empty_is_opaque(tmp_path):
