@@ -23,7 +23,7 @@ from dexcore.data.readers.dicom_levels import (
 )
 from dexcore.data.readers.dicom_lut import Lut, read_palette
 from dexcore.data.readers.dicom_padding import find_padding
-from dexcore.data.readers.dicom_stored import Stored, read_stored
+from dexcore.data.readers.dicom_stored import QUANTITATIVE, Stored, read_stored
 from dexcore.data.readers.dicom_values import code, text
 from dexcore.data.readers.gray_stack import GrayStack
 from dexcore.data.readers.scan import RefusedError, Scan
@@ -38,9 +38,6 @@ _KEYWORDS = (
     "BodyPartExamined",
     "Manufacturer",
 )
-# Their values are measures (Hounsfield units, SUV): MONOCHROME1, VOI tables and sigmoids change their display alone.
-_QUANTITATIVE = {"CT", "PT"}
-
 Units = Literal["HU", "SUV"] | None
 
 
@@ -177,7 +174,7 @@ def _read_gray(stored: Stored, frames: Frames, slots: Mapping[int, int]) -> None
     groups = Groups(dataset)
     groups.check_frames(stored.frames)
     modality = code(dataset, "Modality")
-    quantitative = modality in _QUANTITATIVE
+    quantitative = modality in QUANTITATIVE
     kinds = [_Kind.of(stored, groups, frame, modality) for frame in _distinct(groups, stored.frames)]
     # Of frames of which some are bent (a sigmoid) and others not, each is brought to black and white of its own.
     shown = {None} if quantitative else {shown_levels(kind.window) for kind in kinds}

@@ -14,6 +14,8 @@ from dexcore.data.readers.dicom_values import code, needed_whole, safe_message, 
 from dexcore.data.readers.scan import RefusedError, check_size
 from dexcore.extras import MissingExtraError, require
 
+# Their values are measures (Hounsfield units, SUV): what changes their display, and colours above them, leave these be.
+QUANTITATIVE = {"CT", "PT"}
 _GRAY = {"MONOCHROME1", "MONOCHROME2"}
 _YBR = {"YBR_FULL", "YBR_FULL_422"}
 _COLORS = {"RGB", *_YBR, "YBR_RCT", "YBR_ICT", "YBR_PARTIAL_420", "YBR_PARTIAL_422"}
@@ -239,9 +241,9 @@ def read_stored(file: DicomFile) -> Stored:
 
 
 def _check_presentation(dataset: Any) -> None:
-    """Refuse gray with colours above it (a supplemental palette), but of CT, whose values stay what they measure."""
-    mixed = code(dataset, "PixelPresentation") in ("COLOR", "MIXED") and code(dataset, "Modality") != "CT"
-    if mixed and code(dataset, "PhotometricInterpretation") in _GRAY:
+    """Refuse gray with colours above it (a supplemental palette), unless its values stay what they measure."""
+    mixed = code(dataset, "PixelPresentation") in ("COLOR", "MIXED")
+    if mixed and code(dataset, "Modality") not in QUANTITATIVE and code(dataset, "PhotometricInterpretation") in _GRAY:
         raise RefusedError("colours above the gray values (a supplemental palette), which are not read")
 
 

@@ -221,6 +221,9 @@ def test_gray_with_colours_above_it_is_refused_rather_than_all_white(tmp_path):
         path = write_dicom(tmp_path / "a.dcm", RAMP, PixelPresentation=presentation, WindowCenter=500, WindowWidth=999)
         with pytest.raises(UnreadableFileError, match="supplemental palette"):
             read_file(path)
+    for attributes in ({"Modality": "CT"}, {"Modality": "PT", "Units": "GML"}):
+        measured = write_dicom(tmp_path / "a.dcm", RAMP, PixelPresentation="MIXED", **attributes)
+        np.testing.assert_array_equal(read_file(measured).pixels[0], RAMP)
     plain = write_dicom(tmp_path / "a.dcm", RAMP, PixelPresentation="MONOCHROME")
     np.testing.assert_array_equal(read_file(plain).pixels[0], RAMP)
 
