@@ -14,7 +14,7 @@ from dexcore.data.assemble.dicom_terms import anatomy_of, modality_of
 from dexcore.data.assemble.examples import smallest
 from dexcore.data.assemble.hand import Hand
 from dexcore.data.assemble.masks import named_like_a_mask, paired_masks
-from dexcore.data.assemble.reasons import Reject, reason_of
+from dexcore.data.assemble.reasons import Reject, reason_of, remedy
 from dexcore.data.assemble.split import Grouping, UnplacedError
 from dexcore.data.assemble.walk import Found, SourceFiles
 from dexcore.data.modality import Modality
@@ -282,7 +282,6 @@ def advice(classified: Sequence[Classified]) -> list[str]:
         if reject.reason.startswith("no modality (")
     )
     return [
-        f"{count} {kind} {'files have' if count > 1 else 'file has'} no modality: add --modality X-ray, or write "
-        "dataset.yaml with `modality: X-ray`"
+        f"{count} {kind} {'files have' if count > 1 else 'file has'} no modality: {remedy('no modality')}"
         for kind, count in sorted(kinds.items())
     ]
