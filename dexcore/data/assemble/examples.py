@@ -7,12 +7,11 @@ import hashlib
 from bisect import insort
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import islice
 
 import numpy as np
 
-from dexcore.data.assemble.reasons import Reject
+from dexcore.data.assemble.reasons import category
 from dexcore.data.assemble.slices import acquired_axis, slices
 from dexcore.data.readers.scan import Scan
 from dexcore.extras import require
@@ -87,12 +86,6 @@ class Drawn:
 def smallest(paths: Iterable[str]) -> list[str]:
     """Those of so many paths that `Drawn` would keep."""
     return sorted(sorted(paths, key=_rank)[:DROPPED])
-
-
-@lru_cache(4096)
-def category(reason: str) -> str:
-    """A reason as it is counted: without its figures and details."""
-    return Reject("", reason).category
 
 
 def _rank(path: str) -> bytes:

@@ -28,8 +28,12 @@ class Reject:
 
     @property
     def category(self) -> str:
-        """The reason without its figures and details."""
-        return re.split(r"[,:;(]| of \d| \d", self.reason, maxsplit=1)[0].strip()
+        return category(self.reason)
+
+
+def category(reason: str) -> str:
+    """A reason as it is counted: without its figures and details."""
+    return re.split(r"[,:;(]| of \d| \d", reason, maxsplit=1)[0].strip()
 
 
 def reason_of(error: BaseException, kind: Kind | None, hide_paths: bool = False) -> str:
