@@ -19,7 +19,8 @@ from dexcore.data.assemble.beside import (
     read_reports,
 )
 from dexcore.data.assemble.discover import KIND_NAMES
-from dexcore.data.assemble.examples import Drawn, Example, category
+from dexcore.data.assemble.examples import Drawn, Example
+from dexcore.data.assemble.reasons import category
 from dexcore.data.assemble.report import SourceReport, copies_told, kept_order, size_text
 from dexcore.data.modality import Modality
 from dexcore.data.readers.kind import Kind
