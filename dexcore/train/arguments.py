@@ -74,7 +74,7 @@ def _base(argv: Sequence[str]) -> PretrainConfig:
     out = known.out or (changes.get("out") if isinstance(changes, dict) else None) or base.out
     stored = Path(out if isinstance(out, str) else base.out) / CONFIG_FILE
     if known.resume and known.preset is None and stored.is_file():
-        base = read_yaml(stored, base)
+        base = read_yaml(stored, PretrainConfig())  # a field that its version did not know: as that version did
     return base if known.config is None else _apply(base, changes, known.config)
 
 

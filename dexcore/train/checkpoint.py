@@ -22,6 +22,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
+from enum import Enum
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -290,6 +291,15 @@ class _MetadataUnpickler(pickle.Unpickler):
     }
 
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("builtins", "getattr"):
+            return _member
         if name not in self._ALLOWED.get(module, ()):
             raise pickle.UnpicklingError(f".metadata names {module}.{name}, which no checkpoint of ours holds")
         return super().find_class(module, name)
+
+
+def _member(kind: Any, name: str) -> Any:
+    """A member of an Enum, which some releases of Python 3.11 (3.11.2) pickle as ``getattr(kind, name)``; nothing else."""
+    if not (isinstance(kind, type) and issubclass(kind, Enum)):
+        raise pickle.UnpicklingError(f".metadata asks for an attribute of {kind!r}, which no checkpoint of ours does")
+    return kind[name]

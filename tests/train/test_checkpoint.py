@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from enum import Enum
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -135,6 +136,40 @@ def test_an_index_that_would_run_code_is_refused(tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match="no checkpoint of ours holds"):
         _load(tmp_path / "run")
     assert not (tmp_path / "attacked").exists()
+
+
+class _AsPython3112(pickle.Pickler):
+    """Pickles an Enum's members as Python 3.11.2 does, which Debian 12 ships."""
+
+    def reducer_override(self, value):
+        return (getattr, (type(value), value.name)) if isinstance(value, Enum) else NotImplemented
+
+
+def test_an_index_that_python_3_11_2_wrote_is_read(tmp_path):
+    model, optimizer = _trained(2)
+    path = save_checkpoint(tmp_path, model, optimizer, _progress(5), keep=2)
+    index = pickle.loads((path / ".metadata").read_bytes())
+    with open(path / ".metadata", "wb") as file:
+        _AsPython3112(file, protocol=4).dump(index)
+    assert b"getattr" in (path / ".metadata").read_bytes()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dexcore.train.checkpoint._verified", lambda _: _progress(5))
+        loaded, _, progress, _ = _load(tmp_path)
+    assert progress == _progress(5)
+    _assert_same_state(model, loaded)
+
+
+def test_an_index_gives_no_attribute_of_what_is_no_enum(tmp_path, monkeypatch):
+    class Attack:
+        def __reduce__(self):
+            return getattr, (Path, "home")
+
+    model, optimizer = _trained(1)
+    path = save_checkpoint(tmp_path, model, optimizer, _progress(5), keep=2)
+    (path / ".metadata").write_bytes(pickle.dumps(Attack()))
+    monkeypatch.setattr("dexcore.train.checkpoint._verified", lambda _: _progress(5))
+    with pytest.raises(CheckpointError, match="asks for an attribute of"):
+        _load(tmp_path)
 
 
 @pytest.mark.parametrize(
