@@ -299,7 +299,7 @@ class _MetadataUnpickler(pickle.Unpickler):
 
 
 def _member(kind: Any, name: str) -> Any:
-    """A member of an Enum, which some releases of Python 3.11 (3.11.2) pickle as ``getattr(kind, name)``; nothing else."""
+    """A member of an Enum, which Python 3.11.2 and its like pickle as ``getattr(kind, name)``; of nothing else."""
     if not (isinstance(kind, type) and issubclass(kind, Enum)):
         raise pickle.UnpicklingError(f".metadata asks for an attribute of {kind!r}, which no checkpoint of ours does")
     return kind[name]
