@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 from concurrent.futures import Executor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from dexcore.extras import require
 
-_SECONDS = 30  # until a scheduler that does not answer is given up
+_SECONDS = 30  # until a scheduler that does not answer, or has no workers, is given up
 
 
 @contextmanager
@@ -26,6 +26,8 @@ def cluster(address: str) -> Iterator[tuple[Executor, int]]:
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"--dask {address}: no scheduler of Dask answers there: {error}") from error
     with client:
+        with suppress(TimeoutError):  # workers may be about to begin; that there are none is told below
+            client.wait_for_workers(1, timeout=_SECONDS)
         threads = client.nthreads().values()
         if set(threads) != {1}:
             raise ValueError(
