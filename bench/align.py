@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.command import Ceilings, Goal, Line, Options, Refused, capture_or_reason, dtype_name, run, table_row
+from bench.command import Ceilings, Goal, Line, Options, Refused, capture_or_reason, dtype_name, judged, run, table_row
 from bench.contenders import REFERENCE, Shape, WrongResultError, relative_error
 from bench.published import published_align
 from bench.timing import captured, interleaved, machine
@@ -171,8 +171,7 @@ def measure(options: Options, ceilings: Ceilings, refused: Refused) -> list[Line
                 print(table_row(name, *cells), flush=True)
                 if name == "kernels":
                     goal = Goal("share of the largest copy's bandwidth", share, COPY_SHARE)
-                    print(f"  {goal}")
-                    line["goals"] = [goal._asdict() | {"met": goal.met}]
+                    line |= judged(goal)
                 lines.append(line | ceilings[dtype])
     return lines
 

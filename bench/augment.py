@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench.command import Ceilings, Goal, Line, Options, Refused, run, table_row
+from bench.command import Ceilings, Goal, Line, Options, Refused, judged, run, table_row
 from bench.contenders import WrongResultError
 from bench.timing import interleaved, machine
 from dexcore.data.feed.augment import Draw, augment, draw
@@ -190,11 +190,12 @@ def measure(options: Options, ceilings: Ceilings, refused: Refused) -> list[Line
             if copy is not None:
                 line |= {"copy_share": moved / each["median"] / 1e9 / copy, "copy_gbs": copy}
             if name == "dexcore":
-                line["goals"] = []
-                for chain in ("published", "torchvision"):
-                    goal = Goal(f"times the images per second of {chain}", times[chain].median / time.median, SPEEDUP)
-                    print(f"  {goal}")
-                    line["goals"].append(goal._asdict() | {"met": goal.met})
+                line |= judged(
+                    *(
+                        Goal(f"times the images per second of {chain}", times[chain].median / time.median, SPEEDUP)
+                        for chain in ("published", "torchvision")
+                    )
+                )
             lines.append(line)
     return lines
 

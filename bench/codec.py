@@ -21,7 +21,7 @@ import numpy as np
 
 from bench import feed
 from bench.augment import one_thread
-from bench.command import Ceilings, Goal, Line, Options, Refused, run, table_row
+from bench.command import Ceilings, Goal, Line, Options, Refused, judged, run, table_row
 from bench.contenders import WrongResultError
 from bench.timing import machine, summary
 from dexcore.extras import require
@@ -101,8 +101,7 @@ def _table(options: Options, kind: str, contest: feed.Contest) -> list[Line]:
         line |= {"images": count, "of": "real" if real else "synthetic", "bytes": round(size), "speedup": speedup}
         if name in GOALS and real:
             goal = Goal(f"times as fast as {BASELINE}", speedup, GOALS[name])
-            print(f"  {goal}")
-            line["goals"] = [goal._asdict() | {"met": goal.met}]
+            line |= judged(goal)
         lines.append(line)
     return lines
 

@@ -63,9 +63,21 @@ class Goal(NamedTuple):
     def met(self) -> bool:
         return self.value <= self.target if self.at_most else self.value >= self.target
 
+    @property
+    def record(self) -> Line:
+        """As a line holds it."""
+        return self._asdict() | {"met": self.met}
+
     def __str__(self) -> str:
         goal = f"goal {'at most ' if self.at_most else ''}{self.target:.2f}"
         return f"{self.name}: {self.value:.2f} ({goal}, {'met' if self.met else 'missed'})"
+
+
+def judged(*goals: Goal) -> Line:
+    """Print whether goals are met; what a line records of them."""
+    for goal in goals:
+        print(f"  {goal}")
+    return {"goals": [goal.record for goal in goals]}
 
 
 def table_row(name: str, *cells: str, width: int = 26) -> str:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bench.command import Ceilings, Goal, Line, Options, Refused, capture_or_reason, run, table_row
+from bench.command import Ceilings, Goal, Line, Options, Refused, capture_or_reason, judged, run, table_row
 from bench.contenders import EXPERTS, MOMENTUM, TOP_K, WrongResultError, foreach_targets, relative_error
 from bench.published import published_ema
 from bench.routings import ROUTINGS, routing
@@ -142,8 +142,7 @@ def measure(options: Options, ceilings: Ceilings, refused: Refused) -> list[Line
             line |= {"flops": 2 * moved // 4, "speedup": speedup, **ceiling}
             if name == "dexcore" and options.on_gpu:
                 goal = Goal("share of the largest copy's bandwidth", share, COPY_SHARE)
-                print(f"  {goal}")
-                line["goals"] = [goal._asdict() | {"met": goal.met}]
+                line |= judged(goal)
             lines.append(line)
     return lines
 

@@ -31,7 +31,7 @@ import numpy as np
 from torch.utils.data import default_collate
 
 from bench.augment import one_thread, published_chain
-from bench.command import Ceilings, Goal, Line, Options, Refused, run, table_row
+from bench.command import Ceilings, Goal, Line, Options, Refused, judged, run, table_row
 from bench.contenders import WrongResultError
 from bench.preset import measure_store
 from bench.timing import Timing, machine, summary
@@ -222,8 +222,7 @@ def _report(options: Options, kind: str, contest: Contest, times: dict[str, Timi
         line |= {"store_bytes": round(stored), "png_bytes": round(files)}
         if name == "dexcore" and corpus:
             goal = Goal("times the images per second of the usual path", speedup, GOALS[kind])
-            print(f"  {goal}")
-            line["goals"] = [goal._asdict() | {"met": goal.met}]
+            line |= judged(goal)
         lines.append(line)
     return lines
 

@@ -11,7 +11,7 @@ import sys
 
 import torch
 
-from bench.command import Ceilings, Goal, Line, Options, Refused, dtype_name, run, table_row
+from bench.command import Ceilings, Goal, Line, Options, Refused, dtype_name, judged, run, table_row
 from bench.contenders import REFERENCE, Shape
 from bench.kernel_cases import calls
 from bench.kernel_cases import check as check_kernels
@@ -109,8 +109,7 @@ def _measured(options: Options, problem: Problem, ceilings: Ceilings) -> list[Li
         line |= _common(problem, name, amount) | {"gemm_share": gemm_share, "copy_share": copy_share}
         if name in COPY_SHARES:
             goal = Goal("share of the largest copy's bandwidth", copy_share, COPY_SHARES[name])
-            print(f"  {goal}")
-            line["goals"] = [goal._asdict() | {"met": goal.met}]
+            line |= judged(goal)
         lines.append(line)
     return lines
 

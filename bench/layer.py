@@ -212,7 +212,7 @@ def measure_contest(
             cells += [f"{megabytes:.0f}" for megabytes in memory[name].values()]
             line |= memory[name]
         if name == "dexcore":
-            line["goals"] = [goal._asdict() | {"met": goal.met} for goal in goals]
+            line["goals"] = [goal.record for goal in goals]
         print(table_row(name, *cells), flush=True)
         lines.append(line)
     for goal in goals:

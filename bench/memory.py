@@ -19,11 +19,10 @@ import time
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from bench.command import Ceilings, Goal, Line, Options, Refused, run, table_row
+from bench.command import Ceilings, Goal, Line, Options, Refused, judged, run, table_row
 from bench.contenders import WrongResultError
 from bench.timing import machine, status_mib
 from bench.volumes import KINDS, Shape, planes, write
@@ -88,7 +87,9 @@ def _volumes(options: Options) -> list[Line]:
         print(table_row(kind, f"{idle:.0f}", f"{above:.0f}", f"{seconds:.0f}"), flush=True)
         line: Line = {"bench": "memory", **machine(), "kind": kind, "shape": shape, "images": images}
         line |= {"idle_mib": round(idle), "above_idle_mib": round(above)}
-        lines.append(line | _goals(options, Goal("MiB above idle", above, A_WORKER, at_most=True)))
+        if not options.quick:
+            line |= judged(Goal("MiB above idle", above, A_WORKER, at_most=True))
+        lines.append(line)
     return lines
 
 
@@ -112,9 +113,9 @@ def _drawn(options: Options) -> list[Line]:
         cells = [f"{found[name]:.{digits}f}" for name, digits in (("rate", 1), ("worker_mib", 0), ("driver_mib", 0))]
         print(table_row(f"{images}", *cells), flush=True)
         line: Line = {"bench": "memory", **machine(), "kind": "SyntheticMVU", "images": images, **found}
-        if lines:
+        if lines and not options.quick:
             growth = max(found[name] / lines[0][name] for name in ("worker_mib", "driver_mib"))
-            line |= _goals(options, Goal("times the memory of the smaller build", growth, GROWTH, at_most=True))
+            line |= judged(Goal("times the memory of the smaller build", growth, GROWTH, at_most=True))
         lines.append(line)
     return lines
 
@@ -140,13 +141,6 @@ def _seconds(process: int) -> float:
     """Of a processor, that a process has taken."""
     fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def _goals(options: Options, goal: Goal) -> dict[str, Any]:
-    if options.quick:
-        return {}
-    print(f"  {goal}")
-    return {"goals": [goal._asdict() | {"met": goal.met}]}
 
 
 if __name__ == "__main__":

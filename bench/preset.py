@@ -13,7 +13,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from bench.command import Goal, Line, Options, table_row
+from bench.command import Goal, Line, Options, judged, table_row
 from bench.timing import machine, summary
 from dexcore.data.store import write_store
 from dexcore.data.synthetic import SyntheticMVU
@@ -99,8 +99,7 @@ def measure_store(options: Options) -> list[Line]:
         line |= {"images_per_second": 1 / on_store, "speedup": ratio}
         if not options.quick:
             goal = Goal("times the images per second on the samples", ratio, STORE_GOALS[epoch])
-            print(f"  {goal}")
-            line["goals"] = [goal._asdict() | {"met": goal.met}]
+            line |= judged(goal)
         lines.append(line)
     return lines
 

@@ -290,7 +290,7 @@ def measure_case(case: Case, dtype: torch.dtype, options: Options, ceilings: Cei
                 times.get(IN_FLOAT32, times["published"]).median / taken.median,
                 GOALS[dtype],
             )
-            line["goals"] = [goal._asdict() | {"met": goal.met}]
+            line["goals"] = [goal.record]
         lines.append(line)
         for goal_line in line.get("goals", []):
             print(f"  {Goal(*list(goal_line.values())[:3])}")
