@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dexcore.models import MaskedAutoencoder
+from dexcore.models.precision import autocast
 from dexcore.nn import DEXMlp, param_groups
 from dexcore.nn.mlp import dex_layers
 from dexcore.train.config import PretrainConfig
-from dexcore.train.device import autocast
 from dexcore.train.schedules import StepValues
 
 

@@ -50,11 +50,11 @@ from bench.timing import interleaved, machine
 from dexcore.data.store import write_store
 from dexcore.data.synthetic import SyntheticMVU
 from dexcore.extras import MissingExtraError
+from dexcore.models.precision import compute_dtype, fast_bf16
 from dexcore.nn import fast_layers
 from dexcore.nn.linear import faster_by_onednn
 from dexcore.nn.mlp import DEXMlp
 from dexcore.train.config import DataConfig, ModelConfig, PretrainConfig, RunConfig
-from dexcore.train.device import compute_dtype, fast_bf16
 from dexcore.train.loop import Pretraining
 from dexcore.train.schedules import StepValues
 

@@ -17,8 +17,10 @@ MAY_USE = {
     "nn": {"ops"},
     "models": {"nn", "ops"},
     "data": set(),
-    "report": {"data"},
-    "train": {"report", "models", "data", "nn", "ops", "kernels"},
+    "measures": set(),
+    "report": {"measures", "data"},
+    "evaluate": {"report", "measures", "models", "data", "nn", "ops"},
+    "train": {"evaluate", "report", "models", "data", "nn", "ops", "kernels"},
 }
 
 
@@ -90,8 +92,9 @@ def test_every_room_is_known():
 def test_importing_the_layers_brings_neither_kernels_nor_data_nor_trainer():
     code = (
         "import sys, dexcore.nn, dexcore.models; "
-        "print([m for m in sys.modules if m.startswith(('dexcore.data', 'dexcore.train', 'dexcore.report', "
-        "'dexcore.kernels', 'matplotlib', 'pyarrow', 'cv2', 'pydicom', 'nibabel', 'tyro'))])"
+        "print([m for m in sys.modules if m.startswith(('dexcore.data', 'dexcore.train', 'dexcore.evaluate', "
+        "'dexcore.report', 'dexcore.measures', 'dexcore.kernels', 'matplotlib', 'pyarrow', 'cv2', 'pydicom', "
+        "'nibabel', 'tyro'))])"
     )
     printed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert printed.strip() == "[]"

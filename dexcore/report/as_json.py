@@ -3,11 +3,11 @@
 import math
 from typing import Any
 
+from dexcore.measures.neighbors import Neighbors
 from dexcore.report.change import DRAWS, Change
 from dexcore.report.compared import Compared, Measures
-from dexcore.report.geometry import Neighbors
-from dexcore.report.measures import SplitVariance, Variance
 from dexcore.report.routes import starving_evaluated
+from dexcore.report.variance import SplitVariance, Variance
 
 
 def measures_dict(measures: Measures) -> dict[str, Any]:

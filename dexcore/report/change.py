@@ -14,11 +14,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dexcore.measures.bootstrap import DRAWS, draws
+from dexcore.measures.information import gate_mass, normalized_mutual_information
+from dexcore.measures.neighbors import Neighbors
 from dexcore.report.evaluation import Evaluation
-from dexcore.report.geometry import Neighbors
-from dexcore.report.measures import Specialization, gate_mass, normalized_mutual_information
+from dexcore.report.specialization import Specialization
 
-DRAWS = 2000
 FEWEST_GROUPS = 10  # of fewer no interval is made
 NEGLIGIBLE = 0.01  # of a share or of normalized mutual information: surely there, and still nothing
 _MISSED = 0.05
@@ -153,17 +154,7 @@ def _change(
     _, sizes = np.unique(group_modality, return_counts=True)
     if not math.isfinite(value) or len(group_modality) < FEWEST_GROUPS or 2 * (sizes > 1).sum() < len(sizes):
         return Change(value, math.nan, math.nan)
-    drawn = difference(_draws(group_modality))
+    drawn = difference(draws(group_modality))
     tail = _MISSED / tests / 2
     low, high = np.quantile(drawn - drawn.mean(), [tail, 1 - tail])
     return Change(value, value + float(low), value + float(high))
-
-
-def _draws(group_modality: np.ndarray, seed: int = 0) -> np.ndarray:
-    """How often each group is drawn, [d, g]; of each modality as many as it has."""
-    random = np.random.default_rng(seed)
-    weight_dg = np.zeros((DRAWS, len(group_modality)))
-    for modality in np.unique(group_modality):
-        own = np.flatnonzero(group_modality == modality)
-        weight_dg[:, own] = random.multinomial(len(own), np.full(len(own), 1 / len(own)), size=DRAWS)
-    return weight_dg

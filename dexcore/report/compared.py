@@ -7,9 +7,10 @@ import numpy as np
 from dexcore.report.analysis import Analysis
 from dexcore.report.change import Change, neighbor_change, specialization_changes, variance_change
 from dexcore.report.evaluation import Evaluation
-from dexcore.report.measures import Specialization, SplitVariance, specialization, variance_explained
 from dexcore.report.model_measures import Conflict, Likeness, Separation, conflicts, likeness, separation
 from dexcore.report.numbers import RunNumbers
+from dexcore.report.specialization import Specialization, specialization
+from dexcore.report.variance import SplitVariance, variance_explained
 
 NEIGHBOR_LABELS = ("modality", "label", "label_across")  # fields of `Separation`
 

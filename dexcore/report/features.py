@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 
 from dexcore.extras import require
+from dexcore.measures.neighbors import NEIGHBORS
 from dexcore.report.analysis import MODES, Analysis
 from dexcore.report.change import INTERVAL
 from dexcore.report.evaluation import Evaluation
 from dexcore.report.gallery import kind
-from dexcore.report.geometry import NEIGHBORS
 from dexcore.report.model_measures import plane
 from dexcore.report.pictures import NEUTRAL, WIDTH, Picture, modality_color, new_figure, styled, to_png
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from dexcore.report.change import INTERVAL
 from dexcore.report.compared import Compared
-from dexcore.report.measures import Specialization
 from dexcore.report.pictures import BLUE, NEUTRAL, Picture, new_figure, spread, styled, to_png
+from dexcore.report.specialization import Specialization
 
 _COLORS = "viridis"
 

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dexcore.measures.components import principal_components
+from dexcore.measures.neighbors import Neighbors, neighbor_accuracy
 from dexcore.report.analysis import MODES, PARTS, Analysis
 from dexcore.report.evaluation import Evaluation
-from dexcore.report.geometry import Neighbors, neighbor_accuracy, principal_components
 
 
 @dataclass(frozen=True, eq=False)

@@ -29,12 +29,12 @@ from dexcore.report.history import History
 from dexcore.report.html import document, figure, folded, mapping, table
 from dexcore.report.loads import flow_picture, hunger_picture, load_picture
 from dexcore.report.matrices import gradient_picture, similarity_picture
-from dexcore.report.measures import Variance
 from dexcore.report.numbers import RunNumbers
 from dexcore.report.pictures import Picture
 from dexcore.report.routes import flow
 from dexcore.report.similarity_course import similarity_course_picture
 from dexcore.report.summary import Summary, summarize
+from dexcore.report.variance import Variance
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 
 from dexcore.report.evaluation import Evaluation
 from dexcore.report.history import History
-from dexcore.report.measures import Specialization
+from dexcore.report.specialization import Specialization
 
 STARVING = 0.1  # of an even share
 

@@ -10,14 +10,15 @@ from typing import Any, NamedTuple
 
 from dexcore.checks import check_kind
 from dexcore.files import write_whole
+from dexcore.measures.information import PERMUTATIONS
+from dexcore.measures.neighbors import NEIGHBORS
 from dexcore.report.as_json import changes_dict, measures_dict, number_or_none
 from dexcore.report.change import Change
 from dexcore.report.compared import NEIGHBOR_LABELS, Compared, Measures, compare, measure
-from dexcore.report.geometry import NEIGHBORS
 from dexcore.report.history import SimilarityCourse
-from dexcore.report.measures import PERMUTATIONS, SplitVariance, Variance
 from dexcore.report.numbers import RunNumbers
 from dexcore.report.routes import STARVING, Hunger, hunger, starving_evaluated
+from dexcore.report.variance import SplitVariance, Variance
 
 _WIDTH = 100  # columns of a terminal
 

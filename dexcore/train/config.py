@@ -12,6 +12,8 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from dexcore.evaluate.setting import Setting
+
 # Ours, far above what is used: beyond them a run would not fail but seem to hang, or take a machine's memory.
 _LARGEST_FLOAT32 = (2 - 2**-23) * 2.0**127
 _MOST_NUMBERS = 10**12
@@ -391,6 +393,18 @@ class PretrainConfig:
     def peak_lr(self) -> float:
         """The learning rate at the end of the warm-up: ``base_lr`` scaled linearly by batch / 512."""
         return self.optimizer.base_lr * self.data.batch_size / 512
+
+    @property
+    def setting(self) -> Setting:
+        """How this run's model is shown images where it is measured."""
+        return Setting(
+            image_size=self.model.image_size,
+            in_chans=self.model.in_chans,
+            statistics=self.data.statistics,
+            seed=self.run.seed,
+            precision=self.run.precision,
+            images=self.run.evaluate_images,
+        )
 
 
 PRESETS: dict[str, PretrainConfig] = {

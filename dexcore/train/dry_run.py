@@ -6,8 +6,8 @@ from statistics import median, quantiles
 
 import torch
 
+from dexcore.models.precision import compute_dtype, uses_bf16
 from dexcore.nn import fast_layers
-from dexcore.train.device import compute_dtype, uses_bf16
 from dexcore.train.loop import Pretraining
 from dexcore.train.provenance import device_name
 

@@ -2,12 +2,12 @@
 
 from safetensors import SafetensorError
 
+from dexcore.evaluate.analyze import analyze
+from dexcore.evaluate.reconstruct import evaluate
 from dexcore.files import write_whole
 from dexcore.models.card import CARD_FILE
 from dexcore.report import build_report
 from dexcore.report.files import ANALYSIS_FILE, EVALUATION_FILE, MODEL_FOLDER
-from dexcore.train.analyze import analyze
-from dexcore.train.evaluate import evaluate
 from dexcore.train.loop import Pretraining
 from dexcore.train.run_card import note_inputs, run_card
 from dexcore.train.run_folder import RunFolderError
@@ -23,9 +23,9 @@ def finish(run: Pretraining) -> None:
         note_inputs(run.model, run.images, run.rows, run.config)
         run.model.save_pretrained(run.folder / MODEL_FOLDER)
         run.ranks.say("evaluating")
-        evaluation = evaluate(run.model, run.images, run.config, run.device)
+        evaluation = evaluate(run.model, run.images, run.config.setting, run.device)
         evaluation.save(run.folder / EVALUATION_FILE)
-        analysis = analyze(run.model, run.images, evaluation, run.config, run.device)
+        analysis = analyze(run.model, run.images, evaluation, run.config.setting, run.device)
         analysis.save(run.folder / ANALYSIS_FILE)
         try:
             summary = build_report(run.folder)

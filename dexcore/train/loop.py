@@ -24,7 +24,9 @@ from dexcore.data.feed.dataset import MVUDataset
 from dexcore.data.feed.order import GlobalBatchSampler, GlobalOrder
 from dexcore.data.feed.own import OwnImages
 from dexcore.data.feed.pretrain_view import PretrainView, ReplacementLimit, collate
+from dexcore.evaluate.similarity import alignment, expert_similarity, moments
 from dexcore.extras import require
+from dexcore.models.precision import autocast, compute_dtype
 from dexcore.nn import (
     aux_losses,
     discard_load,
@@ -41,7 +43,7 @@ from dexcore.ops.backend import resolve
 from dexcore.train.build import build_model
 from dexcore.train.checkpoint import Progress, load_checkpoint, save_checkpoint
 from dexcore.train.config import ConfigError, PretrainConfig
-from dexcore.train.device import autocast, check_backend, choose_device, compute_dtype
+from dexcore.train.device import check_backend, choose_device
 from dexcore.train.gradient_norm import gradient_norm
 from dexcore.train.image_store import folder_store, sample_store
 from dexcore.train.journal import Journal
@@ -49,7 +51,6 @@ from dexcore.train.provenance import check_images, describe_images, record_start
 from dexcore.train.ranks import ALONE, Ranks
 from dexcore.train.run_folder import CHECKPOINTS_FOLDER, check_not_begun, write_config
 from dexcore.train.schedules import Schedule, StepValues
-from dexcore.train.similarity import alignment, expert_similarity, moments
 from dexcore.train.step0 import measure_step0
 from dexcore.train.stop import StopRequest, leave_signals_to_parent, signals_held_back
 
@@ -325,7 +326,7 @@ class Pretraining:
     def _measure_experts(self, journal: Journal) -> None:
         """At the moments for it, have the main rank write down how alike the experts are; the others go on."""
         if self.ranks.main and self.step_done in moments(self.schedule.total_steps):
-            given = self.model, self.images, self.config, self.device
+            given = self.model, self.images, self.config.setting, self.device
             journal.write_similarity(self.step_done, expert_similarity(*given), alignment(*given))
 
     def _check_skipped(self, path: Path) -> None:

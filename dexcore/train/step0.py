@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 
 from dexcore.data.feed.pretrain_view import Images
+from dexcore.evaluate.analyze import analyze
+from dexcore.evaluate.reconstruct import evaluate
 from dexcore.models import MaskedAutoencoder
 from dexcore.report.files import STEP0_ANALYSIS_FILE, STEP0_EVALUATION_FILE
-from dexcore.train.analyze import analyze
 from dexcore.train.config import PretrainConfig
-from dexcore.train.evaluate import evaluate
 from dexcore.train.ranks import Ranks
 from dexcore.train.run_folder import RunFolderError
 
@@ -43,8 +43,8 @@ def _measure(
 ) -> None:
     training = model.training
     try:
-        evaluation = evaluate(model, images, config, device)
-        analysis = analyze(model, images, evaluation, config, device)
+        evaluation = evaluate(model, images, config.setting, device)
+        analysis = analyze(model, images, evaluation, config.setting, device)
     finally:
         model.train(training)
     try:

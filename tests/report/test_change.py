@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from made_runs import make_evaluation, one_hot
 
+from dexcore.measures.neighbors import neighbor_accuracy
 from dexcore.report.change import Change, neighbor_change, specialization_changes, variance_change
-from dexcore.report.geometry import neighbor_accuracy
-from dexcore.report.measures import specialization
+from dexcore.report.specialization import specialization
 
 
 def changes(trained, before):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dexcore.train.config import ConfigError
-from dexcore.train.device import autocast, choose_device, compute_dtype, fast_bf16
+from dexcore.train.device import choose_device
 
 _CPU = torch.device("cpu")
 
@@ -34,10 +34,3 @@ def test_processes_on_one_machine_get_a_device_each():
         choose_device("cuda:1", local_rank=0)
     with pytest.raises(ConfigError, match=r"'cuda' for process 77 of this machine"):
         choose_device("cuda", local_rank=77)
-
-
-@pytest.mark.parametrize(("precision", "bf16"), [("fp32", False), ("bf16", True), ("auto", fast_bf16(_CPU))])
-def test_precision_decides_what_a_product_is_computed_in(precision, bf16):
-    with autocast(_CPU, precision):
-        product = torch.ones(2, 2) @ torch.ones(2, 2)
-    assert product.dtype == compute_dtype(_CPU, precision) == (torch.bfloat16 if bf16 else torch.float32)

@@ -13,14 +13,14 @@ from timm.data import resolve_model_data_config
 from dexcore.data.feed.augment import CHANNEL_STATISTICS
 from dexcore.data.feed.dataset import open_mvu
 from dexcore.data.modality import Modality
+from dexcore.evaluate.reconstruct import batches
 from dexcore.models import DEXVisionTransformer, MaskedAutoencoder
-from dexcore.train.evaluate import batches
 
 
 def test_a_runs_model_makes_the_images_of_its_evaluation_to_the_bit(whole_run, store):
     images = open_mvu(store)
     model = MaskedAutoencoder.from_pretrained(Path(whole_run.out) / "model")
-    (batch,) = batches(images, np.arange(8), model, whole_run)
+    (batch,) = batches(images, np.arange(8), model, whole_run.setting)
     assert torch.equal(model.preprocess([images.read(row) for row in range(8)]), batch.images)
     told = resolve_model_data_config(model.encoder)
     assert (told["mean"], told["std"]) == CHANNEL_STATISTICS[whole_run.data.statistics]

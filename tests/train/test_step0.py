@@ -12,10 +12,10 @@ import torch
 from runs import metrics, state, tiny
 
 from dexcore.data.feed.dataset import open_mvu
+from dexcore.evaluate.analyze import analyze
+from dexcore.evaluate.reconstruct import evaluate
 from dexcore.report import Analysis, Evaluation, build_report
 from dexcore.train import pretrain
-from dexcore.train.analyze import analyze
-from dexcore.train.evaluate import evaluate
 from dexcore.train.loop import Pretraining
 from dexcore.train.ranks import ALONE
 from dexcore.train.run_folder import RunFolderError, open_run_folder
@@ -54,12 +54,12 @@ def test_it_is_the_model_as_initialized_measured_by_the_same_code(store, whole_r
     folder = Path(whole_run.out)
     model = Pretraining(whole_run, folder).model
     images = open_mvu(store)
-    expected = evaluate(model, images, whole_run, _CPU)
+    expected = evaluate(model, images, whole_run.setting, _CPU)
     found = Evaluation.load(folder / FILES[0])
     np.testing.assert_array_equal(found.squared_error, expected.squared_error)
     for one, other in zip(found.gates, expected.gates, strict=True):
         np.testing.assert_array_equal(one, other)
-    cosines = analyze(model, images, expected, whole_run, _CPU).gradient_cosines
+    cosines = analyze(model, images, expected, whole_run.setting, _CPU).gradient_cosines
     np.testing.assert_array_equal(Analysis.load(folder / FILES[1]).gradient_cosines, cosines)
     trained = Evaluation.load(folder / "evaluation.npz")
     np.testing.assert_array_equal(found.sample_id, trained.sample_id)

@@ -1,25 +1,20 @@
-"""How alike the experts are, over time: when it is measured, on what, and that it changes nothing."""
+"""How alike the experts are, when it is measured, on what, and that it changes nothing."""
 
 import random
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from runs import STEPS, metrics, similarities, state, tiny
+from runs import state, tiny
 
 from dexcore import ops
 from dexcore.data.feed.dataset import MVUDataset, open_mvu
 from dexcore.data.store.manifest import ImageDecodeError, StoreError
+from dexcore.evaluate.reconstruct import batches
+from dexcore.evaluate.similarity import _rows, alignment, expert_similarity, moments
 from dexcore.nn import record_load, share_load, update_directors
 from dexcore.nn.mlp import dex_layers
-from dexcore.report import Analysis
 from dexcore.train.build import build_model
-from dexcore.train.evaluate import batches
-from dexcore.train.loop import Pretraining
-from dexcore.train.run_folder import open_run_folder
-from dexcore.train.similarity import _rows, alignment, expert_similarity, moments
-from dexcore.train.stop import StopRequest
 
 _CPU = torch.device("cpu")
 
@@ -36,28 +31,6 @@ def test_a_short_run_is_measured_at_every_step():
     assert moments(4) == {0, 1, 2, 3, 4}
 
 
-def test_the_experts_part_and_the_last_moment_is_that_of_the_analysis(whole_run):
-    lines = similarities(whole_run.out)
-    assert [line["step"] for line in lines] == sorted(moments(STEPS))
-    for block in lines[0]["blocks"]:
-        np.testing.assert_allclose(block, 1, atol=1e-5)
-    means = [np.mean(line["blocks"][0]) for line in lines]
-    assert means[-1] < means[0] - 0.01
-    analysis = Analysis.load(Path(whole_run.out) / "analysis.npz")
-    assert [len(block) for block in lines[-1]["blocks"]] == [5, 4]
-    for block, at_the_end in zip(lines[-1]["blocks"], analysis.expert_similarity, strict=True):
-        np.testing.assert_allclose(block, at_the_end, atol=1e-4)  # in training some layers run by another kernel
-
-
-def test_a_run_that_is_not_measured_is_the_same(store, whole_run, tmp_path, monkeypatch):
-    monkeypatch.setattr("dexcore.train.loop.moments", lambda _: frozenset())
-    config = tiny(store, tmp_path / "run")
-    with open_run_folder(config) as folder, StopRequest() as stop:
-        Pretraining(config, folder).train(stop)
-    assert similarities(config.out) == []
-    assert metrics(config.out) == metrics(whole_run.out)
-
-
 def _random_states():
     return torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
 
@@ -71,7 +44,7 @@ def test_measuring_leaves_model_load_and_random_states_alone(store, tmp_path):
     before = [load.clone() for load in before]
     weights, drawn = state(model), _random_states()
     modes = [module.training for module in model.modules()]
-    first = expert_similarity(model, images, config, _CPU)
+    first = expert_similarity(model, images, config.setting, _CPU)
     assert _random_states() == drawn
     assert all(np.array_equal(value, weights[name]) for name, value in state(model).items())
     assert [module.training for module in model.modules()] == modes
@@ -79,7 +52,7 @@ def test_measuring_leaves_model_load_and_random_states_alone(store, tmp_path):
     for load, expected in zip(share_load(model, torch.zeros(0))[1], before, strict=True):
         assert torch.equal(load, expected)
     update_directors(model, 1.0)
-    for one, other in zip(first, expert_similarity(model.eval(), images, config, _CPU), strict=True):
+    for one, other in zip(first, expert_similarity(model.eval(), images, config.setting, _CPU), strict=True):
         np.testing.assert_array_equal(one, other)
     assert not model.training
 
@@ -100,7 +73,7 @@ def test_all_modalities_take_part_alike_and_always_with_the_same_images(store, t
     images = _Watched(store)
     for seed in (0, 1):
         config = tiny(store, tmp_path, seed=seed)
-        expert_similarity(build_model(config.model), images, config, _CPU)
+        expert_similarity(build_model(config.model), images, config.setting, _CPU)
     first, second = np.array_split(images.rows, 2)
     assert first.tolist() == second.tolist()
     _, counts = np.unique(images.modality[first], return_counts=True)
@@ -116,7 +89,7 @@ class _Spoilt(MVUDataset):
 def test_a_store_that_cannot_be_read_is_a_clear_error(store, tmp_path):
     config = tiny(store, tmp_path)
     with pytest.raises(StoreError, match=r"data\.store: none of \d+ images from all over test can be decoded"):
-        expert_similarity(build_model(config.model), _Spoilt(store), config, _CPU)
+        expert_similarity(build_model(config.model), _Spoilt(store), config.setting, _CPU)
 
 
 def test_the_alignment_is_the_losses_of_the_layers_and_its_floor_their_agreement(store, tmp_path):
@@ -127,13 +100,13 @@ def test_the_alignment_is_the_losses_of_the_layers_and_its_floor_their_agreement
         for layer in dex_layers(model):
             for parameter in layer.experts.parameters():
                 parameter.add_(torch.randn_like(parameter))
-    found = alignment(model, images, config, _CPU)
+    found = alignment(model, images, config.setting, _CPU)
     assert found.kind == "kd"
     assert model.training
     inputs = {}
     for layer in dex_layers(model):
         layer.register_forward_pre_hook(lambda layer, arguments: inputs.update({layer: arguments[0]}))
-    (batch,) = batches(images, _rows(images), model, config)
+    (batch,) = batches(images, _rows(images), model, config.setting)
     with torch.no_grad():
         model.eval()(batch.images, noise=batch.noise)
         for layer, loss, floor in zip(dex_layers(model), found.loss, found.floor, strict=True):
@@ -142,9 +115,3 @@ def test_the_alignment_is_the_losses_of_the_layers_and_its_floor_their_agreement
             entropy = torch.distributions.Categorical(logits=teacher / 0.5).entropy().mean().item()
             assert floor == pytest.approx(entropy, rel=1e-5)
             assert loss > floor
-
-
-def test_the_alignment_is_written_at_every_moment(whole_run):
-    lines = similarities(whole_run.out)
-    assert [len(line["align"]["loss"]) for line in lines] == [2] * len(lines)
-    assert all(loss > floor for line in lines for loss, floor in zip(*list(line["align"].values())[1:], strict=True))

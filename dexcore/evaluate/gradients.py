@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from dexcore.data.feed.pretrain_view import Images
+from dexcore.evaluate.reconstruct import batches
+from dexcore.evaluate.setting import Setting
 from dexcore.models import MaskedAutoencoder
+from dexcore.models.precision import autocast
 from dexcore.nn.mlp import dex_layers
 from dexcore.report.evaluation import Evaluation
-from dexcore.train.config import PretrainConfig
-from dexcore.train.device import autocast
-from dexcore.train.evaluate import batches
 
 _IMAGES = 32  # a half's gradient is a mean over so many; where there are fewer, they come again with other masks
 _SKETCH = 1 << 16
@@ -28,7 +28,7 @@ def gradient_cosines(
     model: MaskedAutoencoder,
     images: Images,
     evaluation: Evaluation,
-    config: PretrainConfig,
+    setting: Setting,
     device: torch.device,
 ) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Compare the gradients of the reconstruction loss of every two modalities that have at least two training images.
@@ -51,7 +51,7 @@ def gradient_cosines(
         counts.append(min(len(half) for half in halves))
         for half in halves:
             rows = evaluation.sample_id[half]
-            gradients = _gradients(model, images, rows, [p for part in parts for p in part], config, device)
+            gradients = _gradients(model, images, rows, [p for part in parts for p in part], setting, device)
             cut = len(parts[0])
             sketches.append(torch.stack([_sketch(gradients[:cut]), _sketch(gradients[cut:])]))
     if not names:
@@ -89,12 +89,12 @@ def _gradients(
     images: Images,
     rows: np.ndarray,
     parameters: Sequence[Tensor],
-    config: PretrainConfig,
+    setting: Setting,
     device: torch.device,
 ) -> Sequence[Tensor]:
     times = np.arange(_IMAGES)
-    (batch,) = batches(images, rows[times % len(rows)], model, config, draw=1 + times // len(rows))
-    with torch.enable_grad(), autocast(device, config.run.precision):
+    (batch,) = batches(images, rows[times % len(rows)], model, setting, draw=1 + times // len(rows))
+    with torch.enable_grad(), autocast(device, setting.precision):
         loss = model(batch.images.to(device), noise=batch.noise.to(device), hidden_only=True).loss
     return torch.autograd.grad(loss, list(parameters), materialize_grads=True)
 

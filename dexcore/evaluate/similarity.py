@@ -9,13 +9,13 @@ from torch import Tensor
 from dexcore import ops
 from dexcore.data.feed.pretrain_view import Images
 from dexcore.data.store.manifest import StoreError
+from dexcore.evaluate.reconstruct import Batch, batches
+from dexcore.evaluate.setting import Setting
+from dexcore.measures.cka import linear_cka
 from dexcore.models import MaskedAutoencoder
+from dexcore.models.precision import autocast
 from dexcore.nn.mlp import DEXMlp, dex_layers
 from dexcore.ops.mix_align import align_floor
-from dexcore.report.geometry import linear_cka
-from dexcore.train.config import PretrainConfig
-from dexcore.train.device import autocast
-from dexcore.train.evaluate import Batch, batches
 
 _IMAGES = 30
 _TOKENS = 512  # of them all, that a block's experts are compared on
@@ -29,7 +29,7 @@ def moments(total_steps: int) -> frozenset[int]:
 
 @torch.no_grad()
 def expert_similarity(
-    model: MaskedAutoencoder, images: Images, config: PretrainConfig, device: torch.device
+    model: MaskedAutoencoder, images: Images, setting: Setting, device: torch.device
 ) -> list[np.ndarray]:
     """Linear CKA between the outputs of every two FFNs of a block, the director last: [R + 1, R + 1] a block.
 
@@ -40,14 +40,14 @@ def expert_similarity(
     Raises:
         StoreError: none of these images can be decoded.
     """
-    batch = _few(model, images, config)
+    batch = _few(model, images, setting)
     layers = dex_layers(model)
     inputs: list[Tensor] = []
     hooks = [layer.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0])) for layer in layers]
     training = model.training
     model.eval()
     try:
-        with autocast(device, config.run.precision):
+        with autocast(device, setting.precision):
             model.encoder.forward_features(batch.images.to(device))
     finally:
         model.train(training)
@@ -66,7 +66,7 @@ class Alignment:
 
 
 @torch.no_grad()
-def alignment(model: MaskedAutoencoder, images: Images, config: PretrainConfig, device: torch.device) -> Alignment:
+def alignment(model: MaskedAutoencoder, images: Images, setting: Setting, device: torch.device) -> Alignment:
     """Measure it on the images of `expert_similarity`, masked as in an evaluation, without exploration noise.
 
     In training the loss is taken with its gradient in one pass, which does not know the floor: it is taken here, with
@@ -75,7 +75,7 @@ def alignment(model: MaskedAutoencoder, images: Images, config: PretrainConfig, 
     Raises:
         StoreError: none of these images can be decoded.
     """
-    batch = _few(model, images, config)
+    batch = _few(model, images, setting)
     layers = dex_layers(model)
     seen: list[tuple[Tensor, Tensor]] = []
 
@@ -86,7 +86,7 @@ def alignment(model: MaskedAutoencoder, images: Images, config: PretrainConfig, 
     training = model.training
     model.eval()
     try:
-        with autocast(device, config.run.precision):
+        with autocast(device, setting.precision):
             model(batch.images.to(device), noise=batch.noise.to(device))
     finally:
         model.train(training)
@@ -100,8 +100,8 @@ def alignment(model: MaskedAutoencoder, images: Images, config: PretrainConfig, 
     return Alignment(layers[0].align, losses, floors)
 
 
-def _few(model: MaskedAutoencoder, images: Images, config: PretrainConfig) -> Batch:
-    batch = next(batches(images, _rows(images), model, config), None)
+def _few(model: MaskedAutoencoder, images: Images, setting: Setting) -> Batch:
+    batch = next(batches(images, _rows(images), model, setting), None)
     if batch is None:
         raise StoreError(f"data.store: none of {_IMAGES} images from all over {images.name} can be decoded")
     return batch

@@ -6,9 +6,9 @@ import torch
 from runs import tiny
 
 from dexcore.data.feed.dataset import open_mvu
+from dexcore.evaluate.gradients import _IMAGES, _cosines, _gradients, _halves, _parts, _sketch, gradient_cosines
+from dexcore.evaluate.reconstruct import batches, evaluate
 from dexcore.nn.mlp import dex_layers
-from dexcore.train.evaluate import batches, evaluate
-from dexcore.train.gradients import _IMAGES, _cosines, _gradients, _halves, _parts, _sketch, gradient_cosines
 from dexcore.train.loop import build_model
 
 _CPU = torch.device("cpu")
@@ -74,9 +74,9 @@ def test_the_gradient_is_that_of_the_loss_over_different_masks(setup):
     model, images, config = setup
     rows = images.indices(split="train")[:3]
     shared, experts = _parts(model)
-    found = _gradients(model, images, rows, [*shared, *experts], config, _CPU)
+    found = _gradients(model, images, rows, [*shared, *experts], config.setting, _CPU)
     again = np.arange(_IMAGES)
-    (batch,) = batches(images, rows[again % 3], model, config, draw=1 + again // 3)
+    (batch,) = batches(images, rows[again % 3], model, config.setting, draw=1 + again // 3)
     assert len({tuple(noise) for noise in batch.noise[::3].tolist()}) == len(batch.noise[::3])  # one image, many masks
     model(batch.images, noise=batch.noise).loss.backward()
     for gradient, parameter in zip(found, [*shared, *experts], strict=True):
@@ -94,8 +94,8 @@ def test_the_parts_are_all_of_the_encoder_that_learns_by_gradient(setup):
 
 def test_halves_of_one_modality_agree(setup):
     model, images, config = setup
-    evaluation = evaluate(model, images, config, _CPU)
-    names, counts, cosines = gradient_cosines(model, images, evaluation, config, _CPU)
+    evaluation = evaluate(model, images, config.setting, _CPU)
+    names, counts, cosines = gradient_cosines(model, images, evaluation, config.setting, _CPU)
     assert cosines.shape == (2, len(names), len(names))
     assert (counts >= 1).all()
     np.testing.assert_allclose(cosines, cosines.transpose(0, 2, 1), atol=1e-12)
@@ -106,6 +106,6 @@ def test_halves_of_one_modality_agree(setup):
 
 def test_a_store_without_pairs_has_nothing_to_compare(setup):
     model, images, config = setup
-    evaluation = evaluate(model, images, tiny(config.data.store, "unused", evaluate_images=1), _CPU)
-    names, counts, cosines = gradient_cosines(model, images, evaluation, config, _CPU)
+    evaluation = evaluate(model, images, tiny(config.data.store, "unused", evaluate_images=1).setting, _CPU)
+    names, counts, cosines = gradient_cosines(model, images, evaluation, config.setting, _CPU)
     assert (names, len(counts), cosines.shape) == ([], 0, (2, 0, 0))

@@ -10,7 +10,7 @@ from runs import tiny
 from dexcore.data.feed.dataset import MODALITIES, MVUDataset, open_mvu
 from dexcore.data.modality import Modality
 from dexcore.data.store.manifest import ImageDecodeError, StoreError
-from dexcore.train.evaluate import _choose, batches, evaluate
+from dexcore.evaluate.reconstruct import _choose, batches, evaluate
 from dexcore.train.loop import build_model
 
 _CPU = torch.device("cpu")
@@ -24,8 +24,8 @@ def setup(store, tmp_path):
 
 def test_squared_errors_add_up_to_the_loss(setup):
     model, images, config = setup
-    evaluation = evaluate(model, images, config, _CPU)
-    (batch,) = batches(images, _choose(images, 3), model, config)
+    evaluation = evaluate(model, images, config.setting, _CPU)
+    (batch,) = batches(images, _choose(images, 3), model, config.setting)
     hidden = model.num_patches - model.num_visible
     values = len(evaluation) * hidden * 3 * 8 * 8
     loss = model(batch.images, noise=batch.noise).loss.item()
@@ -35,7 +35,7 @@ def test_squared_errors_add_up_to_the_loss(setup):
 def test_the_mean_colour_of_a_patch_is_not_counted_as_explained(setup):
     model, images, config = setup
     config = replace(config, data=replace(config.data, statistics="gray"))
-    evaluation = evaluate(model, images, config, _CPU)
+    evaluation = evaluate(model, images, config.setting, _CPU)
     hidden = model.num_patches - model.num_visible
     oct_scans = evaluation.modality == MODALITIES.index(Modality.OCT)  # gray, with speckle in every patch
     photos = evaluation.modality == MODALITIES.index(Modality.PHOTO)
@@ -48,7 +48,7 @@ def test_the_mean_colour_of_a_patch_is_not_counted_as_explained(setup):
 
 def test_every_modality_and_split_is_there_and_gates_sum_to_one(setup):
     model, images, config = setup
-    evaluation = evaluate(model, images, config, _CPU)
+    evaluation = evaluate(model, images, config.setting, _CPU)
     counts = {
         (int(m), bool(h)): int(((evaluation.modality == m) & (evaluation.heldout == h)).sum())
         for m, h in zip(evaluation.modality, evaluation.heldout, strict=True)
@@ -63,7 +63,7 @@ def test_every_modality_and_split_is_there_and_gates_sum_to_one(setup):
 
 def test_the_pictures_are_what_their_names_say(setup):
     model, images, config = setup
-    examples = evaluate(model, images, config, _CPU).examples
+    examples = evaluate(model, images, config.setting, _CPU).examples
     hidden = examples.hidden
     assert hidden.mean() == pytest.approx(0.75, abs=0.05)
     patches = hidden.reshape(len(examples), 4, 8, 4, 8).transpose(0, 1, 3, 2, 4).reshape(-1, 64)
@@ -76,7 +76,7 @@ def test_the_pictures_are_what_their_names_say(setup):
 
 def test_it_is_the_same_twice(setup):
     model, images, config = setup
-    first, second = (evaluate(model, images, config, _CPU) for _ in range(2))
+    first, second = (evaluate(model, images, config.setting, _CPU) for _ in range(2))
     assert np.array_equal(first.squared_error, second.squared_error)
 
 
@@ -86,7 +86,7 @@ def test_the_patch_mean_alone_is_what_a_prediction_of_nothing_shows(setup):
     with torch.no_grad():
         model.decoder_pred.weight.zero_()
         model.decoder_pred.bias.zero_()
-    examples = evaluate(model, images, config, _CPU).examples
+    examples = evaluate(model, images, config.setting, _CPU).examples
     np.testing.assert_allclose(examples.patch_mean, examples.reconstruction, atol=1e-6)
     # The mean over a patch's pixels and channels, of the images as they are.
     patch = examples.input.reshape(len(examples), 4, 8, 4, 8, 3)
@@ -102,4 +102,4 @@ class _Spoilt(MVUDataset):
 def test_a_store_without_an_image_that_can_be_read_is_a_clear_error(store, setup):
     model, _, config = setup
     with pytest.raises(StoreError, match=r"data\.store: no image of test that was to be evaluated can be decoded"):
-        evaluate(model, _Spoilt(store), config, _CPU)
+        evaluate(model, _Spoilt(store), config.setting, _CPU)

@@ -12,11 +12,11 @@ from dexcore.data.feed.augment import channel_statistics
 from dexcore.data.feed.keyed import Stream, generator
 from dexcore.data.feed.pretrain_view import Images
 from dexcore.data.store.manifest import ImageDecodeError, StoreError
+from dexcore.evaluate.setting import Setting
 from dexcore.models import MaskedAutoencoder
+from dexcore.models.precision import autocast
 from dexcore.nn.mlp import DEXMlp, dex_layers
 from dexcore.report.evaluation import Evaluation, Examples
-from dexcore.train.config import PretrainConfig
-from dexcore.train.device import autocast
 from dexcore.view import evaluation_view
 
 _log = logging.getLogger(__name__)
@@ -33,8 +33,8 @@ class Batch(NamedTuple):
 
 
 @torch.no_grad()
-def evaluate(model: MaskedAutoencoder, images: Images, config: PretrainConfig, device: torch.device) -> Evaluation:
-    """Run ``model`` over up to ``run.evaluate_images`` images a modality of either split, and leave it in
+def evaluate(model: MaskedAutoencoder, images: Images, setting: Setting, device: torch.device) -> Evaluation:
+    """Run ``model`` over up to ``setting.images`` images a modality of either split, and leave it in
     eval mode.
 
     They are evenly spaced in the store, cut to the centre square, and masked by draws keyed on (seed, sample
@@ -49,8 +49,8 @@ def evaluate(model: MaskedAutoencoder, images: Images, config: PretrainConfig, d
     sample_ids: list[int] = []
     squared_error, total = [], []
     gates: list[list[np.ndarray]] = [[] for _ in layers]
-    for batch in batches(images, _choose(images, config.run.evaluate_images), model, config):
-        _, mask, error, variance = _reconstruct(model, batch, config, device)
+    for batch in batches(images, _choose(images, setting.images), model, setting):
+        _, mask, error, variance = _reconstruct(model, batch, setting, device)
         sample_ids.extend(batch.sample_id)
         squared_error.append((error * mask).sum(1).double().cpu().numpy())
         total.append((variance * mask).sum(1).double().cpu().numpy())
@@ -69,7 +69,7 @@ def evaluate(model: MaskedAutoencoder, images: Images, config: PretrainConfig, d
         squared_error=np.concatenate(squared_error),
         total=np.concatenate(total),
         gates=[np.concatenate(block) for block in gates],
-        examples=_examples(model, images, sample_id, config, device),
+        examples=_examples(model, images, sample_id, setting, device),
     )
 
 
@@ -88,7 +88,7 @@ def batches(
     images: Images,
     rows: np.ndarray,
     model: MaskedAutoencoder,
-    config: PretrainConfig,
+    setting: Setting,
     draw: npt.ArrayLike = 0,
 ) -> Iterator[Batch]:
     """The rows' images, up to 64 at a time: the centre square, and mask noise keyed on (seed, sample id, draw).
@@ -98,7 +98,7 @@ def batches(
     Args:
         draw: at least 0; one number, or one a row: an image that comes twice needs two masks.
     """
-    statistics = channel_statistics(config.data.statistics, config.model.in_chans)
+    statistics = channel_statistics(setting.statistics, setting.in_chans)
     epochs = _NO_EPOCH - np.broadcast_to(np.asarray(draw, dtype=np.uint64), len(rows))
     for start in range(0, len(rows), _BATCH):
         sample_id, tensors, noise = [], [], []
@@ -110,19 +110,19 @@ def batches(
                 _log.warning("not evaluated: %s", error)
                 continue
             sample_id.append(row)
-            tensors.append(evaluation_view(pixels, config.model.image_size, *statistics))
-            draws = generator(config.run.seed, epoch, row, Stream.MASK)
+            tensors.append(evaluation_view(pixels, setting.image_size, *statistics))
+            draws = generator(setting.seed, epoch, row, Stream.MASK)
             noise.append(torch.from_numpy(draws.random(model.num_patches, dtype=np.float32)))
         if sample_id:
             yield Batch(np.array(sample_id), torch.stack(tensors), torch.stack(noise))
 
 
 def _reconstruct(
-    model: MaskedAutoencoder, batch: Batch, config: PretrainConfig, device: torch.device
+    model: MaskedAutoencoder, batch: Batch, setting: Setting, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Predictions [n, L, K], mask [n, L], and a patch's squared error and variance to explain [n, L]."""
     images = batch.images.to(device)
-    with autocast(device, config.run.precision):
+    with autocast(device, setting.precision):
         output = model(images, noise=batch.noise.to(device))
     target = model.target(images)
     error = (output.pred.float() - target).square().sum(-1)
@@ -156,11 +156,11 @@ def _examples(
     model: MaskedAutoencoder,
     images: Images,
     sample_id: np.ndarray,
-    config: PretrainConfig,
+    setting: Setting,
     device: torch.device,
 ) -> Examples:
-    (batch,) = batches(images, example_rows(images, sample_id), model, config)
-    pred, mask, _, _ = _reconstruct(model, batch, config, device)
+    (batch,) = batches(images, example_rows(images, sample_id), model, setting)
+    pred, mask, _, _ = _reconstruct(model, batch, setting, device)
     on_device = batch.images.to(device)
     hidden = model.unpatchify(mask.unsqueeze(-1).expand_as(pred))[:, 0]
     mean, _ = model.patch_statistics(on_device)
@@ -174,7 +174,7 @@ def _examples(
         synthetic=images.synthetic[batch.sample_id],
         heldout=images.split[batch.sample_id] == "heldout",
         hidden=hidden.cpu().numpy() > 0,
-        **{name: _pixels(picture, config.data.statistics) for name, picture in pictures.items()},
+        **{name: _pixels(picture, setting.statistics) for name, picture in pictures.items()},
     )
 
 

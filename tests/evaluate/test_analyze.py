@@ -10,10 +10,10 @@ from dexcore.data.modality import Modality
 from dexcore.data.record import ImageRecord
 from dexcore.data.store import write_store
 from dexcore.data.synthetic import SyntheticMVU
+from dexcore.evaluate.analyze import analyze
+from dexcore.evaluate.reconstruct import batches, evaluate
 from dexcore.nn import collapse
 from dexcore.nn.mlp import dex_layers
-from dexcore.train.analyze import analyze
-from dexcore.train.evaluate import batches, evaluate
 from dexcore.train.loop import build_model
 
 pytestmark = pytest.mark.xdist_group("analyze")  # one analysis for all
@@ -33,8 +33,8 @@ def setup(store, tmp_path_factory):
                 parameter.add_(0.5 * torch.randn_like(parameter) * parameter.std())
             layer.router.activation_frequency.fill_(0.25)  # as if the directors had followed
     images = open_mvu(store)
-    evaluation = evaluate(model, images, config, _CPU)
-    return model, images, config, evaluation, analyze(model, images, evaluation, config, _CPU)
+    evaluation = evaluate(model, images, config.setting, _CPU)
+    return model, images, config, evaluation, analyze(model, images, evaluation, config.setting, _CPU)
 
 
 def test_it_leaves_the_model_as_it_was(setup):
@@ -42,14 +42,14 @@ def test_it_leaves_the_model_as_it_was(setup):
     assert not model.training
     assert all(layer.mode == "experts" for layer in dex_layers(model))
     assert all(parameter.grad is None for parameter in model.parameters())
-    again = analyze(model, images, evaluation, config, _CPU)
+    again = analyze(model, images, evaluation, config.setting, _CPU)
     np.testing.assert_array_equal(again.features, analysis.features)
     np.testing.assert_array_equal(again.gradient_cosines, analysis.gradient_cosines)
 
 
 def test_features_are_the_encoders_and_the_directors_are_those_of_the_plain_transformer(setup):
     model, images, config, evaluation, analysis = setup
-    (batch,) = batches(images, evaluation.sample_id, model, config)
+    (batch,) = batches(images, evaluation.sample_id, model, config.setting)
     with torch.no_grad():
         plain = collapse(model.encoder, to="director").eval()
         for encoder, features in zip((model.encoder, plain), analysis.features, strict=True):
@@ -66,7 +66,7 @@ def test_patches_are_those_of_the_examples_where_they_lie_in_the_image(setup):
         for row in evaluation.sample_id
         if any(np.array_equal(example, _pixels(images, row, model, config)) for example in evaluation.examples.input)
     ]
-    (batch,) = batches(images, np.array(rows), model, config)
+    (batch,) = batches(images, np.array(rows), model, config.setting)
     with torch.no_grad():
         tokens = model.encoder.forward_features(batch.images)[:, 1:].numpy()
     # Distances in the components are distances of the tokens, but for what three components leave out.
@@ -78,7 +78,7 @@ def test_patches_are_those_of_the_examples_where_they_lie_in_the_image(setup):
 
 
 def _pixels(images, row, model, config):
-    (batch,) = batches(images, np.array([row]), model, config)
+    (batch,) = batches(images, np.array([row]), model, config.setting)
     mean = torch.tensor([0.485, 0.456, 0.406])
     std = torch.tensor([0.229, 0.224, 0.225])
     return (batch.images[0].permute(1, 2, 0) * std + mean).clamp(0, 1).numpy()
@@ -90,10 +90,10 @@ def test_labels_of_generated_images_are_those_they_were_made_with(tmp_path):
     images = open_mvu(tmp_path / "store")
     config = tiny(tmp_path / "store", tmp_path, evaluate_images=20)
     model = build_model(config.model)
-    analysis = analyze(model, images, evaluate(model, images, config, _CPU), config, _CPU)
+    analysis = analyze(model, images, evaluate(model, images, config.setting, _CPU), config.setting, _CPU)
     expected = {f"SyntheticMVU/seed=3/{sample.modality}/{i}": sample.label for i, sample in
                 ((i, source.sample(i)) for i in range(12))}  # fmt: skip
-    rows = evaluate(model, images, config, _CPU).sample_id
+    rows = evaluate(model, images, config.setting, _CPU).sample_id
     assert analysis.label.tolist() == [expected[images.group[row]] for row in rows]
     assert analysis.label_names == SyntheticMVU.labels
 
@@ -109,7 +109,7 @@ def test_labels_of_other_images_are_not_known(tmp_path):
     images = open_mvu(tmp_path / "store")
     config = tiny(tmp_path / "store", tmp_path)
     model = build_model(config.model)
-    analysis = analyze(model, images, evaluate(model, images, config, _CPU), config, _CPU)
+    analysis = analyze(model, images, evaluate(model, images, config.setting, _CPU), config.setting, _CPU)
     assert analysis.label.tolist() == [-1, -1]
 
 
@@ -120,7 +120,7 @@ def test_experts_that_are_copies_are_alike_and_others_are_not(setup):
         np.testing.assert_allclose(np.diag(block), 1)
         assert (block[np.triu_indices(len(block), 1)] < 0.99).all()
     fresh = build_model(config.model)
-    copies = analyze(fresh, images, evaluate(fresh, images, config, _CPU), config, _CPU)
+    copies = analyze(fresh, images, evaluate(fresh, images, config.setting, _CPU), config.setting, _CPU)
     for block in copies.expert_similarity:
         np.testing.assert_allclose(block, 1, atol=1e-5)
 
