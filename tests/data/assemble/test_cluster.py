@@ -5,12 +5,13 @@ import signal
 import threading
 import time
 
-import distributed
 import pytest
+from made_clusters import dask_cluster, running_workers
 from made_folders import write_picture, write_series
 
 from dexcore.cli import main
 from dexcore.data import build_store, open_mvu
+from dexcore.data.assemble import plan
 from dexcore.data.assemble.cluster import cluster
 
 pytestmark = pytest.mark.slow  # a cluster takes seconds to begin
@@ -29,7 +30,7 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def local():
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+    with dask_cluster() as cluster:
         yield cluster
 
 
@@ -39,20 +40,30 @@ def test_a_cluster_builds_the_store_that_one_process_builds(folder, tmp_path, lo
     assert expected in capsys.readouterr().out
 
 
-def test_a_worker_that_is_killed_half_way_costs_nothing(folder, tmp_path, local):
+def test_a_worker_that_is_killed_half_way_costs_nothing(folder, tmp_path, monkeypatch, local):
+    monkeypatch.setattr(plan, "_FILES_A_TASK", 2)  # 30 tasks and more
     expected = build_store(folder, tmp_path / "here", jobs=1).fingerprint
-    pids = [worker.pid for worker in local.workers.values()]
+    first, _ = running_workers(local)
+    ended = threading.Event()
+    killed = []
 
     def kill():
-        while not list((tmp_path / "there").glob(".building-*/*/task-*.json")):
-            time.sleep(0.01)
-        os.kill(pids[0], signal.SIGKILL)
+        while not ended.is_set():
+            if len(list((tmp_path / "there").glob(".building-*/*/task-*.json"))) >= 5:
+                os.kill(first, signal.SIGKILL)
+                killed.append(first)
+                return
+            time.sleep(0.001)
 
     killer = threading.Thread(target=kill)
     killer.start()
-    with cluster(local.scheduler_address) as (executor, jobs):
-        manifest = build_store(folder, tmp_path / "there", executor=executor, jobs=jobs)
-    killer.join()
+    try:
+        with cluster(local.scheduler_address) as (executor, jobs):
+            manifest = build_store(folder, tmp_path / "there", executor=executor, jobs=jobs)
+    finally:
+        ended.set()
+        killer.join()
+    assert killed == [first]
     assert manifest.fingerprint == expected
     assert len(open_mvu(tmp_path / "there")) == 64
 

@@ -15,7 +15,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from distributed import LocalCluster
+from made_clusters import dask_cluster, running_workers
 from made_folders import write_mask, write_picture, write_series, write_volume
 from made_stores import in_a_process
 
@@ -216,13 +216,25 @@ def scheduler(where):
     if where == "here":
         yield [], workers_of
         return
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
-        # A worker that is killed comes again under another id; of one that is killed while it begins Dask despairs.
-        nannies = cluster.workers.values()
-        yield [cluster.scheduler_address], lambda driver: [nanny.pid for nanny in nannies if nanny.worker_address]
+    with dask_cluster() as cluster:
+        yield [cluster.scheduler_address], lambda driver: running_workers(cluster)
+
+
+_SECONDS_UNTIL_STUCK = 120
+
+
+def end_of(process: subprocess.Popen) -> int:
+    """The exit code of a build; one that hangs shows where all its threads are."""
+    try:
+        return process.wait(_SECONDS_UNTIL_STUCK)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGABRT)  # Python's fault handler answers it
+        process.wait()
+        raise
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("where", "most"), [("here", 30), ("dask", 30)])
 def test_random_kills_of_60_files_end_in_the_same_store(tmp_path, scheduler, most):
     """Of the driver, and of its own workers with it; every third time of one worker alone, which the build survives."""
@@ -234,14 +246,14 @@ def test_random_kills_of_60_files_end_in_the_same_store(tmp_path, scheduler, mos
     (tmp_path / "build.py").write_text(_COMMAND)
 
     def start(out: Path, *where: str) -> subprocess.Popen:
-        command = [sys.executable, str(tmp_path / "build.py"), str(folder), str(out), str(tmp_path / "key"), *where]
-        return subprocess.Popen(command, start_new_session=True)
+        script = [sys.executable, "-X", "faulthandler", str(tmp_path / "build.py")]
+        return subprocess.Popen([*script, str(folder), str(out), str(tmp_path / "key"), *where], start_new_session=True)
 
-    assert start(tmp_path / "expected").wait() == 0
+    assert end_of(start(tmp_path / "expected")) == 0
     expected = files_of(tmp_path / "expected")
     for out in (tmp_path / "first", tmp_path / "second"):  # a cluster's workers are slower at first
         began = time.monotonic()
-        assert start(out, *arguments).wait() == 0
+        assert end_of(start(out, *arguments)) == 0
         seconds = time.monotonic() - began
         assert files_of(out) == expected
     rng = random.Random(0)
@@ -252,14 +264,14 @@ def test_random_kills_of_60_files_end_in_the_same_store(tmp_path, scheduler, mos
         while True:
             process = start(out, *arguments)
             try:
-                if process.wait(rng.uniform(0.3, 1.2) * seconds) == 0:
-                    break
+                assert process.wait(rng.uniform(0.3, 1.2) * seconds) == 0
+                break
             except subprocess.TimeoutExpired:
                 kills += 1
                 if kills % 3 == 0:
                     for worker in sorted(workers(process.pid))[-1:]:  # the youngest, most often
                         os.kill(worker, signal.SIGKILL)
-                    assert process.wait() == 0
+                    assert end_of(process) == 0
                     break
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
