@@ -1,6 +1,6 @@
-"""Nearest neighbors, and what they tell of a class.
+"""Nearest neighbors, exactly and in little memory, and what they tell of a class.
 
-Axes: n rows (images), d width, k neighbors.
+Axes: q queries, n rows (images), d width, k neighbors.
 """
 
 import math
@@ -9,6 +9,116 @@ from dataclasses import dataclass
 import numpy as np
 
 NEIGHBORS = 5
+_NUMBERS = 1 << 23  # of likenesses held at once
+_COLUMNS = 64  # rows of which only the nearest is looked at when the k nearest are bounded
+_PAIRS = 4096  # that are compared in float64 at once
+
+
+@dataclass(frozen=True, eq=False)
+class Nearest:
+    """The k rows that are most like each query, the nearest first.
+
+    Attributes:
+        index_qk: int64, rows; -1 where there are fewer than k that may be asked.
+        likeness_qk: float64, their cosines; -inf where there is none.
+    """
+
+    index_qk: np.ndarray
+    likeness_qk: np.ndarray
+
+
+def nearest(
+    queries_qd: np.ndarray,
+    rows_nd: np.ndarray,
+    k: int,
+    apart_q: np.ndarray | None = None,
+    apart_n: np.ndarray | None = None,
+    center_d: np.ndarray | None = None,
+) -> Nearest:
+    """Find each query's k nearest rows by the cosine of what lies around ``center_d``; equal ones by their index.
+
+    Exact: float32 products find all rows that may be among the k, given the largest error that they can have, and
+    float64 decides. What is held at once does not grow with q times n.
+
+    Args:
+        queries_qd, rows_nd: features, finite; rows that are training features, say.
+        apart_q, apart_n: labels (a case's index); a row is no neighbor of a query with the same one.
+        center_d: what is subtracted from both, such as the mean of the rows; None for nothing.
+
+    Raises:
+        ValueError: features are not finite, or widths or labels do not fit.
+    """
+    if queries_qd.ndim != 2 or rows_nd.ndim != 2 or queries_qd.shape[1] != rows_nd.shape[1]:
+        raise ValueError(f"features: expected [q, d] and [n, d], got {queries_qd.shape} and {rows_nd.shape}")
+    if k < 1:
+        raise ValueError(f"k: expected at least 1, got {k}")
+    if (apart_q is None) != (apart_n is None):
+        raise ValueError("apart_q and apart_n: expected both or neither")
+    if apart_q is not None and apart_n is not None and (len(apart_q), len(apart_n)) != (len(queries_qd), len(rows_nd)):
+        raise ValueError(f"apart: expected {len(queries_qd)} and {len(rows_nd)} labels")
+    center = np.zeros(rows_nd.shape[1]) if center_d is None else np.asarray(center_d, dtype=np.float64)
+    found_index = np.full((len(queries_qd), k), -1, dtype=np.int64)
+    found_likeness = np.full((len(queries_qd), k), -np.inf)
+    rows, row_norms = _unit(rows_nd, center, "rows")
+    step = max(1, _NUMBERS // max(len(rows), 1))
+    for start in range(0, len(queries_qd) if len(rows) else 0, step):
+        part = slice(start, start + step)
+        queries, query_norms = _unit(queries_qd[part], center, "queries")
+        likeness = queries @ rows.T
+        if apart_q is not None and apart_n is not None:
+            likeness[apart_q[part, None] == apart_n[None, :]] = -np.inf
+        query_p, row_p = _candidates(likeness, k, error=2 * rows.shape[1] * float(np.finfo(np.float32).eps))
+        exact_p = _cosines(queries_qd[part], rows_nd, center, query_p, row_p)
+        exact_p /= query_norms[query_p] * row_norms[row_p]
+        order = np.lexsort((row_p, -exact_p, query_p))
+        query_p, row_p, exact_p = query_p[order], row_p[order], exact_p[order]
+        place_p = np.arange(len(query_p)) - np.searchsorted(query_p, query_p)
+        kept = place_p < k
+        found_index[start + query_p[kept], place_p[kept]] = row_p[kept]
+        found_likeness[start + query_p[kept], place_p[kept]] = exact_p[kept]
+    return Nearest(found_index, found_likeness)
+
+
+def _unit(features_nd: np.ndarray, center_d: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Rows around the center at length 1, float32 [n, d], and their lengths, float64 [n]."""
+    unit = np.empty(features_nd.shape, dtype=np.float32)
+    norms = np.empty(len(features_nd))
+    for start in range(0, len(unit), _PAIRS):
+        part = slice(start, start + _PAIRS)
+        around = features_nd[part] - center_d
+        norms[part] = np.maximum(np.sqrt(np.square(around).sum(axis=1)), 1e-12)
+        unit[part] = around / norms[part, None]
+    if not np.isfinite(norms).all():
+        raise ValueError(f"{name}: the features of row {int(np.argmin(np.isfinite(norms)))} are not finite")
+    return unit, norms
+
+
+def _candidates(likeness_qn: np.ndarray, k: int, error: float) -> tuple[np.ndarray, np.ndarray]:
+    """The pairs (query, row) that may be among the k nearest, when every likeness has at most half of ``error``.
+
+    The k-th largest of the maxima of groups of rows is no larger than the k-th largest of all.
+    """
+    count = likeness_qn.shape[1] - likeness_qn.shape[1] % _COLUMNS
+    groups = likeness_qn[:, :count].reshape(len(likeness_qn), -1, _COLUMNS).max(axis=2)
+    if groups.shape[1] < k:
+        groups = likeness_qn
+    least = np.full(len(likeness_qn), -np.inf, dtype=np.float32)
+    if groups.shape[1] >= k:
+        least = np.partition(groups, groups.shape[1] - k, axis=1)[:, groups.shape[1] - k]
+    least = np.maximum(least - np.float32(error), np.finfo(np.float32).min)  # what is apart is at -inf
+    query_p, row_p = np.nonzero(likeness_qn >= least[:, None])
+    return query_p, row_p
+
+
+def _cosines(
+    queries_qd: np.ndarray, rows_nd: np.ndarray, center_d: np.ndarray, query_p: np.ndarray, row_p: np.ndarray
+) -> np.ndarray:
+    """Products of pairs around the center in float64, each summed in the same order: equal rows give equal numbers."""
+    products = np.empty(len(query_p))
+    for start in range(0, len(query_p), _PAIRS):
+        part = slice(start, start + _PAIRS)
+        products[part] = ((queries_qd[query_p[part]] - center_d) * (rows_nd[row_p[part]] - center_d)).sum(axis=1)
+    return products
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,13 +157,8 @@ def neighbor_accuracy(features_nd: np.ndarray, label_n: np.ndarray, apart_n: np.
     right_n = np.full(len(features_nd), np.nan)
     if len(classes) < 2:
         return Neighbors(math.nan, math.nan, len(classes), len(features), right_n)
-    features = features - features.mean(axis=0)
-    features = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
-    likeness = features @ features.T
-    likeness[apart[:, None] == apart[None, :]] = -np.inf
-    nearest = np.argsort(-likeness, axis=1, kind="stable")[:, :NEIGHBORS]
-    valid = np.isfinite(np.take_along_axis(likeness, nearest, axis=1))
-    right = _majority(np.where(valid, label[nearest], -1), len(classes)) == label
+    found = nearest(features, features, NEIGHBORS, apart, apart, center_d=features.mean(axis=0)).index_qk
+    right = _majority(np.where(found >= 0, label[found], -1), len(classes)) == label
     right_n[usable] = right
     accuracy = float(np.mean([right[label == index].mean() for index in range(len(classes))]))
     return Neighbors(accuracy, 1 / len(classes), len(classes), len(features), right_n)
