@@ -1,0 +1,48 @@
+"""A task's two files, as importers leave them: the table first, the YAML, which names it, last."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dexcore.evaluate.tasks.spec import TaskError
+from dexcore.evaluate.tasks.table import write_table
+from dexcore.evaluate.tasks.task import Task
+from dexcore.extras import require
+from dexcore.files import write_whole
+
+
+def write_task(
+    out: str | os.PathLike[str], name: str, rows: Sequence[Mapping[str, Any]], *, root: Path | None = None, **keys: Any
+) -> Task:
+    """Write ``OUT/NAME.yaml`` and ``OUT/NAME.csv``, and open the task.
+
+    Args:
+        out: the folder; made if it is not there.
+        name: of the task.
+        rows: of the table, all with the same columns.
+        root: where the images' paths begin; None: at ``out``.
+        keys: of the YAML; ``table`` names a table that another task of the folder has written already.
+
+    Raises:
+        TaskError: there is no row, or the task is not sound.
+        OSError: a file cannot be written.
+    """
+    out = Path(out)
+    if not rows:
+        raise TaskError(f"task {name}: no image was found")
+    out.mkdir(parents=True, exist_ok=True)
+    table = keys.pop("table", f"{name}.csv")
+    said = {"name": name, "table": table} | ({"root": str(root.resolve())} if root is not None else {}) | keys
+    text = require("yaml", "train").safe_dump(said, sort_keys=False, allow_unicode=True, width=110)
+    path = out / f"{name}.yaml"
+    write_table(out / table, rows)
+    write_whole(path, text.encode())
+    return Task.open(path)
+
+
+def all_columns(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same rows, each with the columns of all; columns without a value in any row go."""
+    columns = dict.fromkeys(name for row in rows for name in row)
+    held = [name for name in columns if any(row.get(name) not in (None, "") for row in rows)]
+    return [{name: row.get(name, "") for name in held} for row in rows]
