@@ -3,7 +3,7 @@
 import csv
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -108,21 +108,37 @@ def find_leaks(
         ValueError: ``other`` is not there or holds no image, or there is no such modality.
     """
     opened = Store(store)
-    finder = CopyFinder(known := Pictures.of(opened))
     if modality is not None:
         modality = parse_modality(modality)
     unread: list[tuple[str, str]] = []
+    leaks = _search(opened, _pictures(Path(other), modality, opened.manifest.max_side, unread), unread)
+    if not leaks.images:
+        reason = f": {unread[0][0]}: {unread[0][1]}" if unread else ""
+        raise ValueError(f"{other} holds no image that can be read, expected a store, a folder or a file{reason}")
+    return leaks
+
+
+def find_records(store: str | os.PathLike[str], records: Iterable[ImageRecord]) -> Leaks:
+    """As `find_leaks`, of images that are at hand: normalised, with square pixels.
+
+    Raises:
+        StoreError: ``store`` is not sound.
+    """
+    opened = Store(store)
+    return _search(opened, _encoded(records, opened.manifest.max_side), [])
+
+
+def _search(opened: Store, searched: Iterable[Pictures], unread: Sequence[tuple[str, str]]) -> Leaks:
+    """``unread`` grows while ``searched`` is walked through."""
+    finder = CopyFinder(known := Pictures.of(opened))
     leaked: list[Leaked] = []
     images = 0
-    for pictures in _pictures(Path(other), modality, opened.manifest.max_side, unread):
+    for pictures in searched:
         images += len(pictures)
         for copy in finder.find(pictures):
             source, of = (column[copy.of].as_py() for column in (known.sources, known.paths))
             path = pictures.paths[copy.index].as_py()
             leaked.append(Leaked(path, source, of, copy.distance, copy.similarity, copy.exact))
-    if not images:
-        reason = f": {unread[0][0]}: {unread[0][1]}" if unread else ""
-        raise ValueError(f"{other} holds no image that can be read, expected a store, a folder or a file{reason}")
     return Leaks(images, tuple(leaked), tuple(unread))
 
 
@@ -138,8 +154,12 @@ def _pictures(
         unread += walked.closed
     else:
         files = [(other.name, other)]
+    yield from _encoded(_records(files, modality, unread), max_side)
+
+
+def _encoded(records: Iterable[ImageRecord], max_side: int) -> Iterator[Pictures]:
     pa = require("pyarrow", "train")
-    rows = (encode_row(record, max_side) for record in _records(files, modality, unread))
+    rows = (encode_row(record, max_side) for record in records)
     while together := list(islice(rows, _TOGETHER)):
         yield Pictures([pa.RecordBatch.from_pylist(together, schema=schema())])
 
