@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dexcore.measures.bootstrap import DRAWS, draws
+from dexcore.measures.bootstrap import DRAWS, resamples
 from dexcore.measures.information import gate_mass, normalized_mutual_information
 from dexcore.measures.neighbors import Neighbors
 from dexcore.report.evaluation import Evaluation
@@ -154,7 +154,7 @@ def _change(
     _, sizes = np.unique(group_modality, return_counts=True)
     if not math.isfinite(value) or len(group_modality) < FEWEST_GROUPS or 2 * (sizes > 1).sum() < len(sizes):
         return Change(value, math.nan, math.nan)
-    drawn = difference(draws(group_modality))
+    drawn = np.concatenate([difference(weight_dg) for weight_dg in resamples(group_modality)])
     tail = _MISSED / tests / 2
     low, high = np.quantile(drawn - drawn.mean(), [tail, 1 - tail])
     return Change(value, value + float(low), value + float(high))
