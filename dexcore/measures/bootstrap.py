@@ -4,8 +4,9 @@ Axes: g groups (case, file, volume, patient), d draws.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -14,6 +15,7 @@ FEWEST_CASES = 50  # of fewer an interval is flagged: it is too narrow more ofte
 _MISSED = 0.05
 _TOGETHER = 100  # draws at once; another number draws others
 
+Key = TypeVar("Key", bound=Hashable)
 Statistic = Callable[[np.ndarray], np.ndarray]  # of weights [d, g]: numbers [d], nan where they are not defined
 
 
@@ -54,15 +56,15 @@ class Estimate:
 
 
 def bootstrap(
-    statistics: Mapping[str, Statistic], stratum_g: np.ndarray, draws: int = DRAWS, seed: int = 0
-) -> dict[str, Estimate]:
+    statistics: Mapping[Key, Statistic], stratum_g: np.ndarray, draws: int = DRAWS, seed: int = 0
+) -> dict[Key, Estimate]:
     """Every statistic of the groups, and its percentile interval; all are of the same draws.
 
     Args:
         statistics: by name; a function of how often each group counts.
         stratum_g: groups are drawn within strata; zeros for none.
     """
-    drawn: dict[str, list[np.ndarray]] = {name: [] for name in statistics}
+    drawn: dict[Key, list[np.ndarray]] = {name: [] for name in statistics}
     if len(stratum_g) > 1:
         for weight_dg in resamples(stratum_g, draws, seed):
             for name, statistic in statistics.items():
@@ -72,6 +74,32 @@ def bootstrap(
         name: estimate(float(statistic(whole)[0]), np.concatenate([np.zeros(0), *drawn[name]]), len(stratum_g))
         for name, statistic in statistics.items()
     }
+
+
+def drawn_numbers(
+    statistics: Sequence[Statistic], stratum_g: np.ndarray, draws: int = DRAWS, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Several statistics of the same groups, float64 [s], and of the same draws of them, [draws, s].
+
+    No group can be drawn otherwise where there is one: no draws.
+    """
+    whole = np.ones((1, len(stratum_g)))
+    values = np.array([float(statistic(whole)[0]) for statistic in statistics])
+    if len(stratum_g) < 2:
+        return values, np.zeros((0, len(statistics)))
+    weights = resamples(stratum_g, draws, seed)
+    return values, np.concatenate([np.stack([one(w) for one in statistics], axis=1) for w in weights])
+
+
+def two_level(drawn_ds: np.ndarray, seed: int = 0) -> np.ndarray:
+    """The mean over trainings, float64 [d]: in each draw of cases the trainings are drawn with replacement too.
+
+    Args:
+        drawn_ds: a number of each of s trainings, on the same draw of cases.
+    """
+    draws, seeds = drawn_ds.shape
+    chosen = np.random.default_rng([seed, 1]).integers(0, seeds, (draws, seeds))
+    return np.asarray(np.take_along_axis(drawn_ds, chosen, axis=1).mean(axis=1))
 
 
 def estimate(value: float, drawn_d: np.ndarray, groups: int) -> Estimate:

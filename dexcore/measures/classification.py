@@ -9,10 +9,16 @@ import numpy as np
 BINS = 15
 
 
-def confusion(weight_dn: np.ndarray, label_n: np.ndarray, predicted_n: np.ndarray, classes: int) -> np.ndarray:
-    """The weight of every pair (label, prediction), float64 [d, c, c]."""
+def pairs_n(label_n: np.ndarray, predicted_n: np.ndarray, classes: int) -> np.ndarray:
+    """One at the place of each item's pair (label, prediction), float64 [n, c * c]."""
     pairs = np.zeros((len(label_n), classes**2))
     pairs[np.arange(len(label_n)), label_n * classes + predicted_n] = 1
+    return pairs
+
+
+def confusion(weight_dn: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """The weight of every pair (label, prediction), float64 [d, c, c], of `pairs_n` or its sums over groups."""
+    classes = round(pairs.shape[1] ** 0.5)
     return (weight_dn @ pairs).reshape(-1, classes, classes)
 
 

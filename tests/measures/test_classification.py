@@ -13,6 +13,7 @@ from dexcore.measures.classification import (
     calibration_error,
     confusion,
     macro_f1,
+    pairs_n,
     quadratic_kappa,
     recalls,
 )
@@ -33,7 +34,7 @@ def test_they_are_scikit_learns_under_every_weighting(classes):
     label, probability = made(classes)
     predicted = probability.argmax(axis=1)
     weight = RANDOM.integers(1, 4, (8, len(label))).astype(float)
-    found = confusion(weight, label, predicted, classes)
+    found = confusion(weight, pairs_n(label, predicted, classes))
     present = np.ones(classes, bool)
     for draw, one in enumerate(weight):
         given = {"sample_weight": one}
@@ -67,13 +68,14 @@ def test_the_calibration_error_is_torchmetrics():
 
 def test_a_class_that_a_draw_lacks_leaves_the_mean_undefined():
     label, predicted = np.array([0, 0, 1, 2]), np.array([0, 1, 1, 2])
-    found = confusion(np.array([[1.0, 1, 1, 1], [1, 1, 1, 0]]), label, predicted, 4)
+    found = confusion(np.array([[1.0, 1, 1, 1], [1, 1, 1, 0]]), pairs_n(label, predicted, 4))
     present = np.array([True, True, True, False])
     np.testing.assert_equal(balanced_accuracy(found, present), [(0.5 + 1 + 1) / 3, math.nan])
     np.testing.assert_equal(recalls(found)[0], [0.5, 1, 1, math.nan])
 
 
 def test_one_class_alone_has_no_kappa_and_items_without_weight_nothing():
-    assert math.isnan(quadratic_kappa(confusion(np.ones((1, 3)), np.zeros(3, int), np.zeros(3, int), 3))[0])
-    empty = confusion(np.zeros((1, 3)), np.zeros(3, int), np.zeros(3, int), 3)
+    pairs = pairs_n(np.zeros(3, int), np.zeros(3, int), 3)
+    assert math.isnan(quadratic_kappa(confusion(np.ones((1, 3)), pairs))[0])
+    empty = confusion(np.zeros((1, 3)), pairs)
     assert [math.isnan(f(empty)[0]) for f in (accuracy, macro_f1, quadratic_kappa)] == [True] * 3

@@ -1,0 +1,166 @@
+"""Which of two models is better on a task: paired, on the cases that both have."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from dexcore.evaluate.scores.score import Scores
+from dexcore.measures.bootstrap import DRAWS, FEWEST_CASES, Estimate, drawn_numbers, estimate, two_level
+from dexcore.measures.paired import holm, wilcoxon
+
+
+class ComparisonError(ValueError):
+    """Scores that must not be compared."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A minus B on one task.
+
+    Attributes:
+        task, metric: what was compared.
+        a, b: the models' names.
+        value_a, value_b: their numbers on the cases that both have, means over their seeds.
+        difference: a - b; both are drawn the same cases and, where there are several, seeds of their own.
+        p_value: Wilcoxon's signed-rank test of a number a case: its Dice (or the metric's), or the probability that
+            was given to its true class; nan where no case differs.
+        p_holm: the same, adjusted for the tasks compared together.
+        seeds: trainings of a and of b.
+        left_out: cases that one of them lacks.
+        flags: what a reader must know.
+    """
+
+    task: str
+    metric: str
+    a: str
+    b: str
+    value_a: float
+    value_b: float
+    difference: Estimate
+    p_value: float
+    p_holm: float
+    seeds: tuple[int, int]
+    left_out: int
+    flags: tuple[str, ...]
+
+    @property
+    def verdict(self) -> str:
+        """ "a" or "b", the better one; "tie" unless the interval of the difference excludes 0."""
+        if self.difference.low > 0:
+            return "a"
+        return "b" if self.difference.high < 0 else "tie"
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it; what is not defined is null."""
+        plain = {
+            name: None if isinstance(value, float) and np.isnan(value) else value for name, value in vars(self).items()
+        }
+        difference = {name: None if np.isnan(value) else value for name, value in vars(self.difference).items()}
+        return plain | {"difference": difference, "verdict": self.verdict}
+
+    def line(self) -> str:
+        """The comparison for a terminal."""
+        sides = {"a": self.a or "a", "b": self.b or "b"}
+        told = f"{sides[self.verdict]} is better" if self.verdict in sides else "tie"
+        flags = f"; {'; '.join(self.flags)}" if self.flags else ""
+        return (
+            f"{self.task}: {self.metric} {self.value_a:.3f} and {self.value_b:.3f}, difference "
+            f"{self.difference.value:+.3f} [{self.difference.low:+.3f}, {self.difference.high:+.3f}], "
+            f"p {self.p_value:.3g} (Holm {self.p_holm:.3g}), {self.difference.groups} cases: {told}{flags}"
+        )
+
+
+def compare(
+    a: Scores | Sequence[Scores],
+    b: Scores | Sequence[Scores],
+    metric: str | None = None,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> Comparison:
+    """Compare two models on one task: their scores, or those of several seeds each.
+
+    Raises:
+        ComparisonError: they were scored on another task, another state of it or another split, or share no case.
+        MissingExtraError: SciPy is not installed.
+    """
+    one, other = ([x] if isinstance(x, Scores) else list(x) for x in (a, b))
+    if not one or not other:
+        raise ComparisonError("compare: expected scores of both")
+    metric = metric or one[0].metric
+    check_alike([*one, *other], metric)
+    cases, left_out = common_cases([*one, *other])
+    made_of = [scores.made_of.restrict(cases) for scores in (*one, *other)]
+    statistics = [scores.statistics()[metric] for scores in made_of]
+    values, drawn = drawn_numbers(statistics, made_of[0].strata(metric), draws, seed)
+    cut = len(one)
+    value_a, value_b = float(values[:cut].mean()), float(values[cut:].mean())
+    difference_d = two_level(drawn[:, :cut], seed) - two_level(drawn[:, cut:], seed + 1)
+    of_cases = np.stack([scores.case_value(metric) for scores in made_of])
+    p_value = wilcoxon(of_cases[:cut].mean(axis=0) - of_cases[cut:].mean(axis=0))
+    return Comparison(
+        task=one[0].task,
+        metric=metric,
+        a=one[0].model,
+        b=other[0].model,
+        value_a=value_a,
+        value_b=value_b,
+        difference=estimate(value_a - value_b, difference_d, len(cases)),
+        p_value=p_value,
+        p_holm=p_value,
+        seeds=(len(one), len(other)),
+        left_out=left_out,
+        flags=_flags(len(cases), left_out, min(len(one), len(other))),
+    )
+
+
+def _flags(cases: int, left_out: int, seeds: int) -> tuple[str, ...]:
+    flags = []
+    if cases < FEWEST_CASES:
+        flags.append(f"few cases: {cases}")
+    if seeds == 1:
+        flags.append("one training a model: another seed may say otherwise")
+    if left_out:
+        flags.append(f"{left_out} cases are left out, one of the models lacks them")
+    return tuple(flags)
+
+
+def adjusted(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """The same comparisons, their p-values adjusted by Holm's method for all of them."""
+    p_values = holm([one.p_value for one in comparisons])
+    return [replace(one, p_holm=p_value) for one, p_value in zip(comparisons, p_values, strict=True)]
+
+
+def check_alike(scores: Sequence[Scores], metric: str) -> None:
+    """Refuse scores that are not of the same task, in the same state, and of the same split.
+
+    Raises:
+        ComparisonError: the message says what differs.
+    """
+    first = scores[0]
+    for other in scores[1:]:
+        for name in ("task", "fingerprint", "split"):
+            here, there = getattr(first, name), getattr(other, name)
+            if here != there:
+                said = f"{here[:12]} and {there[:12]}" if name == "fingerprint" else f"{here} and {there}"
+                raise ComparisonError(
+                    f"task {first.task}: not the same {name}: {said}; numbers of other rows, labels, splits or rules "
+                    "are not comparable"
+                )
+    known = list(first.made_of.statistics())
+    if metric not in known:
+        raise ComparisonError(f"task {first.task}: no metric {metric!r}, expected one of {', '.join(known)}")
+
+
+def common_cases(scores: Sequence[Scores]) -> tuple[list[str], int]:
+    """The cases that all have, sorted, and how many others there are.
+
+    Raises:
+        ComparisonError: there is none.
+    """
+    sets = [set(one.made_of.cases) for one in scores]
+    common = sorted(set.intersection(*sets))
+    if not common:
+        raise ComparisonError(f"task {scores[0].task}: no case was predicted by all")
+    return common, len(set.union(*sets)) - len(common)

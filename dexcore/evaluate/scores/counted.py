@@ -1,0 +1,123 @@
+"""Segmentation: the counts of a test split's images, and every score of its cases as arithmetic on them.
+
+Axes: i images, u units (what is scored as one: a case, a volume or an image), g cases, c classes.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from dexcore.measures.bootstrap import Statistic, mean_statistic
+from dexcore.measures.overlap import dice, dice_kaggle, dice_present, false_alarm, iou
+
+RULES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "dice": dice,
+    "iou": iou,
+    "dice_present": dice_present,
+    "dice_kaggle": dice_kaggle,
+    "false_alarm": false_alarm,
+}
+PER_SLICE = "dice_per_slice"  # secondary: slices of a volume are not independent, and most are empty
+
+
+@dataclass(frozen=True, eq=False)
+class Counted:
+    """What every number of a segmentation is made of; images in the order of their names.
+
+    Attributes:
+        cases: names of the cases, sorted.
+        classes: those that are scored: all but the background.
+        counts_ic: int64 [i, c, 5].
+        unit_i: index of each image's unit.
+        case_u: index of each unit's case.
+        weight_u: of the unit in its case's mean.
+    """
+
+    cases: tuple[str, ...]
+    classes: tuple[str, ...]
+    counts_ic: np.ndarray
+    unit_i: np.ndarray
+    case_u: np.ndarray
+    weight_u: np.ndarray
+
+    @cached_property
+    def counts_uc(self) -> np.ndarray:
+        """The sums of a unit's images, int64 [u, c, 5]."""
+        total = np.zeros((len(self.case_u), *self.counts_ic.shape[1:]), dtype=np.int64)
+        np.add.at(total, self.unit_i, self.counts_ic)
+        return total
+
+    @property
+    def pooled(self) -> bool:
+        """Whether a unit has several images."""
+        return len(self.case_u) < len(self.unit_i)
+
+    def of_cases(self, rule: str) -> np.ndarray:
+        """A rule's score of every case, float64 [g, c]: the mean of its units that have one."""
+        return self._mean(RULES[rule](self.counts_uc), self.case_u, self.weight_u)
+
+    def _mean(self, values: np.ndarray, case: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        finite = np.isfinite(values)
+        total, of = np.zeros((2, len(self.cases), values.shape[1]))
+        np.add.at(total, case, np.where(finite, values, 0) * weight[:, None])
+        np.add.at(of, case, finite * weight[:, None])
+        return np.divide(total, of, out=np.full_like(total, np.nan), where=of > 0)
+
+    def statistics(self) -> dict[str, Statistic]:
+        """Of the whole: the mean over cases within class, then over the classes with a case that has a score."""
+        found = {rule: mean_statistic(self.of_cases(rule)) for rule in RULES}
+        if self.pooled:
+            slices = dice(self.counts_ic)
+            case_i = self.case_u[self.unit_i]
+            found[PER_SLICE] = mean_statistic(self._mean(slices, case_i, np.ones(len(case_i))))
+        return found
+
+    def class_statistics(self) -> dict[str, dict[str, Statistic]]:
+        """The same, of each class alone."""
+        of_cases = {rule: self.of_cases(rule) for rule in RULES}
+        return {
+            name: {rule: mean_statistic(values[:, [number]]) for rule, values in of_cases.items()}
+            for number, name in enumerate(self.classes)
+        }
+
+    def strata(self, metric: str) -> np.ndarray:
+        """Cases are drawn from all."""
+        return np.zeros(len(self.cases), dtype=np.int64)
+
+    def case_value(self, metric: str) -> np.ndarray:
+        """One number a case, float64 [g]: the mean of its classes that have one."""
+        values = self.of_cases(metric)
+        finite = np.isfinite(values)
+        count = finite.sum(axis=1)
+        total = np.where(finite, values, 0).sum(axis=1)
+        return np.divide(total, count, out=np.full(len(values), np.nan), where=count > 0)
+
+    def numbers_of_cases(self) -> dict[str, dict[str, int]]:
+        """How many units of each class have a reference, how many none, and how many a prediction."""
+        has = self.counts_uc[..., 3:] > 0
+        return {
+            name: {
+                "present": int(has[:, number, 0].sum()),
+                "empty": int((~has[:, number, 0]).sum()),
+                "predicted": int(has[:, number, 1].sum()),
+            }
+            for number, name in enumerate(self.classes)
+        }
+
+    def restrict(self, cases: Sequence[str]) -> "Counted":
+        """The same of some cases, which are sorted."""
+        places = {name: place for place, name in enumerate(cases)}
+        new_g = np.array([places.get(name, -1) for name in self.cases])
+        unit = new_g[self.case_u] >= 0
+        new_u = np.cumsum(unit) - 1
+        image = unit[self.unit_i]
+        return replace(
+            self,
+            cases=tuple(cases),
+            counts_ic=self.counts_ic[image],
+            unit_i=new_u[self.unit_i[image]],
+            case_u=new_g[self.case_u[unit]],
+            weight_u=self.weight_u[unit],
+        )

@@ -1,0 +1,142 @@
+"""Comparisons of two models, and one model's seeds."""
+
+import math
+
+import numpy as np
+import pytest
+from made_predictions import classified, logits_of, masks_of, part, segmented
+
+from dexcore.evaluate.scores import compare, over_seeds, score
+from dexcore.evaluate.scores.compare import ComparisonError, adjusted
+
+DRAWS = 400
+
+
+def made(folder, name="made", cases=40, **keys):
+    random = np.random.default_rng(0)
+    return classified(folder, random.integers(0, 2, cases).tolist(), **keys)
+
+
+def scored(task, labels, strength, seed=0, model="", rows=None, noise=1.0, **options):
+    """Scores of logits with so much of the truth in them; the noise of a seed is the same for every strength."""
+    random = np.random.default_rng(seed)
+    logits = noise * random.normal(size=(len(labels), 2)) + strength * np.eye(2)[labels]
+    whole = logits_of(task, logits, model=model, seed=seed)
+    return score(whole if rows is None else part(whole, rows), task, draws=DRAWS, **options)
+
+
+def test_a_better_model_is_called_better_and_the_other_way_round(tmp_path):
+    task, labels = made(tmp_path)
+    good, bad = (scored(task, labels, strength, model=name) for strength, name in ((4, "good"), (0.5, "bad")))
+    found, back = compare(good, bad, draws=DRAWS), compare(bad, good, draws=DRAWS)
+    assert (found.verdict, back.verdict) == ("a", "b")
+    assert found.difference.value == pytest.approx(good.primary.value - bad.primary.value)
+    assert found.difference.value == pytest.approx(-back.difference.value)
+    assert found.difference.low > 0
+    assert found.p_value < 0.01
+    assert "good is better" in found.line()
+
+
+def test_a_model_is_as_good_as_itself(tmp_path):
+    task, labels = made(tmp_path)
+    one = scored(task, labels, 1)
+    found = compare(one, one, draws=DRAWS)
+    assert (found.verdict, found.difference.value, found.difference.low, found.difference.high) == ("tie", 0, 0, 0)
+    assert math.isnan(found.p_value)
+    assert found.as_json()["p_value"] is None
+
+
+def test_pairs_tell_what_two_intervals_cannot(tmp_path):
+    # Cases differ much, the models by a little in each: the intervals overlap, that of the difference is clear.
+    random = np.random.default_rng(0)
+    true, one, other = np.zeros((3, 30, 20, 20), np.uint8)
+    true[:, :10] = 1
+    for case in range(30):
+        share = random.integers(20, 180)
+        one[case].flat[:share] = other[case].flat[: share + 10] = 1
+    task = segmented(tmp_path, [[mask] for mask in true])
+    a, b = (
+        score(masks_of(task, tmp_path / name, list(masks)), task, draws=DRAWS)
+        for name, masks in (("a", one), ("b", other))
+    )
+    assert a.primary.high > b.primary.low
+    found = compare(a, b, draws=DRAWS)
+    assert found.verdict == "b"
+    assert found.p_value < 1e-4
+    assert found.difference.high - found.difference.low < 0.2 * (a.primary.high - a.primary.low)
+
+
+def test_other_splits_and_states_of_a_task_are_refused(tmp_path):
+    task, labels = made(tmp_path)
+    one = scored(task, labels, 1)
+    table = tmp_path / "made.csv"
+    table.write_text(table.read_text().replace("case0003-0.png,class 0,test", "case0003-0.png,class 0,train"))
+    changed = type(task).open(tmp_path / "made.yaml")
+    other = scored(changed, np.delete(labels, 3), 1)
+    with pytest.raises(ComparisonError, match="task made: not the same fingerprint"):
+        compare(one, other)
+    with pytest.raises(ComparisonError, match="no metric 'dice', expected one of auroc"):
+        compare(one, one, metric="dice")
+
+
+def test_only_cases_that_both_have_are_compared(tmp_path):
+    task, labels = made(tmp_path, cases=20)
+    one = scored(task, labels, 3, rows=list(range(15)), partial=True)
+    other = scored(task, labels, 3, rows=list(range(5, 20)), partial=True)
+    found = compare(one, other, metric="accuracy", draws=DRAWS)
+    assert (found.difference.groups, found.left_out) == (10, 10)
+    assert found.difference.value == 0  # the same logits, on the cases that both have
+    assert any("10 cases are left out" in flag for flag in found.flags)
+    with pytest.raises(ComparisonError, match="no case was predicted by all"):
+        compare(scored(task, labels, 3, rows=[0, 1], partial=True), scored(task, labels, 3, rows=[2, 3], partial=True))
+
+
+def test_p_values_are_adjusted_for_the_tasks_compared_together(tmp_path):
+    found = []
+    for number in range(3):
+        task, labels = made(tmp_path / str(number))
+        found.append(compare(scored(task, labels, 2, 1), scored(task, labels, 0.5, 2), draws=DRAWS))
+    together = adjusted(found)
+    assert all(one.p_holm >= one.p_value for one in together)
+    assert max(one.p_holm for one in together) > max(one.p_value for one in found) or together[0].p_holm == 1
+    assert [one.difference for one in together] == [one.difference for one in found]
+
+
+def test_the_spread_of_seeds_stands_apart_from_that_of_cases(tmp_path):
+    task, labels = made(tmp_path)
+    seeds = [scored(task, labels, strength, seed) for seed, strength in enumerate((0.2, 1.0, 3.0, 0.5, 2.0))]
+    found = over_seeds(seeds, draws=DRAWS)
+    numbers = [one.primary.value for one in seeds]
+    assert found.mean.value == pytest.approx(np.mean(numbers))
+    assert found.deviation_seeds == pytest.approx(np.std(numbers, ddof=1))
+    assert 0 < found.deviation_cases < found.deviation_seeds
+    one_level = 3.92 * found.deviation_cases
+    assert found.mean.high - found.mean.low > one_level  # cases and seeds both
+    assert found.flags == ()
+    assert over_seeds(seeds[:3], draws=DRAWS).flags == ("few seeds: 3, fewer than 5",)
+
+
+def test_a_difference_that_seeds_make_is_a_tie(tmp_path):
+    task, labels = made(tmp_path, cases=80)
+    a = [scored(task, labels, strength, seed) for seed, strength in enumerate((0.2, 3.0, 0.4, 2.5))]
+    b = [scored(task, labels, strength, 9 + seed) for seed, strength in enumerate((0.3, 2.0, 0.1, 2.7))]
+    assert compare(a[1], b[0], draws=DRAWS).verdict == "a"  # what one seed each would claim
+    found = compare(a, b, draws=DRAWS)
+    assert found.verdict == "tie"
+    assert found.seeds == (4, 4)
+    assert "one training" not in found.line()
+
+
+def test_seeds_that_do_not_act_or_are_not_told_are_refused(tmp_path):
+    task, labels = made(tmp_path)
+    one = scored(task, labels, 1, seed=0)
+    logits = np.random.default_rng(0).normal(size=(len(labels), 2)) + np.eye(2)[labels]
+    again = score(logits_of(task, logits, seed=1), task, draws=DRAWS)
+    with pytest.raises(ComparisonError, match="seeds 0 and 1 made the same predictions to the bit"):
+        over_seeds([one, again])
+    with pytest.raises(ComparisonError, match="expected a different one each, got 0, 0"):
+        over_seeds([one, one])
+    with pytest.raises(ComparisonError, match="expected a different one each, got None, 0"):
+        over_seeds([score(logits_of(task, logits), task, draws=DRAWS), one])
+    with pytest.raises(ComparisonError, match="expected at least 2 trainings"):
+        over_seeds([one])
