@@ -9,11 +9,15 @@ Heavy imports wait until a command runs.
 
 import argparse
 import sys
+from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dexcore.evaluate.tasks import Task
+    from dexcore.evaluate.tasks.importers.options import Options
 
 EXIT_REFUSED = 2
 
@@ -22,6 +26,8 @@ def add_eval_commands(parser: argparse.ArgumentParser) -> None:
     """Add the commands to the parser of ``dexcore eval``."""
     commands = parser.add_subparsers(dest="eval", metavar="COMMAND", required=True)
     _add_check(commands.add_parser("check", help="refuse what would make a number worthless", description=_CHECK))
+    _add_import(commands.add_parser("import", help="write the table of a labelled data set", description=_IMPORT))
+    _add_tasks(commands.add_parser("tasks", help="list the paper's 26 tasks, or show one", description=_TASKS))
 
 
 def run_eval(arguments: argparse.Namespace) -> int:
@@ -85,3 +91,138 @@ def _told(task: "Task") -> list[str]:
         if (rows := task.split(split))
     )
     return [f"task {task.name}: {counts}; fingerprint {task.fingerprint}"]
+
+
+_FORMATS = ("folder", "csv", "medmnist", "nnunet", "nifti", "coco", "synthetic")
+
+_IMPORT = (
+    "Write OUT/NAME.yaml and OUT/NAME.csv, the task of a data set with labels; no image is changed. FORMAT is folder "
+    "(SRC/CLASS/IMAGE, or SRC/train/CLASS/IMAGE and so on), csv (a table, CSV or Parquet), medmnist (an .npz), nnunet "
+    "(imagesTr, labelsTr, dataset.json), nifti (pairs of files, also pictures), coco (JSON), synthetic (SyntheticMVU's "
+    "lesions; no SRC), or one of the paper's tasks, as `dexcore eval tasks` lists them. Where no split is known, one "
+    "is drawn by case and written into the table."
+)
+
+
+def _add_import(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("format", metavar="FORMAT", help=f"{', '.join(_FORMATS)}, or one of the paper's tasks")
+    add("src", type=Path, nargs="?", metavar="SRC", help="the folder or the file")
+    add("--out", type=Path, required=True, metavar="DIR", help="the folder of the task")
+    add("--name", metavar="NAME", help="of the task (default: that of SRC)")
+    add("--modality", metavar="M", help="of the images, as X-ray")
+    add("--kind", metavar="KIND", help="classification, multilabel, ordinal or segmentation (default: by format)")
+    add("--classes", metavar="A,B", help="their names, by index (default: as the data has them)")
+    add("--case", metavar="REGEX", help="over an image's path: its groups are the patient, the volume or the video")
+    add("--fractions", metavar="T,V,T", default="0.7,0.1,0.2", help="of train, val and test, where a split is drawn")
+    add("--seed", type=int, metavar="N", help="of the split, and of synthetic images (default: 0; synthetic: 1)")
+    add("--mask-value", type=_value, action="append", default=[], metavar="V=CLASS", help="of masks, as 255=1 or 1-9=1")
+    add("--normalization", metavar="NAME", help="of the images (default: by modality)")
+    add("--units", choices=("HU", "SUV"), help="of files that do not say theirs")
+    add("--axis", choices=("sagittal", "coronal", "axial"), help="volumes are cut across it (default: as acquired)")
+    add("--column", type=_value, action="append", default=[], metavar="OURS=THEIRS", help="csv: as label=diagnosis")
+    add("--root", type=Path, metavar="DIR", help="csv, coco: where its paths begin (default: at SRC)")
+    add("--channel", type=int, default=0, metavar="N", help="nnunet: the channel that is the image (default: 0)")
+    add("--images", metavar="GLOB", help="nifti: the images, as '*_T2w.nii.gz'")
+    add("--mask", type=_value, metavar="END=END", help="nifti: the mask's path from the image's, as _T2w=_seg")
+    add("--count", type=int, default=600, metavar="N", help="synthetic: images (default: 600)")
+    add("--size", type=int, default=64, metavar="PX", help="synthetic: side of the images (default: 64)")
+    parser.set_defaults(run=_import)
+
+
+def _value(text: str) -> tuple[str, str]:
+    before, sign, after = text.partition("=")
+    if not (before and sign and after):
+        raise argparse.ArgumentTypeError(f"expected A=B, got {text!r}")
+    return before, after
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    for task, left in _imported(arguments):
+        for path, reason in left:
+            print(f"left out: {path}: {reason}", file=sys.stderr)
+        print("\n".join(_told(task)))
+        print(f"check it: dexcore eval check {quote(str(task.spec.path))}")
+    return 0
+
+
+def _imported(arguments: argparse.Namespace) -> list[tuple["Task", Sequence[tuple[str, str]]]]:
+    """The tasks that were written, and the files that each left out."""
+    name, src, out = arguments.format, arguments.src, arguments.out
+    if name == "synthetic":
+        from dexcore.evaluate.tasks.importers.synthetic import SEED, synthetic_tasks
+
+        seed = SEED if arguments.seed is None else arguments.seed
+        tasks = synthetic_tasks(out, arguments.count, arguments.size, seed, fractions=_fractions(arguments.fractions))
+        return [(task, ()) for task in tasks]
+    if src is None:
+        raise ValueError("SRC is missing: expected the folder or the file to import")
+    if name not in _FORMATS:
+        from dexcore.evaluate.tasks.catalog import downstream_task, layout_of
+        from dexcore.evaluate.tasks.make import make_task
+
+        layout = layout_of(downstream_task(name))
+        if not layout.take:
+            raise ValueError(f"how the files of {name} lie is not known: `dexcore eval tasks {name}` says what is")
+        made = make_task(layout, src, out)
+        return [(made.task, made.left)]
+    if arguments.modality is None:
+        raise ValueError("--modality is missing: expected that of the images, as --modality X-ray")
+    importer = getattr(import_module(f"dexcore.evaluate.tasks.importers.{_MODULES.get(name, name)}"), f"import_{name}")
+    imported = importer(src, out, _options(arguments))
+    return [(imported.task, imported.left)]
+
+
+_MODULES = {"csv": "csv_table"}
+
+
+def _options(arguments: argparse.Namespace) -> "Options":
+    from dexcore.evaluate.tasks.importers.options import Options
+
+    return Options(
+        modality=arguments.modality,
+        name=arguments.name,
+        kind=arguments.kind,
+        classes=tuple(name.strip() for name in arguments.classes.split(",")) if arguments.classes else (),
+        case=arguments.case,
+        fractions=_fractions(arguments.fractions),
+        seed=arguments.seed or 0,
+        mask_values={key: int(value) if value.isdecimal() else value for key, value in arguments.mask_value},
+        normalization=arguments.normalization,
+        units=arguments.units,
+        axis=arguments.axis,
+        columns=dict(arguments.column),
+        root=arguments.root,
+        channel=arguments.channel,
+        images=arguments.images,
+        mask=arguments.mask,
+    )
+
+
+def _fractions(text: str) -> tuple[float, float, float]:
+    try:
+        train, val, test = map(float, text.split(","))
+    except ValueError:
+        raise ValueError(
+            f"--fractions is {text!r}, expected the shares of train, val and test, as 0.7,0.1,0.2"
+        ) from None
+    return train, val, test
+
+
+_TASKS = (
+    "List the 26 downstream tasks of the paper: modality, kind, images by split, how well the layout of the download "
+    "is known. With NAME, show its recipe: how the files must lie, where they are to be had, under which terms, and "
+    "what is known of the task's numbers. Nothing is downloaded."
+)
+
+
+def _add_tasks(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", nargs="?", metavar="NAME", help="a task")
+    parser.set_defaults(run=_tasks)
+
+
+def _tasks(arguments: argparse.Namespace) -> int:
+    from dexcore.evaluate.tasks.catalog import task_page, tasks_table
+
+    print("\n".join(task_page(arguments.name) if arguments.name else tasks_table()))
+    return 0

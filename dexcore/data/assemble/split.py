@@ -41,11 +41,11 @@ class Grouping:
     def __init__(self, recipe: Recipe, key: bytes | None) -> None:
         self._recipe = recipe
         self._key = None if recipe.public else key
-        self._group_of = _Table(recipe.group) if isinstance(recipe.group, Column) else None
+        self._group_of = ImageTable(recipe.group) if isinstance(recipe.group, Column) else None
         self._split_of = self._heldout = None
         if isinstance(recipe.split, tuple):
             if isinstance(recipe.split[0], Column):
-                self._split_of = _Table(recipe.split[0])
+                self._split_of = ImageTable(recipe.split[0])
             else:
                 self._heldout = matcher(recipe.split)
 
@@ -147,7 +147,7 @@ def _matched(pattern: re.Pattern[str], text: str, what: str) -> str:
     return f"patient\0{'/'.join(group for group in match.groups() if group is not None) or match.group()}"
 
 
-class _Table:
+class ImageTable:
     """The values of a CSV file by images, all as texts: leading zeros count.
 
     An image's row is the one whose entry has the longest end in common with its path, with or without the ending of its

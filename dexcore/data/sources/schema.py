@@ -121,19 +121,21 @@ def _modalities(value: Any) -> tuple[Modality, ...]:
     return tuple(one for one in found if one is not None)
 
 
-def _group(value: Any) -> Any:
+def group_value(value: Any) -> Any:
+    """What tells the group of an image: a level's name, an expression, a column, or an array (`Recipe.group`)."""
     if not isinstance(value, Fields):
         return one_of(*GROUPS)(value)
     keys = dict(value.pairs)
     if "path" in keys:
         value.only("path")
-        return _pattern(value, "path")
+        return pattern_value(value, "path")
     if "array" in keys:
-        return InFile(value.only("array", "match")["array"], _pattern(value, "match"))
-    return _column(value.only("csv", "file", "column"))
+        return InFile(value.only("array", "match")["array"], pattern_value(value, "match"))
+    return column_value(value.only("csv", "file", "column"))
 
 
-def _pattern(fields: Fields, key: str) -> re.Pattern[str]:
+def pattern_value(fields: Fields, key: str) -> re.Pattern[str]:
+    """The regular expression of a key."""
     try:
         return re.compile(fields.parse(key, text_value))
     except re.error as error:
@@ -156,10 +158,11 @@ def _split(value: Any) -> Any:
         return value.parse("heldout", glob_values)
     values = found["heldout"] if isinstance(found["heldout"], list) else [found["heldout"]]
     rest = Fields(value.path, value.inside, [pair for pair in value.pairs if pair[0] != "heldout"], value.lines)
-    return _column(rest.only("csv", "file", "column")), frozenset(map(str, values))
+    return column_value(rest.only("csv", "file", "column")), frozenset(map(str, values))
 
 
-def _column(values: dict[str, Any]) -> Column:
+def column_value(values: dict[str, Any]) -> Column:
+    """The column that ``csv``, ``file`` and ``column`` name."""
     return Column(Path(values["csv"]), values["file"], values["column"])
 
 
@@ -185,7 +188,7 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "anatomy": name_value,
     "take": glob_values,
     "leave": glob_values,
-    "group": _group,
+    "group": group_value,
     "cohort": name_value,
     "split": _split,
     "units": one_of("HU", "SUV"),

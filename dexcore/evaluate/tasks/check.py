@@ -103,7 +103,7 @@ class _Read:
             try:
                 task.image(row)
                 self.sound.append(row)
-                plane = read_plane(task.spec.root, row.image).pixels
+                plane = read_plane(task.spec.located(row.image)).pixels
                 if plane.min() < plane.max():
                     shape = repr((plane.shape, plane.dtype.str)).encode()
                     self.pixels[hashlib.sha256(shape + np.ascontiguousarray(plane).tobytes()).digest()].append(row)
@@ -126,7 +126,7 @@ class _Read:
                 continue
             compared.add(pair)
             try:
-                problem = geometry_problem(task.spec.root, row.image, mask)
+                problem = geometry_problem(*map(task.spec.located, (row.image, mask)))
             except (PixelsError, OSError, ValueError):
                 continue  # said when the mask is read
             if problem:

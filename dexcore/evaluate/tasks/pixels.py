@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from dexcore.data.assemble.intensity import UnitsError, method_for
+from dexcore.data.assemble.read import planes
 from dexcore.data.assemble.slices import plane_spacing, slices
 from dexcore.data.modality import Modality
 from dexcore.data.normalize import Levels, limits, window
@@ -55,13 +56,13 @@ class Plane:
     spacing: tuple[float, float] | None
 
 
-def read_plane(root: Path, path: str) -> Plane:
-    """Read one image.
+def read_plane(path: str) -> Plane:
+    """Read one image; its path may end in its place in the file (`places`).
 
     Raises:
         PixelsError: the file is missing or cannot be read, or holds no such place, or several without a place.
     """
-    file, inside, index = located(root, path)
+    file, inside, index = located(path)
     opened = _open(file, inside if inside not in (None, *AXES) else None, index)
     scan = opened.scan
     if scan.layout == "volume":
@@ -80,6 +81,16 @@ def read_plane(root: Path, path: str) -> Plane:
         image = image[..., 0]  # gray, in three channels
     spacing = (scan.spacing[0], scan.spacing[1]) if scan.spacing else None
     return Plane(opened, image, spacing)
+
+
+def places_in(path: Path, axis: int | None = None) -> list[tuple[str, tuple[float, float] | None]]:
+    """The places of all images in a file ("" where it is one), and mm between the rows and columns of each.
+
+    Raises:
+        PixelsError: it cannot be read.
+    """
+    scan = _open(path, None, None).scan
+    return [(place, spacing) for place, _, spacing in planes(scan, None if axis is None else (axis,))]
 
 
 def _slice(opened: Opened, inside: str | None, index: int | None) -> Plane:
@@ -128,7 +139,7 @@ def _array(file: Path, size: int, changed: int, name: str) -> np.ndarray:
         return arrays[name]
 
 
-def read_labels(root: Path, path: str) -> np.ndarray:
+def read_labels(path: str) -> np.ndarray:
     """The values of a mask as they are stored: whole numbers [height, width], or colours uint8 [height, width, 3].
 
     Of a PNG with a palette these are the palette's indices. Floats that are whole numbers are taken as such.
@@ -136,9 +147,9 @@ def read_labels(root: Path, path: str) -> np.ndarray:
     Raises:
         PixelsError: as `read_plane`, or the values are no whole numbers from 0.
     """
-    file, inside, index = located(root, path)
+    file, inside, index = located(path)
     indices = _palette_indices(file) if inside is None and index is None else None
-    values = read_plane(root, path).pixels if indices is None else indices
+    values = read_plane(path).pixels if indices is None else indices
     if values.dtype.kind == "f":
         whole = values.astype(np.int64)
         if not (whole == values).all():
@@ -164,12 +175,12 @@ def _palette_indices(file: Path) -> np.ndarray | None:
         raise PixelsError(str(error)) from error
 
 
-def geometry_problem(root: Path, image: str, mask: str) -> str:
+def geometry_problem(image: str, mask: str) -> str:
     """What of a mask's place in space is not the image's; empty where they agree, or nobody states it.
 
     Of two NIfTI files the affines are compared, to a thousandth of a voxel's size; of others the spacing.
     """
-    one, two = (located(root, path)[0] for path in (image, mask))
+    one, two = (located(path)[0] for path in (image, mask))
     if file_kind(one) is Kind.NIFTI and file_kind(two) is Kind.NIFTI:
         nibabel = require("nibabel", "data")
         with unreadable(two):
@@ -179,7 +190,7 @@ def geometry_problem(root: Path, image: str, mask: str) -> str:
             worst = np.abs(affines[0] - affines[1]).max()
             return f"{two}: its affine is not that of {one}, they differ by up to {worst:.4g}"
         return ""
-    here, there = (read_plane(root, path).spacing for path in (image, mask))
+    here, there = (read_plane(path).spacing for path in (image, mask))
     if here and there and not np.allclose(here, there, rtol=1e-3):
         return f"{two}: its spacing is {there}, that of {one} is {here}"
     return ""

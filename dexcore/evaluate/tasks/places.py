@@ -30,10 +30,9 @@ def slice_of(path: str) -> tuple[str | None, int | None]:
     return (file, index) if inside in AXES or (inside is None and index is not None) else (None, None)
 
 
-def located(root: Path, path: str) -> tuple[Path, str | None, int | None]:
-    """As `parted`, below a root; a file whose own name ends in "#3" is taken as it is."""
-    whole = root / path
-    if "#" in path and whole.is_file():
-        return whole, None, None
+def located(path: str) -> tuple[Path, str | None, int | None]:
+    """As `parted`, of a path on this machine; a file whose own name ends in "#3" is taken as it is."""
+    if "#" in path and Path(path).is_file():
+        return Path(path), None, None
     file, inside, index = parted(path)
-    return root / file, inside, index
+    return Path(file), inside, index

@@ -8,6 +8,7 @@
     classes: {0: background, 1: nerve}    # or a list of names; whole numbers from 0
     ignore: 255                  # value of the pixels that do not count
     mask_values: {0: 0, 255: 1}  # what masks hold -> class; ranges ("1-255": 1), colours ("#ff0000": 1), to "ignore"
+    regions: {core: [2, 3]}      # of multilabel_segmentation: channels as unions of the values of one mask
     normalization: div255        # a name of dexcore.data.normalize; default: by modality, as a store is built
     units: HU                    # HU or SUV, of files that do not say it
     range: [0, 4095]             # declared input range: the values of black and white; others are refused
@@ -93,6 +94,7 @@ class Spec:
         modality: None where the table's column says it.
         classes: their names, by index; of a multilabel_segmentation the names of the channels.
         mask_values: None where masks hold the indices of classes.
+        regions: of each channel, the values of the one mask that make it up.
         split: None where the table's column says it.
         range: the values of black and white.
     """
@@ -106,6 +108,7 @@ class Spec:
     modality: Modality | None = None
     ignore: int | None = None
     mask_values: MaskValues | None = None
+    regions: tuple[tuple[int, ...], ...] = ()
     normalization: str | None = None
     units: Units | None = None
     range: tuple[float, float] | None = None
@@ -116,6 +119,10 @@ class Spec:
     positive: str | None = None
     cases: Literal["known", "unknown"] = "known"
     about: str = ""
+
+    def located(self, path: str) -> str:
+        """Where a path of the table lies: below the root, or, where it begins with "./", beside this YAML."""
+        return str((self.path.parent if path.startswith("./") else self.root) / path)
 
     @property
     def is_segmentation(self) -> bool:
@@ -133,12 +140,18 @@ def load_spec(path: str | os.PathLike[str]) -> Spec:
     path = Path(path)
     try:
         fields = Fields.read(path)
-        return _spec(path, fields, fields.parse_all(_PARSERS))
+        return _spec(path, fields, fields.parse_all(SPEC_PARSERS))
     except RecipeError as error:
         raise TaskError(str(error)) from error
 
 
 def _spec(path: Path, fields: Fields, found: dict[str, Any]) -> Spec:
+    if "regions" in found:
+        if found.setdefault("classes", tuple(found["regions"])) != tuple(found["regions"]):
+            raise fields.error("classes", f"are not the regions, expected {', '.join(found['regions'])}")
+        if found.get("kind") != "multilabel_segmentation" or "mask_values" in found:
+            raise fields.error("regions", "is for the kind multilabel_segmentation, and stands without mask_values")
+        found["regions"] = tuple(found["regions"].values())
     for key in ("modality", "kind", "classes"):
         if key not in found:
             raise RecipeError(f"{path}: lacks {key}: a task says its modality, its kind and its classes")
@@ -213,6 +226,17 @@ def _mask_values(value: Any, classes: tuple[str, ...], ignore: int | None) -> Ma
     return MaskValues(tuple(ranges), colours)
 
 
+def _regions(value: Any) -> dict[str, tuple[int, ...]]:
+    if not isinstance(value, Fields) or not value.pairs:
+        raise ValueError(f"is {value!r}, expected {{whole: [1, 2, 3], core: [2, 3]}}")
+
+    def values(found: Any) -> tuple[int, ...]:
+        numbers = found if isinstance(found, list) else [found]
+        return tuple(whole_number(1)(number) for number in numbers)
+
+    return {name: value.parse(name, values) for name, _ in value.pairs}
+
+
 def _class_index(value: Any, classes: tuple[str, ...], ignore: int | None) -> int:
     if value == "ignore" or (ignore is not None and value == ignore):
         if ignore is None:
@@ -245,7 +269,8 @@ def _range(value: Any) -> tuple[float, float]:
     return float(numbers[0]), float(numbers[1])
 
 
-def _split(value: Any) -> Any:
+def split_value(value: Any) -> Any:
+    """ "column", or the split that is drawn."""
     if not isinstance(value, Fields):
         return one_of(COLUMN)(value)
     parsers: dict[str, Callable[[Any], Any]] = {
@@ -270,7 +295,8 @@ def _any(value: Any) -> Any:
     return value  # parsed when the classes are known
 
 
-_PARSERS: dict[str, Callable[[Any], Any]] = {
+# By key; classes must be known before mask_values are parsed.
+SPEC_PARSERS: dict[str, Callable[[Any], Any]] = {
     "name": name_value,
     "modality": _modality,
     "kind": one_of(*KINDS),
@@ -279,10 +305,11 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "classes": _classes,
     "ignore": whole_number(1),
     "mask_values": _any,
+    "regions": _regions,
     "normalization": one_of(*NORMALIZATIONS),
     "units": one_of("HU", "SUV"),
     "range": _range,
-    "split": _split,
+    "split": split_value,
     "metric": text_value,
     "empty": one_of("nnunet", "kaggle"),
     "unit": one_of("case", "volume", "image"),

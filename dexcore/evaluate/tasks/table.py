@@ -1,7 +1,7 @@
 """The table of a task: CSV or Parquet, a row an image.
 
-    image        path below the task's root; one of several in a file as "scan.nii.gz#axial=12", "clip.tif#3",
-                 "breastmnist.npz#train_images=12"
+    image        path below the task's root, or, as "./a.png", beside the YAML; one of several in a file as
+                 "scan.nii.gz#axial=12", "clip.tif#3", "breastmnist.npz#train_images=12"
     label        a class's name or index; of several classes names with ";" between them
     mask         path of the mask, written as the image's; of several channels columns mask_NAME, empty where absent
     split        train, val or test

@@ -25,7 +25,7 @@ from dexcore.evaluate.tasks.table import MASK, Cells, Row, make_row, needed, rea
 SplitName = Literal["train", "val", "test"]
 # What of the YAML decides a number; paths, names and notes do not.
 _RULES = (
-    *("kind", "classes", "ignore", "mask_values", "normalization", "units", "range"),
+    *("kind", "classes", "ignore", "mask_values", "regions", "normalization", "units", "range"),
     *("metric", "empty", "unit", "positive", "cases"),
 )
 
@@ -94,7 +94,9 @@ class _Labels:
                 mask = self._read_mask(path, len(self.spec.classes), self.spec.ignore)
                 self._check_shape(row, path, mask)
                 return mask
-            height, width = read_plane(self.spec.root, row.image).pixels.shape[:2]
+            if self.spec.regions:
+                return self._regions(row)
+            height, width = read_plane(self.spec.located(row.image)).pixels.shape[:2]
             channels = np.zeros((len(self.spec.classes), height, width), bool)
             for number, path in enumerate(self.mask_paths(row)):
                 if path:
@@ -108,21 +110,32 @@ class _Labels:
     def mask_paths(self, row: Row) -> tuple[str, ...]:
         """Where the masks of a row lie, one, or one a channel; empty where a channel is absent."""
         self._allow(row)
-        if self.spec.kind == "segmentation":
+        if self.spec.kind == "segmentation" or self.spec.regions:
             return (self._cell(row, "mask"),)
         return tuple(self._cell(row, f"{MASK}{name}") for name in self.spec.classes)
 
+    def _regions(self, row: Row) -> np.ndarray:
+        path = needed(self.spec, self._cells[row.image], "mask", row.line)
+        values = read_labels(self.spec.located(path))
+        known = {value for region in self.spec.regions for value in region}
+        unknown = set(np.unique(values).tolist()) - known - {0}
+        if unknown:
+            expected = ", ".join(map(str, [0, *sorted(known)]))
+            raise PixelsError(f"{self.spec.located(path)}: holds the value {min(unknown)}, expected {expected}")
+        self._check_shape(row, path, values)
+        return np.stack([np.isin(values, region) for region in self.spec.regions])
+
     def _read_mask(self, path: str, classes: int, ignore: int | None) -> np.ndarray:
-        values = read_labels(self.spec.root, path)
+        values = read_labels(self.spec.located(path))
         try:
             return to_classes(values, self.spec.mask_values, classes, ignore)
         except PixelsError as error:
-            raise PixelsError(f"{self.spec.root / path}: {error}") from error
+            raise PixelsError(f"{self.spec.located(path)}: {error}") from error
 
     def _check_shape(self, row: Row, path: str, mask: np.ndarray) -> None:
-        shape = read_plane(self.spec.root, row.image).pixels.shape[:2]
+        shape = read_plane(self.spec.located(row.image)).pixels.shape[:2]
         if mask.shape != shape:
-            raise PixelsError(f"{self.spec.root / path}: has shape {mask.shape}, the image {row.image} has {shape}")
+            raise PixelsError(f"{self.spec.located(path)}: has shape {mask.shape}, the image {row.image} has {shape}")
 
     def _cell(self, row: Row, column: str) -> str:
         cells = self._cells[row.image]
@@ -227,7 +240,7 @@ class Task(_Labels):
     def _normalised(self, row: Row) -> tuple[np.ndarray, str]:
         spec = self.spec
         try:
-            plane = read_plane(spec.root, row.image)
+            plane = read_plane(spec.located(row.image))
             return normalised(plane, row.modality, spec.normalization, spec.units, spec.range)
         except PixelsError as error:
             raise row_error(spec, row.line, str(error)) from error
@@ -235,7 +248,7 @@ class Task(_Labels):
     def spacing(self, row: Row) -> tuple[float, float] | None:
         """mm between rows and between columns: the table's, else the file's; None where nobody says it."""
         try:
-            return row.spacing or read_plane(self.spec.root, row.image).spacing
+            return row.spacing or read_plane(self.spec.located(row.image)).spacing
         except PixelsError as error:
             raise row_error(self.spec, row.line, str(error)) from error
 

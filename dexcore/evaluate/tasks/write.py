@@ -13,35 +13,43 @@ from dexcore.files import write_whole
 
 
 def write_task(
-    out: str | os.PathLike[str], name: str, rows: Sequence[Mapping[str, Any]], *, root: Path | None = None, **keys: Any
+    out: str | os.PathLike[str],
+    name: str,
+    rows: Sequence[Mapping[str, Any]] | None,
+    *,
+    root: Path | None = None,
+    **keys: Any,
 ) -> Task:
     """Write ``OUT/NAME.yaml`` and ``OUT/NAME.csv``, and open the task.
 
     Args:
         out: the folder; made if it is not there.
         name: of the task.
-        rows: of the table, all with the same columns.
+        rows: of the table, with the columns that any of them has a value in; None: ``table`` in ``keys`` names one that
+            lies there already.
         root: where the images' paths begin; None: at ``out``.
-        keys: of the YAML; ``table`` names a table that another task of the folder has written already.
+        keys: of the YAML; those that are None are left out.
 
     Raises:
         TaskError: there is no row, or the task is not sound.
         OSError: a file cannot be written.
     """
     out = Path(out)
-    if not rows:
+    if rows is not None and not rows:
         raise TaskError(f"task {name}: no image was found")
     out.mkdir(parents=True, exist_ok=True)
     table = keys.pop("table", f"{name}.csv")
-    said = {"name": name, "table": table} | ({"root": str(root.resolve())} if root is not None else {}) | keys
+    said = {"name": name, "table": table} | ({"root": str(root.resolve())} if root is not None else {})
+    said |= {key: value for key, value in keys.items() if value is not None}
     text = require("yaml", "train").safe_dump(said, sort_keys=False, allow_unicode=True, width=110)
     path = out / f"{name}.yaml"
-    write_table(out / table, rows)
+    if rows is not None:
+        write_table(out / table, _all_columns(rows))
     write_whole(path, text.encode())
     return Task.open(path)
 
 
-def all_columns(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def _all_columns(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The same rows, each with the columns of all; columns without a value in any row go."""
     columns = dict.fromkeys(name for row in rows for name in row)
     held = [name for name in columns if any(row.get(name) not in (None, "") for row in rows)]
