@@ -1,0 +1,275 @@
+"""Several models on several tasks: the table, its mean and mean rank, and who wins.
+
+Axes: m models, t tasks, d draws.
+"""
+
+import os
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dexcore.evaluate.scores.compare import Comparison, ComparisonError, adjusted, check_alike, common_cases, compare
+from dexcore.evaluate.scores.score import Scores
+from dexcore.evaluate.scores.seeds import check_seeds
+from dexcore.measures.bootstrap import DRAWS, Estimate, drawn_numbers, estimate, two_level
+
+PUBLISHED = "DEX as published: 78.4, a mean over 26 tasks (other splits, other code; not comparable)"
+
+
+@dataclass(frozen=True)
+class TaskRow:
+    """One task of a table.
+
+    Attributes:
+        task, metric: what was measured.
+        cases: that all models have.
+        numbers: by model, over its seeds; a model that did not do the task is absent.
+        ranks: by model; 1 is the best, equal ones share theirs.
+        against: by model, its comparison with the one that all are compared with.
+    """
+
+    task: str
+    metric: str
+    cases: int
+    numbers: Mapping[str, Estimate]
+    ranks: Mapping[str, float]
+    against: Mapping[str, Comparison]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Models on tasks.
+
+    Attributes:
+        models: their names.
+        against: the model that the others are compared with.
+        rows: the tasks.
+        mean: by model, over the tasks that all have done; drawn are cases and seeds, the tasks are these.
+        mean_of_other_tasks: the same, tasks drawn too: what other tasks of their kind would do.
+        rank: by model, the mean over the same tasks.
+        flags: what a reader must know.
+    """
+
+    models: tuple[str, ...]
+    against: str
+    rows: tuple[TaskRow, ...]
+    mean: Mapping[str, Estimate]
+    mean_of_other_tasks: Mapping[str, Estimate]
+    rank: Mapping[str, float]
+    flags: tuple[str, ...]
+
+    def outcomes(self, model: str) -> tuple[int, int, int]:
+        """Wins, ties and losses of a model against the one that all are compared with."""
+        verdicts = [row.against[model].verdict for row in self.rows if model in row.against]
+        return verdicts.count("a"), verdicts.count("tie"), verdicts.count("b")
+
+    def lines(self) -> list[str]:
+        """The table in Markdown."""
+        head = ["task", "metric", "cases", *self.models]
+        body = [
+            [row.task, row.metric, str(row.cases), *(_cell(row, model) for model in self.models)] for row in self.rows
+        ]
+        body.append(["mean", "", "", *(str(self.mean[model]) if self.mean else "" for model in self.models)])
+        others = self.mean_of_other_tasks
+        body.append(["mean, other tasks", "", "", *(str(others[m]) if others else "" for m in self.models)])
+        body.append(["mean rank", "", "", *(f"{self.rank[m]:.2f}" if self.rank else "" for m in self.models)])
+        told = [" / ".join(map(str, self.outcomes(model))) if model != self.against else "" for model in self.models]
+        body.append([f"win / tie / loss against {self.against}", "", "", *told])
+        rows = [head, ["---"] * len(head), *body]
+        notes = [f"- {flag}" for flag in (*self.flags, PUBLISHED)]
+        return [*(f"| {' | '.join(cells)} |" for cells in rows), "", *notes]
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it."""
+        return {
+            "models": list(self.models),
+            "against": self.against,
+            "tasks": [
+                {
+                    **{name: getattr(row, name) for name in ("task", "metric", "cases")},
+                    "numbers": _plain(row.numbers),
+                    "ranks": dict(row.ranks),
+                    "against": {model: one.as_json() for model, one in row.against.items()},
+                }
+                for row in self.rows
+            ],
+            "mean": _plain(self.mean),
+            "mean_of_other_tasks": _plain(self.mean_of_other_tasks),
+            "rank": dict(self.rank),
+            "flags": list(self.flags),
+            "published": PUBLISHED,
+        }
+
+
+def _plain(numbers: Mapping[str, Estimate]) -> dict[str, Any]:
+    return {
+        model: {name: None if np.isnan(value) else value for name, value in vars(number).items()}
+        for model, number in numbers.items()
+    }
+
+
+def _cell(row: TaskRow, model: str) -> str:
+    if model not in row.numbers:
+        return "-"
+    mark = {"a": " +", "b": " -", "tie": ""}[row.against[model].verdict] if model in row.against else ""
+    return f"{row.numbers[model]}{mark}"
+
+
+def table(
+    scores: Sequence[Scores],
+    against: str | None = None,
+    clusters: Sequence[Sequence[str]] = (),
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> Table:
+    """Put models on tasks; scores with the same task and model are seeds of one training.
+
+    Args:
+        scores: of several models.
+        against: the model that the others are compared with; default: the first.
+        clusters: tasks that are one where tasks are drawn, since their images are the same.
+
+    Raises:
+        ComparisonError: scores of a task are of several states of it, a model's seeds are not apart, or there is no
+            such model or task.
+    """
+    if not scores:
+        raise ComparisonError("table: there are no scores")
+    by_task: dict[str, dict[str, list[Scores]]] = {}
+    for one in scores:
+        by_task.setdefault(one.task, {}).setdefault(one.model, []).append(one)
+    models = tuple(dict.fromkeys(one.model for one in scores))
+    against = models[0] if against is None else against
+    if against not in models:
+        raise ComparisonError(f"against: no model {against!r}, expected one of {', '.join(models)}")
+    rows, drawn = [], {}
+    for number, (task, of_models) in enumerate(by_task.items()):
+        row, drawn[task] = _row(task, of_models, against, draws, seed + number)
+        rows.append(row)
+    rows = _adjusted(rows)
+    whole = [row for row in rows if len(row.numbers) == len(models)]
+    flags = _flags(rows, whole, scores)
+    mean, others, rank = {}, {}, {}
+    if whole:
+        weight_dt = _drawn_tasks([row.task for row in whole], clusters, by_task, draws, seed)
+        for model in models:
+            value = float(np.mean([row.numbers[model].value for row in whole]))
+            drawn_dt = np.stack([drawn[row.task][model] for row in whole], axis=1)
+            of_other = (weight_dt[: len(drawn_dt)] * drawn_dt).sum(axis=1) / weight_dt[: len(drawn_dt)].sum(axis=1)
+            mean[model] = estimate(value, drawn_dt.mean(axis=1), len(whole))
+            others[model] = estimate(value, of_other, len(whole))
+            rank[model] = float(np.mean([row.ranks[model] for row in whole]))
+    return Table(models, against, tuple(rows), mean, others, rank, flags)
+
+
+def _row(
+    task: str, of_models: Mapping[str, list[Scores]], against: str, draws: int, seed: int
+) -> tuple[TaskRow, dict[str, np.ndarray]]:
+    """A task's row, and the draws of each model's number: the same cases for all."""
+    every = [one for of_model in of_models.values() for one in of_model]
+    metric = every[0].metric
+    check_alike(every, metric)
+    cases, _ = common_cases(every)
+    numbers, drawn = {}, {}
+    for model, of_model in of_models.items():
+        if len(of_model) > 1:
+            check_seeds(of_model)
+        made_of = [one.made_of.restrict(cases) for one in of_model]
+        statistics = [one.statistics()[metric] for one in made_of]
+        values, drawn_ds = drawn_numbers(statistics, made_of[0].strata(metric), draws, seed)
+        # One case cannot be drawn otherwise: the mean over tasks has no interval then.
+        drawn[model] = two_level(drawn_ds, seed) if len(drawn_ds) else np.full(draws, np.nan)
+        numbers[model] = estimate(float(values.mean()), drawn[model], len(cases))
+    value = {model: number.value for model, number in numbers.items()}
+    ranks = {
+        model: 1 + sum(other > own for other in value.values()) + 0.5 * (sum(o == own for o in value.values()) - 1)
+        for model, own in value.items()
+    }
+    compared = {
+        model: compare(of_model, of_models[against], draws=draws, seed=seed)
+        for model, of_model in of_models.items()
+        if model != against and against in of_models
+    }
+    return TaskRow(task, metric, len(cases), numbers, ranks, compared), drawn
+
+
+def _adjusted(rows: list[TaskRow]) -> list[TaskRow]:
+    """Holm's method over the tasks, for each model."""
+    by_model: defaultdict[str, list[Comparison]] = defaultdict(list)
+    for row in rows:
+        for model, one in row.against.items():
+            by_model[model].append(one)
+    of = {model: {one.task: one for one in adjusted(found)} for model, found in by_model.items()}
+    return [TaskRow(**{**vars(row), "against": {model: of[model][row.task] for model in row.against}}) for row in rows]
+
+
+def _drawn_tasks(
+    tasks: list[str], clusters: Sequence[Sequence[str]], known: Mapping[str, Any], draws: int, seed: int
+) -> np.ndarray:
+    """How often each task is drawn, float64 [d, t]: those of a cluster together."""
+    cluster_of = {task: task for task in tasks}
+    for cluster in clusters:
+        for task in cluster:
+            if task not in known:
+                raise ComparisonError(f"clusters: no task {task!r}, expected of {', '.join(known)}")
+            cluster_of[task] = cluster[0]
+    names = sorted({cluster_of[task] for task in tasks})
+    chosen = np.random.default_rng([seed, 2]).integers(0, len(names), (draws, len(names)))
+    count = np.stack([(chosen == number).sum(axis=1) for number in range(len(names))], axis=1)
+    return count[:, [names.index(cluster_of[task]) for task in tasks]].astype(np.float64)
+
+
+def _flags(rows: list[TaskRow], whole: list[TaskRow], scores: Sequence[Scores]) -> tuple[str, ...]:
+    flags = []
+    if len(whole) < len(rows):
+        left_out = ", ".join(row.task for row in rows if row not in whole)
+        flags.append(f"the means leave out what not all models have done: {left_out}")
+    metrics = sorted({row.metric for row in whole})
+    if len(metrics) > 1:
+        flags.append(f"the mean mixes {' and '.join(metrics)}")
+    for row in rows:
+        told = [flag for one in scores if one.task == row.task for flag in one.flags]
+        flags += [f"{row.task}: {flag}" for flag in dict.fromkeys(told)]
+    return tuple(flags)
+
+
+def load_scores(path: str | os.PathLike[str]) -> list[Scores]:
+    """All scores in a folder and below it.
+
+    Raises:
+        FileNotFoundError: there are none.
+    """
+    path = Path(path)
+    files = sorted(path.rglob("scores.npz")) if path.is_dir() else [path]
+    if not files:
+        raise FileNotFoundError(f"{path}: holds no scores.npz, which `dexcore eval score` writes")
+    return [Scores.load(file) for file in files]
+
+
+def compare_tasks(a: Sequence[Scores], b: Sequence[Scores], metric: str | None = None) -> list[Comparison]:
+    """Compare one model with another on every task that both have, adjusted for all of them.
+
+    Raises:
+        ComparisonError: they share no task, or a side holds several models.
+    """
+    sides = []
+    for name, scores in (("a", a), ("b", b)):
+        models = sorted({one.model for one in scores})
+        if len(models) > 1:
+            raise ComparisonError(f"{name}: holds several models, {', '.join(models)}; expected one")
+        of_task: defaultdict[str, list[Scores]] = defaultdict(list)
+        for one in scores:
+            of_task[one.task].append(one)
+        for found in of_task.values():
+            if len(found) > 1:
+                check_seeds(found)
+        sides.append(of_task)
+    common = [task for task in sides[0] if task in sides[1]]
+    if not common:
+        told = " and ".join(", ".join(side) for side in sides)
+        raise ComparisonError(f"compare: no task that both have: {told}")
+    return adjusted([compare(sides[0][task], sides[1][task], metric) for task in common])

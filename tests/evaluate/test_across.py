@@ -1,0 +1,148 @@
+"""Models on tasks, and the commands that score and compare."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from made_predictions import classified, logits_of, masks_of, segmented
+
+from dexcore.cli import main
+from dexcore.evaluate.scores import score, table
+from dexcore.evaluate.scores.across import PUBLISHED, compare_tasks
+from dexcore.evaluate.scores.compare import ComparisonError
+
+DRAWS = 300
+
+
+def scores_of(folder, name, strengths, cases=40, seeds=(0,)):
+    """Scores of models of several strengths on a task of its own."""
+    random = np.random.default_rng(len(name))
+    task, labels = classified(folder / name, random.integers(0, 2, cases).tolist(), name=name)
+    found = []
+    for model, strength in strengths.items():
+        for seed in seeds:
+            noise = np.random.default_rng([seed, len(model)]).normal(size=(cases, 2))
+            whole = logits_of(task, noise + strength * np.eye(2)[labels], model=model, seed=seed)
+            found.append(score(whole, task, draws=DRAWS))
+    return found
+
+
+def test_a_table_has_means_ranks_and_who_wins(tmp_path):
+    scores = [
+        *scores_of(tmp_path, "first", {"dense": 0.5, "dex": 2.5, "random": 0.5}),
+        *scores_of(tmp_path, "another", {"dense": 0.5, "dex": 2.5, "random": 0.4}),
+    ]
+    found = table(scores, draws=DRAWS)
+    assert (found.models, found.against) == (("dense", "dex", "random"), "dense")
+    values = [[row.numbers[model].value for model in found.models] for row in found.rows]
+    assert [found.mean[model].value for model in found.models] == pytest.approx(np.mean(values, axis=0))
+    assert found.rank["dex"] == 1
+    assert sum(found.rank.values()) == pytest.approx(6)
+    assert found.outcomes("dex") == (2, 0, 0)
+    for row in found.rows:
+        assert row.numbers["dex"].low < row.numbers["dex"].value < row.numbers["dex"].high
+    wide, narrow = found.mean_of_other_tasks["dense"], found.mean["dense"]
+    assert wide.high - wide.low > narrow.high - narrow.low
+    lines = "\n".join(found.lines())
+    assert "| win / tie / loss against dense |  |  |  | 2 / 0 / 0 |" in lines
+    assert PUBLISHED in lines
+    assert json.loads(json.dumps(found.as_json()))["rank"]["dex"] == 1
+
+
+def test_equal_models_share_their_rank_and_tie(tmp_path):
+    scores = scores_of(tmp_path, "task", {"one": 2.0, "two": 2.0})
+    found = table(scores, draws=DRAWS)
+    assert found.rank == {"one": 1.5, "two": 1.5}
+    assert found.outcomes("two") == (0, 1, 0)
+
+
+def test_tasks_that_not_all_have_done_are_shown_and_stay_out_of_the_means(tmp_path):
+    scores = [*scores_of(tmp_path, "both", {"a": 1.0, "bb": 1.0}), *scores_of(tmp_path, "alone", {"a": 5.0})]
+    found = table(scores, draws=DRAWS)
+    assert found.mean["a"].value == found.rows[0].numbers["a"].value
+    assert any("leave out what not all models have done: alone" in flag for flag in found.flags)
+    assert "| alone | auroc | 40 |" in "\n".join(found.lines())
+
+
+def test_tasks_of_the_same_images_are_drawn_as_one(tmp_path):
+    scores = [one for name, strength in (("slsc-seg", 0.2), ("slsc-cls-", 4.0), ("x", 1.0)) for one in
+              scores_of(tmp_path, name, {"a": strength})]  # fmt: skip
+    apart = table(scores, draws=2000).mean_of_other_tasks["a"]
+    as_one = table(scores, clusters=[("slsc-seg", "slsc-cls-")], draws=2000).mean_of_other_tasks["a"]
+    assert as_one.value == apart.value
+    assert as_one.deviation != apart.deviation
+    with pytest.raises(ComparisonError, match="clusters: no task 'slsc'"):
+        table(scores, clusters=[("slsc", "x")], draws=DRAWS)
+
+
+def test_seeds_are_summed_up_and_apart_from_models(tmp_path):
+    scores = scores_of(tmp_path, "task", {"a": 1.0, "bb": 3.0}, seeds=(0, 1, 2))
+    found = table(scores, draws=DRAWS)
+    of_a = [one.primary.value for one in scores if one.model == "a"]
+    assert found.rows[0].numbers["a"].value == pytest.approx(np.mean(of_a))
+    assert found.rows[0].against["bb"].seeds == (3, 3)
+    with pytest.raises(ComparisonError, match="expected a different one each"):
+        table([*scores, scores[0]], draws=DRAWS)
+    with pytest.raises(ComparisonError, match="no model 'dense', expected one of a, bb"):
+        table(scores, against="dense", draws=DRAWS)
+
+
+def test_sides_with_several_models_or_no_common_task_are_not_compared(tmp_path):
+    first = scores_of(tmp_path, "first", {"a": 1.0, "bb": 3.0})
+    other = scores_of(tmp_path, "other", {"a": 1.0})
+    with pytest.raises(ComparisonError, match="a: holds several models, a, bb"):
+        compare_tasks(first, other)
+    with pytest.raises(ComparisonError, match="no task that both have: first and other"):
+        compare_tasks(first[:1], other)
+
+
+@pytest.fixture
+def predicted(tmp_path):
+    """A task, and what two models predicted of it, on disk."""
+    random = np.random.default_rng(0)
+    task, labels = classified(tmp_path / "task", random.integers(0, 2, 20).tolist())
+    for model, strength in (("good", 4.0), ("bad", 0.0)):
+        logits = random.normal(size=(20, 2)) + strength * np.eye(2)[labels]
+        logits_of(task, logits.astype(np.float16), model=model).save(tmp_path / f"{model}.parquet")
+    return tmp_path
+
+
+def test_the_commands_score_compare_and_make_a_table(predicted, capsys):
+    task = str(predicted / "task" / "made.yaml")
+    for model in ("good", "bad"):
+        out = str(predicted / "scores" / model)
+        assert main(["eval", "score", task, str(predicted / f"{model}.parquet"), "--out", out]) == 0
+        assert json.loads((predicted / "scores" / model / "scores.json").read_text())["model"] == model
+    assert "auroc" in capsys.readouterr().out
+    assert main(["eval", "compare", str(predicted / "scores" / "good"), str(predicted / "scores" / "bad")]) == 0
+    assert "good is better" in capsys.readouterr().out
+    sides = [str(predicted / "scores" / model) for model in ("bad", "good")]
+    assert main(["eval", "compare", *sides, "--metric", "accuracy", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["verdict"] == "b"
+    assert main(["eval", "table", str(predicted / "scores"), "--against", "bad"]) == 0
+    assert "| win / tie / loss against bad |" in capsys.readouterr().out
+
+
+def test_the_commands_say_in_a_line_what_is_wrong(predicted, capsys):
+    task = str(predicted / "task" / "made.yaml")
+    (predicted / "empty").mkdir()
+    assert main(["eval", "score", task, str(predicted / "empty")]) == 2
+    assert "holds no .parquet with predictions" in capsys.readouterr().err
+    assert main(["eval", "table", str(predicted / "empty")]) == 2
+    assert "holds no scores.npz" in capsys.readouterr().err
+    (predicted / "bad.parquet").write_bytes(b"PAR1")
+    assert main(["eval", "score", task, str(predicted / "bad.parquet")]) == 2
+    assert "cannot be read, expected a Parquet file" in capsys.readouterr().err
+    table_file = predicted / "task" / "made.csv"
+    table_file.write_text(table_file.read_text().replace("c0001", "c0000"))
+    assert main(["eval", "score", task, str(predicted / "good.parquet")]) == 2
+    assert "another task or another state of it" in capsys.readouterr().err
+
+
+def test_masks_are_scored_from_the_command_line(tmp_path, capsys):
+    masks = [[np.eye(4, dtype=np.uint8)], [np.ones((4, 4), np.uint8)]]
+    task = segmented(tmp_path / "task", masks)
+    masks_of(task, tmp_path / "out", [masks[0][0], masks[1][0]]).save(tmp_path / "out" / "predictions.parquet")
+    assert main(["eval", "score", str(tmp_path / "task" / "made.yaml"), str(tmp_path / "out")]) == 0
+    assert re.search(r"dice +1\.000 \[1\.000, 1\.000\]", capsys.readouterr().out)
