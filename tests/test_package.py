@@ -19,6 +19,14 @@ pytestmark = pytest.mark.xdist_group("package")  # one wheel and environment for
 
 PACKAGES_OF_EXTRAS = ("tyro", "pyarrow", "cv2", "matplotlib", "pydicom", "nibabel", "nilearn", "skimage")
 MOST_MODULES_BEYOND_TIMM = 60
+SIZES = (
+    "base_patch16_224",
+    "base_patch16_256",
+    "huge_patch14_224",
+    "large_patch16_224",
+    "small_patch16_224",
+    "tiny_patch16_224",
+)
 SAY_WHERE = "import dexcore, dexcore.kernels, dexcore.nn; print(dexcore.__file__); print(dexcore.kernels.__file__)"
 
 
@@ -167,11 +175,18 @@ def test_a_wheel_without_extras_has_the_layers_and_loads_nothing_else(bare_envir
     assert (extras, rooms) == ("[]", "[]")
 
 
-def test_importing_dexcore_brings_little_beyond_what_timm_brings(bare_environment, tmp_path):
+def test_importing_dexcore_after_timm_registers_models_and_ops_and_brings_little(bare_environment, tmp_path):
     """What takes time is modules: a clock would measure who else has the machine."""
-    code = "import sys, timm; before = set(sys.modules); import dexcore; print(*sorted(set(sys.modules) - before))"
+    code = (
+        "import sys, timm; before = set(sys.modules); import dexcore, torch; "
+        "print(*sorted(set(sys.modules) - before)); torch.ops.dexcore.expert_mlp.default; "
+        "print(*timm.list_models('dex_vit*')); dexcore.models; print(*sorted(set(sys.modules) - before))"
+    )
     command = [str(bare_environment / "python"), "-c", code]
-    told = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.split()
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    first, registered, told = (line.split() for line in done.stdout.splitlines())
+    assert registered == ["dex_vit", *(f"dex_vit_{size}" for size in SIZES)]
+    assert not any(name.startswith(("dexcore.nn", "dexcore.models")) for name in first)
     assert {name.partition(".")[0] for name in told} - sys.stdlib_module_names <= {"dexcore", "einops", "timm", "torch"}
     assert len([name for name in told if not name.startswith("dexcore.")]) < MOST_MODULES_BEYOND_TIMM
 

@@ -1,13 +1,11 @@
-"""Vision transformers with Director-Experts blocks, and their registration with timm."""
+"""Vision transformers with Director-Experts blocks."""
 
 import inspect
 from collections.abc import Sequence
 from typing import Any, Literal, Self, get_args, get_origin
 
 import torch
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import register_notrace_module
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import build_model_with_cfg
 from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_filter_fn
 from torch import nn
 
@@ -19,16 +17,11 @@ from dexcore.models.description import (
     norm_layer,
     vit_arguments,
 )
-from dexcore.models.inputs import GENERIC, adapt, carry_inputs
+from dexcore.models.inputs import adapt, carry_inputs
 from dexcore.models.pretrained import PretrainedMixin, check_fit, load_exactly
 from dexcore.nn import DEXBlock, DEXMlp
 from dexcore.nn.upcycle import per_block
 from dexcore.ops.checks import check_choice
-
-# Explicit, because timm's register_model appends each entry point to it.
-__all__ = ["DEXVisionTransformer"]
-
-register_notrace_module(DEXMlp)  # one node in what timm traces with torch.fx
 
 
 class DEXVisionTransformer(PretrainedMixin, VisionTransformer):
@@ -206,36 +199,6 @@ def build_encoder(description: dict[str, Any]) -> VisionTransformer:
 _OF_AUTOENCODER = "encoder.patch_embed.proj.weight"  # in the file of a MaskedAutoencoder
 
 
-def _cfg(**kwargs: Any) -> dict[str, Any]:
-    return {
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "pool_size": None,
-        "crop_pct": 0.9,
-        "interpolation": "bicubic",
-        "fixed_input_size": True,
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "first_conv": "patch_embed.proj",
-        "classifier": "head",
-        "license": "apache-2.0",
-        **kwargs,
-    }
-
-
-default_cfgs = generate_default_cfgs(
-    {
-        GENERIC: _cfg(),
-        "dex_vit_tiny_patch16_224": _cfg(),
-        "dex_vit_small_patch16_224": _cfg(),
-        "dex_vit_base_patch16_224": _cfg(),
-        "dex_vit_base_patch16_256": _cfg(input_size=(3, 256, 256)),
-        "dex_vit_large_patch16_224": _cfg(),
-        "dex_vit_huge_patch14_224": _cfg(),
-    }
-)
-
-
 def _fit_checkpoint(checkpoint: dict[str, Any], model: VisionTransformer) -> dict[str, Any]:
     """timm's filter of pretrained weights; a dense MLP's go into the director and into every expert.
 
@@ -265,7 +228,8 @@ def _fit_checkpoint(checkpoint: dict[str, Any], model: VisionTransformer) -> dic
     return tensors
 
 
-def _create(variant: str, pretrained: bool, architecture: dict[str, int], **kwargs: Any) -> nn.Module:
+def create_registered(variant: str, pretrained: bool, architecture: dict[str, int], **kwargs: Any) -> nn.Module:
+    """The model that timm knows by the name ``variant`` (`dexcore.registered`)."""
     if "norm_eps" in kwargs:  # a saved model's
         kwargs.setdefault("norm_layer", norm_layer(kwargs.pop("norm_eps")))
     return build_model_with_cfg(
@@ -276,51 +240,3 @@ def _create(variant: str, pretrained: bool, architecture: dict[str, int], **kwar
         feature_cfg={"out_indices": kwargs.pop("out_indices", 3), "feature_cls": "getter"},
         **{**architecture, **kwargs},
     )
-
-
-@register_model
-def dex_vit(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """DEX ViT of any size: what a saved model of another than the sizes below is to timm. Alone it is ViT-B/16."""
-    return _create(GENERIC, pretrained, {}, **kwargs)
-
-
-@register_model
-def dex_vit_tiny_patch16_224(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """DEX ViT-Ti/16."""
-    architecture = {"patch_size": 16, "embed_dim": 192, "depth": 12, "num_heads": 3}
-    return _create("dex_vit_tiny_patch16_224", pretrained, architecture, **kwargs)
-
-
-@register_model
-def dex_vit_small_patch16_224(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """DEX ViT-S/16."""
-    architecture = {"patch_size": 16, "embed_dim": 384, "depth": 12, "num_heads": 6}
-    return _create("dex_vit_small_patch16_224", pretrained, architecture, **kwargs)
-
-
-@register_model
-def dex_vit_base_patch16_224(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """DEX ViT-B/16."""
-    architecture = {"patch_size": 16, "embed_dim": 768, "depth": 12, "num_heads": 12}
-    return _create("dex_vit_base_patch16_224", pretrained, architecture, **kwargs)
-
-
-@register_model
-def dex_vit_base_patch16_256(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """DEX ViT-B/16 at 256 px: the paper's encoder."""
-    architecture = {"patch_size": 16, "embed_dim": 768, "depth": 12, "num_heads": 12}
-    return _create("dex_vit_base_patch16_256", pretrained, architecture, **kwargs)
-
-
-@register_model
-def dex_vit_large_patch16_224(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """DEX ViT-L/16."""
-    architecture = {"patch_size": 16, "embed_dim": 1024, "depth": 24, "num_heads": 16}
-    return _create("dex_vit_large_patch16_224", pretrained, architecture, **kwargs)
-
-
-@register_model
-def dex_vit_huge_patch14_224(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """DEX ViT-H/14."""
-    architecture = {"patch_size": 14, "embed_dim": 1280, "depth": 32, "num_heads": 16}
-    return _create("dex_vit_huge_patch14_224", pretrained, architecture, **kwargs)

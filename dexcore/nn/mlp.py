@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 import torch
-from timm.layers import Mlp, trunc_normal_
+from timm.layers import Mlp, register_notrace_module, trunc_normal_
 from torch import Tensor, nn
 
 from dexcore import ops
@@ -85,6 +85,7 @@ class Router(nn.Module):
         return sigma * (normal + 1 - frequency / (frequency.sum() + _FREQUENCY_EPS))
 
 
+@register_notrace_module  # one node in what timm traces with torch.fx
 class DEXMlp(nn.Module):
     """timm's ``Mlp`` as top-k of a pool of experts, chosen for the whole image, with a director.
 
