@@ -1,8 +1,8 @@
 """Shared by all tests: offline, deterministic; Triton's kernels are interpreted, but for ``-m gpu``.
 
 Where pytest-xdist is installed they run on as many workers as there are cores, at most `MOST_WORKERS`, with one thread
-each; but for single tests (``file::test``), ``-m gpu``, ``--pdb``, ``-s`` and ``--benchmark-enable``. ``-n`` says
-otherwise.
+each, and the tests of a file on one of them; but for single tests (``file::test``), ``-m gpu``, ``--pdb``, ``-s`` and
+``--benchmark-enable``. ``-n`` says otherwise.
 """
 
 import os
@@ -58,7 +58,11 @@ def pytest_cmdline_main(config):
     if not worker and getattr(options, "numprocesses", 0) is None and not options.tx and runs_many(config):
         options.numprocesses = min(cores(), MOST_WORKERS)
         if options.dist == "no":
-            options.dist = "loadgroup"
+            options.dist = "load" if is_one_file(config) else "loadfile"  # a file's tests share what is dear
+
+
+def is_one_file(config):
+    return len(config.args) == 1 and os.path.isfile(config.args[0])
 
 
 def runs_many(config):

@@ -11,8 +11,6 @@ from dexcore.cli import main
 from dexcore.data import open_mvu
 from dexcore.data.store.manifest import Manifest
 
-pytestmark = pytest.mark.xdist_group("workers")  # a build starts a server of processes
-
 
 @pytest.fixture(autouse=True)
 def _own_key(tmp_path, monkeypatch):

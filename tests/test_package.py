@@ -15,8 +15,6 @@ sys.path.append(str(ROOT / "tests" / "report"))
 
 from made_runs import make_evaluation, write_run  # noqa: E402
 
-pytestmark = pytest.mark.xdist_group("package")  # one wheel and environment for all
-
 PACKAGES_OF_EXTRAS = ("tyro", "pyarrow", "cv2", "matplotlib", "pydicom", "nibabel", "nilearn", "skimage")
 MOST_MODULES_BEYOND_TIMM = 60
 SIZES = (

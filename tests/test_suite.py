@@ -34,10 +34,17 @@ def test_on_a_gpu():
     assert not triton.knobs.runtime.interpret
 
 
+@pytest.fixture(scope="module")
+def dear():
+    open("made-in-" + os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid())), "x").close()  # fails the second time
+
+
+@pytest.mark.usefixtures("dear")
 def test_interpreted():
     assert triton.knobs.runtime.interpret
 
 
+@pytest.mark.usefixtures("dear")
 def test_processes_that_a_test_starts_have_its_threads():
     assert os.environ["OMP_NUM_THREADS"] == str(torch.get_num_threads())
 """
@@ -101,7 +108,7 @@ def test_a_test_of_a_gpu_that_would_be_interpreted_fails(suite):
     assert "the kernels would be interpreted: run the tests of a GPU alone" in done.stdout
 
 
-def test_a_plain_run_uses_the_cores_and_a_single_test_does_not(suite):
+def test_a_plain_run_uses_the_cores_one_for_each_file_and_a_single_test_does_not(suite):
     workers = min(len(os.sched_getaffinity(0)), 8)
     if workers == 1:
         pytest.skip("one core")

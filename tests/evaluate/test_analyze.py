@@ -16,8 +16,6 @@ from dexcore.nn import collapse
 from dexcore.nn.mlp import dex_layers
 from dexcore.train.loop import build_model
 
-pytestmark = pytest.mark.xdist_group("analyze")  # one analysis for all
-
 _CPU = torch.device("cpu")
 
 

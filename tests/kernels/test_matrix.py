@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.xdist_group("matrix")  # one compilation for all
-
 ROOT = Path(__file__).parents[2]
 
 CODE = """

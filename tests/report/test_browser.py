@@ -14,7 +14,6 @@ from dexcore.report import build_report
 from dexcore.report.store_page import report_store
 
 PHONE, DESK = 390, 1440
-pytestmark = pytest.mark.xdist_group("browser")  # one page for all
 
 
 @pytest.fixture(scope="module")

@@ -22,8 +22,6 @@ from dexcore.train.ranks import LostRankError, Ranks, environment_rank, join_ran
 from dexcore.train.run_folder import open_run_folder
 from dexcore.train.stop import EXIT_STOPPED, StopRequest
 
-pytestmark = pytest.mark.xdist_group("ranks")  # one run to compare with, and cores for the ranks
-
 RANK_RUN = str(Path(__file__).with_name("rank_run.py"))
 BATCH = 12
 FEW_STEPS = 12

@@ -16,7 +16,7 @@ from made_files import PYDICOM, PYDICOM_DATA, package_folder
 from dexcore.data import Modality, build_store, open_mvu
 from dexcore.data.store import check_store
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("workers")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,6 @@ from made_folders import write_picture, write_series
 from dexcore.data import build_store
 from dexcore.data.assemble.leak import find_leaks
 
-pytestmark = pytest.mark.xdist_group("workers")  # a build starts a server of processes
-
 
 @pytest.fixture(autouse=True)
 def _own_key(tmp_path, monkeypatch):

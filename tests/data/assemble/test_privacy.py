@@ -88,7 +88,6 @@ def test_nothing_of_headers_is_written_or_told(folder, tmp_path, monkeypatch, ca
     assert (tmp_path / "store" / "rejects.jsonl").stat().st_size > 0
 
 
-@pytest.mark.xdist_group("workers")
 def test_nothing_of_headers_is_told_by_the_command(folder, tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     assert main(["mvu", "build", str(folder), "--out", str(tmp_path / "store"), "--jobs", "1"]) == 0

@@ -123,7 +123,6 @@ def test_a_killed_update_leaves_the_store_that_was_there(folder, tmp_path):
     assert build(folder, tmp_path / "store").images == first.images + 1
 
 
-@pytest.mark.xdist_group("workers")
 def test_the_number_of_workers_does_not_change_the_store(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(plan, "_FILES_A_TASK", 2)
     build(folder, tmp_path / "threads")

@@ -17,8 +17,6 @@ from dexcore.data.assemble.workers import Workers, WorkersError
 
 ROOT = Path(__file__).parents[3]
 
-pytestmark = pytest.mark.xdist_group("workers")  # they share a server of processes
-
 
 def work(task, hand: Hand):
     """A task of words, in a worker: some of them end it."""

@@ -15,8 +15,6 @@ from dexcore.data.feed.dataset import open_mvu
 from dexcore.data.sources.samples import link_packages, sample_recipes
 from dexcore.extras import MissingExtraError
 
-pytestmark = pytest.mark.xdist_group("samples")  # the samples are read once
-
 _REAL = {Modality.CT, Modality.MR, Modality.XRAY, Modality.ULTRASOUND, Modality.FUNDUS, Modality.PATHOLOGY}
 
 

@@ -16,8 +16,6 @@ from sklearn.preprocessing import StandardScaler
 
 from dexcore.data import Modality, SyntheticMVU
 
-pytestmark = pytest.mark.xdist_group("synthetic labels")  # one data set for all
-
 _IMAGES = 200  # of each modality
 _TRAIN = 140  # the rest tests
 _CHANCE = 1 / 3  # of the balanced accuracy for healthy, compact, spread
