@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from runs import tiny, write_images
 
+from dexcore.report import pictures
 from dexcore.train import PretrainConfig, pretrain
 
 
@@ -13,6 +15,15 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="package", autouse=True)
+def _coarse_pictures():
+    """Else the drawing of a report takes longer than all that a run does before. tests/report looks at pictures."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pictures, "_DPI", 20)
+        patch.setattr(ConstrainedLayoutEngine, "execute", lambda *_: None)
+        yield
 
 
 @pytest.fixture(scope="package")

@@ -191,32 +191,44 @@ def test_a_full_disk_is_a_clear_error_and_loses_nothing(tmp_path, monkeypatch, f
 
 
 _SAVE_FOR_EVER = """
+import os
 import sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[2])
+sys.path.insert(0, sys.argv[1])
 from test_checkpoint import _progress, _trained
 from dexcore.train.checkpoint import save_checkpoint
-model, optimizer = _trained(1)
-for step in range(1, 10**6):
-    model[0].bias.data.fill_(step)
-    save_checkpoint(Path(sys.argv[1]), model, optimizer, _progress(step), keep=1)
-    print(step, flush=True)
+
+def save(folder):
+    print(os.getpid(), flush=True)
+    model, optimizer = _trained(1)
+    for step in range(1, 10**6):
+        model[0].bias.data.fill_(step)
+        save_checkpoint(Path(folder), model, optimizer, _progress(step), keep=1)
+        print(step, flush=True)
+
+for folder in sys.argv[2:]:
+    child = os.fork()  # the imports take longer than all the rest
+    if not child:
+        save(folder)
+    os.waitpid(child, 0)
+    print("dead", flush=True)
 """
 
 
 def test_a_kill_at_any_moment_of_saving_leaves_an_intact_checkpoint(tmp_path):
-    for attempt in range(3):
-        folder = tmp_path / str(attempt)
-        arguments = [sys.executable, "-c", _SAVE_FOR_EVER, str(folder), str(Path(__file__).parent)]
-        process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
+    folders = [tmp_path / str(attempt) for attempt in range(3)]
+    arguments = [sys.executable, "-c", _SAVE_FOR_EVER, str(Path(__file__).parent), *map(str, folders)]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        process.stdout.readline()
-        time.sleep(0.003 * attempt)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        saved = [1, *(int(line) for line in process.stdout.read().split())]
-        loaded, _, progress, said = _load(folder)
-        assert said == []
-        assert progress is not None
-        assert progress.step - saved[-1] in (0, 1)  # killed before it could say so
-        assert loaded[0].bias.tolist() == [progress.step] * 8
+        for attempt, folder in enumerate(folders):
+            saver = int(process.stdout.readline())
+            assert process.stdout.readline() == "1\n"
+            time.sleep(0.003 * attempt)
+            os.kill(saver, signal.SIGKILL)
+            saved = [1, *(int(line) for line in iter(process.stdout.readline, "dead\n"))]
+            loaded, _, progress, said = _load(folder)
+            assert said == []
+            assert progress is not None
+            assert progress.step - saved[-1] in (0, 1)  # killed before it could say so
+            assert loaded[0].bias.tolist() == [progress.step] * 8
+    assert process.returncode == 0

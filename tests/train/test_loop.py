@@ -2,6 +2,7 @@
 
 import json
 import math
+import runpy
 import shutil
 import sys
 from dataclasses import replace
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from runs import STEPS, metrics, start, state, tiny, write_images
+from runs import EXAMPLE, STEPS, flags, metrics, start, state, tiny, write_images
 
 from dexcore.data.store import Store
 from dexcore.data.store.manifest import StoreError
@@ -206,7 +207,7 @@ def test_a_run_leaves_a_model_that_loads_and_a_report(whole_run):
     assert not (out / "skipped.jsonl").read_text()
 
 
-def test_the_example_reports_its_end_and_its_errors_in_words(store, tmp_path):
+def test_the_example_reports_its_end_and_its_errors_in_words(store, tmp_path, monkeypatch, capsys):
     config = tiny(store, tmp_path / "run")
     config = replace(config, run=replace(config.run, epochs=1.2))
     process = start(config, tmp_path)
@@ -215,9 +216,11 @@ def test_the_example_reports_its_end_and_its_errors_in_words(store, tmp_path):
     assert "Share of masked-patch variance explained" in printed
     assert str(tmp_path / "run" / "report.html") in printed
     assert "step 3/3" in said
-    process = start(config, tmp_path)
-    _, said = process.communicate()
-    assert process.returncode == 2
+    monkeypatch.setattr(sys, "argv", [str(EXAMPLE), *flags(config, tmp_path)])
+    with pytest.raises(SystemExit) as left:
+        runpy.run_path(str(EXAMPLE), run_name="__main__")
+    assert left.value.code == 2
+    said = capsys.readouterr().err
     assert said.startswith("error: out: ")
     assert "Traceback" not in said
 
