@@ -27,7 +27,7 @@ from bench.contenders import WrongResultError
 from bench.timing import machine, status_mib
 from bench.volumes import KINDS, Shape, planes, write
 from dexcore.data import build_store, open_mvu
-from dexcore.data.assemble.workers import main_hidden, worker_pool
+from dexcore.data.assemble.processes import WorkerProcesses
 from dexcore.data.normalize import normalize
 
 A_WORKER, GROWTH = 1024.0, 1.1  # the goals: MiB, and times
@@ -78,7 +78,7 @@ def _volumes(options: Options) -> list[Line]:
     print(table_row("", "idle MiB", "above", "seconds"))
     lines = []
     for kind in KINDS:
-        with tempfile.TemporaryDirectory() as folder, worker_pool(1) as pool:
+        with tempfile.TemporaryDirectory() as folder, WorkerProcesses(1) as pool:
             worker, idle = _fresh(pool)
             began = time.perf_counter()
             images = len(open_mvu(_build(kind, shape, Path(folder), pool)))
@@ -93,10 +93,9 @@ def _volumes(options: Options) -> list[Line]:
     return lines
 
 
-def _fresh(pool: ProcessPoolExecutor) -> tuple[int, float]:
+def _fresh(pool: Executor) -> tuple[int, float]:
     """Start the one process of a pool: its number, and the MiB it holds."""
-    with main_hidden():  # which has imported PyTorch
-        worker = pool.submit(os.getpid).result()
+    worker = pool.submit(os.getpid).result()
     return worker, status_mib("VmRSS", worker)
 
 
@@ -125,7 +124,7 @@ def _draw(folder: str, images: int) -> dict[str, float]:
     (source := Path(folder) / "images").mkdir()
     recipe = f"name: SyntheticMVU\nsynthetic: {{images: {images}, size: 256}}\n"
     (source / "dataset.yaml").write_text(recipe, encoding="utf-8")
-    with worker_pool(1) as pool:
+    with WorkerProcesses(1) as pool:
         worker, idle = _fresh(pool)
         own, began = status_mib("VmRSS"), time.process_time()
         build_store(source, Path(folder) / "store", executor=pool, key=_key(Path(folder)))

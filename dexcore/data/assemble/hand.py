@@ -2,7 +2,6 @@
 
 import faulthandler
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -16,18 +15,15 @@ _FIRST_SECONDS = 25.0  # a process's first file also waits for the imports of it
 class Hand:
     """Notes the file that a task has in hand, and ends the process when it takes too long.
 
-    A task that is begun again with its old note (a cluster does so by itself when a worker dies) knows what it died of,
-    and leaves a file alone that killed it twice.
+    A task that is begun again with its old note knows what it died of, and leaves a file alone that killed it twice.
 
     Args:
         note: a file for the note; it stays when the process dies.
-        blamed: files that killed their process before, by their places in the task, with the reason.
         driver: the process that gave the task out, which is never ended.
     """
 
-    def __init__(self, note: Path | None, blamed: Mapping[int, str], driver: int) -> None:
+    def __init__(self, note: Path | None, driver: int) -> None:
         self._note = note
-        self._blamed = blamed
         self._deaths = read_deaths(note) if note is not None else []
         self._ends = os.getpid() != driver
         self._dump: IO[str] | None = None
@@ -36,8 +32,6 @@ class Hand:
 
     def take(self, index: int, size: int) -> str | None:
         """Begin a file; the reason if it is to be left alone."""
-        if index in self._blamed:
-            return self._blamed[index]
         here = [death.reason for death in self._deaths if death.index == index]
         if len(here) >= _DEATHS_TO_BLAME:
             return here[-1]

@@ -39,7 +39,7 @@ def found(root, wanted):
     result = {}
     for source in sources_by(root, walk(root).files, wanted):
         paths = [file.path for file in source.files]
-        seen = inspect((str(root), source.files), Hand(None, {}, driver=os.getpid()))
+        seen = inspect((str(root), source.files), Hand(None, driver=os.getpid()))
         items = classify(source, dict(zip(paths, seen, strict=True)), Grouping(source.recipe, None), str).items
         result[source.recipe.name] = {file.path: item.group for item in items for file in item.files}
     return result
