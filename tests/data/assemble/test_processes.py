@@ -10,8 +10,6 @@ import pytest
 
 from dexcore.data.assemble.processes import WorkerDied, WorkerProcesses
 
-pytestmark = pytest.mark.xdist_group("workers")  # they share a server of processes
-
 
 def die(_: object = None) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
