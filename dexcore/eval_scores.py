@@ -17,6 +17,9 @@ def add_score_commands(commands: Any) -> None:
     score.add_argument("--out", type=Path, metavar="DIR", help="write scores.json and scores.npz into this folder")
     score.add_argument("--split", default="test", choices=("train", "val", "test"), help="default: test")
     score.add_argument("--partial", action="store_true", help="leave out cases whose images are not all predicted")
+    score.add_argument(
+        "--tolerance", type=float, metavar="MM", help="measure outlines too: NSD with this tolerance, and HD95"
+    )
     score.set_defaults(run=_score)
     compare = commands.add_parser("compare", help="compare two models on the cases both have", description=_COMPARE)
     for name in ("a", "b"):
@@ -55,7 +58,7 @@ def _score(arguments: argparse.Namespace) -> int:
     from dexcore.evaluate.tasks import Task
 
     task, predictions = Task.open(arguments.task), Predictions.load(arguments.predictions)
-    scores = score(predictions, task, arguments.split, partial=arguments.partial)
+    scores = score(predictions, task, arguments.split, partial=arguments.partial, tolerance=arguments.tolerance)
     if arguments.out:
         scores.save(arguments.out)
     print("\n".join(scores.lines()))

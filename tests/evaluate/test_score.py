@@ -5,12 +5,15 @@ import warnings
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from made_predictions import classified, logits_of, masks_of, part, predictions, segmented
 
-from dexcore.evaluate.scores import Predictions, PredictionsError, Scores, score
+from dexcore.evaluate.scores import Predictions, PredictionsError, Scores, score, write_mask
 from dexcore.evaluate.scores.predictions import read_mask
 from dexcore.evaluate.tasks import Task
+from dexcore.measures.bootstrap import bootstrap, mean_statistic
 
 RANDOM = np.random.default_rng(0)
 DRAWS = 100
@@ -123,6 +126,43 @@ def test_the_reference_predicted_scores_one_and_ignored_pixels_do_not_count(tmp_
     assert found.primary.value == 1
 
 
+def test_outlines_are_measured_in_mm_where_that_is_asked_for(tmp_path):
+    pytest.importorskip("scipy")
+    true, moved, nothing = np.zeros((3, 20, 20), np.uint8)
+    true[4:10, 4:10] = moved[4:10, 6:12] = 1
+    task = segmented(tmp_path, [[true], [true]])
+    whole = masks_of(task, tmp_path / "out", [moved, nothing])
+    assert "nsd_2d" not in scored(whole, task).numbers
+    with pytest.raises(PredictionsError, match=r"made\.csv, line 2: no spacing is known of case00-00\.png"):
+        scored(whole, task, tolerance=1.0)
+    table = tmp_path / "made.csv"
+    header, *rows = table.read_text().splitlines()
+    table.write_text("\n".join([f"{header},spacing_y,spacing_x", *(f"{row},1,0.5" for row in rows)]))
+    task = Task.open(tmp_path / "made.yaml")
+    whole = masks_of(task, tmp_path / "out", [moved, nothing])
+    found = scored(whole, task, tolerance=1.0)
+    assert found.numbers["nsd_2d"].value == pytest.approx((1 + 0) / 2)  # two pixels of half a millimetre
+    assert found.numbers["hd95_2d"].value == pytest.approx((1 + math.hypot(20, 10)) / 2)
+    found.save(tmp_path / "scores")
+    assert_same_bits(Scores.load(tmp_path / "scores"), found)
+
+
+def test_the_best_of_many_chosen_on_val_is_at_chance_on_test_and_chosen_on_test_is_not():
+    # 52 settings that say nothing, 113 cases to choose by and 113 to score.
+    def accuracy(right):
+        return bootstrap({"a": mean_statistic(right[:, None].astype(float))}, np.zeros(len(right), int), 200)["a"]
+
+    honest = best = 0
+    for seed in range(100):
+        val, test = np.random.default_rng(seed).random((2, 52, 113)) < 0.5
+        one = accuracy(test[val.mean(axis=1).argmax()])
+        honest += one.low <= 0.5 <= one.high
+        one = accuracy(test[test.mean(axis=1).argmax()])
+        best += one.low <= 0.5 <= one.high
+    assert honest >= 90
+    assert best < 50
+
+
 def test_a_case_scores_the_mean_probability_of_its_images(tmp_path):
     task, _ = classified(tmp_path, [1, 0], images=2)
     logits = np.log([[0.2, 0.8], [0.9, 0.1], [0.6, 0.4], [0.9, 0.1]])
@@ -131,6 +171,17 @@ def test_a_case_scores_the_mean_probability_of_its_images(tmp_path):
     assert made_of.cases == ("c0000", "c0001")
     by_image, _ = classified(tmp_path / "again", [1, 0], images=2, unit="image")
     assert len(scored(logits_of(by_image, logits), by_image).made_of.probability_nc) == 4
+
+
+def test_images_weigh_in_their_cases_mean_what_the_table_says(tmp_path):
+    classified(tmp_path, [1, 0], images=2)
+    table = tmp_path / "made.csv"
+    header, first, *rows = table.read_text().splitlines()
+    table.write_text("\n".join([f"{header},weight", f"{first},3", *(f"{row},1" for row in rows)]))
+    task = Task.open(tmp_path / "made.yaml")
+    logits = np.log([[0.2, 0.8], [0.6, 0.4], [0.5, 0.5], [0.9, 0.1]])
+    made_of = scored(logits_of(task, logits), task).made_of
+    np.testing.assert_allclose(made_of.probability_nc[:, 1], [(3 * 0.8 + 0.4) / 4, 0.3])
 
 
 def test_where_the_label_is_not_the_cases_images_are_scored_and_cases_drawn(tmp_path):
@@ -296,3 +347,46 @@ def test_the_scores_of_the_test_split_are_all_that_reads_its_labels(eyes):
     assert scored(whole, task).split == "test"
     with pytest.raises(PredictionsError, match="no image of split val"):
         scored(whole, task, split="val")
+
+
+@pytest.mark.parametrize(
+    ("metadata", "told"),
+    [
+        (None, "holds no predictions: its metadata lack dexcore.predictions"),
+        (b"{", "are damaged"),
+        (b'{"version": 1}', "are damaged"),
+        (b'{"version": 2, "task": "t", "fingerprint": "", "classes": [], "kind": "logits", "model": "", "seed": 0}',
+         "is of version 2, expected 1"),
+        (b'{"version": 1, "task": "t", "fingerprint": "", "classes": [], "kind": "x", "model": "", "seed": 0}',
+         "kind is 'x', expected one of logits"),
+        (b'{"version": 1, "task": "t", "fingerprint": "", "classes": ["a"], "kind": "logits", "model": "", "seed": 0}',
+         "row 0: logits holds 2 numbers, expected 1 of 1 classes"),
+        (b'{"version": 1, "task": "t", "fingerprint": "", "classes": ["a"], "kind": "mask", "model": "", "seed": 0}',
+         "has no column mask, it has image, logits"),
+    ],
+)  # fmt: skip
+def test_a_file_that_holds_no_predictions_is_refused_by_name(tmp_path, metadata, told):
+    table = pa.table({"image": ["a.png"], "logits": pa.array([[0.5, 1.0]], pa.list_(pa.float32()))})
+    if metadata is not None:
+        table = table.replace_schema_metadata({b"dexcore.predictions": metadata})
+    pq.write_table(table, tmp_path / "file.parquet")
+    with pytest.raises(PredictionsError, match=rf"file\.parquet.*{told}"):
+        Predictions.load(tmp_path / "file.parquet")
+
+
+def test_parts_of_different_models_are_not_put_together(eyes, tmp_path):
+    _, whole = eyes
+    part(whole, [0, 1]).save(tmp_path / "a.parquet")
+    replace(part(whole, [2]), seed=7).save(tmp_path / "b.parquet")
+    with pytest.raises(PredictionsError, match=r"b\.parquet: seed is 7, that of \S*a\.parquet is None"):
+        Predictions.load(tmp_path)
+
+
+def test_channels_that_overlap_are_kept_in_the_bits_of_a_mask(tmp_path):
+    channels = RANDOM.random((9, 5, 4)) < 0.4
+    path = write_mask(tmp_path, "a.png", channels)
+    np.testing.assert_array_equal(read_mask(path, 9), channels)
+    with pytest.raises(PredictionsError, match="more than 3 channels make"):
+        read_mask(path, 3)
+    with pytest.raises(PredictionsError, match=r"the mask of a\.png: expected whole numbers"):
+        write_mask(tmp_path, "a.png", np.zeros((2, 2)))

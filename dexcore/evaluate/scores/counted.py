@@ -20,6 +20,7 @@ RULES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "false_alarm": false_alarm,
 }
 PER_SLICE = "dice_per_slice"  # secondary: slices of a volume are not independent, and most are empty
+SURFACES = ("nsd_2d", "hd95_2d")  # secondary: of outlines in the plane, an image each
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +34,7 @@ class Counted:
         unit_i: index of each image's unit.
         case_u: index of each unit's case.
         weight_u: of the unit in its case's mean.
+        surface_ic: NSD and HD95 in mm, float64 [i, c, 2]; [0, c, 2] where they were not asked for.
     """
 
     cases: tuple[str, ...]
@@ -41,6 +43,7 @@ class Counted:
     unit_i: np.ndarray
     case_u: np.ndarray
     weight_u: np.ndarray
+    surface_ic: np.ndarray
 
     @cached_property
     def counts_uc(self) -> np.ndarray:
@@ -69,10 +72,16 @@ class Counted:
         """Of the whole: the mean over cases within class, then over the classes with a case that has a score."""
         found = {rule: mean_statistic(self.of_cases(rule)) for rule in RULES}
         if self.pooled:
-            slices = dice(self.counts_ic)
-            case_i = self.case_u[self.unit_i]
-            found[PER_SLICE] = mean_statistic(self._mean(slices, case_i, np.ones(len(case_i))))
+            found[PER_SLICE] = mean_statistic(self._of_images(dice(self.counts_ic)))
+        if len(self.surface_ic):
+            for number, name in enumerate(SURFACES):
+                found[name] = mean_statistic(self._of_images(self.surface_ic[..., number]))
         return found
+
+    def _of_images(self, values_ic: np.ndarray) -> np.ndarray:
+        """The mean over each case's images, float64 [g, c]."""
+        case_i = self.case_u[self.unit_i]
+        return self._mean(values_ic, case_i, np.ones(len(case_i)))
 
     def class_statistics(self) -> dict[str, dict[str, Statistic]]:
         """The same, of each class alone."""
@@ -120,4 +129,5 @@ class Counted:
             unit_i=new_u[self.unit_i[image]],
             case_u=new_g[self.case_u[unit]],
             weight_u=self.weight_u[unit],
+            surface_ic=self.surface_ic[image] if len(self.surface_ic) else self.surface_ic,
         )

@@ -186,10 +186,16 @@ _ABOUT = ("task", "fingerprint", "classes", "kind", "model", "seed")
 def _about(file: Path, metadata: dict[bytes, bytes]) -> dict[str, Any]:
     if _METADATA not in metadata:
         raise PredictionsError(f"{file}: holds no predictions: its metadata lack {_METADATA.decode()}")
-    about = json.loads(metadata[_METADATA])
-    if about.pop("version", None) != _VERSION:
-        raise PredictionsError(f"{file}: is of another version than {_VERSION}")
-    return about | {"classes": tuple(about["classes"])}
+    try:
+        about = json.loads(metadata[_METADATA])
+        version, found = about["version"], {name: about[name] for name in _ABOUT}
+    except (ValueError, KeyError, TypeError) as error:
+        raise PredictionsError(f"{file}: its metadata {_METADATA.decode()} are damaged: {error!r}") from error
+    if version != _VERSION:
+        raise PredictionsError(f"{file}: is of version {version}, expected {_VERSION}")
+    if found["kind"] not in KINDS:
+        raise PredictionsError(f"{file}: kind is {found['kind']!r}, expected one of {', '.join(KINDS)}")
+    return found | {"classes": tuple(found["classes"])}
 
 
 def mask_name(image: str) -> str:

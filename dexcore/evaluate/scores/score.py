@@ -14,17 +14,18 @@ from typing import Any
 import numpy as np
 
 from dexcore.evaluate.scores.classified import Classified
-from dexcore.evaluate.scores.counted import PER_SLICE, Counted
+from dexcore.evaluate.scores.counted import PER_SLICE, SURFACES, Counted
 from dexcore.evaluate.scores.predictions import Predictions, PredictionsError, read_mask
 from dexcore.evaluate.tasks import Row, Task
 from dexcore.evaluate.tasks.task import SplitName
 from dexcore.files import write_whole
 from dexcore.measures.bootstrap import DRAWS, FEWEST_CASES, Estimate, Statistic, bootstrap
 from dexcore.measures.overlap import count_channels, count_classes
+from dexcore.measures.surfaces import hausdorff_95, surface_dice
 from dexcore.report.arrays import read_arrays, write_arrays
 
 PROTOCOL = 1  # grows when a number would come out otherwise
-SECONDARY = frozenset({PER_SLICE})
+SECONDARY = frozenset({PER_SLICE, *SURFACES})
 _FORMAT = 1
 _ABOUT = ("task", "fingerprint", "kind", "metric", "split", "model", "seed")
 _SUM = 1e-3  # how far from 1 probabilities may add up: what float16 loses
@@ -166,6 +167,7 @@ def score(
     draws: int = DRAWS,
     seed: int = 0,
     partial: bool = False,
+    tolerance: float | None = None,
 ) -> Scores:
     """Score predictions of a split: every image of it once, and no other.
 
@@ -176,6 +178,8 @@ def score(
         draws: resamples of an interval.
         seed: of the resamples.
         partial: whether images may be missing; cases that lack one are then left out, and a flag says so.
+        tolerance: of masks' outlines in mm: the surface Dice (NSD) and HD95 of every image are measured too, in the
+            plane. Needs masks and the spacing of every image.
 
     Raises:
         PredictionsError: they are of another task, doubled, missing, not finite, of more classes than the task has, or
@@ -187,7 +191,7 @@ def score(
     flags = _flags(task, rows, left_out)
     made_of: Counted | Classified
     if task.spec.is_segmentation:
-        made_of = _counted(predictions, task, rows, places)
+        made_of = _counted(predictions, task, rows, places, tolerance)
     else:
         made_of, told = _classified(predictions, task, rows, places)
         flags += told
@@ -329,33 +333,60 @@ def _indexed(names: list[Any]) -> tuple[list[Any], np.ndarray]:
     return different, np.array([places[name] for name in names], dtype=np.int64)
 
 
-def _counted(predictions: Predictions, task: Task, rows: list[Row], places: list[int]) -> Counted:
+def _counted(
+    predictions: Predictions, task: Task, rows: list[Row], places: list[int], tolerance: float | None
+) -> Counted:
+    first = 0 if task.kind == "multilabel_segmentation" else 1  # the background is what is left
+    surfaces = np.zeros((0, len(task.classes), 2))
     if predictions.kind == "counts":
+        if tolerance is not None:
+            raise PredictionsError(f"task {task.name}: {_file(predictions)}holds counts, outlines need masks")
         counts = np.asarray(predictions.values, dtype=np.int64)[places]
     else:
-        counts = np.stack([_count(predictions, task, row, place) for row, place in zip(rows, places, strict=True)])
-    first = 0 if task.kind == "multilabel_segmentation" else 1  # the background is what is left
+        compared = [_compare(predictions, task, row, place, tolerance) for row, place in zip(rows, places, strict=True)]
+        counts = np.stack([one for one, _ in compared])
+        if tolerance is not None:
+            surfaces = np.stack([one for _, one in compared])
     units, unit_i = _indexed([(row.case, _unit(task, row)) for row in rows])
     cases, case_u = _indexed([case for case, _ in units])
     weight = np.bincount(unit_i, [row.weight for row in rows]) / np.bincount(unit_i)
-    return Counted(tuple(cases), task.classes[first:], counts[:, first:], unit_i, case_u, weight)
+    return Counted(tuple(cases), task.classes[first:], counts[:, first:], unit_i, case_u, weight, surfaces[:, first:])
 
 
-def _count(predictions: Predictions, task: Task, row: Row, place: int) -> np.ndarray:
+def _compare(
+    predictions: Predictions, task: Task, row: Row, place: int, tolerance: float | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The counts of an image's classes [c, 5], and NSD and HD95 of each, [c, 2], where they are asked for."""
     reference = task.reference().mask(row)
     path = str(predictions.values[place])
     channels = len(task.classes) if task.kind == "multilabel_segmentation" else None
+    where = f"task {task.name}: {predictions.place[place]}: "
     try:
         predicted = read_mask(path, channels)
         if channels is not None:
-            return count_channels(reference, predicted)
-        return count_classes(reference, predicted, len(task.classes), task.spec.ignore)
+            counts = count_channels(reference, predicted)
+        else:
+            counts = count_classes(reference, predicted, len(task.classes), task.spec.ignore)
     except PredictionsError as error:
-        raise PredictionsError(f"task {task.name}: {predictions.place[place]}: {error}") from error
+        raise PredictionsError(f"{where}{error}") from error
     except ValueError as error:
+        raise PredictionsError(f"{where}{path}, of {row.image}: {error}") from error
+    if tolerance is None:
+        return counts, np.zeros((0, 2))
+    spacing = task.spacing(row)
+    if spacing is None:
         raise PredictionsError(
-            f"task {task.name}: {predictions.place[place]}: {path}, of {row.image}: {error}"
-        ) from error
+            f"task {task.name}: {task.spec.table}, line {row.line}: no spacing is known of {row.image}, "
+            "mm cannot be measured: expected spacing_y and spacing_x"
+        )
+    if channels is None:
+        counted = np.ones(reference.shape, bool) if task.spec.ignore is None else reference != task.spec.ignore
+        reference, predicted = (
+            np.stack([(mask == number) & counted for number in range(len(task.classes))])
+            for mask in (reference, predicted)
+        )
+    pairs = zip(reference, predicted, strict=True)
+    return counts, np.array([[surface_dice(*pair, spacing, tolerance), hausdorff_95(*pair, spacing)] for pair in pairs])
 
 
 def _classified(

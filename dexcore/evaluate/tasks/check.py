@@ -17,8 +17,8 @@ from dexcore.evaluate.tasks.places import file_of
 from dexcore.evaluate.tasks.spec import TaskError
 from dexcore.evaluate.tasks.table import SPLITS, Row
 from dexcore.evaluate.tasks.task import Task
+from dexcore.measures.bootstrap import FEWEST_CASES
 
-FEW_CASES = 50  # intervals of fewer test cases are wide, and too narrow all the same
 _MOST = 20  # sentences about rows; what a wrong rule makes of all rows is said once
 
 
@@ -205,8 +205,8 @@ def _notes(task: Task) -> list[str]:
     if task.spec.cases == "unknown":
         notes.append("images taken as independent: the table knows no cases, intervals are too narrow")
     cases = len({row.case for row in task.split("test")})
-    if 0 < cases < FEW_CASES:
-        notes.append(f"few cases: {cases} in test, intervals of fewer than {FEW_CASES} are not to be trusted")
+    if 0 < cases < FEWEST_CASES:
+        notes.append(f"few cases: {cases} in test, intervals of fewer than {FEWEST_CASES} are not to be trusted")
     if not task.split("val"):
         notes.append("no val split: what is chosen is chosen on folds of train")
     marked = Counter(row.seen for row in task.split("test") if row.seen)
