@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from runs import tiny, write_images
 
 from dexcore.report import pictures
@@ -22,7 +21,7 @@ def _coarse_pictures():
     """Else the drawing of a report takes longer than all that a run does before. tests/report looks at pictures."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pictures, "_DPI", 20)
-        patch.setattr(ConstrainedLayoutEngine, "execute", lambda *_: None)
+        patch.setattr("matplotlib.layout_engine.ConstrainedLayoutEngine.execute", lambda *_: None)
         yield
 
 
