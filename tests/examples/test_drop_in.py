@@ -1,6 +1,7 @@
 """The drop-in example, from the command line, in short form."""
 
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -47,7 +48,9 @@ def test_the_printout_says_what_it_does_not_show():
     assert "no evidence for or against experts" in done.stdout.splitlines()[-2]
 
 
-def test_numbers_out_of_range_are_refused():
-    done = run("--steps", "0")
-    assert done.returncode == 2
-    assert "--steps and --images must be at least 1" in done.stderr
+def test_numbers_out_of_range_are_refused(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [str(EXAMPLE), "--steps", "0"])
+    with pytest.raises(SystemExit) as left:
+        runpy.run_path(str(EXAMPLE), run_name="__main__")
+    assert left.value.code == 2
+    assert "--steps and --images must be at least 1" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """From DEX layers back to plain timm models: the directors alone, or the experts' average."""
 
+import json
 import pickle
 import subprocess
 import sys
@@ -52,59 +53,88 @@ def test_a_collapsed_model_is_plain_timm_and_equals_the_director(make):
     assert torch.equal(fresh(IMAGES), model(IMAGES))
 
 
-def test_what_timm_saves_of_a_collapsed_model_timm_alone_loads(tmp_path):
-    """A size that timm does not have, and ways in that timm would write down."""
+_OPEN = """
+import json, pickle, sys, timm, torch
+from pathlib import Path
+
+folder, threads = Path(sys.argv[1]), int(sys.argv[2])
+torch.set_num_threads(threads)  # how BLAS rounds depends on it
+found = {}
+for file in folder.glob("*.pt"):
+    images, expected = torch.load(file)
+    pickled = file.with_suffix(".pkl")
+    if pickled.exists():
+        model = pickle.loads(pickled.read_bytes())
+    else:
+        model = timm.create_model(f"local-dir:{file.with_suffix('')}", pretrained=True).eval()
+    found[file.stem] = torch.equal(model(images), expected), model.blocks[0].norm1.eps
+print(json.dumps([found, "dexcore" in sys.modules]))
+"""
+
+
+@pytest.fixture(scope="module")
+def collapsed():
+    """Collapsed models by their names, and those of them that were saved and loaded before."""
     tiny = {"depth": 1, "embed_dim": 16, "num_heads": 2}
-    models = {
+    ways_in = {  # a size that timm does not have, and what timm would write down
         "ours": timm.create_model("dex_vit_base_patch16_256", **tiny, num_experts=3, num_classes=5, align="mse"),
         "block": timm.create_model("vit_tiny_patch16_224", **TINY, block_fn=partial(DEXBlock, num_experts=3)),
         "upcycled": upcycle(timm.create_model("vit_tiny_patch16_224", **TINY), num_experts=3),
     }
-    for name, model in models.items():
-        plain = collapse(trained(model)).eval()
-        save_for_hf(plain, tmp_path / name)
-        images = torch.randn(1, 3, *model.patch_embed.img_size)
-        torch.save((images, plain(images)), tmp_path / f"{name}.pt")
-    code = (
-        "import sys, timm, torch\n"
-        f"torch.set_num_threads({torch.get_num_threads()})\n"  # how BLAS rounds depends on it
-        "for name in ('ours', 'block', 'upcycled'):\n"
-        "    model = timm.create_model(f'local-dir:{sys.argv[1]}/{name}', pretrained=True).eval()\n"
-        "    images, expected = torch.load(f'{sys.argv[1]}/{name}.pt')\n"
-        "    assert torch.equal(model(images), expected), name\n"
-        "assert 'dexcore' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+    return {name: collapse(trained(model)).eval() for name, model in ways_in.items()}
 
 
-def test_what_timm_saves_of_a_loaded_and_collapsed_model_timm_alone_loads(tmp_path):
+@pytest.fixture(scope="module")
+def loaded_and_collapsed(tmp_path_factory):
     """Of any size, of a registered one, and the encoder of an autoencoder."""
-    of_any_size = DEXVisionTransformer(**TINY, num_experts=3)
-    models = {
-        "any": of_any_size,
+    folder = tmp_path_factory.mktemp("dex")
+    saved = {
+        "any": DEXVisionTransformer(**TINY, num_experts=3),
         "registered": timm.create_model("dex_vit_tiny_patch16_224", depth=2, num_experts=3, num_classes=5),
-        "ours": timm.create_model("dex_vit_base_patch16_256", depth=1, embed_dim=16, num_heads=2, num_experts=3),
+        "loaded": timm.create_model("dex_vit_base_patch16_256", depth=1, embed_dim=16, num_heads=2, num_experts=3),
         "pooled": DEXVisionTransformer(**{**TINY, "num_classes": 0}, num_experts=3, global_pool="avg", pool="mean"),
         "autoencoder": MaskedAutoencoder(DEXVisionTransformer(**TINY, num_experts=3), 24, 1, 3),
     }
+    plain = {}
+    for name, model in saved.items():
+        trained(model).save_pretrained(folder / name)
+        plain[name] = collapse(type(model).from_pretrained(folder / name))
+    return plain | {"autoencoder": plain["autoencoder"].encoder.eval()}
+
+
+@pytest.fixture(scope="module")
+def opened_by_timm_alone(collapsed, loaded_and_collapsed, tmp_path_factory):
+    """Whether each computes the same in a process without dexcore, and the epsilon of its norms there; "pickled": not
+    by timm's file."""
+    folder = tmp_path_factory.mktemp("plain")
+    models = collapsed | loaded_and_collapsed
     for name, model in models.items():
-        trained(model).save_pretrained(tmp_path / f"{name}.dex")
-        plain = collapse(type(model).from_pretrained(tmp_path / f"{name}.dex"))
-        plain = plain.encoder.eval() if name == "autoencoder" else plain
-        save_for_hf(plain, tmp_path / name)
-        images = torch.randn(1, 3, *plain.patch_embed.img_size)
-        torch.save((images, plain(images)), tmp_path / f"{name}.pt")
-    code = (
-        "import sys, timm, torch\n"
-        f"torch.set_num_threads({torch.get_num_threads()})\n"  # how BLAS rounds depends on it
-        "for name in sys.argv[2:]:\n"
-        "    model = timm.create_model(f'local-dir:{sys.argv[1]}/{name}', pretrained=True).eval()\n"
-        "    images, expected = torch.load(f'{sys.argv[1]}/{name}.pt')\n"
-        "    assert torch.equal(model(images), expected), name\n"
-        "    assert model.blocks[0].norm1.eps == 1e-6\n"
-        "assert 'dexcore' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path), *models], check=True)
+        save_for_hf(model, folder / name)
+    model = DEXVisionTransformer(**TINY, num_experts=3)
+    model(IMAGES)
+    models["pickled"] = collapse(model)
+    (folder / "pickled.pkl").write_bytes(pickle.dumps(models["pickled"]))
+    for name, model in models.items():
+        images = torch.randn(1, 3, *model.patch_embed.img_size)
+        torch.save((images, model(images)), folder / f"{name}.pt")
+    command = [sys.executable, "-c", _OPEN, str(folder), str(torch.get_num_threads())]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found, with_dexcore = json.loads(done.stdout)
+    assert not with_dexcore
+    assert found.keys() == models.keys()
+    return found
+
+
+def test_what_timm_saves_of_a_collapsed_model_timm_alone_loads(collapsed, opened_by_timm_alone):
+    assert all(opened_by_timm_alone[name][0] for name in collapsed), opened_by_timm_alone
+
+
+def test_what_timm_saves_of_a_loaded_and_collapsed_model_timm_alone_loads(loaded_and_collapsed, opened_by_timm_alone):
+    assert all(opened_by_timm_alone[name] == [True, 1e-6] for name in loaded_and_collapsed), opened_by_timm_alone
+
+
+def test_a_collapsed_model_opens_without_dexcore(opened_by_timm_alone):
+    assert opened_by_timm_alone["pickled"][0]
 
 
 def test_a_norms_epsilon_that_timms_file_cannot_say_is_refused_and_not_lost(tmp_path):
@@ -188,17 +218,6 @@ def test_upcycling_and_collapsing_gives_the_model_back():
     again = collapse(upcycle(model)).state_dict()
     assert again.keys() == expected.keys()
     assert all(torch.equal(again[name], tensor) for name, tensor in expected.items())
-
-
-def test_a_collapsed_model_opens_without_dexcore(tmp_path):
-    model = DEXVisionTransformer(**TINY, num_experts=3)
-    model(IMAGES)
-    (tmp_path / "plain.pkl").write_bytes(pickle.dumps(collapse(model)))
-    code = (
-        "import pickle, sys, torch; m = pickle.load(open(sys.argv[1], 'rb')); "
-        "assert m(torch.randn(1, 3, 32, 32)).shape == (1, 5); assert 'dexcore' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path / "plain.pkl")], check=True)
 
 
 def test_a_masked_autoencoder_collapses_to_a_dense_one():

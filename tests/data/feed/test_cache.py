@@ -94,14 +94,17 @@ class Read(Dataset):
         return self.images.read(index).astype(np.int64).sum()
 
 
-@pytest.mark.parametrize("context", ["fork", "spawn"])
-def test_workers_read_the_same_pixels_with_a_cache_as_without(folder, context):
+@pytest.mark.parametrize(("context", "workers"), [("fork", 2), ("spawn", 1)])
+def test_workers_read_the_same_pixels_with_a_cache_as_without(folder, context, workers):
     plain = [Store(folder).image(index).astype(np.int64).sum() for index in range(30)]
     images = MVUDataset(folder, cache=1 << 20)
+    keep = context == "spawn"  # a spawned worker has a cache of its own
+    loader = DataLoader(
+        Read(images), None, num_workers=workers, multiprocessing_context=context, persistent_workers=keep
+    )
     for _ in range(2):
-        loader = DataLoader(Read(images), batch_size=None, num_workers=2, multiprocessing_context=context)
         assert [int(total) for total in loader] == plain
-    assert (images._cache.filled > 0) == (context == "fork")  # a spawned worker keeps its own
+    assert (images._cache.filled > 0) == (context == "fork")
 
 
 def test_an_image_in_the_cache_is_decoded_once(folder, monkeypatch):
