@@ -2,6 +2,7 @@ import base64
 import io
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 
 import numpy as np
@@ -263,6 +264,17 @@ def _contents(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.fixture(scope="module")
+def long_run(tmp_path_factory):
+    """Of 120 steps, with its report."""
+    folder = tmp_path_factory.mktemp("runs") / "long"
+    write_run(folder, make_evaluation(gates=gates(4)), steps=120, load=(4,), moments=range(0, 121, 12))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dexcore.report.pictures._DPI", 30)
+        build_report(folder)
+    return folder
+
+
 @pytest.mark.parametrize(
     ("cut", "message"),
     [
@@ -272,10 +284,8 @@ def _contents(folder):
         (slice(0, 120, 2), r"metrics\.jsonl, line 2: step 2, expected step 1"),
     ],
 )
-def test_cut_off_steps_are_refused_and_the_report_of_all_steps_stays(tmp_path, monkeypatch, cut, message):
-    monkeypatch.setattr("dexcore.report.pictures._DPI", 30)
-    folder = write_run(tmp_path, make_evaluation(gates=gates(4)), steps=120, load=(4,), moments=range(0, 121, 12))
-    build_report(folder)
+def test_cut_off_steps_are_refused_and_the_report_of_all_steps_stays(long_run, tmp_path, cut, message):
+    folder = shutil.copytree(long_run, tmp_path / "run")
     assert "120 steps; reconstruction loss" in read(folder).text
     metrics = folder / "metrics.jsonl"
     metrics.write_bytes(b"".join(metrics.read_bytes().splitlines(keepends=True)[cut]))
