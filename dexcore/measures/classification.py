@@ -63,6 +63,19 @@ def brier_n(probability_nc: np.ndarray, target_nc: np.ndarray) -> np.ndarray:
     return squares / 2 if probability_nc.shape[1] == 2 else squares
 
 
+def reliability(confidence_n: np.ndarray, right_n: np.ndarray) -> np.ndarray:
+    """Of each bin of confidence the items, their mean confidence and the share that is right: float64 [b, 3]."""
+    bins = _bins(confidence_n)
+    count = np.bincount(bins, minlength=BINS).astype(np.float64)
+    sums = [np.bincount(bins, values, BINS) for values in (confidence_n, right_n)]
+    return np.stack([count, *(_share(total, count) for total in sums)], axis=1)
+
+
+def _bins(confidence_n: np.ndarray) -> np.ndarray:
+    """The bin of each confidence; a bin holds its upper edge."""
+    return np.clip(np.ceil(confidence_n * BINS).astype(int) - 1, 0, BINS - 1)
+
+
 def calibration_error(weight_dn: np.ndarray, confidence_n: np.ndarray, right_n: np.ndarray) -> np.ndarray:
     """The expected calibration error (ECE) in 15 bins of equal width, float64 [d]: 0 is perfect.
 
@@ -70,7 +83,7 @@ def calibration_error(weight_dn: np.ndarray, confidence_n: np.ndarray, right_n: 
         confidence_n: the probability of the class that was chosen.
         right_n: whether it was the right one.
     """
-    bins = np.clip(np.ceil(confidence_n * BINS).astype(int) - 1, 0, BINS - 1)
+    bins = _bins(confidence_n)
     of_bin = np.zeros((len(bins), BINS))
     of_bin[np.arange(len(bins)), bins] = confidence_n - right_n
     return _share(np.abs(weight_dn @ of_bin).sum(axis=1), weight_dn.sum(axis=1))

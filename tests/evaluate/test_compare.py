@@ -75,8 +75,22 @@ def test_other_splits_and_states_of_a_task_are_refused(tmp_path):
     other = scored(changed, np.delete(labels, 3), 1)
     with pytest.raises(ComparisonError, match="task made: not the same fingerprint"):
         compare(one, other)
-    with pytest.raises(ComparisonError, match="no metric 'dice', expected one of auroc"):
+    with pytest.raises(ComparisonError, match="a model has no 'dice', expected one of auroc"):
         compare(one, one, metric="dice")
+
+
+def test_every_number_of_a_segmentation_can_be_compared(tmp_path):
+    random = np.random.default_rng(0)
+    task = segmented(tmp_path, [[mask, mask] for mask in random.integers(0, 2, (8, 6, 6))])
+    a, b = (
+        score(masks_of(task, tmp_path / str(seed), list(random.integers(0, 2, (16, 6, 6)))), task, draws=DRAWS)
+        for seed in range(2)
+    )
+    for metric in a.numbers:
+        found = compare(a, b, metric, draws=DRAWS)
+        if metric != "false_alarm":  # no mask is empty
+            assert found.difference.value == pytest.approx(a.numbers[metric].value - b.numbers[metric].value)
+    assert "dice_per_slice" in a.numbers
 
 
 def test_only_cases_that_both_have_are_compared(tmp_path):

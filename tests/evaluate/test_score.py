@@ -216,6 +216,21 @@ def test_numbers_of_a_classification_are_scikit_learns(eyes):
         assert number.low <= number.value <= number.high or number is found.numbers["ece"]
 
 
+def test_what_pictures_are_drawn_of_is_told_case_by_case(eyes, tmp_path):
+    metrics = pytest.importorskip("sklearn.metrics")
+    task, whole = eyes
+    found = scored(whole, task)
+    told, made_of = found.as_json(), found.made_of
+    assert told["confusion"] == metrics.confusion_matrix(made_of.label_n, made_of.predicted_n).tolist()
+    assert sum(one["items"] for one in told["reliability"]) == 21
+    truth = made_of.probability_nc[np.arange(21), made_of.label_n]
+    assert list(told["case_values"].values()) == pytest.approx(truth.tolist())
+    segmentation = segmented(tmp_path, [[mask(3)], [mask(0)]], classes=3)
+    told = scored(masks_of(segmentation, tmp_path / "out", [mask(3), mask(0)]), segmentation).as_json()
+    assert told["dice_of_cases"] == {"c00": [1.0, None], "c01": [None, None]}
+    assert told["case_values"] == {"c00": 1.0, "c01": None}
+
+
 def test_ordered_classes_have_a_kappa_and_several_labels_their_own_scores(tmp_path):
     metrics = pytest.importorskip("sklearn.metrics")
     task, labels = classified(tmp_path / "ordinal", [0, 1, 2, 2, 1], classes=3, kind="ordinal")

@@ -16,6 +16,7 @@ from dexcore.measures.classification import (
     pairs_n,
     quadratic_kappa,
     recalls,
+    reliability,
 )
 
 metrics = pytest.importorskip("sklearn.metrics")
@@ -64,6 +65,10 @@ def test_the_calibration_error_is_torchmetrics():
     found = calibration_error(np.ones((1, 500)), confidence, predicted == label)[0]
     expected = functional.multiclass_calibration_error(torch.tensor(probability), torch.tensor(label), 4, n_bins=15)
     assert found == pytest.approx(expected.item(), rel=1e-5)
+    count, mean, right = reliability(confidence, predicted == label).T
+    assert count.sum() == 500
+    assert np.nansum(count * np.abs(mean - right)) / 500 == pytest.approx(found)
+    assert (np.isnan(mean) == (count == 0)).all()
 
 
 def test_a_class_that_a_draw_lacks_leaves_the_mean_undefined():

@@ -6,6 +6,7 @@ Axes: n items (cases, or images where the images of a case differ in their label
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 
@@ -174,6 +175,21 @@ class Classified:
             truth_n = self.probability_nc[np.arange(len(self.label_n)), self.label_n]
         count = np.bincount(self.case_n, minlength=len(self.cases))
         return np.bincount(self.case_n, truth_n, len(self.cases)) / count
+
+    def details(self) -> dict[str, Any]:
+        """What pictures are drawn of: the confusion of items [label, prediction], and the calibration's bins."""
+        if self.multilabel:
+            return {}
+        confusion = self._confusion(np.ones((1, len(self.cases))))[0]
+        bins = measured.reliability(self.probability_nc.max(axis=1), self.predicted_n == self.label_n)
+        return {
+            "confusion": confusion.astype(int).tolist(),
+            "reliability": [
+                {"items": int(count), "confidence": confidence, "right": right}
+                for count, confidence, right in bins.tolist()
+                if count
+            ],
+        }
 
     def numbers_of_cases(self) -> dict[str, dict[str, int]]:
         """How many items of each class there are."""

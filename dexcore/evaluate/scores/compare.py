@@ -148,9 +148,12 @@ def check_alike(scores: Sequence[Scores], metric: str) -> None:
                     f"task {first.task}: not the same {name}: {said}; numbers of other rows, labels, splits or rules "
                     "are not comparable"
                 )
-    known = list(first.made_of.statistics())
-    if metric not in known:
-        raise ComparisonError(f"task {first.task}: no metric {metric!r}, expected one of {', '.join(known)}")
+    for one in scores:
+        known = list(one.made_of.statistics())
+        if metric not in known:
+            raise ComparisonError(
+                f"task {one.task}: {one.model or 'a model'} has no {metric!r}, expected one of {', '.join(known)}"
+            )
 
 
 def common_cases(scores: Sequence[Scores]) -> tuple[list[str], int]:

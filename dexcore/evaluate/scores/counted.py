@@ -6,6 +6,7 @@ Axes: i images, u units (what is scored as one: a case, a volume or an image), g
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -57,9 +58,13 @@ class Counted:
         """Whether a unit has several images."""
         return len(self.case_u) < len(self.unit_i)
 
-    def of_cases(self, rule: str) -> np.ndarray:
-        """A rule's score of every case, float64 [g, c]: the mean of its units that have one."""
-        return self._mean(RULES[rule](self.counts_uc), self.case_u, self.weight_u)
+    def of_cases(self, metric: str) -> np.ndarray:
+        """A score of every case, float64 [g, c]: the mean of its units, or images, that have one."""
+        if metric == PER_SLICE:
+            return self._of_images(dice(self.counts_ic))
+        if metric in SURFACES:
+            return self._of_images(self.surface_ic[..., SURFACES.index(metric)])
+        return self._mean(RULES[metric](self.counts_uc), self.case_u, self.weight_u)
 
     def _mean(self, values: np.ndarray, case: np.ndarray, weight: np.ndarray) -> np.ndarray:
         finite = np.isfinite(values)
@@ -70,13 +75,8 @@ class Counted:
 
     def statistics(self) -> dict[str, Statistic]:
         """Of the whole: the mean over cases within class, then over the classes with a case that has a score."""
-        found = {rule: mean_statistic(self.of_cases(rule)) for rule in RULES}
-        if self.pooled:
-            found[PER_SLICE] = mean_statistic(self._of_images(dice(self.counts_ic)))
-        if len(self.surface_ic):
-            for number, name in enumerate(SURFACES):
-                found[name] = mean_statistic(self._of_images(self.surface_ic[..., number]))
-        return found
+        asked = [*RULES, *([PER_SLICE] if self.pooled else []), *(SURFACES if len(self.surface_ic) else [])]
+        return {metric: mean_statistic(self.of_cases(metric)) for metric in asked}
 
     def _of_images(self, values_ic: np.ndarray) -> np.ndarray:
         """The mean over each case's images, float64 [g, c]."""
@@ -102,6 +102,16 @@ class Counted:
         count = finite.sum(axis=1)
         total = np.where(finite, values, 0).sum(axis=1)
         return np.divide(total, count, out=np.full(len(values), np.nan), where=count > 0)
+
+    def details(self) -> dict[str, Any]:
+        """What pictures are drawn of: the Dice of every case and class, null where it has none."""
+        values = self.of_cases("dice")
+        return {
+            "dice_of_cases": {
+                case: [None if np.isnan(value) else value for value in row]
+                for case, row in zip(self.cases, values.tolist(), strict=True)
+            }
+        }
 
     def numbers_of_cases(self) -> dict[str, dict[str, int]]:
         """How many units of each class have a reference, how many none, and how many a prediction."""

@@ -62,6 +62,16 @@ class Scores:
         """The task's number."""
         return self.numbers[self.metric]
 
+    def case_values(self) -> dict[str, float | None]:
+        """One number a case, by name: its Dice (or the task's metric), or the probability given to its true class.
+
+        null where it has none.
+        """
+        values = self.made_of.case_value(self.metric).tolist()
+        return {
+            case: None if np.isnan(value) else value for case, value in zip(self.made_of.cases, values, strict=True)
+        }
+
     def as_json(self) -> dict[str, Any]:
         """All but what the numbers are made of, as JSON holds it; numbers that are not defined are null."""
         return {
@@ -74,6 +84,8 @@ class Scores:
                 for name, numbers in self.per_class.items()
             },
             "cases_of_class": {name: dict(counts) for name, counts in self.cases_of_class.items()},
+            "case_values": self.case_values(),
+            **self.made_of.details(),
             "secondary": sorted(SECONDARY & set(self.numbers)),
             "flags": list(self.flags),
         }
