@@ -9,7 +9,9 @@ import pytest
 API = Path(__file__).parents[2] / "docs" / "api"
 
 
-@pytest.mark.parametrize("room", ["nn", "ops", "models", "data", "evaluate", "evaluate.scores", "evaluate.tasks", "train"])
+@pytest.mark.parametrize(
+    "room", ["nn", "ops", "models", "data", "evaluate", "evaluate.scores", "evaluate.tasks", "train"]
+)
 def test_every_exported_name_stands_on_its_page(room):
     package = importlib.import_module(f"dexcore.{room}")
     page = (API / f"{room.split('.')[0]}.md").read_text(encoding="utf-8")

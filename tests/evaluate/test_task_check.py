@@ -15,6 +15,7 @@ from dexcore.data.store import write_store
 from dexcore.data.synthetic import SyntheticMVU
 from dexcore.evaluate.tasks import Task
 from dexcore.evaluate.tasks.check import check_task
+from dexcore.measures.neighbors import nearest
 
 
 def check(capsys, *line):
@@ -57,6 +58,29 @@ def test_a_patient_in_two_splits_is_named(tmp_path, capsys):
         "task made: case sound-0 is in train (line 2) and test (line 9): what is learned of it in one is scored in "
         "the other\n"
     )
+
+
+def test_a_patients_watermark_scores_1_where_images_are_split_and_chance_where_cases_are(tmp_path):
+    """Trap 1: labels are drawn by patient and are in no image; whoever splits images finds them all the same."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for patient in range(60):
+        watermark, label = rng.integers(0, 200, (12, 12)), ("sound", "ill")[rng.integers(2)]
+        for number in range(6):
+            name = f"{patient}-{number}.png"
+            save(tmp_path / name, (watermark + rng.integers(0, 55, (12, 12))).astype(np.uint8))
+            rows.append({"image": name, "label": label, "case": f"p{patient}"})
+    shares = {}
+    for by in ("image", "case"):
+        task = Task.open(write(tmp_path, rows, by, split={"by": by, "fractions": [0.6, 0.0, 0.4], "seed": 0}))
+        train, test = (np.stack([task.image(row).ravel() for row in task.split(name)]) for name in ("train", "test"))
+        found = nearest(test, train, 1, center_d=train.mean(0)).index_qk[:, 0]
+        answers = task.reference().labels(task.split("test"))
+        shares[by] = (task.labels(task.split("train"))[found] == answers).mean()
+        torn = [problem for problem in check_task(task).problems if "is in train" in problem]
+        assert bool(torn) == (by == "image")
+    assert shares["image"] == 1
+    assert 0.25 < shares["case"] < 0.75
 
 
 def test_a_volume_in_two_splits_is_named_though_its_cases_differ(tmp_path):
