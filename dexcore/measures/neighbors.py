@@ -167,6 +167,35 @@ def neighbor_accuracy(features_nd: np.ndarray, label_n: np.ndarray, apart_n: np.
 def _majority(label_nk: np.ndarray, classes: int) -> np.ndarray:
     """The label that most of k neighbors have, the nearest first; -1 is none. A tie goes to the nearest."""
     votes = (label_nk[:, :, None] == np.arange(classes)).astype(np.float64)
-    # Beside its vote each neighbor has a bit, larger than the bits of all behind it: it decides between equals.
-    bits = 1 + 1e-3 * 0.5 ** np.arange(label_nk.shape[1])
-    return (votes * bits[:, None]).sum(axis=1).argmax(axis=1)
+    return (votes * equal_votes(label_nk.shape[1])[:, None]).sum(axis=1).argmax(axis=1)
+
+
+def equal_votes(k: int) -> np.ndarray:
+    """The weight of each of k neighbors where all count the same, float64 [k]; it decides between equals.
+
+    Beside its vote each neighbor has a bit, larger than the bits of all behind it.
+    """
+    return np.asarray(1 + 1e-3 * 0.5 ** np.arange(k))
+
+
+def near_votes(likeness_qk: np.ndarray, temperature: float) -> np.ndarray:
+    """The weight of each neighbor by how like it is: exp(cosine / temperature), float64 [q, k], the nearest's is 1."""
+    nearest_q = np.where(np.isfinite(likeness_qk[:, :1]), likeness_qk[:, :1], 0.0)
+    return np.asarray(np.exp((likeness_qk - nearest_q) / temperature))
+
+
+def shares(found: Nearest, target_nc: np.ndarray, weight_qk: np.ndarray) -> np.ndarray:
+    """The share of its neighbors' weight that lies on each class, float64 [q, c]; zeros where there is none.
+
+    Args:
+        found: the neighbors.
+        target_nc: bool, the classes of the rows.
+        weight_qk: of each neighbor, float64 [q, k] or [k].
+    """
+    weight = np.where(found.index_qk >= 0, weight_qk, 0.0)
+    total = np.zeros((len(weight), target_nc.shape[1]))
+    for place in range(weight.shape[1]):  # never [q, k, c] at once
+        total += weight[:, place, None] * target_nc[found.index_qk[:, place]]
+    whole = weight.sum(axis=1, keepdims=True)
+    share = np.divide(total, whole, out=np.zeros_like(total), where=whole > 0)
+    return np.minimum(share, 1.0)  # sums in another order may end a bit above

@@ -1,5 +1,6 @@
 """Predictions and the references they are held against: checked, put side by side in the order of the images' names."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -159,9 +160,22 @@ def _compare(
 def classified(
     predictions: Predictions, task: Task, rows: list[Row], places: list[int]
 ) -> tuple[Classified, list[str]]:
-    """Cases with the mean probability of their images; the images themselves where a case has several labels."""
+    """What `classified_of` makes of predictions."""
     probability = _probabilities(np.asarray(predictions.values)[places], predictions.kind, task.kind)
-    labels = task.reference().labels(rows)
+    return classified_of(task, rows, task.reference().labels(rows), probability)
+
+
+def classified_of(
+    task: Task, rows: Sequence[Row], labels: np.ndarray, probability: np.ndarray
+) -> tuple[Classified, list[str]]:
+    """Cases with the mean probability of their images; the images themselves where a case has several labels.
+
+    Args:
+        task: that was predicted.
+        rows: of it.
+        labels: theirs, as `Task.labels` gives them.
+        probability: float64 [rows, classes].
+    """
     target = labels if labels.ndim == 2 else np.eye(len(task.classes), dtype=bool)[labels]
     flags = []
     units, unit_i = _indexed([(row.case, _unit(task, row)) for row in rows])
