@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from made_tasks import write
 
-from dexcore.evaluate.probes import knn_probe, linear_probe
+from dexcore.evaluate.probes import few_shot, knn_probe, linear_probe
 from dexcore.evaluate.probes.linear import fit_linear
 from dexcore.evaluate.scores import score
 from dexcore.evaluate.tasks import Task, TaskError, TestLabelsError
@@ -87,6 +87,7 @@ def test_a_probe_reads_no_label_of_test(tmp_path, probe):
     watched = Watched.open(task.spec.path)
     watched.__dict__["fingerprint"] = fingerprint
     assert len(probe(watched, layers).predictions) == 10
+    assert few_shot(watched, layers, count=2, shots=(1,)).predicted.shape == (4, 2, 10)
 
 
 @pytest.mark.parametrize("probe", PROBES)

@@ -1,0 +1,318 @@
+"""Few-shot: what a handful of labelled images a class are worth, over many episodes that are the same for every model.
+
+Axes: e episodes, n test images, g cases, c classes, d draws or width.
+"""
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dexcore.evaluate.probes.splits import Layers, Splits
+from dexcore.evaluate.scores.compare import ComparisonError
+from dexcore.evaluate.tasks import Task, TaskError
+from dexcore.extras import require
+from dexcore.files import write_whole
+from dexcore.measures.bootstrap import DRAWS, Estimate, estimate, resamples
+from dexcore.report.arrays import read_arrays, write_arrays
+
+SHOTS = (1, 2, 4, 8, 16, 32)
+EPISODES = 200
+METHODS = ("centroid", "logistic")
+COST = 10.0  # scikit-learn's C, fixed: there is nothing to choose it on
+FILE = "fewshot.npz"
+_FORMAT = 1
+_ABOUT = ("task", "fingerprint", "model", "seed", "supports")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class FewShotPredictions:
+    """What few-shot classifiers said of the test images.
+
+    Attributes:
+        task, fingerprint, model: as in `Predictions`.
+        seed: of the episodes.
+        supports: SHA-256 of the images of all episodes: equal ones are paired.
+        settings: (layer, shots, method) of each row of ``predicted``.
+        predicted: uint16 [settings, e, n], the class of each test image, sorted by their names.
+        case_n: index of its case.
+        flags: what a reader of the numbers must know.
+    """
+
+    task: str
+    fingerprint: str
+    model: str
+    seed: int
+    supports: str
+    settings: tuple[tuple[str, int, str], ...]
+    predicted: np.ndarray
+    case_n: np.ndarray
+    flags: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class FewShot(FewShotPredictions):
+    """The same, and what was true.
+
+    Attributes:
+        label_n: the class of each test image.
+    """
+
+    label_n: np.ndarray
+
+    @cached_property
+    def numbers(self) -> tuple[Estimate, ...]:
+        """The balanced accuracy of each setting, a mean over episodes; drawn are cases and episodes."""
+        return tuple(self._estimate(right) for right in self._right())
+
+    def deviations(self) -> tuple[float, ...]:
+        """Of each setting, between episodes: what other supports would do."""
+        shares = _class_shares(self.label_n)
+        return tuple(float((right @ shares).std(ddof=1)) if len(right) > 1 else np.nan for right in self._right())
+
+    def _right(self) -> Iterator[np.ndarray]:
+        for predicted in self.predicted:
+            yield (predicted == self.label_n).astype(np.float32)
+
+    def _estimate(self, right_en: np.ndarray) -> Estimate:
+        return _estimated(right_en, self.label_n, self.case_n)
+
+    def as_json(self) -> dict[str, Any]:
+        """The numbers, by setting."""
+        rows = [
+            {"layer": layer, "shots": shots, "method": method, "balanced_accuracy": _plain(number), "deviation": spread}
+            for (layer, shots, method), number, spread in zip(
+                self.settings, self.numbers, self.deviations(), strict=True
+            )
+        ]
+        about = {name: getattr(self, name) for name in _ABOUT}
+        return {**about, "episodes": self.predicted.shape[1], "settings": rows, "flags": list(self.flags)}
+
+    def lines(self) -> list[str]:
+        """The numbers for a terminal."""
+        told = [f"task {self.task}, test: balanced accuracy of {self.predicted.shape[1]} episodes, {self.model}"]
+        for (layer, shots, method), number in zip(self.settings, self.numbers, strict=True):
+            told.append(f"  {shots:2} a class, {method:8} on {layer}  {number}")
+        return [*told, *(f"  note: {flag}" for flag in self.flags)]
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write fewshot.json, to be read, and fewshot.npz, which `load` reads.
+
+        Raises:
+            OSError: they cannot be written.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        about = {name: getattr(self, name) for name in (*_ABOUT, "settings", "flags")}
+        arrays = {name: getattr(self, name) for name in ("predicted", "label_n", "case_n")}
+        write_whole(folder / "fewshot.json", (json.dumps(self.as_json(), indent=1) + "\n").encode())
+        write_arrays(folder / FILE, _FORMAT, {"about": np.array(json.dumps(about)), **arrays})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "FewShot":
+        """Read what `save` wrote into a folder, or its fewshot.npz.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: it is damaged, or of another version.
+        """
+        path = Path(path)
+        path = path / FILE if path.is_dir() else path
+        _, arrays = read_arrays(path, (_FORMAT,), "few-shot predictions")
+        try:
+            about = json.loads(str(arrays.pop("about")))
+            settings = tuple((str(layer), int(shots), str(method)) for layer, shots, method in about.pop("settings"))
+            about["flags"] = tuple(about["flags"])
+            return cls(**about | arrays, settings=settings)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{path}: is damaged: {error}") from error
+
+
+def episodes(task: Task, seed: int = 0, count: int = EPISODES) -> list[list[np.ndarray]]:
+    """The supports of each episode: round after round one image of every class, as indices into the sorted train split.
+
+    Those of n shots are the first n rounds. No two images of an episode are of one case. What is drawn depends on
+    task, seed, episode, and the names of the images and cases of train; on no model, and on no order of the table.
+
+    Returns:
+        [episodes] lists of rounds, int64 [classes]; an episode ends before the first round that lacks a class.
+    """
+    splits = Splits.of(task)
+    _check(task)
+    return [list(_rounds(splits, task.name, seed, episode)) for episode in range(count)]
+
+
+def _rounds(splits: Splits, task: str, seed: int, episode: int) -> Iterator[np.ndarray]:
+    key = hashlib.sha256(json.dumps([task, seed, episode]).encode()).digest()
+    random = np.random.default_rng(int.from_bytes(key, "big"))
+    label, case = splits.train_label, splits.train.case_n
+    order = random.permutation(len(label))  # the first image of a case that is met stands for it
+    queues = [iter(order[label[order] == number].tolist()) for number in range(splits.classes)]
+    used: set[int] = set()
+    for _ in range(max(SHOTS)):
+        chosen = []
+        for queue in queues:
+            image = next((image for image in queue if case[image] not in used), None)
+            if image is None:
+                return
+            used.add(case[image])
+            chosen.append(image)
+        yield np.array(chosen)
+
+
+def few_shot(
+    task: Task,
+    layers: Layers,
+    model: str = "",
+    seed: int = 0,
+    count: int = EPISODES,
+    shots: Sequence[int] = SHOTS,
+) -> FewShotPredictions:
+    """Classify the whole test split from few training images a class, in many episodes.
+
+    Features are centred on those of train and brought to length 1, without labels. The classifiers are the nearest
+    centroid (cosine) and logistic regression with a fixed C; nothing is chosen, so val takes no part.
+
+    Args:
+        task: of classification, one class an image.
+        layers: features by layer; every layer is told.
+        model: their name.
+        seed: of the episodes.
+        count: of episodes.
+        shots: images a class, from few to many.
+
+    Raises:
+        TaskError: the task or the features cannot be probed, or train has no case of a class.
+        MissingExtraError: scikit-learn is not installed.
+    """
+    splits = Splits.of(task)
+    features = splits.check(layers)
+    drawn = episodes(task, seed, count)
+    most = min(map(len, drawn))
+    possible = [number for number in shots if number <= most]
+    if not possible:
+        raise TaskError(f"task {task.name}: train has no case of a class: no episode of {min(shots)} images a class")
+    settings = [(layer, number, method) for layer in features for number in possible for method in METHODS]
+    predicted = np.zeros((len(settings), count, len(splits.test)), dtype=np.uint16)
+    warned = 0
+    for layer, of_layer in features.items():
+        rows = of_layer[splits.train.place_n]
+        center = rows.mean(axis=0, dtype=np.float64)
+        known, queries = _unit(rows, center), _unit(of_layer[splits.test.place_n], center)
+        for episode, rounds in enumerate(drawn):
+            for number in possible:
+                support = known[np.concatenate(rounds[:number])]
+                label = np.tile(np.arange(splits.classes), number)
+                for method in METHODS:
+                    found, said = _classify(method, support, label, queries)
+                    predicted[settings.index((layer, number, method)), episode] = found
+                    warned += said
+    flags = []
+    if len(possible) < len(shots):
+        flags.append(f"no episode of {shots[len(possible)]} images a class: a class has too few training cases")
+    if warned:
+        flags.append(f"the solver warned in {warned} fits")
+    images = [[splits.train.rows[n].image for one in rounds for n in one.tolist()] for rounds in drawn]
+    return FewShotPredictions(
+        task=task.name,
+        fingerprint=task.fingerprint,
+        model=model,
+        seed=seed,
+        supports=hashlib.sha256(json.dumps([images, possible]).encode()).hexdigest(),
+        settings=tuple(settings),
+        predicted=predicted,
+        case_n=np.unique(splits.test.case_n, return_inverse=True)[1].reshape(-1),
+        flags=tuple(flags),
+    )
+
+
+def score_few_shot(predictions: FewShotPredictions, task: Task) -> FewShot:
+    """The same with the labels of test, and so with numbers.
+
+    Raises:
+        ValueError: they were predicted for another task, or another state of it.
+    """
+    if predictions.fingerprint != task.fingerprint:
+        raise ValueError(f"task {task.name}: these few-shot predictions are of another task or another state of it")
+    rows = sorted(task.split("test"), key=lambda row: row.image)
+    return FewShot(**vars(predictions), label_n=task.reference().labels(rows))
+
+
+def compare_few_shot(a: FewShot, b: FewShot) -> list[tuple[tuple[str, int, str], Estimate]]:
+    """A minus B, by A's settings: the same episodes, and the same draws of cases and episodes of both.
+
+    Layers are compared with those of the same name; the one layer of a model that has but one with all.
+
+    Raises:
+        ComparisonError: they are of other tasks, episodes, or have no setting in common.
+    """
+    for name in ("task", "fingerprint", "supports"):
+        if getattr(a, name) != getattr(b, name):
+            raise ComparisonError(f"task {a.task}: few-shot of {a.model} and {b.model}: not the same {name}")
+    alone = len({layer for layer, _, _ in b.settings}) == 1 or len({layer for layer, _, _ in a.settings}) == 1
+    found = []
+    for one, predicted in zip(a.settings, a.predicted, strict=True):
+        for other, of_other in zip(b.settings, b.predicted, strict=True):
+            if one[1:] == other[1:] and (alone or one[0] == other[0]):
+                right = (predicted == a.label_n).astype(np.float32) - (of_other == a.label_n).astype(np.float32)
+                found.append((one, _estimated(right, a.label_n, a.case_n)))
+    if not found:
+        raise ComparisonError(f"task {a.task}: few-shot of {a.model} and {b.model}: no layer and shots that both have")
+    return found
+
+
+def _check(task: Task) -> None:
+    if task.kind == "multilabel":
+        raise TaskError(f"task {task.name}: is of kind multilabel: few-shot is for one class an image")
+
+
+def _unit(features_nd: np.ndarray, center_d: np.ndarray) -> np.ndarray:
+    around = features_nd - center_d
+    return np.asarray(around / np.maximum(np.linalg.norm(around, axis=1, keepdims=True), 1e-12), dtype=np.float64)
+
+
+def _classify(method: str, support: np.ndarray, label: np.ndarray, queries: np.ndarray) -> tuple[np.ndarray, bool]:
+    if method == "centroid":
+        centroids = np.stack([support[label == number].mean(axis=0) for number in np.unique(label)])
+        centroids /= np.maximum(np.linalg.norm(centroids, axis=1, keepdims=True), 1e-12)
+        return (queries @ centroids.T).argmax(axis=1), False
+    solver = require("sklearn.linear_model", "eval").LogisticRegression(C=COST, max_iter=1000)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        solver.fit(support, label)
+    return solver.predict(queries), bool(said)
+
+
+def _class_shares(label_n: np.ndarray) -> np.ndarray:
+    """The weight of each image in a balanced accuracy: every class that is there counts the same."""
+    count = np.bincount(label_n)
+    return np.asarray(1 / count[label_n] / (count > 0).sum())
+
+
+def _estimated(right_en: np.ndarray, label_n: np.ndarray, case_n: np.ndarray) -> Estimate:
+    """The mean over episodes and classes, and its interval: cases and episodes are drawn."""
+    value = float(right_en.mean(axis=0, dtype=np.float64) @ _class_shares(label_n))
+    classes = np.unique(label_n)
+    target_nc = (label_n[:, None] == classes).astype(np.float64)
+    random = np.random.default_rng(1)
+    cases, drawn = int(case_n.max()) + 1, []
+    for weight_dg in resamples(np.zeros(cases, dtype=np.int64), DRAWS, 0) if cases > 1 else ():
+        chosen = random.integers(0, len(right_en), (len(weight_dg), len(right_en)))
+        share_de = np.stack([np.bincount(one, minlength=len(right_en)) for one in chosen]) / len(right_en)
+        weight_dn = weight_dg[:, case_n]
+        right_dc = ((share_de.astype(np.float32) @ right_en) * weight_dn) @ target_nc
+        count_dc = weight_dn @ target_nc
+        share_dc = np.divide(right_dc, count_dc, out=np.full(count_dc.shape, np.nan), where=count_dc > 0)
+        drawn.append(share_dc.mean(axis=1))
+    return estimate(value, np.concatenate([np.zeros(0), *drawn]), cases)
+
+
+def _plain(number: Estimate) -> dict[str, Any]:
+    return {name: None if np.isnan(value) else value for name, value in vars(number).items()}
