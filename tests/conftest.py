@@ -14,7 +14,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import pytest
-import torch
 from _pytest.mark.expression import Expression
 from hypothesis import HealthCheck, settings
 
@@ -85,7 +84,10 @@ def pytest_configure(config):
         config.option.benchmark_disable = True
     several = getattr(config.option, "numprocesses", None)  # workers inherit what is set here
     threads = 1 if several or "PYTEST_XDIST_WORKER" in os.environ else 2
-    torch.set_num_threads(threads)
+    if not several:  # else it only hands tests to workers, which start the later the more it imports
+        import torch
+
+        torch.set_num_threads(threads)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # for the processes that tests start
 
 
@@ -97,7 +99,11 @@ def pytest_ignore_collect(collection_path, config):
 
 
 def pytest_runtest_setup(item):
-    if item.get_closest_marker("gpu") is None or not torch.cuda.is_available():
+    if item.get_closest_marker("gpu") is None:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
         return
     import triton
 
@@ -109,4 +115,6 @@ def pytest_runtest_setup(item):
 
 @pytest.fixture(autouse=True)
 def _seed():
+    import torch
+
     torch.manual_seed(0)

@@ -2,14 +2,15 @@
 
 import os
 
-import numpy as np
 import pytest
-import torch
 
 
 def obstacle() -> str:
     """Why the interpreter cannot run a loop, the first thing that a pair of versions breaks; empty where it can."""
-    import triton  # here, since conftest.py has yet to say whether Triton interprets when it imports this module
+    # Here, since conftest.py has yet to say whether Triton interprets when it imports this module.
+    import numpy as np
+    import torch
+    import triton
     import triton.language as tl
 
     @triton.jit

@@ -83,7 +83,7 @@ def suite(tmp_path):
         shutil.copy(ROOT / "tests" / "conftest.py", tmp_path)
         if gpu:
             with (tmp_path / "conftest.py").open("a") as file:
-                file.write("\ntorch.cuda.is_available = lambda: True\n")
+                file.write("\nimport torch\n\ntorch.cuda.is_available = lambda: True\n")
         (tmp_path / "test_it.py").write_text(TESTS)
         (tmp_path / "pytest.ini").write_text(
             "[pytest]\naddopts = -m 'not slow and not gpu'\nmarkers =\n  gpu\n  slow\n"
