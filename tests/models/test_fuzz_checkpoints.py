@@ -25,7 +25,7 @@ from dexcore.models import (
 )
 
 TINY = {"img_size": 16, "patch_size": 8, "embed_dim": 8, "depth": 2, "num_heads": 2, "mlp_ratio": 1.0, "num_classes": 0}
-FILES = 500
+FILES = 250
 LONGEST_MESSAGE = 4000
 CANARY = "ran"  # what a file's code would leave in the working folder
 
