@@ -52,7 +52,10 @@ class Estimate:
     groups: int
 
     def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        if not math.isfinite(self.value):
+            return "not defined"
+        interval = f"[{self.low:.3f}, {self.high:.3f}]" if math.isfinite(self.low) else "[no interval]"
+        return f"{self.value:.3f} {interval}"
 
 
 def bootstrap(

@@ -54,6 +54,8 @@ def test_values_that_are_not_defined_take_no_part_and_columns_weigh_the_same():
 def test_one_case_has_a_value_and_no_interval():
     found = interval([0.7])
     assert (found.value, math.isnan(found.low), found.groups) == (0.7, True, 1)
+    assert str(found) == "0.700 [no interval]"
+    assert str(interval([math.nan, math.nan])) == "not defined"
 
 
 def test_all_statistics_see_the_same_draws():

@@ -98,7 +98,9 @@ class Scores:
         for name in sorted(self.numbers, key=lambda name: (name != self.metric, name in SECONDARY)):
             number = self.numbers[name]
             mark = " (secondary)" if name in SECONDARY else ""
-            undefined = f", not defined in {number.undefined} draws" if number.undefined else ""
+            undefined = (
+                f", not defined in {number.undefined} draws" if number.undefined and np.isfinite(number.value) else ""
+            )
             told.append(f"  {name:{width}}  {number}{mark}{undefined}")
         for name, numbers in self.per_class.items():
             of_class = "  ".join(f"{metric} {number}" for metric, number in numbers.items())
