@@ -69,14 +69,19 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from dexcore.evaluate.tasks import Task
+    from dexcore.evaluate.tasks import Task, TaskError
     from dexcore.evaluate.tasks.check import check_task
 
     if arguments.mark and not arguments.store:
         raise ValueError("--mark writes what --store found: expected --store STORE beside it")
     refused = False
     for path in arguments.task:
-        task = Task.open(path)
+        try:
+            task = Task.open(path)
+        except TaskError as error:
+            print(f"error: {error}", file=sys.stderr)
+            refused = True
+            continue
         found = check_task(task, arguments.store)
         if arguments.mark:
             task.mark_seen(found.seen)
@@ -218,17 +223,19 @@ def _fractions(text: str) -> tuple[float, float, float]:
 _TASKS = (
     "List the 26 downstream tasks of the paper: modality, kind, images by split, how well the layout of the download "
     "is known. With NAME, show its recipe: how the files must lie, where they are to be had, under which terms, and "
-    "what is known of the task's numbers. Nothing is downloaded."
+    "what is known of the task's numbers. With --root, say what is found below a folder. Nothing is downloaded."
 )
 
 
 def _add_tasks(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", nargs="?", metavar="NAME", help="a task")
+    parser.add_argument("--root", type=Path, metavar="DIR", help="the folder with your downloads")
     parser.set_defaults(run=_tasks)
 
 
 def _tasks(arguments: argparse.Namespace) -> int:
     from dexcore.evaluate.tasks.catalog import task_page, tasks_table
 
-    print("\n".join(task_page(arguments.name) if arguments.name else tasks_table()))
+    lines = task_page(arguments.name, arguments.root) if arguments.name else tasks_table(arguments.root)
+    print("\n".join(lines))
     return 0

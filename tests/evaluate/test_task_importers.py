@@ -9,7 +9,7 @@ from made_tasks import picture, save
 
 from dexcore.cli import main
 from dexcore.data.synthetic import SyntheticMVU
-from dexcore.evaluate.tasks import Task
+from dexcore.evaluate.tasks import Task, TaskError
 from dexcore.evaluate.tasks.check import check_task
 from dexcore.evaluate.tasks.importers.synthetic import synthetic_tasks
 
@@ -68,7 +68,7 @@ def test_class_folders_without_splits_are_split_by_case_once(tmp_path, capsys):
     task = Task.open(tmp_path / "task" / "src.yaml")
     assert len({row.case for row in task.rows}) == 10
     assert check_task(task).problems == []
-    unknown = opened(capsys, tmp_path, "folder", tmp_path / "src", "--modality", "Photo")
+    unknown = opened(capsys, tmp_path, "folder", tmp_path / "src", "--modality", "Photo", "--name", "two", name="two")
     assert check_task(unknown).notes[0].startswith("images taken as independent")
 
 
@@ -195,6 +195,24 @@ def test_nnunet_slices_keep_volume_index_and_spacing(tmp_path, capsys):
     assert check_task(task).problems == []
 
 
+def test_a_decathlon_has_no_numbers_of_channels(tmp_path, capsys):
+    nnunet(tmp_path / "src", 4)
+    for path in (tmp_path / "src" / "imagesTr").iterdir():
+        path.rename(path.with_name(path.name.replace("_0000", "")))
+    task = opened(capsys, tmp_path, "nnunet", tmp_path / "src", "--modality", "MR")
+    assert len(task.rows) == 16
+    assert task.rows[0].volume == "imagesTr/caseTr_0.nii.gz"
+
+
+def test_an_import_does_not_draw_a_split_again(tmp_path, capsys):
+    nnunet(tmp_path / "src", 4)
+    known = opened(capsys, tmp_path, "nnunet", tmp_path / "src", "--modality", "MR").fingerprint
+    code, _, err = run(capsys, "nnunet", tmp_path / "src", "--modality", "MR", "--seed", 5, "--out", tmp_path / "task")
+    assert code == 2
+    assert "src.yaml: is there already, and its split is drawn: remove it" in err
+    assert Task.open(tmp_path / "task" / "src.yaml").fingerprint == known
+
+
 def test_nnunets_regions_overlap(tmp_path, capsys):
     nnunet(tmp_path / "src", 4, {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "edge": 3})
     flags = ["--modality", "MR", "--fractions", "0.5,0,0.5"]
@@ -309,6 +327,14 @@ def test_synthetic_lesions_are_two_tasks_with_known_masks_and_labels(tmp_path, c
         np.testing.assert_array_equal(lesions.reference().mask(row), sample.mask)
         assert findings.reference().label(findings.rows[index]) == sample.label
     assert f"fingerprint {findings.fingerprint}" in out
+    (tmp_path / "task" / "findings.yaml").unlink()  # as a kill would leave it
+    assert [task.fingerprint for task in synthetic_tasks(tmp_path / "task", 60, 32)] == [
+        lesions.fingerprint,
+        findings.fingerprint,
+    ]
+    with pytest.raises(TaskError, match="is there already"):
+        synthetic_tasks(tmp_path / "task", 50, 32, seed=2)
+    np.testing.assert_array_equal(lesions.reference().mask(lesions.rows[33]), drawn.sample(33).mask)
     again, _ = synthetic_tasks(tmp_path / "again", 60, 32)
     assert again.fingerprint == lesions.fingerprint
 

@@ -132,3 +132,15 @@ def test_the_list_is_the_papers():
         rows = list(csv.DictReader(file))
     assert [row["name"] for row in rows] == [one.name for one in downstream()]
     assert len({one.slug for one in downstream()}) == 26
+
+
+def test_tasks_says_what_lies_below_a_folder(tmp_path, capsys):
+    for name in ("uns", "octdl"):
+        make_tree(name, tmp_path / "downloads" / name)
+    assert main(["eval", "tasks", "--root", str(tmp_path / "downloads")]) == 0
+    files = {line.split()[0]: line.split()[-1] for line in capsys.readouterr().out.splitlines()[1:-1]}
+    assert {name for name, count in files.items() if count != "-"} == {"UNS", "OCTDL"}
+    assert (files["UNS"], files["OCTDL"]) == ("10", "42")
+    assert main(["eval", "tasks", "uns", "--root", str(tmp_path / "downloads")]) == 0
+    told = f"# Below {tmp_path / 'downloads'}: 10 files, as uns/ultrasound-nerve-segmentation/train/10_1.tif."
+    assert told in capsys.readouterr().out

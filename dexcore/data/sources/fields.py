@@ -23,7 +23,7 @@ class Fields:
         yaml = require("yaml", "train")
         try:
             if path.stat().st_size > _MAX_BYTES:
-                raise RecipeError(f"{path}: more than {_MAX_BYTES} bytes, expected the few lines of a source")
+                raise RecipeError(f"{path}: more than {_MAX_BYTES} bytes, expected a few lines")
             text = path.read_text(encoding="utf-8-sig")
         except OSError as error:
             raise RecipeError(f"{path}: {error.strerror}") from error

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
+from shlex import quote
 
+from dexcore.data.assemble.walk import walk
 from dexcore.data.sources.recipe import RecipeError
 from dexcore.evaluate.tasks.layout import Layout, load_layout
-
-SPLIT_COLUMNS = ("train", "val", "test")
+from dexcore.evaluate.tasks.table import SPLITS
 
 
 @dataclass(frozen=True)
@@ -74,35 +75,49 @@ def layout_of(task: Downstream) -> Layout:
     return load_layout(_file(task))
 
 
-def tasks_table() -> list[str]:
-    """The 26 tasks, a line each: images in the paper by split, and how well the layout is known."""
-    lines = [f"{'task':<18}{'modality':<12}{'kind':<16}{'train':>8}{'val':>8}{'test':>8}  layout"]
+def tasks_table(root: Path | None = None) -> list[str]:
+    """The 26 tasks, a line each: images in the paper by split, how well the layout is known, its images below a folder.
+
+    Raises:
+        ValueError: the folder cannot be read.
+    """
+    paths = [found.path for found in walk(root).files] if root is not None else []
+    head = f"{'task':<18}{'modality':<12}{'kind':<16}{'train':>8}{'val':>8}{'test':>8}  {'layout':<14}"
+    lines = [f"{head}{'files' if root is not None else ''}".rstrip()]
     for task in downstream():
+        layout = layout_of(task)
         counts = "".join(f"{count:>8}" for count in task.counts)
-        known = "confirmed" if layout_of(task).confirmed else "partly known"
-        lines.append(f"{task.name:<18}{task.modality:<12}{task.task:<16}{counts}  {known}")
+        known = "confirmed" if layout.confirmed else "partly known"
+        files = str(len(layout.images(paths)) or "-") if root is not None else ""
+        lines.append(f"{task.name:<18}{task.modality:<12}{task.task:<16}{counts}  {known:<14}{files}".rstrip())
     sums = "".join(f"{sum(task.counts[split] for task in downstream()):>8}" for split in range(3))
     return [*lines, f"{'in all':<46}{sums}"]
 
 
-def task_page(name: str) -> list[str]:
-    """A task: what the paper says, what is known of it, and its recipe.
+def task_page(name: str, root: Path | None = None) -> list[str]:
+    """A task: what the paper says, its recipe with what is known of it, and its files below a folder.
 
     Raises:
         RecipeError: there is no such task.
+        ValueError: the folder cannot be read.
     """
     task = downstream_task(name)
     layout = layout_of(task)
-    counts = ", ".join(f"{split} {count:,}" for split, count in zip(SPLIT_COLUMNS, task.counts, strict=True))
+    counts = ", ".join(f"{split} {count:,}" for split, count in zip(SPLITS, task.counts, strict=True))
     lines = [
         f"# {task.name}: {task.targets} ({task.anatomy}, {task.modality}).",
         f"# In the paper, images or slices: {counts}. No lists of files, no seeds: other splits, not comparable.",
         f"# The layout is {'confirmed' if layout.confirmed else 'partly known'}.",
     ]
-    if layout.take:
+    if not layout.take:
+        lines.append("# Its files are not known: make a table of them (dexcore eval import csv).")
+    elif root is None:
         lines.append(f"# dexcore eval import {task.slug} FOLDER --out DIR")
     else:
-        lines.append("# Its files are not known: make a table of them (dexcore eval import csv).")
+        found = layout.images(one.path for one in walk(root).files)
+        lines.append(f"# Below {root}: {f'{len(found)} files, as {found[0]}' if found else 'none of its files'}.")
+        if found:
+            lines.append(f"# dexcore eval import {task.slug} {quote(str(root))} --out DIR")
     return [*lines, _file(task).read_text(encoding="utf-8").rstrip()]
 
 

@@ -19,12 +19,13 @@ It has the keys of a task (`spec`), but table, root and cases, and these:
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dexcore.data.sources.fields import Fields, glob_values, one_of, text_value, whole_number, yes_value
+from dexcore.data.sources.globs import matcher
 from dexcore.data.sources.recipe import AXES, Column
 from dexcore.data.sources.schema import column_value, group_value, pattern_value
 from dexcore.evaluate.tasks.spec import SPEC_PARSERS, DrawnSplit, split_value
@@ -86,6 +87,11 @@ class Layout:
     confirmed: bool = True
     terms: str = ""
     known: tuple[str, ...] = ()
+
+    def images(self, paths: Iterable[str]) -> list[str]:
+        """Those of some paths that are its images."""
+        take, leave = matcher(self.take), matcher(self.leave)
+        return [path for path in paths if take(path) and not leave(path)]
 
 
 def load_layout(path: Path) -> Layout:

@@ -20,7 +20,7 @@ from dexcore.evaluate.tasks.pixels import PixelsError, geometry_problem, read_pl
 from dexcore.evaluate.tasks.spec import TaskError
 from dexcore.evaluate.tasks.split import draw_split
 from dexcore.evaluate.tasks.table import MASK, SPLITS
-from dexcore.evaluate.tasks.write import write_task
+from dexcore.evaluate.tasks.write import free, write_task
 
 Cells = dict[str, Any]
 
@@ -51,10 +51,10 @@ class _Making:
 
     def task(self) -> Imported:
         layout = self.layout
-        take, leave = matcher(layout.take), matcher(layout.leave)
-        images = [path for path in self.paths if take(path) and not leave(path)]
+        images = layout.images(self.paths)
         if not images:
             raise TaskError(f"task {self.name}: no image below {self.src}, expected {layout.layout or layout.take}")
+        free(self.out, self.name)
         rows = [row for path in images for row in self._rows(path)]
         keys = dict(layout.said)
         if layout.splits:

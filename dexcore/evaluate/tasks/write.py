@@ -31,22 +31,36 @@ def write_task(
         keys: of the YAML; those that are None are left out.
 
     Raises:
-        TaskError: there is no row, or the task is not sound.
+        TaskError: there is no row, the YAML is there already (its split was drawn), or the task is not sound.
         OSError: a file cannot be written.
     """
     out = Path(out)
     if rows is not None and not rows:
         raise TaskError(f"task {name}: no image was found")
+    path = free(out, name)
     out.mkdir(parents=True, exist_ok=True)
     table = keys.pop("table", f"{name}.csv")
     said = {"name": name, "table": table} | ({"root": str(root.resolve())} if root is not None else {})
     said |= {key: value for key, value in keys.items() if value is not None}
     text = require("yaml", "train").safe_dump(said, sort_keys=False, allow_unicode=True, width=110)
-    path = out / f"{name}.yaml"
     if rows is not None:
         write_table(out / table, _all_columns(rows))
     write_whole(path, text.encode())
     return Task.open(path)
+
+
+def free(out: Path, name: str) -> Path:
+    """Where a task's YAML is going to be. Importers that draw masks ask before they touch a file.
+
+    Raises:
+        TaskError: it is there already.
+    """
+    path = out / f"{name}.yaml"
+    if path.exists():
+        raise TaskError(
+            f"{path}: is there already, and its split is drawn: remove it, or choose another name or folder"
+        )
+    return path
 
 
 def _all_columns(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ import numpy as np
 from dexcore.evaluate.tasks.importers.options import Imported, Options, case_of, split_word
 from dexcore.evaluate.tasks.importers.raster import save_mask
 from dexcore.evaluate.tasks.spec import TaskError
-from dexcore.evaluate.tasks.write import write_task
+from dexcore.evaluate.tasks.write import free, write_task
 from dexcore.extras import require
 
 _IGNORE = 255
@@ -40,6 +40,8 @@ def import_coco(src: Path, out: Path, options: Options) -> Imported:
     if len(index_of) >= _IGNORE:
         raise TaskError(f"{src}: holds {len(index_of)} categories, expected at most {_IGNORE - 1}")
     files = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".json"]
+    name = options.name or src.resolve().stem
+    free(out, name)
     rows = []
     for path, said in found.items():
         split = next((split for word in path.stem.replace("-", "_").split("_") if (split := split_word(word))), None)
@@ -51,7 +53,7 @@ def import_coco(src: Path, out: Path, options: Options) -> Imported:
         )
     task = write_task(
         out,
-        options.name or src.resolve().stem,
+        name,
         rows,
         root=folder,
         modality=options.modality,

@@ -1,4 +1,7 @@
-"""nnU-Net's raw data: imagesTr, labelsTr, dataset.json; imagesTs and labelsTs where there are any."""
+"""nnU-Net's raw data: imagesTr, labelsTr, dataset.json; imagesTs and labelsTs where there are any.
+
+Medical Segmentation Decathlon's, whose images have no number of a channel, are read too.
+"""
 
 import json
 from pathlib import Path
@@ -26,12 +29,16 @@ def import_nnunet(src: Path, out: Path, options: Options) -> Imported:
         labels = {name: int(value) for value, name in labels.items()}
     ignore = labels.pop("ignore", None)
     regions = {name: value for name, value in labels.items() if isinstance(value, list)}
+    if regions and ignore is not None:
+        raise TaskError(f"{src / 'dataset.json'}: has regions and an ignore label, expected one of both")
     rows, left = [], []
     has_test = (src / "labelsTs").is_dir()
     for suffix, split in (("Tr", "train"), ("Ts", "test")):
         for mask in sorted((src / f"labels{suffix}").glob(f"*{ending}")):
             case = mask.name.removesuffix(ending)
             image = src / f"images{suffix}" / f"{case}_{options.channel:04d}{ending}"
+            if not image.is_file() and (image.parent / mask.name).is_file():
+                image = image.parent / mask.name
             if not image.is_file():
                 raise TaskError(f"{image}: is missing, {mask} is its mask")
             shown = [path.relative_to(src).as_posix() for path in (image, mask)]

@@ -9,7 +9,7 @@ from dexcore.data.modality import Modality
 from dexcore.data.synthetic import SyntheticMVU
 from dexcore.evaluate.tasks.importers.raster import save_mask, save_png
 from dexcore.evaluate.tasks.task import Task
-from dexcore.evaluate.tasks.write import write_task
+from dexcore.evaluate.tasks.write import free, write_task
 
 SEED = 1  # runs pre-train on seed 0: these images are none of theirs
 
@@ -23,6 +23,8 @@ def synthetic_tasks(
     fractions: tuple[float, float, float] = (0.7, 0.1, 0.2),
 ) -> tuple[Task, Task]:
     """Draw images, and write two tasks about them: ``OUT/lesions.yaml`` (masks) and ``OUT/findings.yaml`` (labels).
+
+    Where both are there already, and are of these images, they are opened.
 
     Each image is a case of its own. Image and mask number ``index`` are those of ``SyntheticMVU(modalities, size,
     seed).sample(index)``, in 8 bits. Both tasks share a table, and so a split.
@@ -40,29 +42,38 @@ def synthetic_tasks(
         ValueError: as `SyntheticMVU`.
     """
     drawn = SyntheticMVU(modalities, size=size, seed=seed)
-    rows = []
-    for index in range(images):
-        sample = drawn.sample(index)
-        name = f"{index:06d}.png"
-        rows.append(
-            {
-                "image": save_png(out / "images" / name, np.round(sample.image * 255).astype(np.uint8), out),
-                "mask": save_mask(out, name, sample.mask.astype(np.uint8)),
-                "label": drawn.labels[sample.label],
-                "modality": str(sample.modality),
-                "case": f"{index:06d}",
-            }
-        )
+    about = f"SyntheticMVU({', '.join(drawn.modalities)}), seed {seed}, {images} images of {size} x {size} pixels"
     common: dict[str, Any] = {
         "modality": "column",
         "normalization": "div255",
         "split": {"by": "case", "stratify": "label", "fractions": list(fractions), "seed": seed},
-        "about": f"SyntheticMVU, seed {seed}, {size} x {size} pixels",
+        "about": about,
     }
-    lesions = write_task(
-        out, "lesions", rows, kind="segmentation", classes=["background", "lesion"], positive="lesion", **common
+    first, second = (out / f"{name}.yaml" for name in ("lesions", "findings"))
+    lesions = Task.open(first) if first.is_file() else None
+    if lesions is None or lesions.spec.about != about:
+        for path in (first, second):
+            free(out, path.stem)
+        rows = [_row(drawn, index, out) for index in range(images)]
+        lesions = write_task(
+            out, "lesions", rows, kind="segmentation", classes=["background", "lesion"], positive="lesion", **common
+        )
+    if second.is_file():
+        return lesions, Task.open(second)
+    classes = list(drawn.labels)
+    return lesions, write_task(
+        out, "findings", None, table="lesions.csv", kind="classification", classes=classes, **common
     )
-    findings = write_task(
-        out, "findings", None, table="lesions.csv", kind="classification", classes=list(drawn.labels), **common
-    )
-    return lesions, findings
+
+
+def _row(drawn: SyntheticMVU, index: int, out: Path) -> dict[str, str]:
+    """Draw and write one image and its mask."""
+    sample = drawn.sample(index)
+    name = f"{index:06d}.png"
+    return {
+        "image": save_png(out / "images" / name, np.round(sample.image * 255).astype(np.uint8), out),
+        "mask": save_mask(out, name, sample.mask.astype(np.uint8)),
+        "label": drawn.labels[sample.label],
+        "modality": str(sample.modality),
+        "case": f"{index:06d}",
+    }
