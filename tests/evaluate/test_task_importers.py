@@ -116,6 +116,17 @@ def test_a_table_with_columns_of_its_own(tmp_path, capsys):
     )
 
 
+def test_an_import_leaves_the_users_table_and_nothing_of_what_is_no_task(tmp_path, capsys):
+    table = tmp_path / "src.csv"
+    table.write_text("image,label,split\na.png,x,train\nb.png,y,\n")
+    code, _, err = run(capsys, "csv", table, "--modality", "CT", "--out", tmp_path)
+    assert (code, "src.csv: is there already, and would be lost" in err) == (2, True)
+    assert table.read_text().startswith("image,label,split\na.png")
+    code, _, err = run(capsys, "csv", table, "--modality", "CT", "--out", tmp_path / "task")
+    assert (code, "line 3: split is empty" in err) == (2, True)
+    assert list((tmp_path / "task").iterdir()) == []
+
+
 def medmnist(path, labels=1, classes=3, **more):
     rng = np.random.default_rng(0)
     arrays = {}
@@ -209,7 +220,7 @@ def test_an_import_does_not_draw_a_split_again(tmp_path, capsys):
     known = opened(capsys, tmp_path, "nnunet", tmp_path / "src", "--modality", "MR").fingerprint
     code, _, err = run(capsys, "nnunet", tmp_path / "src", "--modality", "MR", "--seed", 5, "--out", tmp_path / "task")
     assert code == 2
-    assert "src.yaml: is there already, and its split is drawn: remove it" in err
+    assert "src.yaml: is there already, and would be lost: remove it" in err
     assert Task.open(tmp_path / "task" / "src.yaml").fingerprint == known
 
 

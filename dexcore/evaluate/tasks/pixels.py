@@ -25,7 +25,7 @@ from dexcore.evaluate.tasks.places import located
 from dexcore.evaluate.tasks.spec import MaskValues
 from dexcore.extras import require
 
-_OPEN = 4  # files whose pixels stay in memory: a volume and its mask are read slice after slice
+_OPEN = 2  # files whose pixels stay in memory: a volume and its mask are read slice after slice
 
 
 class PixelsError(ValueError):
@@ -183,8 +183,11 @@ def geometry_problem(image: str, mask: str) -> str:
     one, two = (located(path)[0] for path in (image, mask))
     if file_kind(one) is Kind.NIFTI and file_kind(two) is Kind.NIFTI:
         nibabel = require("nibabel", "data")
-        with unreadable(two):
-            affines = [nibabel.load(file).affine for file in (one, two)]
+        try:
+            with unreadable(two):
+                affines = [nibabel.load(file).affine for file in (one, two)]
+        except UnreadableFileError as error:
+            return f"{two}: its affine cannot be compared with that of {one}: {error.reason}"
         size = np.linalg.norm(affines[0][:3, :3], axis=0).min()
         if not np.allclose(affines[0], affines[1], rtol=0, atol=1e-3 * size):
             worst = np.abs(affines[0] - affines[1]).max()

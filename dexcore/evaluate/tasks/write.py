@@ -31,7 +31,7 @@ def write_task(
         keys: of the YAML; those that are None are left out.
 
     Raises:
-        TaskError: there is no row, the YAML is there already (its split was drawn), or the task is not sound.
+        TaskError: there is no row, the YAML or the table is there already, or the task is not sound.
         OSError: a file cannot be written.
     """
     out = Path(out)
@@ -39,27 +39,32 @@ def write_task(
         raise TaskError(f"task {name}: no image was found")
     path = free(out, name)
     out.mkdir(parents=True, exist_ok=True)
-    table = keys.pop("table", f"{name}.csv")
+    table = keys.pop("table", path.with_suffix(".csv").name)
     said = {"name": name, "table": table} | ({"root": str(root.resolve())} if root is not None else {})
     said |= {key: value for key, value in keys.items() if value is not None}
     text = require("yaml", "train").safe_dump(said, sort_keys=False, allow_unicode=True, width=110)
     if rows is not None:
         write_table(out / table, _all_columns(rows))
     write_whole(path, text.encode())
-    return Task.open(path)
+    try:
+        return Task.open(path)
+    except TaskError:  # what is no task must not stand in the way of the next try
+        path.unlink()
+        if rows is not None:
+            (out / table).unlink()
+        raise
 
 
 def free(out: Path, name: str) -> Path:
     """Where a task's YAML is going to be. Importers that draw masks ask before they touch a file.
 
     Raises:
-        TaskError: it is there already.
+        TaskError: it is there already, or a file with the name of its table, which may be a user's.
     """
     path = out / f"{name}.yaml"
-    if path.exists():
-        raise TaskError(
-            f"{path}: is there already, and its split is drawn: remove it, or choose another name or folder"
-        )
+    for file in (path, out / f"{name}.csv"):
+        if file.exists():
+            raise TaskError(f"{file}: is there already, and would be lost: remove it, or choose another name or folder")
     return path
 
 
