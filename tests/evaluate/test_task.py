@@ -7,6 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from made_tasks import SEGMENTATION, labelled, masked, picture, save, write
 from PIL import Image
 
@@ -95,6 +97,10 @@ def test_mask_values_map_numbers_ranges_palettes_and_colours(tmp_path):
     palette.putpalette([7, 7, 7, 200, 0, 0])
     palette.save(tmp_path / "m.png")
     task = Task.open(write(tmp_path, [row], **keys))
+    np.testing.assert_array_equal(task.mask(task.rows[0]), [[0, 1, 1], [0, 0, 1]])
+
+    by_colour = {"#070707": "background", "#c80000": "nerve"}
+    task = Task.open(write(tmp_path, [row], mask_values=by_colour, **keys))
     np.testing.assert_array_equal(task.mask(task.rows[0]), [[0, 1, 1], [0, 0, 1]])
 
     colours = np.zeros((2, 3, 3), np.uint8)
@@ -198,6 +204,20 @@ def test_a_drawn_split_keeps_shares_whatever_the_order_of_rows():
     assert draw_split(groups, strata, DrawnSplit("case", "label", (0.7, 0.1, 0.2), 1)) != splits
     small = draw_split(["a", "b", "c"], [""] * 3, drawn)
     assert sorted(small) == ["test", "train", "val"]
+
+
+@given(st.lists(st.tuples(st.integers(0, 15), st.integers(0, 2)), min_size=1, max_size=60), st.integers(0, 5))
+def test_a_drawn_split_tears_no_group_and_leaves_no_stratum_out(rows, seed):
+    groups = [f"p{group}" for group, _ in rows]
+    strata = [str(stratum) for _, stratum in rows]
+    splits = draw_split(groups, strata, DrawnSplit("case", "label", (0.6, 0.2, 0.2), seed))
+    of_group = {}
+    for group, split in zip(groups, splits, strict=True):
+        assert of_group.setdefault(group, split) == split
+    if len(set(strata)) == 1 and len(of_group) >= 3:
+        assert set(of_group.values()) == {"train", "val", "test"}
+    alone = draw_split(groups, strata, DrawnSplit("case", "label", (0.6, 0.0, 0.4), seed))
+    assert "val" not in alone
 
 
 def test_the_fingerprint_hangs_on_what_decides_a_number(tmp_path):

@@ -139,16 +139,16 @@ def _array(file: Path, size: int, changed: int, name: str) -> np.ndarray:
         return arrays[name]
 
 
-def read_labels(path: str) -> np.ndarray:
+def read_labels(path: str, colours: bool = False) -> np.ndarray:
     """The values of a mask as they are stored: whole numbers [height, width], or colours uint8 [height, width, 3].
 
-    Of a PNG with a palette these are the palette's indices. Floats that are whole numbers are taken as such.
+    Of a PNG with a palette these are the palette's indices, unless ``colours`` are wanted. Floats that are whole numbers are taken as such.
 
     Raises:
         PixelsError: as `read_plane`, or the values are no whole numbers from 0.
     """
     file, inside, index = located(path)
-    indices = _palette_indices(file) if inside is None and index is None else None
+    indices = _palette_indices(file) if inside is None and index is None and not colours else None
     values = read_plane(path).pixels if indices is None else indices
     if values.dtype.kind == "f":
         whole = values.astype(np.int64)

@@ -126,9 +126,10 @@ class _Labels:
         return np.stack([np.isin(values, region) for region in self.spec.regions])
 
     def _read_mask(self, path: str, classes: int, ignore: int | None) -> np.ndarray:
-        values = read_labels(self.spec.located(path))
+        mapping = self.spec.mask_values
+        values = read_labels(self.spec.located(path), colours=mapping is not None and bool(mapping.colours))
         try:
-            return to_classes(values, self.spec.mask_values, classes, ignore)
+            return to_classes(values, mapping, classes, ignore)
         except PixelsError as error:
             raise PixelsError(f"{self.spec.located(path)}: {error}") from error
 
