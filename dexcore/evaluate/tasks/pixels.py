@@ -142,7 +142,8 @@ def _array(file: Path, size: int, changed: int, name: str) -> np.ndarray:
 def read_labels(path: str, colours: bool = False) -> np.ndarray:
     """The values of a mask as they are stored: whole numbers [height, width], or colours uint8 [height, width, 3].
 
-    Of a PNG with a palette these are the palette's indices, unless ``colours`` are wanted. Floats that are whole numbers are taken as such.
+    Of a PNG with a palette these are the palette's indices, unless ``colours`` are wanted. Floats that are whole
+    numbers are taken as such.
 
     Raises:
         PixelsError: as `read_plane`, or the values are no whole numbers from 0.
