@@ -141,6 +141,16 @@ class MVUDataset(Dataset[dict[str, Any]]):
             raise ValueError(f"split is {split!r}, expected one of {', '.join(get_args(Split))}")
         return np.flatnonzero(self.split == split)
 
+    @cached_property
+    def path(self) -> np.ndarray:
+        """Where every image came from, as a build noted it, str objects [n]."""
+        paths = [batch.column("image").field("path").to_pylist() for batch in self._store.batches]
+        return np.array([path for part in paths for path in part], dtype=object)
+
+    def content_hash(self, index: int) -> str:
+        """SHA-256 of one image as it is stored, in hex."""
+        return self._store.column("sha256")[operator.index(index)].as_py().hex()
+
     def _encoded(self, column: str) -> tuple[np.ndarray, list[str]]:
         coded = self._store.column(column).combine_chunks().dictionary_encode()
         return coded.indices.to_numpy(), coded.dictionary.to_pylist()

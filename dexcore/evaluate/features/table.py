@@ -143,17 +143,19 @@ class FeatureTable:
             about = json.loads((table.schema.metadata or {})[_METADATA])
             if about["version"] != _VERSION:
                 raise FeaturesError(f"{path}: is of version {about['version']}, expected {_VERSION}")
-            rows = table.num_rows
+            rows, there = table.num_rows, table.column_names
             read = {
                 name: table.column(name).combine_chunks().flatten().to_numpy().reshape(rows, *shape)
                 for name, shape in (("mean", (-1,)), ("cls", (-1,)), ("gates", about["gates"]))
-                if name in table.column_names
+                if name in there
             }
-            names = {
-                name: tuple(table.column(name).to_pylist())
-                for name in ("image", "row_key")
-                if name in table.column_names
-            }
-            return cls(**names, **read, **{name: about[name] for name in _ABOUT})
+            return cls(
+                image=tuple(table.column("image").to_pylist()),
+                mean=read["mean"],
+                cls=read.get("cls"),
+                gates=read.get("gates"),
+                row_key=tuple(table.column("row_key").to_pylist()) if "row_key" in there else (),
+                **{name: about[name] for name in _ABOUT},
+            )
         except (OSError, pa.ArrowException, KeyError, TypeError, json.JSONDecodeError) as error:
             raise FeaturesError(f"{path}: holds no features, expected a file of `dexcore embed`: {error}") from error

@@ -1,0 +1,121 @@
+"""The images whose features are asked for: their names, what each one's features are found again by, and pixels."""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from dexcore.data.feed.dataset import MVUDataset, open_mvu
+from dexcore.data.feed.own import OwnImages
+from dexcore.data.readers.kind import Kind, file_kind
+from dexcore.evaluate.features.table import FeaturesError
+from dexcore.evaluate.tasks import Row, Task
+from dexcore.evaluate.tasks.places import located
+
+# Kinds of which one file is all; others name further files, and are told by their pixels.
+_ALONE = (Kind.PNG, Kind.JPEG, Kind.BMP, Kind.TIFF, Kind.DICOM, Kind.NUMPY)
+
+
+class ImageSource(Protocol):
+    """Images by number."""
+
+    names: tuple[str, ...]
+
+    def row_key(self, number: int) -> str:
+        """SHA-256 of all that decides the image's pixels."""
+
+    def image(self, number: int) -> np.ndarray:
+        """The image, as `dexcore.view.as_pixels` takes it."""
+
+
+class TaskImages:
+    """Those of a task, with square pixels, as a store would hold them."""
+
+    def __init__(self, task: Task, rows: Sequence[Row] | None = None) -> None:
+        self.task, self.rows = task, tuple(task.rows if rows is None else rows)
+        self.names = tuple(row.image for row in self.rows)
+
+    def row_key(self, number: int) -> str:
+        row, spec = self.rows[number], self.task.spec
+        file, inside, index = located(spec.located(row.image))
+        try:
+            stat = file.stat()
+            digest = _file_hash(str(file), stat.st_size, stat.st_mtime_ns)
+        except OSError as error:
+            raise FeaturesError(f"task {self.task.name}: line {row.line}: {file}: {error.strerror or error}") from error
+        if digest is None:
+            return _pixels_hash(self.image(number))
+        told = [digest, inside, index, row.modality.value, spec.normalization, spec.units, spec.range, row.spacing]
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+
+    def image(self, number: int) -> np.ndarray:
+        return self.task.record(self.rows[number]).image
+
+
+@lru_cache(1024)  # a volume's slices follow each other
+def _file_hash(file: str, size: int, changed: int) -> str | None:
+    """SHA-256 of a file; None of a kind whose pixels may lie in another one."""
+    if file_kind(file) not in _ALONE and not file.endswith((".nii", ".nii.gz", ".npz")):
+        return None
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _pixels_hash(image: np.ndarray) -> str:
+    digest = hashlib.sha256(f"{image.dtype.str} {image.shape}".encode())
+    digest.update(np.ascontiguousarray(image).tobytes())
+    return digest.hexdigest()
+
+
+class StoreImages:
+    """Those of a store; a name is the path in the source, behind the source's where two would be one."""
+
+    def __init__(self, dataset: MVUDataset, rows: Sequence[int] | np.ndarray | None = None) -> None:
+        self.dataset = dataset
+        self.rows = np.arange(len(dataset)) if rows is None else np.asarray(rows)
+        paths = dataset.path.tolist()
+        if len(set(paths)) < len(paths):
+            paths = [f"{source}/{path}" for source, path in zip(dataset.source, paths, strict=True)]
+        self.names = tuple(paths[row] for row in self.rows)
+
+    def row_key(self, number: int) -> str:
+        return self.dataset.content_hash(int(self.rows[number]))
+
+    def image(self, number: int) -> np.ndarray:
+        return self.dataset.read(int(self.rows[number]))
+
+
+class GivenImages:
+    """Those of a data set of the user's, or of a list of arrays; a name is the number."""
+
+    def __init__(self, images: OwnImages) -> None:
+        self.images = images
+        self.names = tuple(map(str, range(len(images))))
+
+    def row_key(self, number: int) -> str:
+        return _pixels_hash(self.images.read(number))
+
+    def image(self, number: int) -> np.ndarray:
+        return self.images.read(number)
+
+
+def images_of(given: Any, channels: int = 3) -> ImageSource:
+    """The images of a task, a store, a map-style data set or a list of arrays; or of the path of a task or a store.
+
+    Raises:
+        TypeError, ValueError, TaskError, StoreError: it is none of these.
+    """
+    if isinstance(given, str | os.PathLike):
+        given = Task.open(given) if Path(given).suffix in (".yaml", ".yml") else open_mvu(given)
+    if isinstance(given, Task):
+        return TaskImages(given)
+    if isinstance(given, MVUDataset):
+        return StoreImages(given)
+    if isinstance(given, TaskImages | StoreImages | GivenImages):
+        return given
+    return GivenImages(given if isinstance(given, OwnImages) else OwnImages(given, channels))

@@ -1,0 +1,88 @@
+"""Models by name: a folder of dexcore's, or any of timm's with weights from a file, from timm, or drawn."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from dexcore.evaluate.features.encode import encoder_of
+from dexcore.evaluate.features.table import FeaturesError
+from dexcore.models import DEXVisionTransformer, MaskedAutoencoder, ModelFileError, load_dense_checkpoint
+from dexcore.models.hub import CONFIG_FILE
+
+PRETRAINED, RANDOM = "pretrained", "random"
+
+
+def open_model(
+    name: str | os.PathLike[str],
+    weights: str | os.PathLike[str] | None = None,
+    *,
+    img_size: int | None = None,
+    seed: int = 0,
+) -> nn.Module:
+    """A model whose features are wanted, on the CPU, in evaluation.
+
+    Args:
+        name: a folder of dexcore's (``save_pretrained``'s, a run's ``model``, or a run's), or the name of one of timm's
+            models, `dex_vit_*` among them.
+        weights: of a model of timm's: a file (MAE's, DINO's or timm's; of a vision transformer as
+            `load_dense_checkpoint` reads them); "pretrained", which timm fetches from the network; or "random", the
+            baseline that has seen nothing.
+        img_size: pixels, in place of the model's own; positions are resampled.
+        seed: of random weights.
+
+    Raises:
+        FeaturesError: there is no such model, or its weights are not said.
+        ModelFileError: a file cannot be read, or holds another model.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        if weights is not None:
+            raise FeaturesError(f"{name} is a folder with its own weights: expected no others, got {weights}")
+        return _of_folder(folder, img_size)
+    name = os.fspath(name)
+    if not timm.is_model(name):
+        raise FeaturesError(f"{name}: expected a folder of dexcore's, or the name of a model of timm's")
+    if weights is None:
+        raise FeaturesError(
+            f"{name} is a model of timm's: expected weights beside it: a file, {PRETRAINED} (timm fetches them from "
+            f"the network) or {RANDOM}"
+        )
+    arguments: dict[str, Any] = {"num_classes": 0} | ({} if img_size is None else {"img_size": img_size})
+    if weights == RANDOM:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return timm.create_model(name, **arguments).eval()
+    if weights == PRETRAINED:
+        return timm.create_model(name, pretrained=True, **arguments).eval()
+    return _of_file(name, Path(weights), arguments)
+
+
+def _of_folder(folder: Path, img_size: int | None) -> nn.Module:
+    if not (folder / CONFIG_FILE).exists() and (folder / "model" / CONFIG_FILE).exists():
+        folder = folder / "model"  # a run's
+    try:
+        return DEXVisionTransformer.from_pretrained(folder, img_size=img_size)
+    except ModelFileError as error:
+        try:  # one around a dense encoder
+            return encoder_of(MaskedAutoencoder.from_pretrained(folder, img_size=img_size))  # type: ignore[return-value]
+        except ModelFileError:
+            raise error from None
+
+
+def _of_file(name: str, weights: Path, arguments: dict[str, Any]) -> nn.Module:
+    if not weights.is_file():
+        raise FileNotFoundError(f"{weights}: no such file; expected weights of {name}, {PRETRAINED} or {RANDOM}")
+    model = timm.create_model(name, **arguments)
+    if isinstance(model, VisionTransformer):
+        load_dense_checkpoint(model, weights)
+        return model.eval()
+    try:
+        overlay = {"file": str(weights)}
+        return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **arguments).eval()
+    except (RuntimeError, OSError, ValueError, KeyError) as error:
+        raise ModelFileError(f"{weights} does not fit {name}: {str(error).splitlines()[0]}") from error
