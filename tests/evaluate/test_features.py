@@ -1,0 +1,382 @@
+"""Features are kept by content, computed once, and leave the model as it was."""
+
+import hashlib
+import logging
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from made_tasks import labelled, picture, save, write
+from timm.data import create_transform, resolve_model_data_config
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+import dexcore  # noqa: F401  # registers dex_vit
+from dexcore.evaluate import Task
+from dexcore.evaluate.features import (
+    Features,
+    FeaturesError,
+    FeatureTable,
+    Preprocessing,
+    features,
+    features_by_mode,
+    open_model,
+)
+from dexcore.evaluate.features import extract as extraction
+from dexcore.models import DEXVisionTransformer, MaskedAutoencoder, ModelFileError
+
+HALF = (0.5,) * 3
+
+
+def dex(seed: int = 0, **keys) -> DEXVisionTransformer:
+    torch.manual_seed(seed)
+    arguments = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 0}
+    model = DEXVisionTransformer(**arguments | keys)
+    with torch.no_grad():  # experts apart from each other and from the director
+        for name, parameter in model.named_parameters():
+            if "experts" in name:
+                parameter += 0.05 * torch.randn_like(parameter)
+    model.set_preprocessing(HALF, HALF)
+    return model
+
+
+def pictures(count: int = 9, shape: tuple[int, ...] = (40, 36)) -> list[np.ndarray]:
+    return [picture(seed, shape) for seed in range(count)]
+
+
+class Counted:
+    """Counts the forwards of a model."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.calls = 0
+        model.patch_embed.register_forward_pre_hook(self._count)
+
+    def _count(self, *_: object) -> None:
+        self.calls += 1
+
+
+def close(a: np.ndarray, b: np.ndarray, share: float = 1e-4) -> bool:
+    """Within what `features_by_mode` states."""
+    return np.sqrt(np.square(a - b).max()) <= share * np.sqrt(np.square(b).mean())
+
+
+def test_the_table_holds_what_timm_computes(tmp_path):
+    model, images = dex(), pictures(3)
+    found = features_by_mode(model, images, cache=tmp_path, tokens=True)
+    shown = model.preprocess(images)
+    for mode in ("experts", "director"):
+        for layer in (block.mlp for block in model.blocks):
+            layer.set_mode(mode)
+        with torch.no_grad():
+            tokens = model.eval().forward_features(shown).numpy()
+        table = found[mode]
+        assert close(table.cls, tokens[:, 0])
+        assert close(table.mean, tokens[:, 1:].mean(1))
+        assert np.abs(table.tokens([2, 0]) - tokens[[2, 0], 1:]).max() < 4e-3  # of float16
+        assert (table.grid, table.mode, table.image) == ((4, 4), mode, ("0", "1", "2"))
+    gates = found["experts"].gates
+    assert gates.shape == (3, 2, 8)
+    assert ((gates > 0).sum(2) == 2).all()
+    assert np.allclose(gates.sum(2), 1)
+    assert found["director"].gates is None
+    assert not close(found["director"].cls, found["experts"].cls)
+
+
+def test_a_hit_runs_no_model_and_gives_the_same_bytes(tmp_path):
+    model, images = dex(), pictures()
+    first = features(model, images, cache=tmp_path)
+    counted = Counted(model)
+    again = features(model, images[::-1], cache=tmp_path, batch_size=2)
+    assert counted.calls == 0
+    assert again.mean[::-1].tobytes() == first.mean.tobytes()
+    assert again.gates[::-1].tobytes() == first.gates.tobytes()
+    more = features(model, [*images, picture(77, (40, 36))], cache=tmp_path)
+    assert counted.calls == 1
+    assert more.mean[:-1].tobytes() == first.mean.tobytes()
+
+
+def changed(model: DEXVisionTransformer, name: str) -> None:
+    with torch.no_grad():
+        model.state_dict()[name].flatten()[-1] += 1e-3
+
+
+@pytest.mark.parametrize(
+    ("change", "options"),
+    [
+        (lambda model: changed(model, "blocks.1.mlp.router.weight"), {}),
+        (lambda model: changed(model, "blocks.0.mlp.experts.fc2.bias"), {}),
+        (lambda model: setattr(model.blocks[1].mlp, "top_k", 3), {}),
+        (lambda model: setattr(model.blocks[0].norm1, "eps", 1e-3), {}),
+        (lambda model: model.set_preprocessing(HALF, (0.4, 0.5, 0.5)), {}),
+        (lambda model: None, {"mode": "director"}),
+        (lambda model: None, {"precision": "bf16"}),
+        (lambda model: None, {"crop": "whole"}),
+        (lambda model: None, {"preprocessing": Preprocessing((32, 32), HALF, HALF, "bicubic")}),
+        (lambda model: None, {"preprocessing": Preprocessing((32, 32), HALF, HALF, "bilinear", crop_pct=0.9)}),
+    ],
+    ids=["weight", "bias", "top_k", "eps", "std", "mode", "precision", "crop", "filter", "crop_pct"],
+)
+def test_whatever_changes_a_feature_is_a_miss(tmp_path, change, options):
+    model, images = dex(), pictures(2)
+    before = features(model, images, cache=tmp_path)
+    change(model)
+    counted = Counted(model)
+    after = features(model, images, cache=tmp_path, **options)
+    assert counted.calls == 1
+    assert after.key != before.key
+
+
+def test_one_pixel_is_a_miss_of_one_image(tmp_path):
+    model = dex()
+    task = Task.open(write(tmp_path, labelled(tmp_path, copies=1)))
+    before = features(model, task, cache=tmp_path / "cache")
+    changed_image = task.rows[4].image
+    pixels = picture(4)
+    pixels[0, 0] ^= 1
+    save(tmp_path / changed_image, pixels)
+    counted = Counted(model)
+    after = features(model, task, cache=tmp_path / "cache", batch_size=1)
+    assert counted.calls == 1
+    differ = [name for row, name in enumerate(after.image) if after.row_key[row] != before.row_key[row]]
+    assert differ == [changed_image]
+
+
+def test_equal_images_are_computed_once(tmp_path):
+    model = dex()
+    counted = Counted(model)
+    table = features(model, [picture(0), picture(1), picture(0)], cache=tmp_path, batch_size=1)
+    assert counted.calls == 2
+    assert np.array_equal(table.mean[0], table.mean[2])
+
+
+def test_the_model_is_left_as_it_was_also_after_an_error(tmp_path):
+    model = dex(drop_path_rate=0.5).train()
+    model.blocks[0].eval()
+    for layer in (block.mlp for block in model.blocks):
+        layer.noise_std = 2.0
+
+    def state():
+        tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        digest = hashlib.sha256(b"".join(tensor.detach().numpy().tobytes() for tensor in tensors.values()))
+        flags = [(part.training, getattr(part, "mode", "")) for part in model.modules()]
+        return digest.hexdigest(), flags, [parameter.requires_grad for parameter in model.parameters()]
+
+    before = state()
+    one = features_by_mode(model, pictures(4), cache=tmp_path / "a")
+    two = features_by_mode(model, pictures(4), cache=tmp_path / "b")
+    assert one["experts"].mean.tobytes() == two["experts"].mean.tobytes()  # neither noise nor stochastic depth
+    assert state() == before
+    with torch.no_grad():
+        model.blocks[1].mlp.director.fc2.bias.fill_(float("inf"))
+    before = state()
+    with pytest.raises(FeaturesError, match="0: its features are not finite, and those of 3 more"):
+        features(model, pictures(4), mode="director", cache=tmp_path / "a")
+    assert state() == before
+
+
+def test_batches_and_order_do_not_matter(tmp_path):
+    model, images = dex(), pictures(9)
+    whole = features(model, images, cache=tmp_path / "64", batch_size=64)
+    for size in (1, 7):
+        order = np.random.default_rng(size).permutation(len(images))
+        part = features(model, [images[i] for i in order], cache=tmp_path / str(size), batch_size=size)
+        for name in ("mean", "cls", "gates"):
+            assert close(getattr(part, name), getattr(whole, name)[order])
+
+
+class Stops(RuntimeError):
+    pass
+
+
+def test_what_a_killed_run_has_written_is_kept_and_the_end_is_the_same(tmp_path, monkeypatch):
+    model, images = dex(), pictures(9)
+    whole = features(model, images, cache=tmp_path / "whole", batch_size=2)
+    monkeypatch.setattr(extraction, "_STREAM_ROWS", 2)
+    calls = Counted(model)
+
+    def kill(*_: object) -> None:
+        if calls.calls == 3:
+            raise Stops
+
+    handle = model.register_forward_pre_hook(kill)
+    kill_in_features = model.patch_embed.register_forward_pre_hook(kill)
+    with pytest.raises(Stops):
+        features(model, images, cache=tmp_path / "cut", batch_size=2)
+    handle.remove()
+    kill_in_features.remove()
+    resumed = features(model, images, cache=tmp_path / "cut", batch_size=2)
+    assert calls.calls == 3 + 3  # of 5 batches two were kept
+    assert resumed.mean.tobytes() == whole.mean.tobytes()
+    assert resumed.gates.tobytes() == whole.gates.tobytes()
+
+
+def test_a_damaged_stream_is_a_miss(tmp_path, caplog):
+    model, images = dex(), pictures(3)
+    first = features(model, images, cache=tmp_path)
+    (stream,) = tmp_path.rglob("*.arrow")
+    stream.write_bytes(stream.read_bytes()[:-200])
+    with caplog.at_level(logging.WARNING):
+        again = features(model, images, cache=tmp_path)
+    assert "is not used" in caplog.text
+    assert again.mean.tobytes() == first.mean.tobytes()
+
+
+def test_a_table_is_read_as_it_was_written(tmp_path):
+    table = features(dex(), pictures(3), cache=tmp_path)
+    table.save(tmp_path / "features.parquet", {"modality": ["CT", "MR", "CT"]})
+    read = FeatureTable.load(tmp_path / "features.parquet")
+    assert (read.image, read.row_key, read.key, read.mode) == (table.image, table.row_key, table.key, "experts")
+    for name in ("mean", "cls", "gates"):
+        assert np.array_equal(getattr(read, name), getattr(table, name))
+    assert np.array_equal(read.of(["2", "0"]).mean, table.mean[[2, 0]])
+    with pytest.raises(FeaturesError, match="features of 7 are not in the table of 3 images"):
+        read.of(["1", "7"])
+    with pytest.raises(FeaturesError, match="no patch tokens"):
+        read.tokens([0])
+    (tmp_path / "other.parquet").write_bytes(b"PAR1")
+    with pytest.raises(FeaturesError, match=r"other\.parquet: holds no features"):
+        FeatureTable.load(tmp_path / "other.parquet")
+
+
+class Places(VisionTransformer):
+    """Its tokens are the row and the column of their patch; what comes before them is -1."""
+
+    def forward_features(self, x, *_, **__):
+        rows, columns = self.patch_embed.grid_size
+        place = torch.stack(torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij"), -1)
+        patches = place.flatten(0, 1).float().expand(len(x), -1, -1)
+        return torch.cat([-torch.ones(len(x), self.num_prefix_tokens, 2), patches], 1)
+
+
+@pytest.mark.parametrize("registers", [0, 4])
+def test_each_token_is_at_its_patch_also_with_registers_and_in_oblong_images(tmp_path, registers):
+    model = Places(img_size=(24, 40), patch_size=8, embed_dim=2, depth=1, num_heads=1, reg_tokens=registers)
+    view = Preprocessing((24, 40), HALF, HALF, "bilinear")
+    table = features(model, pictures(2), preprocessing=view, tokens=True, cache=tmp_path)
+    assert table.grid == (3, 5)
+    tokens = table.tokens([1]).reshape(3, 5, 2)
+    assert all(tuple(tokens[row, column]) == (row, column) for row in range(3) for column in range(5))
+    assert (table.cls == -1).all()
+    assert np.array_equal(table.mean[0], [1, 2])
+
+
+def test_one_picture_of_8_bits_16_bits_and_floats_has_the_same_features(tmp_path):
+    eight = picture(3, (50, 40))
+    images = [eight, eight.astype(np.uint16) * 257, eight.astype(np.float32) / 255, torch.from_numpy(eight)]
+    for view in (None, Preprocessing((32, 32), HALF, HALF, "bicubic", crop_pct=0.9)):
+        table = features(dex(), images, preprocessing=view, cache=tmp_path)
+        assert all(close(table.mean[row], table.mean[0]) for row in range(4))
+
+
+def test_values_outside_the_range_are_refused(tmp_path):
+    with pytest.raises(FeaturesError, match="item 1 .*must lie in"):
+        features(dex(), [picture(0), picture(1).astype(np.float32)], cache=tmp_path)
+
+
+@pytest.mark.parametrize("shape", [(50, 70, 3), (33, 31, 3)])
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224.augreg_in21k", "resnet18.tv_in1k"])
+def test_the_view_of_timms_models_is_timms(name, shape):
+    model = timm.create_model(name, num_classes=0)
+    transform = create_transform(**resolve_model_data_config(model), is_training=False)
+    from PIL import Image
+
+    from dexcore.evaluate.features.view import declared_preprocessing
+
+    pixels = picture(1, shape)
+    ours, theirs = declared_preprocessing(model)(pixels), transform(Image.fromarray(pixels))
+    assert ours.shape == theirs.shape
+    assert (ours - theirs).abs().max() < 1.5 / 255 / 0.22  # timm's is rounded to 8 bits
+
+
+def test_the_whole_image_can_be_asked_for(tmp_path):
+    image = np.zeros((32, 64), np.uint8)
+    image[:, :8] = 255  # outside the centre square
+    blank = np.zeros((32, 64), np.uint8)
+    model = dex()
+    centre, whole = (features(model, [image, blank], crop=crop, cache=tmp_path) for crop in ("center", "whole"))
+    assert close(centre.mean[0], centre.mean[1])
+    assert not close(whole.mean[0], whole.mean[1])
+
+
+def test_a_callable_gives_features_and_is_kept_by_its_key_alone(tmp_path):
+    calls = []
+
+    def model(images):
+        calls.append(len(images))
+        return Features(tokens=images.flatten(2).transpose(1, 2))
+
+    ask = partial(features, model, pictures(3), preprocessing=Preprocessing((4, 4), HALF, HALF), cache=tmp_path)
+    table = ask(tokens=True)
+    assert table.mean.shape == (3, 3)
+    assert table.grid == (4, 4)
+    assert table.cls is None
+    assert not list(tmp_path.rglob("*.arrow"))  # nothing is left that nobody would find again
+    ask(key="v1")
+    ask(key="v1")
+    assert calls == [3, 3]
+    ask(key="v2")
+    assert calls == [3, 3, 3]
+    with pytest.raises(TypeError, match="must be Features"):
+        features(lambda images: images, pictures(1), preprocessing=Preprocessing((4, 4), HALF, HALF), cache=tmp_path)
+    with pytest.raises(FeaturesError, match="does not say how its images are made"):
+        features(model, pictures(1), cache=tmp_path)
+
+
+def test_an_unreadable_image_is_named_or_left_out(tmp_path, caplog):
+    task_rows = labelled(tmp_path, copies=1)
+    (tmp_path / task_rows[3]["image"]).write_bytes(b"\x89PNG\r\n\x1a\n damaged")
+    task = Task.open(write(tmp_path, task_rows))
+    with pytest.raises(FeaturesError, match=r"sound-3-0\.png.*line 5"):
+        features(dex(), task, cache=tmp_path / "cache")
+    table = features(dex(), task, cache=tmp_path / "cache", skip_unreadable=True)
+    assert len(table) == len(task_rows) - 1
+    assert "left out: sound-3-0.png" in caplog.text
+
+
+def test_a_model_is_opened_by_its_folder_or_its_name(tmp_path):
+    model = dex()
+    model.save_pretrained(tmp_path / "run" / "model")
+    MaskedAutoencoder(dex(), decoder_dim=16, decoder_depth=1, decoder_heads=2).save_pretrained(tmp_path / "mae")
+    dense = VisionTransformer(img_size=32, patch_size=8, embed_dim=32, depth=1, num_heads=2, num_classes=0)
+    MaskedAutoencoder(dense, decoder_dim=16, decoder_depth=1, decoder_heads=2).save_pretrained(tmp_path / "dense")
+    found = features(tmp_path / "run", pictures(2), cache=tmp_path)
+    assert found.mean.tobytes() == features(model, pictures(2), cache=tmp_path / "b").mean.tobytes()
+    assert isinstance(open_model(tmp_path / "mae"), DEXVisionTransformer)
+    assert type(open_model(tmp_path / "dense")) is VisionTransformer
+    with pytest.raises(FeaturesError, match="expected weights beside it"):
+        open_model("vit_tiny_patch16_224")
+    with pytest.raises(FeaturesError, match="no_such: expected a folder"):
+        open_model("no_such")
+    with pytest.raises(FileNotFoundError, match=r"none\.pth: no such file"):
+        open_model("vit_tiny_patch16_224", tmp_path / "none.pth")
+
+
+def test_weights_of_a_file_are_loaded_and_others_refused(tmp_path):
+    one = timm.create_model("test_vit", num_classes=5)
+    torch.save({"model": one.state_dict()}, tmp_path / "vit.pth")
+    loaded = open_model("test_vit", tmp_path / "vit.pth")
+    assert torch.equal(loaded.blocks[0].mlp.fc1.weight, one.blocks[0].mlp.fc1.weight)
+    net = timm.create_model("test_resnet")
+    torch.save(net.state_dict(), tmp_path / "net.pth")
+    loaded = open_model("test_resnet", tmp_path / "net.pth")
+    assert torch.equal(loaded.conv1[0].weight, net.conv1[0].weight) if isinstance(loaded.conv1, nn.Sequential) else True
+    with pytest.raises(ModelFileError, match="does not fit"):
+        open_model("test_resnet", tmp_path / "vit.pth")
+    drawn = [open_model("test_vit", "random", seed=seed).blocks[0].mlp.fc1.weight for seed in (0, 0, 1)]
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+
+
+def test_a_store_is_read_row_by_row(tmp_path, store):
+    from dexcore.data import open_mvu
+
+    model, dataset = dex(), open_mvu(store)
+    table = features(model, dataset, cache=tmp_path)
+    assert len(table) == len(dataset) == len(set(table.image))
+    assert table.row_key[3] == hashlib.sha256(dataset._store.encoded(3)).hexdigest()
+    counted = Counted(model)
+    assert features(model, Path(store), cache=tmp_path).mean.tobytes() == table.mean.tobytes()
+    assert counted.calls == 0
