@@ -10,11 +10,13 @@ import pytest
 import timm
 import torch
 from made_tasks import labelled, picture, save, write
+from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 import dexcore  # noqa: F401  # registers dex_vit
+from dexcore.data import open_mvu
 from dexcore.evaluate import Task
 from dexcore.evaluate.features import (
     Features,
@@ -26,6 +28,7 @@ from dexcore.evaluate.features import (
     open_model,
 )
 from dexcore.evaluate.features import extract as extraction
+from dexcore.evaluate.features.view import declared_preprocessing
 from dexcore.models import DEXVisionTransformer, MaskedAutoencoder, ModelFileError
 
 HALF = (0.5,) * 3
@@ -272,7 +275,7 @@ def test_one_picture_of_8_bits_16_bits_and_floats_has_the_same_features(tmp_path
 
 
 def test_values_outside_the_range_are_refused(tmp_path):
-    with pytest.raises(FeaturesError, match="item 1 .*must lie in"):
+    with pytest.raises(FeaturesError, match=r"item 1 .*must lie in"):
         features(dex(), [picture(0), picture(1).astype(np.float32)], cache=tmp_path)
 
 
@@ -281,14 +284,10 @@ def test_values_outside_the_range_are_refused(tmp_path):
 def test_the_view_of_timms_models_is_timms(name, shape):
     model = timm.create_model(name, num_classes=0)
     transform = create_transform(**resolve_model_data_config(model), is_training=False)
-    from PIL import Image
-
-    from dexcore.evaluate.features.view import declared_preprocessing
-
-    pixels = picture(1, shape)
+    pixels = 64 + picture(1, shape) // 2  # Pillow cuts what overshoots 8 bits between its two passes
     ours, theirs = declared_preprocessing(model)(pixels), transform(Image.fromarray(pixels))
     assert ours.shape == theirs.shape
-    assert (ours - theirs).abs().max() < 1.5 / 255 / 0.22  # timm's is rounded to 8 bits
+    assert (ours - theirs).abs().max() < 2 / 255 / 0.22  # timm's is rounded to 8 bits
 
 
 def test_the_whole_image_can_be_asked_for(tmp_path):
@@ -362,7 +361,7 @@ def test_weights_of_a_file_are_loaded_and_others_refused(tmp_path):
     net = timm.create_model("test_resnet")
     torch.save(net.state_dict(), tmp_path / "net.pth")
     loaded = open_model("test_resnet", tmp_path / "net.pth")
-    assert torch.equal(loaded.conv1[0].weight, net.conv1[0].weight) if isinstance(loaded.conv1, nn.Sequential) else True
+    assert all(torch.equal(tensor, net.state_dict()[name]) for name, tensor in loaded.state_dict().items())
     with pytest.raises(ModelFileError, match="does not fit"):
         open_model("test_resnet", tmp_path / "vit.pth")
     drawn = [open_model("test_vit", "random", seed=seed).blocks[0].mlp.fc1.weight for seed in (0, 0, 1)]
@@ -371,8 +370,6 @@ def test_weights_of_a_file_are_loaded_and_others_refused(tmp_path):
 
 
 def test_a_store_is_read_row_by_row(tmp_path, store):
-    from dexcore.data import open_mvu
-
     model, dataset = dex(), open_mvu(store)
     table = features(model, dataset, cache=tmp_path)
     assert len(table) == len(dataset) == len(set(table.image))

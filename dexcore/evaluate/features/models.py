@@ -13,6 +13,7 @@ from dexcore.evaluate.features.encode import encoder_of
 from dexcore.evaluate.features.table import FeaturesError
 from dexcore.models import DEXVisionTransformer, MaskedAutoencoder, ModelFileError, load_dense_checkpoint
 from dexcore.models.hub import CONFIG_FILE
+from dexcore.models.pretrained import load_exactly, read_pickle, read_safetensors
 
 PRETRAINED, RANDOM = "pretrained", "random"
 
@@ -29,9 +30,9 @@ def open_model(
     Args:
         name: a folder of dexcore's (``save_pretrained``'s, a run's ``model``, or a run's), or the name of one of timm's
             models, `dex_vit_*` among them.
-        weights: of a model of timm's: a file (MAE's, DINO's or timm's; of a vision transformer as
-            `load_dense_checkpoint` reads them); "pretrained", which timm fetches from the network; or "random", the
-            baseline that has seen nothing.
+        weights: of a model of timm's: a file (of a vision transformer MAE's, DINO's or timm's, as
+            `load_dense_checkpoint` reads them; of others timm's, tensor for tensor but the classifier);
+            "pretrained", which timm fetches from the network; or "random", the baseline that has seen nothing.
         img_size: pixels, in place of the model's own; positions are resampled.
         seed: of random weights.
 
@@ -77,12 +78,16 @@ def _of_folder(folder: Path, img_size: int | None) -> nn.Module:
 def _of_file(name: str, weights: Path, arguments: dict[str, Any]) -> nn.Module:
     if not weights.is_file():
         raise FileNotFoundError(f"{weights}: no such file; expected weights of {name}, {PRETRAINED} or {RANDOM}")
-    model = timm.create_model(name, **arguments)
+    model: Any = timm.create_model(name, **arguments)
     if isinstance(model, VisionTransformer):
         load_dense_checkpoint(model, weights)
         return model.eval()
-    try:
-        overlay = {"file": str(weights)}
-        return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **arguments).eval()
-    except (RuntimeError, OSError, ValueError, KeyError) as error:
-        raise ModelFileError(f"{weights} does not fit {name}: {str(error).splitlines()[0]}") from error
+    tensors = read_safetensors(weights) if weights.suffix == ".safetensors" else read_pickle(weights)
+    for wrapper in ("state_dict", "model"):
+        tensors = tensors.get(wrapper, tensors) if isinstance(tensors, dict) else {}
+    # timm itself would leave what does not fit as it was drawn.
+    head = model.pretrained_cfg.get("classifier") or ()
+    heads = tuple(f"{part}." for part in ((head,) if isinstance(head, str) else head))
+    kept = {part: tensor for part, tensor in tensors.items() if not (heads and part.startswith(heads))}
+    load_exactly(model, kept, str(weights))
+    return model.eval()
