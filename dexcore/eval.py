@@ -135,7 +135,7 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
     add("--root", type=Path, metavar="DIR", help="csv, coco: where its paths begin (default: at SRC)")
     add("--channel", type=int, default=0, metavar="N", help="nnunet: the channel that is the image (default: 0)")
     add("--images", metavar="GLOB", help="nifti: the images, as '*_T2w.nii.gz'")
-    add("--mask", type=_value, metavar="END=END", help="nifti: the mask's path from the image's, as _T2w=_seg")
+    add("--mask", type=_value, metavar="A=B", help="nifti: the last A in a path becomes B, as images/=labels/")
     add("--count", type=int, default=600, metavar="N", help="synthetic: images (default: 600)")
     add("--size", type=int, default=64, metavar="PX", help="synthetic: side of the images (default: 64)")
     parser.set_defaults(run=_import)

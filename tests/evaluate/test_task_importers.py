@@ -1,6 +1,8 @@
 """Importers: what others call a labelled data set becomes one table, and nothing else."""
 
 import json
+import shutil
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -268,6 +270,16 @@ def test_pairs_of_volumes_become_a_task(tmp_path, capsys):
     assert len(task.rows) == 24
     assert {row.case for row in task.rows} == {f"p{patient}" for patient in range(4)}
     assert check_task(task).problems == []
+    wanted = task.mask(task.split("train")[0])
+    shutil.move(tmp_path / "src", tmp_path / "two" / "images")
+    for path in sorted((tmp_path / "two").rglob("*_seg.nii.gz")):
+        target = Path(str(path).replace("/images/", "/labels/").replace("_seg", "_T2w"))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+    folders = ["--images", "images/**/*_T2w.nii.gz", "--mask", "images/=labels/", *flags[4:]]
+    again = opened(capsys, tmp_path, "nifti", tmp_path / "two", "--modality", "MR", *folders, name="two")
+    np.testing.assert_array_equal(again.mask(again.split("train")[0]), wanted)
+    shutil.move(tmp_path / "two" / "images", tmp_path / "src")
     (tmp_path / "src" / "p2" / "v1_seg.nii.gz").unlink()
     code, _, err = run(capsys, *("nifti", tmp_path / "src", "--modality", "MR", "--out", tmp_path / "again"), *flags)
     assert (code, err) == (2, "error: task src: p2/v1_T2w.nii.gz: its mask p2/v1_seg.nii.gz is missing\n")
@@ -358,7 +370,7 @@ def test_synthetic_lesions_are_two_tasks_with_known_masks_and_labels(tmp_path, c
         (["folder", "nowhere", "--out", "task", "--modality", "CT"], "nowhere: No such file or directory, expected"),
         (["idris", "nowhere", "--out", "task"], "'idris' is no task of the paper: `dexcore eval tasks` lists the 26"),
         (["dsca", "nowhere", "--out", "task"], "how the files of dsca lie is not known"),
-        (["nifti", ".", "--out", "task", "--modality", "CT"], "pairs need --images GLOB, --mask END=END and --classes"),
+        (["nifti", ".", "--out", "task", "--modality", "CT"], "pairs need --images GLOB, --mask A=B and --classes"),
         (["synthetic", "--out", "task", "--fractions", "1"], "--fractions is '1', expected the shares"),
     ],
 )

@@ -18,8 +18,8 @@ def import_nifti(src: Path, out: Path, options: Options) -> Imported:
         TaskError: an option is missing, or a mask; or affines, spacings or shapes differ.
     """
     if options.images is None or options.mask is None or not options.classes:
-        raise TaskError("pairs need --images GLOB, --mask END=END and --classes NAMES, as --images '*_T2w.nii.gz'")
-    end, mask_end = options.mask
+        raise TaskError("pairs need --images GLOB, --mask A=B and --classes NAMES, as --images '*_T2w.nii.gz'")
+    image, mask = re.escape(options.mask[0]), options.mask[1].replace("\\", "\\\\")
     layout = Layout(
         said={
             "name": options.name or src.resolve().name,
@@ -31,7 +31,7 @@ def import_nifti(src: Path, out: Path, options: Options) -> Imported:
             "units": options.units,
         },
         take=(options.images,),
-        masks={"": Beside(re.compile(re.escape(end) + "$"), mask_end.replace("\\", "\\\\"))},
+        masks={"": Beside(re.compile(f"{image}(?!.*{image})"), mask)},  # the last of them
         group=re.compile(options.case or "^.*$"),
         drawn=DrawnSplit("case", None, options.fractions, options.seed),
         axis=options.axis,

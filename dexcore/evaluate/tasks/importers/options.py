@@ -35,7 +35,7 @@ class Options:
         columns: of a table: ours -> theirs.
         root: where the paths of a table, or the images of COCO, begin; None: at the table, in SRC.
         channel: of nnU-Net's, which is the image.
-        images, mask: of NIfTI pairs: a glob of the images, and "END=END" that makes the mask's path of an image's.
+        images, mask: of NIfTI pairs: a glob of the images, and (A, B): the last A in an image's path becomes B.
     """
 
     modality: str
