@@ -1,4 +1,4 @@
-"""Intervals and neighbors of an evaluation: seconds of 2,000 resamples over 10,000 cases, and of an exact k-NN.
+"""Intervals and probes of an evaluation: seconds of 2,000 resamples over 10,000 cases, an exact k-NN, a linear probe.
 
     python -m bench.scores
 
@@ -6,6 +6,7 @@ means           three means over cases, with values that are missing
 macro AUROC     of four classes, cases drawn within their class; ties among the scores
 scikit-learn    the same number by roc_auc_score with weights, one draw at a time; of a few draws, and multiplied
 neighbors       the 20 nearest of 100,000 x 768 to 20,000, with the memory that the search takes beside the features
+linear probe    the 25 regressions of 8,000 x 768, each asked of 2,000 more, and the last fit on all of them
 """
 
 import sys
@@ -18,6 +19,7 @@ import numpy as np
 from bench.command import Ceilings, Goal, Line, Options, Refused, judged, run, table_row
 from bench.contenders import WrongResultError
 from bench.timing import CPU, machine, peak_memory, summary
+from dexcore.evaluate.probes.linear import COSTS, fit_linear
 from dexcore.evaluate.scores.classified import Classified
 from dexcore.extras import require
 from dexcore.measures.bootstrap import DRAWS, bootstrap, mean_statistic, resamples
@@ -54,8 +56,31 @@ def _features(options: Options) -> tuple[np.ndarray, np.ndarray]:
     return random.standard_normal((queries, width), np.float32), random.standard_normal((rows, width), np.float32)
 
 
+def _labelled(options: Options) -> tuple[np.ndarray, np.ndarray]:
+    """Features whose deviations fall off, as those of models do, and the classes that they tell a little of."""
+    images, width = (300, 16) if options.quick else (10_000, 768)
+    random = np.random.default_rng(0)
+    label = random.integers(0, _CLASSES, images)
+    mixed = random.standard_normal((width, width)) * np.exp(-np.arange(width) / (width / 8))
+    features = random.standard_normal((images, width)) @ mixed
+    return (features + random.standard_normal((_CLASSES, width))[label]).astype(np.float32), label
+
+
+def _linear_probe(features: np.ndarray, label: np.ndarray) -> None:
+    cut = len(label) * 4 // 5
+    for fitted in fit_linear(features[:cut], label[:cut], _CLASSES, COSTS):
+        fitted.probability(features[cut:])
+    list(fit_linear(features, label, _CLASSES, COSTS[12:13], features[:cut]))
+
+
 def check(options: Options) -> Refused:
-    """Means against NumPy's, AUROC against scikit-learn's, neighbors against all products in float64."""
+    """Means against NumPy's, AUROC and regression against scikit-learn's, neighbors against float64 products."""
+    features, label = _labelled(Options(options.device, quick=True))
+    [fitted] = fit_linear(features, label, _CLASSES, (0.01,))
+    scaled = require("sklearn.preprocessing", "eval").StandardScaler().fit_transform(features.astype(np.float64))
+    expected = require("sklearn.linear_model", "eval").LogisticRegression(C=0.01).fit(scaled, label)
+    if not np.allclose(fitted.probability(features), expected.predict_proba(scaled), atol=1e-3):
+        raise WrongResultError("scores: a linear probe is not scikit-learn's")
     strata = np.zeros(300, int)
     values, items = _values(300), _classified(300)
     mean, auroc = mean_statistic(values), items.statistics()["auroc"]
@@ -94,6 +119,7 @@ def measure(options: Options, ceilings: Ceilings, refused: Refused) -> list[Line
     auroc = items.statistics()["auroc"]
     few = list(islice(next(resamples(strata)), _WEIGHTINGS))
     queries, rows = _features(options)
+    labelled = _labelled(options)
     contenders: dict[str, tuple[Callable[[], object], float, Goal | None]] = {
         "means": (
             lambda: bootstrap({"mean": mean_statistic(values)}, np.zeros(cases, int), draws),
@@ -103,11 +129,14 @@ def measure(options: Options, ceilings: Ceilings, refused: Refused) -> list[Line
         "macro AUROC": (lambda: bootstrap({"auroc": auroc}, strata, draws), 1, Goal("seconds", 0, 10.0, at_most=True)),
         "scikit-learn": (lambda: [_by_scikit_learn(items, one) for one in few], draws / len(few), None),
         "neighbors": (lambda: nearest(queries, rows, _K), 1, Goal("seconds", 0, 60.0, at_most=True)),
+        "linear probe": (lambda: _linear_probe(*labelled), 1, Goal("seconds", 0, 60.0, at_most=True)),
     }
     print(table_row("", "s", "p20", "p80"))
     lines = []
     for name, (call, factor, goal) in contenders.items():
-        timing = summary([_seconds(call) * factor for _ in range(2 if name == "neighbors" else _ROUNDS)])
+        timing = summary(
+            [_seconds(call) * factor for _ in range(2 if name in ("neighbors", "linear probe") else _ROUNDS)]
+        )
         print(table_row(name, *(f"{seconds:.2f}" for seconds in vars(timing).values())), flush=True)
         line: Line = {"bench": "scores", **machine(), "contender": name, **vars(timing)}
         line |= {"cases": cases, "draws": draws}

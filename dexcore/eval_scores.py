@@ -66,8 +66,14 @@ def _score(arguments: argparse.Namespace) -> int:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
+    from dexcore.evaluate.probes.fewshot import compare_few_shot_folders
     from dexcore.evaluate.scores.across import compare_tasks, load_scores
 
+    few = [] if arguments.metric or arguments.json else compare_few_shot_folders(arguments.a, arguments.b)
+    if few:
+        print("\n".join(few))
+        if not all(any(side.rglob("scores.npz")) for side in (arguments.a, arguments.b)):
+            return 0
     found = compare_tasks(load_scores(arguments.a), load_scores(arguments.b), arguments.metric)
     if arguments.json:
         print(json.dumps([one.as_json() for one in found], indent=1))

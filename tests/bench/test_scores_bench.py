@@ -13,7 +13,9 @@ OPTIONS = Options(CPU, quick=True, seconds=0)
 def test_it_runs_and_its_lines_say_what_they_measured(monkeypatch):
     monkeypatch.setattr(scores, "peak_memory", lambda *_: 1.0)  # a process of its own, which takes seconds to begin
     lines = scores.measure(OPTIONS, {}, scores.check(OPTIONS))
-    assert [line["contender"] for line in lines] == ["means", "macro AUROC", "scikit-learn", "neighbors"]
+    assert [line["contender"] for line in lines] == [
+        *("means", "macro AUROC", "scikit-learn", "neighbors", "linear probe")
+    ]
     assert all(line["median"] > 0 for line in lines)
     assert (lines[0]["cases"], lines[3]["rows"]) == (200, 1000)
 

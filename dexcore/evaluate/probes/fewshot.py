@@ -268,6 +268,36 @@ def compare_few_shot(a: FewShot, b: FewShot) -> list[tuple[tuple[str, int, str],
     return found
 
 
+def compare_few_shot_folders(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> list[str]:
+    """The comparisons of all few-shot probes that two folders share, for a terminal; [] where there are none.
+
+    Raises:
+        ComparisonError: as `compare_few_shot`, or a folder holds several models of a task and a seed.
+    """
+    sides = []
+    for folder in (a, b):
+        side: dict[tuple[str, int], FewShot] = {}
+        for path in sorted(Path(folder).rglob(FILE)):
+            found = FewShot.load(path)
+            if (found.task, found.seed) in side:
+                raise ComparisonError(f"{folder}: holds several few-shot models of task {found.task}; expected one")
+            side[found.task, found.seed] = found
+        sides.append(side)
+    told = []
+    for key in (key for key in sides[0] if key in sides[1]):
+        one, other = sides[0][key], sides[1][key]
+        for (layer, shots, method), number in compare_few_shot(one, other):
+            better = (
+                f"{one.model} is better" if number.low > 0 else f"{other.model} is better" if number.high < 0 else "tie"
+            )
+            told.append(
+                f"{one.task}: {shots} a class, {method} on {layer}: balanced_accuracy of {one.model} - {other.model} "
+                f"{number.value:+.3f} [{number.low:+.3f}, {number.high:+.3f}], {number.groups} cases: "
+                f"{f'{better} is better' if better else 'tie'}"
+            )
+    return told
+
+
 def _check(task: Task) -> None:
     if task.kind == "multilabel":
         raise TaskError(f"task {task.name}: is of kind multilabel: few-shot is for one class an image")

@@ -1,0 +1,230 @@
+"""Probes of a task, written into a folder that ``dexcore eval compare`` and ``table`` read.
+
+OUT/MODEL/PROBE/TASK[/draw-N, or /seed-N]
+    choice.json              what was chosen, on what, by which numbers: no label of test decides a byte of it
+    predictions.parquet      of the test images (dense: and a PNG each, in masks/)
+    scores.json, scores.npz  as `dexcore eval score` writes them
+    fewshot.json, .npz       in the place of the last three where the probe is few-shot
+    probe.json               what all of it was made from; written last: with the same again nothing is computed
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dexcore.evaluate.features import FeatureTable
+from dexcore.evaluate.probes.fewshot import FewShot, compare_few_shot, few_shot, score_few_shot
+from dexcore.evaluate.probes.knn import knn_probe
+from dexcore.evaluate.probes.linear import linear_probe
+from dexcore.evaluate.probes.splits import Layers, Probed
+from dexcore.evaluate.scores import Scores, compare, score
+from dexcore.evaluate.tasks import Task
+from dexcore.files import write_whole
+
+PROTOCOL = 1  # grows when a probe would choose or predict otherwise
+LABELLED, DENSE = ("knn", "linear", "fewshot"), ("dense",)
+DRAWN = ("knn", "linear")  # without randomness: training cases are drawn in the place of seeds
+KEPT = "probe.json"
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One probe of one model on one task.
+
+    Attributes:
+        name: "knn", "linear", "fewshot" or "dense".
+        draw: key of the training cases that are drawn; None: all of them.
+        seed: of episodes, or of a head.
+    """
+
+    name: str
+    draw: int | None = None
+    seed: int = 0
+
+    def folder(self, out: Path, model: str, task: str, several: bool = False) -> Path:
+        """Where it is written."""
+        place = out / _safe(model) / self.name / _safe(task)
+        if self.draw is not None:
+            return place / f"draw-{self.draw}"
+        return place / f"seed-{self.seed}" if several else place
+
+
+def probes_of(task: Task, names: Sequence[str], draws: int = 0, seeds: int | None = None) -> list[Probe]:
+    """The probes that are asked for, in their order.
+
+    Args:
+        task: that is probed.
+        names: of probes; none: all that suit the task.
+        draws: how often training cases are drawn, of k-NN and linear; 0: all of them, once.
+        seeds: how many, of few-shot and dense.
+
+    Raises:
+        ValueError: a probe is not for such a task; or seeds are asked of probes that have no randomness.
+    """
+    suited = (
+        DENSE
+        if task.spec.is_segmentation
+        else tuple(name for name in LABELLED if name != "fewshot" or task.kind != "multilabel")
+    )
+    names = list(dict.fromkeys(names or suited))
+    for name in names:
+        if name not in suited:
+            raise ValueError(
+                f"task {task.name}: is of kind {task.kind}, the probe {name} is not for it: {_list(suited)}"
+            )
+    if seeds is not None and (fixed := [name for name in names if name in DRAWN]):
+        raise ValueError(
+            f"seeds: the probe {_list(fixed)} has no randomness, every seed gives the same numbers: draw "
+            "training cases instead (--draws)"
+        )
+    if draws and not any(name in DRAWN for name in names):
+        raise ValueError(f"draws: are for {_list(DRAWN)}; {_list(names)} has seeds")
+    found = []
+    for name in names:
+        if name in DRAWN:
+            found += [Probe(name, draw) for draw in range(draws)] or [Probe(name)]
+        else:
+            found += [Probe(name, seed=seed) for seed in range(seeds or 1)]
+    return found
+
+
+def layers_of(table: FeatureTable, task: Task) -> dict[str, np.ndarray]:
+    """The features of a task's images by layer, in the order of its table.
+
+    Raises:
+        FeaturesError: an image is not in the table.
+    """
+    ordered = table.of([row.image for row in task.rows])
+    return ({} if ordered.cls is None else {"cls": ordered.cls}) | {"mean": ordered.mean}
+
+
+def run_probe(
+    task: Task, table: FeatureTable, model: str, probe: Probe, out: Path, several: bool = False, beside: str = ""
+) -> Scores | FewShot:
+    """Run a probe, score and write it; what was written from the same before is read.
+
+    Args:
+        task: that is probed.
+        table: features of all its images; of the dense probe with patch tokens of whole images.
+        model: the name of the features.
+        probe: that is run.
+        out: the folder of all.
+        several: whether the probe is run with several seeds, each in a folder of its own.
+        beside: the model that this one should beat, which was probed before into ``out``; "" for none.
+
+    Raises:
+        TaskError, FeaturesError: task and features cannot be probed.
+        OSError: the folder cannot be written.
+    """
+    folder = probe.folder(out, model, task.name, several)
+    before = probe.folder(out, beside, task.name, several) if beside else None
+    made_from = {
+        "protocol": PROTOCOL,
+        "task": task.fingerprint,
+        "features": _features_hash(table, task, probe),
+        "model": model,
+        "probe": vars(probe),
+        "beside": _read(before / KEPT) if before else None,
+    }
+    few = probe.name == "fewshot"
+    if _read(folder / KEPT) == made_from:
+        return FewShot.load(folder) if few else Scores.load(folder)
+    (folder / KEPT).unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    done: Scores | FewShot
+    if few:
+        done = score_few_shot(few_shot(task, layers_of(table, task), model, probe.seed), task)
+        if before:
+            done = replace(done, flags=(*done.flags, *_few_shot_flag(done, FewShot.load(before), beside)))
+    else:
+        probed = _probed(task, table, f"{model} {probe.name}", probe, folder)
+        probed.predictions.save(folder / "predictions.parquet")
+        _write(folder / "choice.json", probed.choice)
+        done = score(probed.predictions, task)
+        flags = (*probed.flags, *(_flag(done, Scores.load(before), beside) if before else ()))
+        done = replace(done, flags=tuple(dict.fromkeys((*done.flags, *flags))))
+    done.save(folder)
+    _write(folder / KEPT, made_from)
+    return done
+
+
+def run_majority(task: Task, out: Path) -> Scores:
+    """The baseline that looks at no image, written as the probes are."""
+    from dexcore.evaluate.probes.baselines import majority
+    from dexcore.evaluate.probes.dense import majority_masks
+
+    folder = out / "majority" / _safe(task.name)
+    made_from = {"protocol": PROTOCOL, "task": task.fingerprint}
+    if _read(folder / KEPT) == made_from:
+        return Scores.load(folder)
+    (folder / KEPT).unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    predictions = majority_masks(task, folder / "masks") if task.spec.is_segmentation else majority(task)
+    predictions.save(folder / "predictions.parquet")
+    scores = score(predictions, task)
+    scores.save(folder)
+    _write(folder / KEPT, made_from)
+    return scores
+
+
+def _probed(task: Task, table: FeatureTable, model: str, probe: Probe, folder: Path) -> Probed:
+    if probe.name == "dense":
+        from dexcore.evaluate.probes.dense import dense_probe
+
+        return dense_probe(task, table, folder / "masks", model, probe.seed)
+    run: Callable[[Task, Layers, str, int | None], Probed] = {"knn": knn_probe, "linear": linear_probe}[probe.name]
+    return run(task, layers_of(table, task), model, probe.draw)
+
+
+def _flag(scores: Scores, baseline: Scores, name: str) -> list[str]:
+    found = compare(scores, baseline)
+    if found.verdict == "a":
+        return []
+    return [f"does not beat the {name}: {found.metric} {found.difference} more"]
+
+
+def _few_shot_flag(found: FewShot, baseline: FewShot, name: str) -> list[str]:
+    lost = [
+        f"{shots} a class, {method} on {layer}"
+        for (layer, shots, method), difference in compare_few_shot(found, baseline)
+        if not difference.low > 0
+    ]
+    return [f"does not beat the {name}: {'; '.join(lost)}"] if lost else []
+
+
+def _features_hash(table: FeatureTable, task: Task, probe: Probe) -> str:
+    """Of all that the probe sees of the features; patch tokens are known by what they were made from."""
+    digest = hashlib.sha256()
+    if probe.name == "dense":
+        ordered = table.of([row.image for row in task.rows])
+        digest.update(json.dumps([ordered.key, ordered.row_key, ordered.grid]).encode())
+    for name, features in layers_of(table, task).items():
+        digest.update(f"{name} {features.dtype} {features.shape}".encode())
+        digest.update(np.ascontiguousarray(features).data)
+    return digest.hexdigest()
+
+
+def _read(path: Path) -> Any:
+    """JSON that was written; None where it is missing or damaged: it is then made again."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _write(path: Path, value: Any) -> None:
+    write_whole(path, (json.dumps(value, indent=1) + "\n").encode())
+
+
+def _safe(name: str) -> str:
+    """A name as a folder."""
+    return "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in name).strip(".") or "model"
+
+
+def _list(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

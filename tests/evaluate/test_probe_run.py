@@ -1,0 +1,171 @@
+"""Probes from the command line: what they leave in the folder, baselines, restarts."""
+
+import json
+from functools import partial
+
+import numpy as np
+import pytest
+import timm
+import torch
+from made_tasks import SEGMENTATION, masked, save, write
+from test_dense_probe import squares
+from test_probes import GRID, a_task, told
+
+from dexcore.cli import main
+from dexcore.evaluate.features import FeatureTable
+from dexcore.evaluate.probes import linear_probe
+from dexcore.evaluate.probes.baselines import histogram_features, intensities, majority, redrawn
+from dexcore.evaluate.probes.dense import dense_probe
+from dexcore.evaluate.probes.run import Probe, probes_of, run_majority, run_probe
+from dexcore.evaluate.scores import Scores, score
+from dexcore.evaluate.scores.across import load_scores, table
+from dexcore.evaluate.tasks import Task
+
+
+def pictured(folder, count=40, classes=2):
+    """A task of pictures; the ill are a little brighter at one place, which a thumbnail shows."""
+    rows, random = [], np.random.default_rng(0)
+    for number in range(count):
+        label = number % classes
+        pixels = random.integers(0, 128, (16, 16))
+        pixels[:4, :4] += 60 * label
+        save(folder / f"{number}.png", pixels.astype(np.uint8))
+        split = ("train", "val", "test", "test")[number // classes % 4]
+        rows.append({"image": f"{number}.png", "label": f"c{label}", "split": split, "case": f"p{number}"})
+    return Task.open(write(folder, rows, name="pictured", classes=[f"c{n}" for n in range(classes)]))
+
+
+def of(task, layers):
+    names = tuple(row.image for row in task.rows)
+    return FeatureTable(names, layers["mean"].astype(np.float32), layers["cls"].astype(np.float32), key="made")
+
+
+def test_the_command_probes_features_from_a_file_beside_the_baselines(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("dexcore.evaluate.probes.run.linear_probe", partial(linear_probe, costs=GRID))
+    task = pictured(tmp_path / "task")
+    of(task, told(task)).save(tmp_path / "mine.parquet")
+    out = tmp_path / "out"
+    command = ["eval", "probe", str(task.spec.path), str(tmp_path / "mine.parquet"), "--out", str(out)]
+    command += ["--cache", str(tmp_path / "cache")]
+    assert main([*command, "--probe", "knn", "--probe", "linear"]) == 0
+    found = {one.model for one in load_scores(out)}
+    assert found == {"majority", "histogram knn", "histogram linear", "mine knn", "mine linear"}
+    assert main(["eval", "compare", str(out / "mine" / "knn"), str(out / "histogram" / "knn")]) == 0
+    assert main(["eval", "table", str(out)]) == 0
+    choice = json.loads((out / "mine" / "linear" / "pictured" / "choice.json").read_text())
+    assert choice["layer"] == "mean"
+    capsys.readouterr()
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
+    assert main([*command, "--probe", "knn", "--probe", "linear"]) == 0
+    assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
+
+
+def test_a_probe_that_is_no_better_than_the_histogram_says_so(tmp_path):
+    task = pictured(tmp_path / "task", 80)
+    noise = told(task, grain=0.0)
+    run_probe(task, histogram_features(task, tmp_path / "cache"), "histogram", Probe("knn"), tmp_path)
+    found = run_probe(task, of(task, noise), "noise", Probe("knn"), tmp_path, beside="histogram")
+    assert any(flag.startswith("does not beat the histogram") for flag in found.flags)
+    assert Scores.load(tmp_path / "noise" / "knn" / "pictured").flags == found.flags
+
+
+def test_other_features_labels_or_a_half_written_folder_are_probed_again(tmp_path):
+    task = a_task(tmp_path / "task", {"train": 20, "val": 10, "test": 20})
+    layers = told(task)
+    first = run_probe(task, of(task, layers), "a", Probe("knn"), tmp_path)
+    folder = Probe("knn").folder(tmp_path, "a", "made")
+    (folder / "probe.json").unlink()
+    (folder / "scores.npz").unlink()
+    again = run_probe(task, of(task, layers), "a", Probe("knn"), tmp_path)
+    assert again.as_json() == first.as_json()
+    layers["mean"] = -layers["mean"] + layers["cls"]
+    other = run_probe(task, of(task, layers), "a", Probe("knn"), tmp_path)
+    assert other.as_json() != first.as_json()
+
+
+def test_few_shot_is_left_beside_the_others_and_read_again(tmp_path, monkeypatch, capsys):
+    task = a_task(tmp_path / "task", {"train": 20, "test": 20})
+    monkeypatch.setattr("dexcore.evaluate.probes.run.few_shot", lambda *given: _small(*given))
+    for model, layers in (("histogram", told(task, grain=0.0)), ("a", told(task, grain=0.0, seed=1))):
+        found = run_probe(
+            task, of(task, layers), model, Probe("fewshot"), tmp_path, beside=model == "a" and "histogram"
+        )
+    assert any(flag.startswith("does not beat the histogram: 1 a class") for flag in found.flags)
+    again = run_probe(task, of(task, layers), "a", Probe("fewshot"), tmp_path, beside="histogram")
+    assert again.as_json() == found.as_json()
+    assert main(["eval", "compare", str(tmp_path / "a"), str(tmp_path / "histogram")]) == 0
+    assert "made: 1 a class, centroid on cls: balanced_accuracy of a - histogram" in capsys.readouterr().out
+
+
+def _small(*given):
+    from dexcore.evaluate.probes import few_shot
+
+    return few_shot(*given, count=4, shots=(1, 2))
+
+
+def test_masks_are_probed_and_stand_in_the_table(tmp_path, monkeypatch):
+    monkeypatch.setattr("dexcore.evaluate.probes.dense.dense_probe", partial(dense_probe, steps=60))
+    task, features = squares(tmp_path / "task")
+    made = run_probe(task, features, "made", Probe("dense"), tmp_path / "out")
+    assert run_probe(task, features, "made", Probe("dense"), tmp_path / "out").as_json() == made.as_json()
+    majority_found = run_majority(task, tmp_path / "out")
+    told_rows = table([majority_found, made], draws=50).rows
+    assert told_rows[0].ranks["made dense"] == 1
+
+
+def test_seeds_are_refused_of_what_has_no_randomness_and_draws_of_what_has(tmp_path, capsys):
+    task = a_task(tmp_path, {"train": 4, "test": 4})
+    command = ["eval", "probe", str(task.spec.path), "x.parquet", "--out", str(tmp_path)]
+    assert main([*command, "--probe", "linear", "--seeds", "5"]) == 2
+    assert "the probe linear has no randomness" in capsys.readouterr().err
+    assert main([*command, "--probe", "fewshot", "--draws", "5"]) == 2
+    assert "fewshot has seeds" in capsys.readouterr().err
+    assert main([*command, "--probe", "dense"]) == 2
+    assert "the probe dense is not for it" in capsys.readouterr().err
+    assert [probe.draw for probe in probes_of(task, ["linear"], 3)] == [0, 1, 2]
+    assert [probe.seed for probe in probes_of(task, ["fewshot"], 0, 2)] == [0, 1]
+
+
+def test_draws_of_training_cases_are_trainings_of_one_model(tmp_path):
+    task = a_task(tmp_path / "task", {"train": 30, "val": 20, "test": 30})
+    for probe in probes_of(task, ["knn"], 3):
+        run_probe(task, of(task, told(task, grain=0.7)), "a", probe, tmp_path / "out")
+    found = load_scores(tmp_path / "out")
+    assert sorted(one.seed for one in found) == [0, 1, 2]
+    assert table(found, draws=50).models == ("a knn",)
+
+
+def test_the_majority_knows_nothing(tmp_path):
+    task = a_task(tmp_path, {"train": 21, "val": 9, "test": 20}, classes=3)
+    found = score(majority(task), task, draws=10)
+    assert found.primary.value == 0.5
+    segmented = Task.open(write(tmp_path / "masks", masked(tmp_path / "masks"), **SEGMENTATION))
+    assert run_majority(segmented, tmp_path / "out").model == "majority"
+
+
+def test_intensities_are_shares_and_means_of_an_image():
+    images = torch.zeros(2, 3, 128, 128)
+    images[1, 0, :64] = 1.0
+    whole, tokens, grid = intensities(images)
+    assert whole.shape == (2, 3 * (32 + 64))
+    assert tokens.shape == (2, 256, 36)
+    assert grid == (16, 16)
+    assert whole[0, 0] == 1
+    assert whole[1, [0, 31]].tolist() == [0.5, 0.5]
+    assert tokens[1, 0, 0] == 1  # the first patch of the first channel
+    assert tokens[1, 255, 0] == 0
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "dex_vit_tiny_patch16_224"])
+def test_a_redrawn_model_has_other_weights_of_the_same_shapes_by_seed(name):
+    import dexcore.models  # noqa: F401
+
+    model = timm.create_model(name, img_size=32, depth=2, num_classes=0)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    one, again, other = (redrawn(model, seed) for seed in (1, 1, 2))
+    for key, value in before.items():
+        assert torch.equal(model.state_dict()[key], value)
+        assert torch.equal(one.state_dict()[key], again.state_dict()[key])
+        if value.ndim > 1 and "bias" not in key:
+            assert not torch.equal(one.state_dict()[key], value), key
+            assert not torch.equal(one.state_dict()[key], other.state_dict()[key]), key
