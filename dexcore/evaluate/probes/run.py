@@ -185,7 +185,8 @@ def _flag(scores: Scores, baseline: Scores, name: str) -> list[str]:
     found = compare(scores, baseline)
     if found.verdict == "a":
         return []
-    return [f"does not beat the {name}: {found.metric} {found.difference} more"]
+    more = found.difference
+    return [f"does not beat the {name}: {found.metric} {more.value:+.3f} [{more.low:+.3f}, {more.high:+.3f}]"]
 
 
 def _few_shot_flag(found: FewShot, baseline: FewShot, name: str) -> list[str]:
