@@ -6,10 +6,13 @@ Each clips and scales between two values (`limits`).
 import math
 from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
+from types import UnionType
+from typing import Any
 
 import numpy as np
 
 from dexcore.checks import check_kind, check_number
+from dexcore.data.coded import Pixels
 
 HU_WINDOW = (-200.0, 400.0)  # Hounsfield units
 SUV_WINDOW = (0.0, 20.0)  # standardized uptake value, g/ml
@@ -84,7 +87,7 @@ def normalize(pixels: np.ndarray, method: str, levels: Levels | None = None) -> 
     return NORMALIZATIONS[method](pixels, levels)
 
 
-def limits(pixels: np.ndarray, method: str, levels: Levels | None = None) -> Levels:
+def limits(pixels: Pixels, method: str, levels: Levels | None = None) -> Levels:
     """The values that `normalize` brings to 0 and 1, for `window`: a volume's slices are scaled one by one.
 
     Percentiles are exact, those of numpy's "linear" method, and take some 20 MB beside a volume of any size and layout.
@@ -127,8 +130,8 @@ def window(pixels: np.ndarray, levels: Levels) -> np.ndarray:
     return out
 
 
-def _check_arguments(pixels: np.ndarray, method: str, levels: Levels | None) -> None:
-    _check_pixels(pixels)
+def _check_arguments(pixels: Pixels, method: str, levels: Levels | None) -> None:
+    _check_pixels(pixels, Pixels)
     if method not in list(NORMALIZATIONS):  # a list: also what cannot be hashed is compared
         raise ValueError(f"method is {method!r}, expected one of {', '.join(NORMALIZATIONS)}")
     if pixels.size == 0:
@@ -137,8 +140,8 @@ def _check_arguments(pixels: np.ndarray, method: str, levels: Levels | None) -> 
         _check_levels(levels)
 
 
-def _check_pixels(pixels: np.ndarray) -> None:
-    check_kind("pixels", pixels, np.ndarray, "a numpy array")
+def _check_pixels(pixels: Pixels, kinds: type | UnionType = np.ndarray) -> None:
+    check_kind("pixels", pixels, kinds, "a numpy array")
     if pixels.dtype.kind not in "iuf":
         raise ValueError(f"pixels has dtype {pixels.dtype}, expected integers or floats")
 
@@ -169,7 +172,7 @@ def _scaled(pixels: np.ndarray, low: float, high: float) -> np.ndarray:
     return values
 
 
-def _chunks(pixels: np.ndarray, *others: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
+def _chunks(pixels: Any, *others: np.ndarray) -> Iterator[tuple[Any, ...]]:
     """Views of some pixels, and of the same ones of the other arrays."""
     if pixels.size <= _CHUNK or pixels.ndim == 0:
         yield pixels, *others
@@ -181,13 +184,13 @@ def _chunks(pixels: np.ndarray, *others: np.ndarray) -> Iterator[tuple[np.ndarra
         yield from _chunks(pixels[middle:], *(other[middle:] for other in others))
 
 
-def _in_memory_order(pixels: np.ndarray) -> np.ndarray:
+def _in_memory_order(pixels: Pixels) -> Pixels:
     """The same pixels, the axis with the longest step first: a view that is fast to walk through."""
     order = sorted(range(pixels.ndim), key=lambda axis: -abs(pixels.strides[axis]))
     return pixels.transpose(order)
 
 
-def _black_and_white(pixels: np.ndarray, levels: Levels | None) -> Levels:
+def _black_and_white(pixels: Pixels, levels: Levels | None) -> Levels:
     if levels is not None:
         return levels
     if pixels.dtype == np.uint8:
@@ -202,10 +205,10 @@ def _check_finite(found: Iterable[float]) -> None:
         raise ValueError("pixels holds NaN or infinity, expected finite numbers")
 
 
-def _percentiles(pixels: np.ndarray) -> Levels:
+def _percentiles(pixels: Pixels) -> Levels:
     """Those of `PERCENTILES`, each between the two pixels of the nearest ranks."""
     if pixels.dtype.itemsize > 8:  # long double
-        pixels = pixels.astype(np.float64)
+        pixels = np.asarray(pixels, np.float64)
     positions = [share / 100 * (pixels.size - 1) for share in PERCENTILES]
     ranks = [min(math.floor(position) + step, pixels.size - 1) for position in positions for step in (0, 1)]
     found = _order_statistics(pixels, ranks)
@@ -226,7 +229,7 @@ def _between(below: float, above: float, share: float) -> float:
     return float(value) if isinstance(below, float) or abs(value) <= 1 << 53 else value
 
 
-def _order_statistics(pixels: np.ndarray, ranks: list[int]) -> list[float]:
+def _order_statistics(pixels: Pixels, ranks: list[int]) -> list[float]:
     """The pixels that would stand at these places if all were sorted."""
     if pixels.size <= _SORTED_WHOLE:
         return np.partition(pixels, sorted(set(ranks)), axis=None)[ranks].tolist()
@@ -234,7 +237,7 @@ def _order_statistics(pixels: np.ndarray, ranks: list[int]) -> list[float]:
     return [_decoded(key, pixels.dtype) for key in _select(ordered, ranks)]
 
 
-def _select(pixels: np.ndarray, ranks: list[int]) -> list[int]:
+def _select(pixels: Pixels, ranks: list[int]) -> list[int]:
     """The keys at these ranks, 16 bits after 16: the first from a count of all, the next of those that share them."""
     bits = 8 * pixels.dtype.itemsize
     prefixes, left = [0] * len(ranks), list(ranks)
@@ -254,7 +257,7 @@ def _select(pixels: np.ndarray, ranks: list[int]) -> list[int]:
     return prefixes
 
 
-def _keys(pixels: np.ndarray) -> np.ndarray:
+def _keys(pixels: Pixels) -> np.ndarray:
     """Unsigned integers in the same order as the pixels."""
     unsigned = np.dtype(f"u{pixels.dtype.itemsize}")
     native = np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("="))

@@ -115,9 +115,9 @@ def middle(scan: Scan) -> np.ndarray:
     """The middle image of what is no image to train on, its values stretched to [0, 1]: float32."""
     if scan.layout == "volume":
         axis = acquired_axis(scan.spacing)
-        image = next(islice(slices(scan.pixels, axis), scan.pixels.shape[axis] // 2, None))
+        image = next(islice(slices(scan.held, axis), scan.held.shape[axis] // 2, None))
     else:
-        image = scan.pixels[len(scan.pixels) // 2]
-    image = image.astype(np.float32)
+        image = scan.held[len(scan.held) // 2]
+    image = np.asarray(image).astype(np.float32)
     low, high = float(image.min()), float(image.max())
     return (image - low) / max(high - low, 1e-6)

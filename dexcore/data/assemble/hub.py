@@ -240,8 +240,8 @@ def _image(stored: Any, scratch: Path) -> np.ndarray:
         raise UnreadableFileError(scratch, "has no bytes: the image is in another file")
     scratch.write_bytes(data)
     scan = read_file(scratch)
-    if scan.layout != "frames" or len(scan.pixels) != 1:
-        raise UnreadableFileError(scratch, f"is a {scan.layout} of {list(scan.pixels.shape)}, expected one image")
+    if scan.layout != "frames" or len(scan.held) != 1:
+        raise UnreadableFileError(scratch, f"is a {scan.layout} of {list(scan.held.shape)}, expected one image")
     image = normalize(scan.pixels[0], "div255", scan.levels)
     gray = image.ndim == 3 and (image == image[..., :1]).all()
     return np.ascontiguousarray(image[..., 0]) if gray else image

@@ -31,7 +31,7 @@ def method_for(modality: Modality, scan: Scan, wanted: str | None, declared: Uni
         UnitsError: ``wanted`` is a window of units that the values are not in.
     """
     units = scan.units or declared
-    picture = scan.pixels.dtype == np.uint8 and scan.layout == "frames"  # a volume of 8 bits was measured
+    picture = scan.held.dtype == np.uint8 and scan.layout == "frames"  # a volume of 8 bits was measured
     if wanted is not None:
         needed = {"hu_window": "HU", "suv_window": "SUV"}.get(wanted)
         if needed and units is None and (picture or needed == "SUV"):  # activity would be all white, without a word
@@ -45,7 +45,7 @@ def method_for(modality: Modality, scan: Scan, wanted: str | None, declared: Uni
         return wanted
     if modality not in _BY_MODALITY or picture:
         return "div255"
-    if modality is Modality.CT and units != "HU" and scan.pixels.min() > _AIR_HU:
+    if modality is Modality.CT and units != "HU" and scan.held.min() > _AIR_HU:
         return "percentile_minmax"
     if modality is Modality.PET and units == "SUV":
         return "suv_window"

@@ -183,7 +183,7 @@ def _records(
 def _cut(shown: str, scan: Scan, modality: Modality | None) -> Iterator[ImageRecord]:
     # Without a modality, what is no picture is cut at its percentiles, as MR is.
     method = method_for(modality or (Modality.MR if scan.levels is None else Modality.XRAY), scan, None, None)
-    levels = limits(scan.pixels, method, scan.levels)
+    levels = limits(scan.held, method, scan.levels)
     for where, raw, spacing in planes(scan):
         try:
             image, size = square(window(raw, levels), spacing)

@@ -7,6 +7,7 @@ from pathlib import PurePosixPath
 import numpy as np
 
 from dexcore.data.assemble.split import stem
+from dexcore.data.coded import Pixels
 
 _LONG = ("masks?", "segm", "segmentations?", "labels?", "labelmaps?", "labelst[rs]", "groundtruth", "annotations?")
 _SHORT = ("segs?", "gt", "rois?", "contours?")  # in a folder's name they may be a part of the data set's
@@ -57,7 +58,7 @@ def _is_mask_of(mask: str, image: str) -> bool:
     return named_like_a_mask("/".join(parts[common:])) and not named_like_a_mask("/".join(others[common:]))
 
 
-def looks_like_labels(pixels: np.ndarray, named: bool) -> str | None:
+def looks_like_labels(pixels: Pixels, named: bool) -> str | None:
     """Why the values are those of a mask or label map, in words; None where they are an image's.
 
     Args:
@@ -67,7 +68,7 @@ def looks_like_labels(pixels: np.ndarray, named: bool) -> str | None:
     """
     color = pixels.ndim == 4
     step = max(1, int((pixels.size / _SAMPLE) ** (1 / 3)))
-    sample = pixels[::step, ::step, ::step]  # a view: a volume is large, and its axes may lie in any order
+    sample = np.asarray(pixels[::step, ::step, ::step])  # a view: a volume is large, and its axes may lie in any order
     most = MOST_LABELS if named else MOST_PLAIN_LABELS
     distinct = _distinct([sample], most, color)
     if len(distinct) <= most:
@@ -82,10 +83,10 @@ def looks_like_labels(pixels: np.ndarray, named: bool) -> str | None:
     return None
 
 
-def _distinct(pieces: Iterable[np.ndarray], most: int, color: bool) -> np.ndarray:
+def _distinct(pieces: Iterable[Pixels], most: int, color: bool) -> np.ndarray:
     """The distinct values of arrays, or some more than ``most``; piece by piece, for memory's sake."""
     found: np.ndarray | None = None
-    for piece in pieces:
+    for piece in map(np.asarray, pieces):
         values = np.unique(piece.reshape(-1, piece.shape[-1]) if color else piece, axis=0 if color else None)
         found = values if found is None else np.unique(np.concatenate([found, values]), axis=0 if color else None)
         if len(found) > most:

@@ -273,7 +273,7 @@ def _cut(task: Task, item: Item, scan: Scan, place: str) -> Iterator[ImageRecord
     settings, recipe = task.settings, task.recipe
     shown = settings.shown(item.files[0].path) + place
     assert item.modality is not None
-    labels = looks_like_labels(scan.pixels, item.named_mask) if item.kind not in _PIECEWISE else None
+    labels = looks_like_labels(scan.held, item.named_mask) if item.kind not in _PIECEWISE else None
     if labels is not None:
         yield Reject(shown, labels, middle(scan))
         return
@@ -282,7 +282,7 @@ def _cut(task: Task, item: Item, scan: Scan, place: str) -> Iterator[ImageRecord
     except UnitsError as error:
         yield Reject(shown, str(error))
         return
-    levels = limits(scan.pixels, method, scan.levels)
+    levels = limits(scan.held, method, scan.levels)
     least = recipe.min_side or settings.min_side or MIN_SIDE
     for where, raw, spacing in planes(scan, recipe.axes):
         try:
@@ -318,11 +318,11 @@ def planes(
     if scan.layout == "volume":
         for axis in axes or (acquired_axis(scan.spacing),):
             spacing = plane_spacing(scan.spacing, axis)
-            for index, plane in enumerate(slices(scan.pixels, axis)):
+            for index, plane in enumerate(slices(scan.held, axis)):
                 yield f"#{AXES[axis]}={index}", np.ascontiguousarray(plane), spacing
         return
-    frames = scan.frames or range(len(scan.pixels))
+    frames = scan.frames or range(len(scan.held))
     spacing = (scan.spacing[0], scan.spacing[1]) if scan.spacing else None
-    for index, image in zip(frames, scan.pixels, strict=True):
+    for index, image in zip(frames, map(np.asarray, scan.held), strict=True):
         gray = image.ndim == 3 and (image == image[..., :1]).all()
         yield f"#{index}" if len(frames) > 1 or index else "", image[..., 0].copy() if gray else image, spacing

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from dexcore.checks import check_kind, check_whole
+from dexcore.data.coded import Pixels
 from dexcore.extras import require
 
 _ACQUIRED = 1.2  # a spacing so many times as large as both others is that between the slices of an acquisition
@@ -12,7 +13,7 @@ _SQUARE = 0.01  # pixels whose sides differ by no more than this share are squar
 MOST_STRETCH = 16  # a pixel so many times as long as wide is a damaged header's
 
 
-def slices(volume: np.ndarray, axis: int) -> Iterator[np.ndarray]:
+def slices(volume: Pixels, axis: int) -> Iterator[Pixels]:
     """The slices across one axis, in order.
 
     Axial and coronal slices show the patient's right on the left; axial ones have the front on top, the
@@ -24,17 +25,17 @@ def slices(volume: np.ndarray, axis: int) -> Iterator[np.ndarray]:
         axis: 0 (sagittal), 1 (coronal) or 2 (axial).
 
     Yields:
-        [height, width] views.
+        [height, width] views, of the volume's kind.
 
     Raises:
         TypeError: the volume is no array, or the axis no whole number.
         ValueError: the volume has not three axes, or there is no such axis.
     """
-    check_kind("volume", volume, np.ndarray, "a numpy array")
+    check_kind("volume", volume, Pixels, "a numpy array")
     if volume.ndim != 3:
         raise ValueError(f"volume has shape {volume.shape}, expected 3 axes: x, y and z")
     check_whole("axis", axis, 0, 2)
-    for plane in np.moveaxis(volume, axis, 0):
+    for plane in volume.transpose(axis, *(other for other in range(3) if other != axis)):
         yield plane.T[::-1, ::-1]
 
 

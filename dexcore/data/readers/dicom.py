@@ -115,7 +115,9 @@ def read_dicom(source: str | os.PathLike[str] | BinaryIO, every: int = 1) -> Sca
         frames = Frames(GrayStack(len(indices), stored.rows, stored.columns))
         _read_gray(stored, frames, {index: slot for slot, index in enumerate(indices)})
         finish(frames)
-        return Scan(frames.stack.pixels, "frames", frames.levels, indices, frames.metadata, spacing, frames.units)
+        return Scan(
+            frames.stack.whole_pixels(), "frames", frames.levels, indices, frames.metadata, spacing, frames.units
+        )
 
 
 def read_frames(source: str | os.PathLike[str] | BinaryIO, frames: Frames, slots: Mapping[int, int]) -> None:
@@ -147,26 +149,14 @@ def finish(frames: Frames) -> None:
         RefusedError: every pixel is padding or not finite.
     """
     stack = frames.stack
-    low, high = np.inf, -np.inf
-    broken = []
-    for index in range(len(stack)):
-        frame = stack[index]
-        finite = np.isfinite(frame)
-        if not finite.all():
-            broken.append(index)
-            frame = frame[finite]
-        if frame.size:
-            low, high = min(low, float(frame.min())), max(high, float(frame.max()))
+    low, high = stack.finite_range()
     if low > high:
         raise RefusedError("every pixel is padding or not finite")
     if frames.turned:
         black, white = frames.levels or (low, high)
         total = np.float32(black + white)
-        for index in range(len(stack)):
-            stack[index] = total - stack[index]
-        low, high = float(total - np.float32(high)), float(total - np.float32(low))
-    for index in broken:
-        stack[index] = np.nan_to_num(stack[index], nan=low, neginf=low, posinf=high)
+        stack.change(lambda values: total - values)
+    stack.make_finite()
 
 
 def _read_gray(stored: Stored, frames: Frames, slots: Mapping[int, int]) -> None:
@@ -193,7 +183,7 @@ def _read_gray(stored: Stored, frames: Frames, slots: Mapping[int, int]) -> None
         values = values.astype(np.float32, copy=False)
         if padding is not None:
             values[padding] = np.nan
-        frames.stack[slots[index]] = values
+        frames.stack.put(slots[index], values, raw)
     units: Units = "SUV" if modality == "PT" else None
     if modality == "CT" and all(kind.hounsfield for kind in kinds):
         units = "HU"

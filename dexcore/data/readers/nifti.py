@@ -3,11 +3,14 @@
 import gzip
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from dexcore.data.coded import Pixels
+from dexcore.data.readers.gray_stack import GrayStack
 from dexcore.data.readers.pixels import over_black
 from dexcore.data.readers.scan import RefusedError, Scan, check_ratio, check_size, make_finite
 from dexcore.extras import require
@@ -63,17 +66,18 @@ def read_nifti(path: str | os.PathLike[str], volume: int = 0) -> Scan:
         with gzip.GzipFile(fileobj=file) if compressed else file as voxels:
             voxels.seek(start + nbytes * volume)
             scaling = None if color else _scaling(header)
-            stack = _read_planes(voxels, shape[:3], dtype, scaling)
+            stack = _read_voxels(voxels, shape[:3], dtype, scaling)
             if volume == volumes - 1:
                 voxels.read(1)  # the end of the file: gzip compares its checksum there
     metadata = {"Shape": " x ".join(map(str, shape))}
     if int(header["intent_code"]) == _LABEL:
         metadata["Intent"] = "label"
-    canonical = nibabel.orientations.apply_orientation(np.moveaxis(make_finite(stack), (0, 2), (2, 0)), orientation)
+    canonical = _turned(stack, orientation)
     spacing = [0.0, 0.0, 0.0]
     for axis, norm in zip(orientation[:, 0], norms, strict=True):
         spacing[int(axis)] = norm
     if color:
+        assert isinstance(canonical, np.ndarray)
         axial = np.ascontiguousarray(canonical.transpose(2, 1, 0, 3)[:, ::-1, ::-1])
         frames = tuple(range(len(axial)))
         return Scan(axial, "frames", (0.0, 255.0), frames, metadata, (spacing[1], spacing[0]), volumes=volumes)
@@ -192,6 +196,13 @@ def _check_held(file: BinaryIO, declared: int) -> bool:
     return compressed
 
 
+def _turned(stack: Pixels, orientation: np.ndarray) -> Pixels:
+    """[z, y, x] of the file, or with channels behind, to the body's [x, y, z]: a view."""
+    axes = [2 - int(np.argmax(orientation[:, 0] == axis)) for axis in range(3)]
+    turns: list[slice] = [slice(None, None, -1 if turn < 0 else 1) for turn in orientation[::-1, 1]]
+    return stack[tuple(turns)].transpose(*axes, *range(3, stack.ndim))
+
+
 def _scaling(header: Any) -> tuple[float, float] | None:
     slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
     if not math.isfinite(slope) or slope == 0:
@@ -200,22 +211,33 @@ def _scaling(header: Any) -> tuple[float, float] | None:
     return None if (slope, intercept) == (1, 0) else (slope, intercept)
 
 
-def _read_planes(file: Any, shape: tuple[int, ...], dtype: np.dtype, scaling: tuple[float, float] | None) -> np.ndarray:
-    """The voxels [z, y, x] or, of RGB, [z, y, x, 3], plane by plane: there is no second copy."""
+def _read_voxels(file: Any, shape: tuple[int, ...], dtype: np.dtype, scaling: tuple[float, float] | None) -> Pixels:
+    """The voxels [z, y, x] or, of RGB, [z, y, x, 3], finite, plane by plane: there is no second copy."""
     width, height, depth = shape
-    color = dtype.names is not None
-    native = dtype.newbyteorder("=") if dtype.kind in "iu" and dtype.itemsize <= 2 and scaling is None else np.float32
-    stack = np.empty((depth, height, width, 3) if color else (depth, height, width), np.uint8 if color else native)
-    nbytes = height * width * dtype.itemsize
-    for number in range(depth):
-        data = file.read(nbytes)
-        if len(data) < nbytes:
-            raise RefusedError(f"the header claims {depth} planes, the file ends in number {number}")
-        if color:
-            samples = np.frombuffer(data, np.uint8).reshape(height, width, dtype.itemsize)
+    planes = (data.reshape(height, width) for data in _planes(file, height * width, dtype, depth))
+    if dtype.names is not None:
+        colors = np.empty((depth, height, width, 3), np.uint8)
+        for number, plane in enumerate(planes):
+            samples = plane.view(np.uint8).reshape(height, width, dtype.itemsize)
             rgb = samples[..., :3]
-            stack[number] = over_black(rgb, samples[..., 3], 255) if dtype.itemsize == 4 else rgb
-            continue
-        plane = np.frombuffer(data, dtype).reshape(height, width)
-        stack[number] = plane if scaling is None else plane * scaling[0] + scaling[1]
-    return stack
+            colors[number] = over_black(rgb, samples[..., 3], 255) if dtype.itemsize == 4 else rgb
+        return colors
+    if scaling is None:
+        small = dtype.kind in "iu" and dtype.itemsize <= 2
+        voxels = np.empty((depth, height, width), dtype.newbyteorder("=") if small else np.float32)
+        for number, plane in enumerate(planes):
+            voxels[number] = plane
+        return make_finite(voxels)
+    stack = GrayStack(depth, height, width)
+    for number, plane in enumerate(planes):
+        stack.put(number, (plane * scaling[0] + scaling[1]).astype(np.float32), plane)
+    stack.make_finite()
+    return stack.pixels()
+
+
+def _planes(file: Any, size: int, dtype: np.dtype, depth: int) -> Iterator[np.ndarray]:
+    for number in range(depth):
+        data = file.read(size * dtype.itemsize)
+        if len(data) < size * dtype.itemsize:
+            raise RefusedError(f"the header claims {depth} planes, the file ends in number {number}")
+        yield np.frombuffer(data, dtype)

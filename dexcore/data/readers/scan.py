@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 
+from dexcore.data.coded import Coded, Pixels
 from dexcore.extras import MissingExtraError
 
 # Ours, against files that claim (or inflate to) more than any scanner or camera gives.
@@ -80,9 +81,8 @@ class Scan:
     """The raw pixels of one file.
 
     Attributes:
-        pixels: any integer or float dtype, finite; [frames, height, width], [frames, height, width, 3] (RGB),
-            or, where ``layout`` is "volume", [x, y, z] with x to the patient's right, y to the front, z to
-            the head.
+        held: the pixels, or codes of them at half the size (`dexcore.data.coded`), of which `numpy.asarray` makes the
+            pixels of any part.
         layout: "frames" for an image, a video or a stack of slices; "volume" for a volume that can be cut
             along three axes.
         levels: the pixel values that stand for black and white, from the file's window or its stored bits;
@@ -95,7 +95,7 @@ class Scan:
         volumes: how many volumes the file holds, of which this is one (time points, diffusion directions).
     """
 
-    pixels: np.ndarray
+    held: Pixels
     layout: Literal["frames", "volume"]
     levels: tuple[float, float] | None = None
     frames: tuple[int, ...] | None = None
@@ -103,6 +103,15 @@ class Scan:
     spacing: tuple[float, ...] | None = None
     units: Literal["HU", "SUV"] | None = None
     volumes: int = 1
+
+    @property
+    def pixels(self) -> np.ndarray:
+        """All pixels, any integer or float dtype, finite; from then on codes are kept no more.
+
+        [frames, height, width], [frames, height, width, 3] (RGB), or, where ``layout`` is "volume", [x, y, z] with x to
+        the patient's right, y to the front, z to the head.
+        """
+        return self.held.widened() if isinstance(self.held, Coded) else self.held
 
 
 def check_size(height: int, width: int, frames: int = 1, channels: int = 1) -> None:

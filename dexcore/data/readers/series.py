@@ -170,7 +170,7 @@ def read_series(paths: Sequence[str | os.PathLike[str]]) -> Scan:
     with naming(paths[0]):
         finish(frames)
     axes, turned = _canonical(stack)
-    volume = frames.stack.pixels.transpose(axes)[tuple(slice(None, None, -1 if turn else 1) for turn in turned)]
+    volume = frames.stack.whole_pixels().transpose(axes)[tuple(slice(None, None, -1 if turn else 1) for turn in turned)]
     spacing = (stack.step, *(headers[0].spacing or ()))
     return Scan(
         volume,
