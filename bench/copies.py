@@ -91,12 +91,11 @@ def of_half(pictures: Pictures, counted: bool) -> np.ndarray:
 
 def made_copies(pictures: Pictures, half: np.ndarray) -> dict[str, np.ndarray]:
     """The similarity of each made copy to its image, by change; NaN where its hash is beyond the radius."""
-    sources = pictures.sources.to_numpy(zero_copy_only=False)
     usable = pictures.shapes.min(axis=1) >= _LEAST_SIDE
     rng = np.random.default_rng(0)
     drawn: list[int] = []
-    for source in sorted(set(sources)):
-        known = np.flatnonzero((sources == source) & usable)
+    for source in range(len(pictures.source_names)):
+        known = np.flatnonzero((pictures.sources == source) & usable)
         drawn += rng.choice(known, min(_A_SOURCE, len(known)), replace=False).tolist()
     found: dict[str, list[float]] = {name: [] for name in CHANGES}
     for index in drawn:

@@ -44,7 +44,7 @@ class Coded:
     Args:
         wide: float32, contiguous; the first half of its memory holds the codes, until `widened` puts the values there.
         tables: of the values, by number.
-        table_of: the table of each entry of the first axis.
+        table_of: the table of each entry of the first axis; -1 of what has no values yet.
     """
 
     dtype = np.dtype(np.float32)
@@ -112,7 +112,8 @@ class Coded:
         if self._tables:
             # From the last on: what is written lies behind the codes that are still to be read.
             for index in reversed(range(len(self._whole))):
-                self._whole._wide[index] = self._whole[index]
+                if self._whole._table_of[index].flat[0] >= 0:
+                    self._whole._wide[index] = self._whole[index]
             self._tables.clear()
         return self._wide
 

@@ -258,7 +258,7 @@ def _tell_shared(fresh: Mapping[str, SourceReport], parts: Mapping[str, SourcePa
             queries = Pictures(batches[name])
             with Progress(len(queries), f"{name} compared with other sources", unit="image") as progress:
                 found = finder.find(queries, [name], progress.update)
-            fresh[name].shared = dict(Counter(known.sources[copy.of].as_py() for copy in found).most_common())
+            fresh[name].shared = dict(Counter(known.source(copy.of) for copy in found).most_common())
     except (StoreError, ValueError) as error:  # a damaged shard of another source, which is none of this build's
         what = str(error).replace(f"{out}{os.sep}", "")  # the page is the same wherever the store lies
         for report in fresh.values():
@@ -319,9 +319,8 @@ def _discover(sources: list[_Source], plan: _Plan, workers: Workers, notes: Path
     with Progress(sum(len(source.files.files) for source in sources), "looked into") as progress:
         for source in sources:
             files = source.files.files
-            grouping = Grouping(source.files.recipe, plan.settings.key)
             if source.files.recipe.synthetic:
-                source.classified = drawn_items(source.files, grouping)
+                source.classified = drawn_items(source.files, plan.settings.key)
                 source.report.known(source.classified, source.files)
                 continue
             pieces = [files[at : at + _FILES_AN_INSPECTION] for at in range(0, len(files), _FILES_AN_INSPECTION)]
@@ -331,6 +330,7 @@ def _discover(sources: list[_Source], plan: _Plan, workers: Workers, notes: Path
                 inspected |= {file.path: seen for file, seen in zip(pieces[index], found, strict=True)}
                 progress.update(len(found))
             shown = plan.settings.of(source.files.recipe).shown
+            grouping = Grouping(source.files.recipe, plan.settings.key)
             source.classified = classify(source.files, inspected, grouping, shown)
             source.report.known(source.classified, source.files)
 
@@ -347,7 +347,8 @@ def _read(fresh: list[_Source], plan: _Plan, staging: Path, workers: Workers, no
         folder = staging / _entries(source)[0]
         folder.mkdir(exist_ok=True)
         settings = plan.settings.of(source.files.recipe)
-        source.tasks = tasks_of([*source.classified.items, *source.classified.masks], source.files, settings, folder)
+        items, masks = source.classified.items, source.classified.masks
+        source.tasks = tasks_of([*items, *masks] if masks else items, source.files, settings, folder)
         left = [task for task in source.tasks if not is_done(task)]
         todo += left
         owner += [source] * len(left)

@@ -131,7 +131,7 @@ class Classified:
     Of ``masks``, which are kept out, some are read for a picture in the report.
     """
 
-    items: list[Item] = field(default_factory=list)
+    items: Sequence[Item] = ()
     rejects: list[Reject] = field(default_factory=list)
     ignored: Counter[str] = field(default_factory=Counter)
     masks: list[Item] = field(default_factory=list)
@@ -196,13 +196,14 @@ def classify(
             images.append(file)
     result.masks = [paired[path] for path in smallest(paired)]
     volumes, alone = _volumes(images, inspected)
+    items: list[Item] = []
     for files, volume in [*((files, True) for files in volumes), *(([file], False) for file in alone)]:
         item = _item(source, files, inspected[files[0].path], grouping)
         if isinstance(item, Item):
-            result.items.append(replace(item, volume=volume))
+            items.append(replace(item, volume=volume))
         else:
             result.rejects += [Reject(shown(file.path), item) for file in files]
-    result.items.sort(key=lambda item: min(os.fsencode(file.path) for file in item.files))
+    result.items = sorted(items, key=lambda item: min(os.fsencode(file.path) for file in item.files))
     result.rejects.sort(key=lambda reject: reject.path)
     return result
 

@@ -1,7 +1,9 @@
 """A source whose images are drawn by `SyntheticMVU`, not read: it has no files, and its items are numbers."""
 
 import os
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import overload
 
 from dexcore.data.assemble.discover import Classified, Item
 from dexcore.data.assemble.split import Grouping
@@ -12,17 +14,46 @@ from dexcore.data.sources.recipe import Recipe
 from dexcore.data.synthetic import SyntheticMVU
 
 
-def drawn_items(source: SourceFiles, grouping: Grouping) -> Classified:
-    """The images that a source's recipe wants, an item each; their numbers stand in the place of paths."""
+@dataclass(frozen=True)
+class DrawnItems(Sequence[Item]):
+    """The images that a source's recipe wants, an item each, made when it is asked for; a slice is as small.
+
+    Attributes:
+        recipe: of the source.
+        key: of its groups.
+        numbers: of the images, which stand in the place of paths.
+    """
+
+    recipe: Recipe
+    key: bytes
+    numbers: range
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> Item: ...
+    @overload
+    def __getitem__(self, index: slice) -> "DrawnItems": ...
+    def __getitem__(self, index: int | slice) -> "Item | DrawnItems":
+        if isinstance(index, slice):
+            return replace(self, numbers=self.numbers[index])
+        number = self.numbers[index]
+        return next(iter(replace(self, numbers=range(number, number + 1))))
+
+    def __iter__(self) -> Iterator[Item]:
+        grouping, modalities = Grouping(self.recipe, self.key), _source(self.recipe).modalities
+        for number in self.numbers:
+            group, split = grouping.place(str(number), None)
+            modality = modalities[number % len(modalities)]
+            yield Item((Found(str(number), 0, 0),), Kind.SYNTHETIC, modality, group, split)
+
+
+def drawn_items(source: SourceFiles, key: bytes) -> Classified:
+    """The items of a source whose images are drawn."""
     drawing = source.recipe.synthetic
     assert drawing is not None
-    mvu = _source(source.recipe)
-    items = []
-    for index in range(drawing.images):
-        group, split = grouping.place(str(index), None)
-        modality = mvu.modalities[index % len(mvu.modalities)]
-        items.append(Item((Found(str(index), 0, 0),), Kind.SYNTHETIC, modality, group, split))
-    return Classified(items)
+    return Classified(DrawnItems(source.recipe, key, range(drawing.images)))
 
 
 def draw(recipe: Recipe, item: Item) -> ImageRecord:

@@ -136,8 +136,7 @@ def _search(opened: Store, searched: Iterable[Pictures], unread: Sequence[tuple[
     for pictures in searched:
         images += len(pictures)
         for copy in finder.find(pictures):
-            source, of = (column[copy.of].as_py() for column in (known.sources, known.paths))
-            path = pictures.paths[copy.index].as_py()
+            source, of, path = known.source(copy.of), known.path(copy.of), pictures.path(copy.index)
             leaked.append(Leaked(path, source, of, copy.distance, copy.similarity, copy.exact))
     return Leaks(images, tuple(leaked), tuple(unread))
 

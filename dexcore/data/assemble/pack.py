@@ -1,11 +1,10 @@
 """Rows of finished tasks into the shards of a source, in order; copies are found on the way."""
 
 import json
-from bisect import bisect_right
+from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from dexcore.data.assemble.examples import KEPT, Drawn, Example, picture
 from dexcore.data.assemble.progress import Progress
 from dexcore.data.assemble.read import Task, task_schema
 from dexcore.data.assemble.reasons import Reject
-from dexcore.data.store.copies import COMPARED, Copy, Pictures, copies_within, decoded
+from dexcore.data.store.copies import Copy, Pictures, copies_within
 from dexcore.data.store.manifest import SourcePart
 from dexcore.data.store.show import evenly
 from dexcore.data.store.write import SourceWriter
@@ -67,7 +66,7 @@ def pack(staging: Path, source: str, tasks: Sequence[Task], shard_bytes: int, dr
         drop_near: leave out near-copies too.
     """
     writer = SourceWriter(staging, source, shard_bytes)
-    kept: defaultdict[str, list[int]] = defaultdict(list)
+    kept: defaultdict[str, array[int]] = defaultdict(lambda: array("q"))
     rejects: list[Reject] = []
     drawn = Drawn()
     known = _pictures(tasks)
@@ -98,14 +97,14 @@ def pack(staging: Path, source: str, tasks: Sequence[Task], shard_bytes: int, dr
             kept[f"{row['modality']}/{kind}"].append(number)
             number += 1
             writer.add(row)
-    groups = len(np.unique(known.groups[[index for indices in kept.values() for index in indices]])) if known else 0
+    groups = len(np.unique(known.groups[np.concatenate(list(kept.values()))])) if known else 0
     counts = Counter({name: len(indices) for name, indices in kept.items()})
     examples = [*_kept_examples(known, kept), *drawn] if known else [*drawn]
     return Packed(writer.close(), counts, rejects, near, groups, examples)
 
 
 def _copy_of(copy: Copy, known: Pictures) -> str:
-    return f"{'exact copy' if copy.exact else 'near-copy'}: of {known.paths[copy.of].as_py()}"
+    return f"{'exact copy' if copy.exact else 'near-copy'}: of {known.path(copy.of)}"
 
 
 def _kept_examples(known: Pictures, kept: Mapping[str, Sequence[int]]) -> Iterator[Example]:
@@ -113,43 +112,29 @@ def _kept_examples(known: Pictures, kept: Mapping[str, Sequence[int]]) -> Iterat
     for name, indices in sorted(kept.items()):
         for index in evenly(indices, max(1, KEPT // len(kept))):
             modality, _, _ = name.partition("/")
-            yield Example(known.paths[index].as_py(), modality, "", True, (picture(known.image(index)),))
+            yield Example(known.path(index), modality, "", True, (picture(known.image(index)),))
 
 
 def _pictures(tasks: Sequence[Task]) -> Pictures | None:
-    """The images of all tasks; what is compared of them is in memory, but their bytes: maps are closed again.
+    """The images of all tasks. What is compared of them is in memory, but their bytes: maps are closed again.
 
     Whatever was read through an open map would count as this process's memory, up to the whole source.
     """
-    batches = []
-    counts = []
-    for task in tasks:
-        rows = _batches(task)
-        batches += [_without_bytes(batch) for batch in rows if batch.num_rows]
-        counts.append(sum(batch.num_rows for batch in rows))
-    ends = list(accumulate(counts))
+    counts = np.array([sum(batch.num_rows for batch in _batches(task)) for task in tasks], np.int64)
+    ends = np.cumsum(counts)
+    if not counts.any():
+        return None
 
-    def image(index: int) -> np.ndarray:
-        number = bisect_right(ends, index)
-        place = index - (ends[number] - counts[number])
+    def row(index: int) -> tuple[Any, int]:
+        number = int(np.searchsorted(ends, index, side="right"))
+        place = index - int(ends[number] - counts[number])
         for batch in _batches(tasks[number]):
             if place < batch.num_rows:
-                return decoded(batch, place)
+                return batch, place
             place -= batch.num_rows
         raise IndexError(f"image {index} of {ends[-1]}")
 
-    return Pictures(batches, image) if batches else None
-
-
-def _without_bytes(batch: Any) -> Any:
-    """What `Pictures` needs of some rows, in memory of its own."""
-    pa = require("pyarrow", "train")
-    columns = {"image": pa.StructArray.from_arrays([batch.column("image").field("path")], ["path"])}
-    columns |= {name: batch.column(name) for name in COMPARED}
-    slim = pa.RecordBatch.from_pydict(columns)
-    with pa.ipc.new_stream(sink := pa.BufferOutputStream(), slim.schema) as stream:
-        stream.write_batch(slim)
-    return pa.ipc.open_stream(sink.getvalue()).read_next_batch()
+    return Pictures((batch for task in tasks for batch in _batches(task)), row)
 
 
 def _batches(task: Task) -> list[Any]:

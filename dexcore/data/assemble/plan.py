@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from importlib.metadata import PackageNotFoundError, version
+from itertools import pairwise
 from pathlib import Path
 
 import dexcore
@@ -82,18 +83,17 @@ def package_version(name: str) -> str:
 
 def tasks_of(items: Sequence[Item], source: SourceFiles, settings: Settings, folder: Path) -> list[Task]:
     """Cut items, in their order, into tasks of at most `_FILES_A_TASK` small files, or one large one or a volume."""
-    groups: list[list[Item]] = []
+    begins: list[int] = []
     room = 0
-    for item in items:
+    for place, item in enumerate(items):
         large = len(item.files) > 1 or item.size > _LARGE_BYTES or item.kind in _LONG
         if large or room == 0:
-            groups.append([])
+            begins.append(place)
             room = _FILES_A_TASK
-        groups[-1].append(item)
         room = 0 if large else room - 1
     return [
-        Task(settings, source.recipe, source.folder, tuple(group), str(folder / f"task-{number:06d}"))
-        for number, group in enumerate(groups)
+        Task(settings, source.recipe, source.folder, items[begin:end], str(folder / f"task-{number:06d}"))
+        for number, (begin, end) in enumerate(pairwise([*begins, len(items)]))
     ]
 
 

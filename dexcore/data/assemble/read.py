@@ -61,7 +61,7 @@ class Task:
     settings: Settings
     recipe: Recipe
     folder: str
-    items: tuple[Item, ...]
+    items: Sequence[Item]
     target: str
 
 

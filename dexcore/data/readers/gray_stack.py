@@ -27,7 +27,7 @@ class GrayStack:
         self._wide = np.empty(self.shape, np.float32)
         self._codes = half(self._wide, np.uint16)
         self._tables = [Table()]  # none: the values are there themselves
-        self._table_of = np.zeros(frames, np.int64)
+        self._table_of = np.full(frames, -1)
         self._coded = Coded(self._wide, self._tables, self._table_of)
 
     def put(self, index: int, values: np.ndarray, stored: np.ndarray) -> None:

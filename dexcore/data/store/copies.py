@@ -17,12 +17,12 @@ images of one. What is its own mirror image, as slices of a symmetric template a
 cosines are zero, and rescaled copies of it are missed.
 """
 
+import hashlib
 import re
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from array import array
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -32,15 +32,12 @@ from dexcore.data.store.manifest import StoreError
 from dexcore.data.store.near import HashIndex, cut_similarity, similarity
 from dexcore.data.store.phash import PHASH_BYTES, perceptual_hash
 from dexcore.data.store.read import Store
-from dexcore.extras import require
 
-# The columns of a store that are compared; the paths and the bytes of images stand in another.
-COMPARED = ("source", "group", "sha256", "height", "width", "phash")
 LEAST_SIMILAR = 0.95
 LEAST_SIMILAR_IN_GROUP = 0.995
 _LARGE_GROUP = 50  # images: in larger ones pieces are not looked for, as each pair is compared
 _OTHER_SHAPE = 1.05  # a piece's sides are in another proportion
-_AT_HAND = 256  # decoded images
+_AT_HAND = 64  # decoded images
 _PLACE = re.compile(r"(#[^#/.]+)+$")  # of an image in its file: "#z=12", "#3"
 
 
@@ -68,57 +65,87 @@ class Copy:
 
 
 class Pictures:
-    """Images to be compared, and what is known of them.
+    """Images to be compared, and what is known of them: some 100 bytes of each in memory.
 
     Args:
-        batches: record batches with a store's columns; of a store of version 1, whose hashes are computed.
-        image: gives the pixels of an image by its number; decoded from ``batches`` if it is not given. With it their
-            image column needs no bytes.
+        batches: record batches with a store's columns; of a store of version 1, whose hashes are computed. They are
+            looked through once.
+        row: gives the batch and the place in it that hold an image, by its number. Without it all batches are kept.
+        image: gives the pixels of an image by its number; by default they are decoded from its row.
+
+    Attributes:
+        sources, files, groups: a number for each image, equal for equal names.
+        source_names: by their numbers.
+        shapes: [n, 2].
+        sha256, hashes: uint8 [n, 32], of the bytes, and perceptual.
 
     Raises:
         StoreError: a perceptual hash is none.
     """
 
-    def __init__(self, batches: Sequence[Any], image: Callable[[int], np.ndarray] | None = None) -> None:
-        pa = require("pyarrow", "train")
-        self._batches = [batch for batch in batches if batch.num_rows]
-        self._starts = np.array([0, *accumulate(batch.num_rows for batch in self._batches)])
-        self.image = lru_cache(_AT_HAND)(image or self._decode)
-        if not self._batches:
-            raise ValueError("batches holds no image")
-        self.paths = pa.chunked_array([batch.column("image").field("path") for batch in self._batches])
-        self.sources = self._column("source")
-        self.sha256 = self._column("sha256")
-        # Numbers in place of names: those of files, and of groups.
+    def __init__(
+        self,
+        batches: Iterable[Any],
+        row: Callable[[int], tuple[Any, int]] | None = None,
+        image: Callable[[int], np.ndarray] | None = None,
+    ) -> None:
+        self._batches: list[Any] = []
+        self._row = row or self._kept_row
+        self.image = lru_cache(_AT_HAND)(image or (lambda index: decoded(*self._row(index))))
+        names: dict[str, int] = {}
+        rows, sources, shapes, has_hashes = [0], array("I"), [], True
+        files, groups, sha256, hashes = (bytearray() for _ in range(4))
         # By Python: Arrow's compute functions would start threads in a process that may be forked later.
-        self.files = _numbers(_PLACE.sub("", path.as_py()) for path in self.paths)
-        self.groups = _numbers(group.as_py() for group in self._column("group"))
-        self.shapes = np.stack([self._column(name).to_numpy() for name in ("height", "width")], axis=1)
-        self.hashes = self._hashes()
+        for batch in batches:
+            if not batch.num_rows:
+                continue
+            rows.append(batch.num_rows)
+            if row is None:
+                self._batches.append(batch)
+            sources.extend(names.setdefault(name, len(names)) for name in batch.column("source").to_pylist())
+            files += b"".join(_digest(_PLACE.sub("", path)) for path in batch.column("image").field("path").to_pylist())
+            groups += b"".join(map(_digest, batch.column("group").to_pylist()))
+            shapes.append(np.stack([batch.column(name).to_numpy() for name in ("height", "width")], axis=1))
+            sha256 += b"".join(batch.column("sha256").to_pylist())
+            if has_hashes := "phash" in batch.schema.names:
+                hashes += b"".join(batch.column("phash").to_pylist())
+        if not shapes:
+            raise ValueError("batches holds no image")
+        self._starts = np.cumsum(rows)
+        self.source_names = list(names)
+        self.sources, self.files, self.groups = np.array(sources), _numbers(files), _numbers(groups)
+        self.shapes = np.concatenate(shapes)
+        self.sha256 = np.frombuffer(sha256, np.uint8).reshape(len(self), -1)
+        if not has_hashes:
+            for index in range(len(self)):
+                hashes += perceptual_hash(self.image(index))
+        if len(hashes) != PHASH_BYTES * len(self):
+            raise StoreError(f"the perceptual hashes have {len(hashes)} bytes, expected {PHASH_BYTES} an image")
+        self.hashes = np.frombuffer(hashes, np.uint8).reshape(-1, PHASH_BYTES)
 
     @classmethod
     def of(cls, store: Store) -> "Pictures":
         """The images of a store."""
-        return cls(store.batches, store.image)
+        return cls(store.batches, image=store.image)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def _column(self, name: str) -> Any:
-        return require("pyarrow", "train").chunked_array([batch.column(name) for batch in self._batches])
+    def path(self, index: int) -> str:
+        """The path of an image, as its store has it."""
+        batch, place = self._row(index)
+        path: str = batch.column("image").field("path")[place].as_py()
+        return path
 
-    def _hashes(self) -> np.ndarray:
-        if "phash" in self._batches[0].schema.names:
-            data = b"".join(b"".join(batch.column("phash").to_pylist()) for batch in self._batches)
-        else:
-            data = b"".join(perceptual_hash(self.image(index)) for index in range(len(self)))
-        if len(data) != PHASH_BYTES * len(self):
-            raise StoreError(f"the perceptual hashes have {len(data)} bytes, expected {PHASH_BYTES} an image")
-        return np.frombuffer(data, np.uint8).reshape(-1, PHASH_BYTES)
+    def source(self, index: int) -> str:
+        """The name of an image's source."""
+        batch, place = self._row(index)
+        name: str = batch.column("source")[place].as_py()
+        return name
 
-    def _decode(self, index: int) -> np.ndarray:
+    def _kept_row(self, index: int) -> tuple[Any, int]:
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
-        return decoded(self._batches[number], index - int(self._starts[number]))
+        return self._batches[number], index - int(self._starts[number])
 
 
 def decoded(batch: Any, place: int) -> np.ndarray:
@@ -128,10 +155,38 @@ def decoded(batch: Any, place: int) -> np.ndarray:
     return decode(data, shape, batch.column("bit_depth")[place].as_py())
 
 
-def _numbers(names: Iterable[str]) -> np.ndarray:
-    """Equal names get equal numbers."""
-    known: dict[str, int] = {}
-    return np.array([known.setdefault(name, len(known)) for name in names])
+def _digest(name: str) -> bytes:
+    """8 bytes that stand for a name."""
+    return hashlib.blake2b(name.encode(), digest_size=8).digest()
+
+
+def _numbers(digests: bytearray) -> np.ndarray:
+    """Equal names get equal numbers, in the order in which they come."""
+    _, first, numbers = np.unique(np.frombuffer(digests, np.uint64), return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[numbers]
+
+
+class _Exact:
+    """Finds the first image that has some sha256: 16 bytes an image."""
+
+    def __init__(self, sha256: np.ndarray) -> None:
+        self._sha256 = sha256
+        starts = _first_bytes(sha256)
+        self._order = np.argsort(starts, kind="stable")
+        self._starts = starts[self._order]
+
+    def first(self, sha256: np.ndarray) -> int | None:
+        start = _first_bytes(sha256)
+        place = int(np.searchsorted(self._starts, start))
+        while place < len(self._starts) and self._starts[place] == start:
+            if np.array_equal(self._sha256[self._order[place]], sha256):
+                return int(self._order[place])
+            place += 1
+        return None
+
+
+def _first_bytes(sha256: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(sha256[..., :8]).view(np.uint64)[..., 0]
 
 
 class CopyFinder:
@@ -144,11 +199,9 @@ class CopyFinder:
     def __init__(self, pictures: Pictures) -> None:
         self._pictures = pictures
         self._index = HashIndex(pictures.hashes)
-        self._first: dict[bytes, int] = {}
-        for index, sha256 in enumerate(pictures.sha256):
-            self._first.setdefault(sha256.as_py(), index)
+        self._exact = _Exact(pictures.sha256)
 
-    def find(self, queries: Pictures, but: Sequence[str] = (), done: Callable[[int], object] = _untold) -> list[Copy]:
+    def find(self, queries: Pictures, but: Collection[str] = (), done: Callable[[int], object] = _untold) -> list[Copy]:
         """Find the images of ``queries`` that are copies, each of the nearest that is confirmed.
 
         Args:
@@ -156,11 +209,12 @@ class CopyFinder:
             but: sources of the pictures in which nothing is found.
             done: called with 1 for every image.
         """
-        left_out = np.isin(self._pictures.sources.to_numpy(), list(but)) if but else np.zeros(len(self._pictures), bool)
+        names = self._pictures.source_names
+        left_out = np.array([name in but for name in names])[self._pictures.sources]
         found = []
         for index, (near, far) in enumerate(self._index.near(queries.hashes)):
             done(1)
-            same = self._first.get(queries.sha256[index].as_py())
+            same = self._exact.first(queries.sha256[index])
             if same is not None and not left_out[same]:
                 found.append(Copy(index, same, 0, 1.0, True))
                 continue
@@ -180,18 +234,17 @@ def copies_within(pictures: Pictures, done: Callable[[int], object] = _untold) -
     ``done`` is called with 1 for every image.
     """
     kept = np.ones(len(pictures), bool)
-    first: dict[bytes, int] = {}
-    members: defaultdict[int, list[int]] = defaultdict(list)
-    sizes = np.bincount(pictures.groups)
+    exact = _Exact(pictures.sha256)
+    by_group = np.argsort(pictures.groups, kind="stable")
+    ends = np.cumsum(sizes := np.bincount(pictures.groups))
     found = []
     for index, (near, far) in enumerate(HashIndex(pictures.hashes).near(pictures.hashes)):
-        copy = _copy_before(pictures, index, near, far, kept, first)
-        group = int(pictures.groups[index])
+        copy = _copy_before(pictures, index, near, far, kept, exact)
+        group = pictures.groups[index]
         if copy is None and 1 < sizes[group] <= _LARGE_GROUP:
-            copy = _piece_or_whole(pictures, index, members[group])
-        if copy is None:
-            members[group].append(index)
-        else:
+            members = by_group[ends[group] - sizes[group] : ends[group]]
+            copy = _piece_or_whole(pictures, index, members[(members < index) & kept[members]].tolist())
+        if copy is not None:
             kept[index] = False
             found.append(copy)
         done(1)
@@ -199,10 +252,10 @@ def copies_within(pictures: Pictures, done: Callable[[int], object] = _untold) -
 
 
 def _copy_before(
-    pictures: Pictures, index: int, near: np.ndarray, far: np.ndarray, kept: np.ndarray, first: dict[bytes, int]
+    pictures: Pictures, index: int, near: np.ndarray, far: np.ndarray, kept: np.ndarray, exact: "_Exact"
 ) -> Copy | None:
-    before = first.setdefault(pictures.sha256[index].as_py(), index)
-    if before != index:
+    before = exact.first(pictures.sha256[index])
+    if before is not None and before != index:
         return Copy(index, before, 0, 1.0, True)
     fit = (near < index) & kept[near] & (pictures.files[near] != pictures.files[index])
     for other, distance in zip(near[fit].tolist(), far[fit].tolist(), strict=True):

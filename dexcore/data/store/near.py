@@ -2,18 +2,19 @@
 
 from collections.abc import Iterator
 from itertools import pairwise
-from types import ModuleType
 
 import numpy as np
 
-from dexcore.data.store.phash import PHASH_BYTES
-from dexcore.extras import MissingExtraError, require
+from dexcore.extras import require
 
 RADIUS = 31  # bits of 256
-# Of sixteen parts of 16 bits, one differs by at most a bit where 31 bits differ in all: faiss misses none.
-_TABLES, _TABLE_BITS, _FLIPS = 16, 16, 1
-_QUERIES, _HASHES = 1024, 512  # of a block, whose temporaries stay in the processor's cache
+# Of sixteen parts of 16 bits, one differs by at most a bit where 31 bits differ in all.
+_PARTS, _PART_BITS = 16, 16
+_FLIPS = np.array([0, *(1 << bit for bit in range(_PART_BITS))], np.uint16)
+_QUERIES, _HASHES = 512, 512  # of a block, whose temporaries stay in the processor's cache
 _FROM_HASHES = 20_000  # below it, all are compared faster than tables are made
+_CANDIDATES = 1 << 16  # compared at a time
+_SHARE = 16  # a query with more candidates than this part of all hashes is compared with all
 
 _SIDE = 128  # pixels at which images are compared
 _BORDER = 6  # what an alignment may move into the image
@@ -25,7 +26,9 @@ _SMALLEST_CROP = 0.3  # of the side that was cut
 
 
 class HashIndex:
-    """Finds the hashes at most `RADIUS` bits away: by faiss where it is installed, else by comparing all.
+    """Finds the hashes at most `RADIUS` bits away; it takes 64 bytes a hash beside them.
+
+    Many hashes are sorted by each of their parts, and only those compared that share one with the query, but for a bit.
 
     Args:
         hashes: uint8 [n, 32].
@@ -33,12 +36,7 @@ class HashIndex:
 
     def __init__(self, hashes: np.ndarray) -> None:
         self._hashes = np.ascontiguousarray(hashes)
-        faiss = _faiss() if len(hashes) >= _FROM_HASHES else None
-        self._tables = None
-        if faiss is not None:
-            self._tables = faiss.IndexBinaryMultiHash(8 * PHASH_BYTES, _TABLES, _TABLE_BITS)
-            self._tables.nflip = _FLIPS
-            self._tables.add(self._hashes)
+        self._tables = _Tables(self._hashes) if len(hashes) >= _FROM_HASHES else None
 
     def near(self, queries: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Search for each of the queries, uint8 [q, 32].
@@ -48,11 +46,7 @@ class HashIndex:
         """
         for start in range(0, len(queries), _QUERIES):
             block = np.ascontiguousarray(queries[start : start + _QUERIES])
-            if self._tables is not None:
-                limits, far, near = self._tables.range_search(block, RADIUS + 1)
-                who = np.repeat(np.arange(len(block)), np.diff(limits.astype(np.int64)))
-            else:
-                who, near, far = _compared(block, self._hashes)
+            who, near, far = self._tables.search(block) if self._tables else _compared(block, self._hashes)
             order = np.lexsort((near, far, who))
             near, far = near[order], far[order].astype(np.int64)
             ends = np.searchsorted(who[order], np.arange(len(block) + 1))
@@ -60,7 +54,57 @@ class HashIndex:
                 yield near[first:last], far[first:last]
 
 
+class _Tables:
+    """The numbers of hashes, for each part in the order of its values.
+
+    Args:
+        hashes: uint8 [n, 32], contiguous.
+    """
+
+    def __init__(self, hashes: np.ndarray) -> None:
+        self._hashes = hashes
+        parts = hashes.view(np.uint16)
+        self._order = np.empty((_PARTS, len(hashes)), np.uint32)
+        self._starts = np.zeros((_PARTS, (1 << _PART_BITS) + 1), np.uint32)  # in its order, of each value
+        for part in range(_PARTS):
+            self._order[part] = np.argsort(parts[:, part], kind="stable")
+            np.cumsum(np.bincount(parts[:, part], minlength=1 << _PART_BITS), out=self._starts[part, 1:])
+
+    def search(self, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """As `_compared`."""
+        parts = np.arange(_PARTS)[:, None]
+        values = queries.view(np.uint16)[:, :, None] ^ _FLIPS  # [queries, parts, flips]
+        starts = self._starts[parts, values].astype(np.int64)
+        counts = self._starts[parts, values.astype(np.int64) + 1] - starts
+        starts += parts * len(self._hashes)
+        each = counts.sum(axis=(1, 2))
+        many = each > len(self._hashes) // _SHARE
+        who, near, far = _compared(np.ascontiguousarray(queries[many]), self._hashes)
+        found = [(np.flatnonzero(many)[who], near, far)]
+        few = np.flatnonzero(~many)
+        for block in np.split(few, np.flatnonzero(np.diff(np.cumsum(each[few]) // _CANDIDATES)) + 1):
+            if len(block):
+                found.append(self._candidates(queries, block, starts[block].ravel(), counts[block].ravel()))
+        who, near, far = (np.concatenate(columns) for columns in zip(*found, strict=True))
+        return who, near, far
+
+    def _candidates(
+        self, queries: np.ndarray, block: np.ndarray, starts: np.ndarray, counts: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of the hashes in some ranges of all orders, as many for each query of a block, those near it."""
+        ends = np.cumsum(counts)
+        places = np.arange(ends[-1]) + np.repeat(starts - (ends - counts), counts)
+        near = self._order.ravel()[places].astype(np.int64)
+        who = np.repeat(block, counts.reshape(len(block), -1).sum(axis=1))
+        far = np.bitwise_count(queries.view(np.uint64)[who] ^ self._hashes.view(np.uint64)[near]).sum(axis=1)
+        fit = far <= RADIUS
+        # One that shares several parts is met several times.
+        pairs, first = np.unique(who[fit] * len(self._hashes) + near[fit], return_index=True)
+        return pairs // len(self._hashes), pairs % len(self._hashes), far[fit][first]
+
+
 def _compared(queries: np.ndarray, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The numbers of queries, of hashes near them, and how many bits those differ in."""
     words = queries.view(np.uint64)
     found: list[tuple[np.ndarray, ...]] = [(np.zeros(0, np.int64),) * 3]
     for start in range(0, len(hashes), _HASHES):
@@ -72,13 +116,6 @@ def _compared(queries: np.ndarray, hashes: np.ndarray) -> tuple[np.ndarray, np.n
         found.append((who, near + start, far[who, near]))
     who, near, far = (np.concatenate(parts) for parts in zip(*found, strict=True))
     return who, near, far
-
-
-def _faiss() -> ModuleType | None:
-    try:
-        return require("faiss", "data")
-    except MissingExtraError:
-        return None
 
 
 def similarity(first: np.ndarray, second: np.ndarray) -> float:

@@ -1,6 +1,7 @@
 import dataclasses
 import shutil
 import tarfile
+import tracemalloc
 from pathlib import Path
 
 import cv2
@@ -57,7 +58,7 @@ def test_changed_copies_are_found_in_another_store(tmp_path, records, change):
     known = stored(tmp_path, "store", records)
     queries = stored(tmp_path, "other", [copy_of(record, change) for record in records])
     found = CopyFinder(known).find(queries)
-    assert all(queries.paths[copy.index].as_py() == f"copy of {known.paths[copy.of]}" for copy in found)
+    assert all(queries.path(copy.index) == f"copy of {known.path(copy.of)}" for copy in found)
     assert len(found) >= len(records) - 3
     assert not any(copy.exact for copy in found)
     assert all(copy.distance <= RADIUS and copy.similarity >= 0.95 for copy in found)
@@ -76,7 +77,7 @@ def test_an_exact_copy_is_found_as_such(tmp_path, records):
     again = stored(tmp_path, "other", [dataclasses.replace(records[4], path="elsewhere", source="other")])
     [copy] = CopyFinder(known).find(again)
     assert (copy.index, copy.distance, copy.similarity, copy.exact) == (0, 0, 1.0, True)
-    assert known.paths[copy.of].as_py() == records[4].path
+    assert known.path(copy.of) == records[4].path
     assert CopyFinder(known).find(again, but=["SyntheticMVU"]) == []
 
 
@@ -183,6 +184,31 @@ def test_all_hashes_within_the_radius_are_found_and_no_others(index, monkeypatch
         beside = [dict(zip(*map(np.ndarray.tolist, pair), strict=True)) for pair in found[1490:]]
         distances = [pair.get(1480 + number) for number, pair in enumerate(beside)]
         assert distances == [0, 1, 2, 15, 16, 17, 30, 31, None, None]
+
+
+def test_hashes_of_which_many_are_alike_are_found_too(monkeypatch):
+    monkeypatch.setattr(near, "_FROM_HASHES", 1)
+    rng = np.random.default_rng(0)
+    kinds = np.repeat(rng.integers(0, 2, (3, 256), dtype=np.uint8), [500, 20, 5], axis=0)
+    hashes = np.packbits(kinds ^ (rng.random(kinds.shape) < 0.06), axis=1)
+    far = np.bitwise_count(hashes[:, None] ^ hashes).sum(axis=2)
+    for number, (numbers, distances) in enumerate(HashIndex(hashes).near(hashes)):
+        within = np.flatnonzero(far[number] <= RADIUS)
+        np.testing.assert_array_equal(numbers, within[np.argsort(far[number, within], kind="stable")])
+        np.testing.assert_array_equal(distances, far[number, numbers])
+
+
+def test_what_is_held_of_an_image_is_small():
+    count = 20_000
+    hashes = np.random.default_rng(0).integers(0, 256, (count, 32), dtype=np.uint8)
+    tracemalloc.start()
+    try:
+        index = HashIndex(hashes)
+        held = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert next(index.near(hashes[:1]))[0].tolist() == [0]
+    assert held < 80 * count + (5 << 20)  # and tables of one size for any number
 
 
 def test_a_store_whose_hashes_are_none_is_told(tmp_path, records):
