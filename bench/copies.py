@@ -180,7 +180,6 @@ def search(count: int) -> dict[str, float]:
         bits = np.unpackbits(hashes[origin])
         bits[rng.choice(256, number % (RADIUS + 1), replace=False)] ^= 1
         hashes[count - 1000 + number] = np.packbits(bits)
-    HashIndex(hashes[:1000])  # what it imports is in memory
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     index = HashIndex(hashes)
     made = time.process_time()

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from dexcore.data.assemble.dicom_terms import anatomy_of, modality_of
 from dexcore.data.assemble.examples import smallest
@@ -81,7 +81,7 @@ ARCHIVES = (Kind.ZIP, Kind.TAR)
 _PAIRED = "a mask: an image has the same name"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there are millions
 class Inspected:
     """What a file is: its kind (None for none of ours), its header (DICOM), or why it cannot be told."""
 
@@ -174,7 +174,7 @@ def classify(
     masks = paired_masks(source.below(file.path) for file in source.files if inspected[file.path].kind)
     for file in source.files:
         seen = inspected[file.path]
-        name = PurePosixPath(file.path).name.lower()
+        name = file.path.rpartition("/")[2].lower()
         if seen.error is not None:
             result.rejects.append(Reject(shown(file.path), seen.error))
         elif seen.kind is None and file.size == 0:

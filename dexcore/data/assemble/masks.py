@@ -2,11 +2,10 @@
 
 import re
 from collections.abc import Iterable
-from pathlib import PurePosixPath
 
 import numpy as np
 
-from dexcore.data.assemble.split import stem
+from dexcore.data.assemble.split import names_in, stem
 from dexcore.data.coded import Pixels
 
 _LONG = ("masks?", "segm", "segmentations?", "labels?", "labelmaps?", "labelst[rs]", "groundtruth", "annotations?")
@@ -23,7 +22,7 @@ MOST_PLAIN_LABELS = 8  # and of what is not
 
 def named_like_a_mask(path: str) -> bool:
     """Whether a file's name, or that of a folder above it, has a word for masks in it."""
-    *folders, name = PurePosixPath(path.lower()).parts
+    *folders, name = names_in(path.lower())
     return bool(_TOKEN.search(name)) or any(_FOLDER_TOKEN.search(folder) for folder in folders)
 
 
@@ -34,7 +33,7 @@ def paired_masks(paths: Iterable[str]) -> set[str]:
     """
     namesakes: dict[str, list[str]] = {}
     for path in paths:
-        name = stem(PurePosixPath(path).name).lower()
+        name = stem(names_in(path)[-1]).lower()
         key = re.sub(r"[^a-z0-9]+", "", _IMAGE_TOKEN.sub("", _TOKEN.sub("", _NUMBERED.sub("", name))))
         namesakes.setdefault(key, []).append(path)
     masks: set[str] = set()
@@ -51,7 +50,7 @@ def paired_masks(paths: Iterable[str]) -> set[str]:
 
 def _is_mask_of(mask: str, image: str) -> bool:
     """Whether the words for masks in one path are not in the other, below the folder that both lie in."""
-    parts, others = PurePosixPath(mask).parts, PurePosixPath(image).parts
+    parts, others = names_in(mask), names_in(image)
     common = 0
     while common < min(len(parts), len(others)) - 1 and parts[common] == others[common]:
         common += 1

@@ -11,7 +11,7 @@ import os
 import re
 import secrets
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from dexcore.data.readers.dicom_header import Header
 from dexcore.data.record import Split
@@ -132,6 +132,11 @@ def load_key(path: Path | None) -> bytes:
     return key
 
 
+def names_in(path: str) -> tuple[str, ...]:
+    """Those of folders and file. Not by pathlib, which interns each: Python's table of interned names never shrinks."""
+    return tuple(name for name in path.split("/") if name not in ("", "."))
+
+
 def stem(name: str) -> str:
     """A file's name without its ending; ``.nii.gz`` and ``.img.nii.gz`` are one ending."""
     if name.lower().endswith(".gz"):
@@ -162,7 +167,7 @@ class ImageTable:
         self._whole: dict[str, str | None] = {}  # None: rows that say different things
         self._ends: dict[str, str | None] = {}
         for image, value in self._rows():
-            parts = PurePosixPath(image.replace("\\", "/").lstrip("/")).parts
+            parts = names_in(image.replace("\\", "/"))
             if not parts:
                 continue
             for known in (parts, (*parts[:-1], stem(parts[-1]))):
@@ -201,7 +206,7 @@ class ImageTable:
         Raises:
             UnplacedError: it has no row, or several that differ.
         """
-        parts = PurePosixPath(path).parts
+        parts = names_in(path)
         for start in range(len(parts)):
             ends = self._ends if start == 0 or start < len(parts) - 1 else {}
             for known in (parts[start:], (*parts[start:-1], stem(parts[-1]))):
