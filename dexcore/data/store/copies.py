@@ -163,16 +163,16 @@ def _digest(name: str) -> bytes:
 def _numbers(digests: bytearray) -> np.ndarray:
     """Equal names get equal numbers, in the order in which they come."""
     _, first, numbers = np.unique(np.frombuffer(digests, np.uint64), return_index=True, return_inverse=True)
-    return np.argsort(np.argsort(first))[numbers]
+    return np.argsort(np.argsort(first)).astype(np.uint32)[numbers]
 
 
 class _Exact:
-    """Finds the first image that has some sha256: 16 bytes an image."""
+    """Finds the first image that has some sha256: 12 bytes an image."""
 
     def __init__(self, sha256: np.ndarray) -> None:
         self._sha256 = sha256
         starts = _first_bytes(sha256)
-        self._order = np.argsort(starts, kind="stable")
+        self._order = np.argsort(starts, kind="stable").astype(np.uint32)
         self._starts = starts[self._order]
 
     def first(self, sha256: np.ndarray) -> int | None:
@@ -235,7 +235,7 @@ def copies_within(pictures: Pictures, done: Callable[[int], object] = _untold) -
     """
     kept = np.ones(len(pictures), bool)
     exact = _Exact(pictures.sha256)
-    by_group = np.argsort(pictures.groups, kind="stable")
+    by_group = np.argsort(pictures.groups, kind="stable").astype(np.uint32)
     ends = np.cumsum(sizes := np.bincount(pictures.groups))
     found = []
     for index, (near, far) in enumerate(HashIndex(pictures.hashes).near(pictures.hashes)):
