@@ -3,6 +3,7 @@
     dexcore pretrain [FLAGS]    pre-train, as examples/pretrain_mvu.py does
     dexcore mvu COMMAND         make a store of images from folders, check it, look at it
     dexcore eval COMMAND        tasks with labels: make and check them, score predictions
+    dexcore embed FOLDER        write a model's features of all images in a folder
     dexcore report RUN          make the report of a run again, from the numbers in its folder
     dexcore --version           the versions of dexcore, torch and triton
 
@@ -16,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dexcore.eval import add_eval_commands, run_eval
+from dexcore.eval_features import add_embed_command, run_embed
 from dexcore.extras import MissingExtraError
 from dexcore.mvu import add_commands, run_mvu
 
@@ -35,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return run_mvu(arguments)
         if arguments.command == "eval":
             return run_eval(arguments)
+        if arguments.command == "embed":
+            return run_embed(arguments)
         return _report(arguments.run)
     except (MissingExtraError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -79,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     mvu = commands.add_parser("mvu", help="make a store of images from folders, check it, look at it")
     add_commands(mvu)
     add_eval_commands(commands.add_parser("eval", help="tasks with labels: make and check them, score predictions"))
+    add_embed_command(commands.add_parser("embed", help="write a model's features of all images in a folder"))
     report = commands.add_parser(
         "report",
         help="make a run's report again, from the numbers in its folder",

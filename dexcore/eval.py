@@ -3,6 +3,7 @@
     dexcore eval check TASK...              what would make a task's numbers worthless: exit 2 names it
     dexcore eval import FORMAT SRC --out    folders, tables and volumes of labelled images become a task
     dexcore eval tasks [NAME]               the 26 tasks of the paper: how each must lie, and what is known of it
+    dexcore eval features TASK MODEL        a frozen model's features of the images, computed once and kept
     dexcore eval probe TASK MODEL           a frozen model's features: k-NN, linear, few-shot, dense
     dexcore eval score TASK PREDICTIONS     saved predictions become numbers with intervals
     dexcore eval compare A B                two models on the cases that both have
@@ -19,6 +20,7 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING
 
+from dexcore.eval_features import add_features_command
 from dexcore.eval_probe import add_probe_command
 from dexcore.eval_scores import add_score_commands
 
@@ -35,6 +37,7 @@ def add_eval_commands(parser: argparse.ArgumentParser) -> None:
     _add_check(commands.add_parser("check", help="refuse what would make a number worthless", description=_CHECK))
     _add_import(commands.add_parser("import", help="write the table of a labelled data set", description=_IMPORT))
     _add_tasks(commands.add_parser("tasks", help="list the paper's 26 tasks, or show one", description=_TASKS))
+    add_features_command(commands)
     add_probe_command(commands)
     add_score_commands(commands)
 
