@@ -10,7 +10,19 @@ API = Path(__file__).parents[2] / "docs" / "api"
 
 
 @pytest.mark.parametrize(
-    "room", ["nn", "ops", "models", "data", "evaluate", "evaluate.probes", "evaluate.scores", "evaluate.tasks", "train"]
+    "room",
+    [
+        "nn",
+        "ops",
+        "models",
+        "data",
+        "evaluate",
+        "evaluate.features",
+        "evaluate.probes",
+        "evaluate.scores",
+        "evaluate.tasks",
+        "train",
+    ],
 )
 def test_every_exported_name_stands_on_its_page(room):
     package = importlib.import_module(f"dexcore.{room}")
