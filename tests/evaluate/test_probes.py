@@ -148,6 +148,19 @@ def test_the_linear_probe_is_scikit_learns_on_features_standardized_by_train(tmp
     assert found.choice["converged"]
 
 
+def test_a_fit_that_begins_where_the_last_c_ended_ends_where_one_from_zero_does():
+    from sklearn.linear_model import LogisticRegression
+
+    random = np.random.default_rng(0)
+    label = random.integers(0, 3, 150)
+    x = (random.normal(size=(150, 24)) + 0.3 * random.normal(size=(3, 24))[label]) * np.exp(-np.arange(24) / 8)
+    costs = np.logspace(-6, 2, 9)
+    scaled = (x - x.mean(axis=0)) / x.std(axis=0)
+    for cost, fitted in zip(costs, fit_linear(x, label, 3, costs), strict=True):
+        alone = LogisticRegression(C=cost, tol=1e-10, max_iter=10_000).fit(scaled, label)
+        np.testing.assert_allclose(fitted.probability(x), alone.predict_proba(scaled), atol=2e-3)
+
+
 @pytest.mark.parametrize("classes", [2, 3])
 def test_a_class_without_training_images_is_never_predicted_and_told(tmp_path, classes):
     rows = [

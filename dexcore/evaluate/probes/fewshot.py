@@ -313,7 +313,7 @@ def _classify(method: str, support: np.ndarray, label: np.ndarray, queries: np.n
         centroids = np.stack([support[label == number].mean(axis=0) for number in np.unique(label)])
         centroids /= np.maximum(np.linalg.norm(centroids, axis=1, keepdims=True), 1e-12)
         return (queries @ centroids.T).argmax(axis=1), False
-    solver = require("sklearn.linear_model", "eval").LogisticRegression(C=COST, max_iter=1000)
+    solver = require("sklearn.linear_model", "eval").LogisticRegression(C=COST, max_iter=1000, tol=1e-6)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         solver.fit(support, label)
