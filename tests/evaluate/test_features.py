@@ -377,3 +377,10 @@ def test_a_store_is_read_row_by_row(tmp_path, store):
     counted = Counted(model)
     assert features(model, Path(store), cache=tmp_path).mean.tobytes() == table.mean.tobytes()
     assert counted.calls == 0
+
+
+def test_the_package_is_called_as_its_function(tmp_path):
+    import dexcore.evaluate
+
+    table = dexcore.evaluate.features(dex(), pictures(2), cache=tmp_path)
+    assert isinstance(table, FeatureTable)

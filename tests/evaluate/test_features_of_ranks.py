@@ -1,12 +1,16 @@
 """Features on several processes: each image is computed once, by one of them, and all get the whole table."""
 
+import signal
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
 from made_tasks import picture, save, write
 from runs import ends, start_ranks
 
-from dexcore.evaluate.features import FeatureTable
+from dexcore.evaluate.features import FeatureTable, features, open_model
 from dexcore.models import DEXVisionTransformer
 
 IMAGES = 21
@@ -80,3 +84,37 @@ def test_an_image_that_one_process_cannot_read_ends_all_and_is_named(made, tmp_p
     assert codes == [2, 2]
     assert all("3.png" in error and "line 5" in error for error in errors)
     assert list((tmp_path / "cache").rglob("*.arrow"))  # what the other process computed is kept
+
+
+KILLED = """
+import os, signal, sys
+from dexcore.evaluate.features import extract, features, open_model
+
+extract._STREAM_ROWS = 4  # a batch a stream
+model, calls = open_model(sys.argv[1]), []
+
+def kill(*_):
+    calls.append(1)
+    if len(calls) == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+model.patch_embed.register_forward_pre_hook(kill)
+features(model, sys.argv[2], cache=sys.argv[3], batch_size=4)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_process_has_lost_one_batch_and_resumes_to_equal_bytes(made, tmp_path):
+    task, cache = made / "images" / "made.yaml", tmp_path / "cache"
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, made / "model", task, cache], capture_output=True, timeout=240, check=False
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert len(list(cache.rglob("*.arrow"))) == 3
+    model, calls = open_model(made / "model"), []
+    model.patch_embed.register_forward_pre_hook(lambda *_: calls.append(1))
+    resumed = features(model, task, cache=cache, batch_size=4)
+    assert len(calls) == 3  # 21 images are 6 batches, 3 of which were kept
+    whole = features(model, task, cache=tmp_path / "other", batch_size=4)
+    for name in ("mean", "cls", "gates"):
+        assert getattr(resumed, name).tobytes() == getattr(whole, name).tobytes()
