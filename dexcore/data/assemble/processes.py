@@ -42,7 +42,7 @@ class WorkerProcesses(Executor):
         self._tasks: queue.SimpleQueue[tuple[Future[Any], Any] | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._workers: set[BaseProcess] = set()
-        self._idle = 0
+        self._unfinished = 0  # tasks
         self._lock = threading.Lock()
         self._closed = self._killed = False
 
@@ -57,8 +57,8 @@ class WorkerProcesses(Executor):
                 raise RuntimeError("cannot submit: the worker processes were ended")
             future: Future[R] = Future()
             self._tasks.put((future, (function, arguments, keywords)))
-            if self._tasks.qsize() > self._idle and len(self._threads) < self._most:
-                self._idle += 1
+            self._unfinished += 1
+            if len(self._threads) < min(self._unfinished, self._most):
                 self._threads.append(threading.Thread(target=self._serve, daemon=True))
                 self._threads[-1].start()
             return future
@@ -89,14 +89,13 @@ class WorkerProcesses(Executor):
                 task = self._tasks.get_nowait()
                 if task is not None:
                     task[0].cancel()
+                    self._unfinished -= 1
 
     def _serve(self) -> None:
         """Give tasks to one process, and to the next when it dies."""
         worker: BaseProcess | None = None
         connection: Connection | None = None
         while (task := self._tasks.get()) is not None:
-            with self._lock:
-                self._idle -= 1
             future, call = task
             asked = future.set_running_or_notify_cancel()
             done, result = False, None
@@ -114,7 +113,7 @@ class WorkerProcesses(Executor):
                 except BaseException as error:  # what cannot be pickled
                     result = error
             with self._lock:
-                self._idle += 1  # before its caller knows, who may have the next task
+                self._unfinished -= 1  # before its caller knows, who may have the next task
             if asked:
                 future.set_result(result) if done else future.set_exception(result)
             del task, future, call, result
