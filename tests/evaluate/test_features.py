@@ -384,3 +384,13 @@ def test_the_package_is_called_as_its_function(tmp_path):
 
     table = dexcore.evaluate.features(dex(), pictures(2), cache=tmp_path)
     assert isinstance(table, FeatureTable)
+
+
+def test_processes_that_read_give_the_same_features(tmp_path):
+    rows = labelled(tmp_path, copies=1)
+    task, model = Task.open(write(tmp_path, rows)), dex()
+    alone = features(model, task, cache=tmp_path / "a", batch_size=5)
+    assert features(model, task, cache=tmp_path / "b", batch_size=5, workers=1).mean.tobytes() == alone.mean.tobytes()
+    (tmp_path / rows[3]["image"]).write_bytes(b"\x89PNG\r\n\x1a\n damaged")
+    with pytest.raises(FeaturesError, match=r"sound-3-0\.png.*line 5"):
+        features(model, Task.open(tmp_path / "made.yaml"), cache=tmp_path / "c", workers=1)
