@@ -37,15 +37,22 @@ def predictions(task: Task, kind: str, image: list[str], values, **about: object
     return Predictions(task.name, task.fingerprint, task.classes, kind, tuple(image), values, **about)
 
 
-def segmented(folder: Path, masks: list[list[np.ndarray]], classes: int = 2, **keys: object) -> Task:
-    """A task with a test case of each list of masks, and their images."""
+def segmented(
+    folder: Path,
+    masks: list[list[np.ndarray]],
+    classes: int = 2,
+    columns: dict[str, str] | None = None,
+    **keys: object,
+) -> Task:
+    """A task with a test case of each list of masks, and their images; ``columns`` are the same in each row."""
     rows = []
     for case, of_case in enumerate(masks):
         for number, mask in enumerate(of_case):
             name = f"case{case:02}-{number:02}"
             save(folder / f"{name}.png", picture(case, mask.shape))
             save(folder / f"{name}_mask.png", mask.astype(np.uint8))
-            rows.append({"image": f"{name}.png", "mask": f"{name}_mask.png", "split": "test", "case": f"c{case:02}"})
+            row = {"image": f"{name}.png", "mask": f"{name}_mask.png", "split": "test", "case": f"c{case:02}"}
+            rows.append(row | (columns or {}))
     names = ["background", *(f"class {number}" for number in range(1, classes))]
     return Task.open(write(folder, rows, **{"kind": "segmentation", "classes": names} | keys))
 

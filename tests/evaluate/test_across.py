@@ -65,6 +65,24 @@ def test_tasks_that_not_all_have_done_are_shown_and_stay_out_of_the_means(tmp_pa
     assert "| alone | auroc | 40 |" in "\n".join(found.lines())
 
 
+def test_a_number_that_is_not_defined_has_no_rank_and_its_task_stays_out_of_the_means(tmp_path):
+    full, empty = np.zeros((2, 4, 4), np.uint8)
+    full[0] = 1
+    scores = []
+    for name, masks in (("lesions", [full] * 3), ("sound", [empty] * 3)):
+        task = segmented(tmp_path / name, [[mask] for mask in masks], name=name)
+        for model, found in (("nothing", empty), ("all", full)):
+            whole = masks_of(task, tmp_path / name / model, [found] * 3, model=model)
+            scores.append(score(whole, task, draws=DRAWS))
+    found = table(scores, draws=DRAWS)
+    undefined = found.rows[1]  # where no mask and no prediction has a pixel, Dice is not defined
+    assert np.isnan(undefined.numbers["nothing"].value)
+    assert undefined.ranks == {"all": 1}
+    assert found.rank == {"nothing": 2, "all": 1}
+    assert (found.mean["nothing"].value, found.mean["all"].value) == (0, 1)
+    assert "the means leave out sound: dice is not defined of nothing" in found.flags
+
+
 def test_tasks_of_the_same_images_are_drawn_as_one(tmp_path):
     scores = [one for name, strength in (("slsc-seg", 0.2), ("slsc-cls-", 4.0), ("x", 1.0)) for one in
               scores_of(tmp_path, name, {"a": strength})]  # fmt: skip

@@ -154,3 +154,33 @@ def test_seeds_that_do_not_act_or_are_not_told_are_refused(tmp_path):
         over_seeds([score(logits_of(task, logits), task, draws=DRAWS), one])
     with pytest.raises(ComparisonError, match="expected at least 2 trainings"):
         over_seeds([one])
+
+
+def test_the_better_model_is_called_better_by_every_number_of_a_classification(tmp_path):
+    task, labels = made(tmp_path, cases=80)
+    good, bad = (scored(task, labels, strength, model=name) for strength, name in ((8, "good"), (0.5, "bad")))
+    for metric in good.numbers:
+        found, back = compare(good, bad, metric, draws=DRAWS), compare(bad, good, metric, draws=DRAWS)
+        assert (found.verdict, back.verdict) == ("a", "b"), metric
+        assert "good is better" in found.line()
+        assert "good is better" in back.line()
+    assert {"brier", "ece"} < set(good.numbers)
+
+
+def test_the_better_model_is_called_better_by_every_number_of_a_segmentation(tmp_path):
+    true = np.zeros((12, 8, 8), np.uint8)
+    true[:6, 2:6, 2:6] = 1  # and six cases of empty masks
+    keys = {"spacing_y": "1", "spacing_x": "1"}
+    task = segmented(tmp_path, [[mask, mask] for mask in true], columns=keys)
+    near, far = true.copy(), np.roll(true, 2, axis=1)
+    near[:6, 2, 2] = 0
+    far[:, 0, 0] = 1
+    good, bad = (
+        score(masks_of(task, tmp_path / name, list(np.repeat(masks, 2, axis=0)), model=name), task, draws=DRAWS,
+              tolerance=1.0)
+        for name, masks in (("good", near), ("bad", far))
+    )  # fmt: skip
+    for metric in good.numbers:
+        assert compare(good, bad, metric, draws=DRAWS).verdict == "a", metric
+        assert compare(bad, good, metric, draws=DRAWS).verdict == "b", metric
+    assert {"false_alarm", "hd95_2d", "nsd_2d", "dice_per_slice"} < set(good.numbers)

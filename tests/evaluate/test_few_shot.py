@@ -5,7 +5,14 @@ import pytest
 from made_tasks import write
 from test_probes import a_task, told
 
-from dexcore.evaluate.probes.fewshot import FewShot, compare_few_shot, episodes, few_shot, score_few_shot
+from dexcore.evaluate.probes.fewshot import (
+    FewShot,
+    compare_few_shot,
+    compare_few_shot_folders,
+    episodes,
+    few_shot,
+    score_few_shot,
+)
 from dexcore.evaluate.probes.retrieval import class_retrieval
 from dexcore.evaluate.scores.compare import ComparisonError
 from dexcore.evaluate.tasks import Task, TaskError
@@ -97,6 +104,20 @@ def test_models_are_compared_on_the_same_episodes_and_cases(tmp_path):
     other = scored(task, {"only": told(task)["cls"]}, seed=1, **FEW)
     with pytest.raises(ComparisonError, match="not the same supports"):
         compare_few_shot(good, other)
+
+
+def test_a_comparison_of_folders_names_the_better_model_or_a_tie(tmp_path):
+    task = a_task(tmp_path, {"train": 40, "test": 60})
+    for name, layer in (("good", "mean"), ("bad", "cls"), ("same", "mean")):
+        scored(task, {"only": told(task)[layer]}, name, count=6, shots=(4,)).save(tmp_path / name)
+    for a, b, verdict in (
+        ("good", "bad", "good is better"),
+        ("bad", "good", "good is better"),
+        ("good", "same", "tie"),
+    ):
+        told_lines = compare_few_shot_folders(tmp_path / a, tmp_path / b)
+        assert len(told_lines) == 2
+        assert all(line.endswith(f"60 cases: {verdict}") for line in told_lines), told_lines
 
 
 def test_what_is_saved_is_read_again(tmp_path):

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from dexcore.evaluate.probes.splits import Layers, Splits
-from dexcore.evaluate.scores.compare import ComparisonError
+from dexcore.evaluate.scores.compare import ComparisonError, better_side
 from dexcore.evaluate.tasks import Task, TaskError
 from dexcore.extras import require
 from dexcore.files import write_whole
@@ -287,13 +287,10 @@ def compare_few_shot_folders(a: str | os.PathLike[str], b: str | os.PathLike[str
     for key in (key for key in sides[0] if key in sides[1]):
         one, other = sides[0][key], sides[1][key]
         for (layer, shots, method), number in compare_few_shot(one, other):
-            better = (
-                f"{one.model} is better" if number.low > 0 else f"{other.model} is better" if number.high < 0 else "tie"
-            )
+            better = better_side(number, f"{one.model} is better", f"{other.model} is better")
             told.append(
                 f"{one.task}: {shots} a class, {method} on {layer}: balanced_accuracy of {one.model} - {other.model} "
-                f"{number.value:+.3f} [{number.low:+.3f}, {number.high:+.3f}], {number.groups} cases: "
-                f"{f'{better} is better' if better else 'tie'}"
+                f"{number.value:+.3f} [{number.low:+.3f}, {number.high:+.3f}], {number.groups} cases: {better}"
             )
     return told
 

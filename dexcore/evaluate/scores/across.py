@@ -28,7 +28,7 @@ class TaskRow:
         task, metric: what was measured.
         cases: that all models have.
         numbers: by model, over its seeds; a model that did not do the task is absent.
-        ranks: by model; 1 is the best, equal ones share theirs.
+        ranks: by model; 1 is the best, equal ones share theirs; a model whose number is not defined has none.
         against: by model, its comparison with the one that all are compared with.
     """
 
@@ -48,7 +48,8 @@ class Table:
         models: their names.
         against: the model that the others are compared with.
         rows: the tasks.
-        mean: by model, over the tasks that all have done; drawn are cases and seeds, the tasks are these.
+        mean: by model, over the tasks that all have done and where the number of each is defined; drawn are cases and
+            seeds, the tasks are these.
         mean_of_other_tasks: the same, tasks drawn too: what other tasks of their kind would do.
         rank: by model, the mean over the same tasks.
         flags: what a reader must know.
@@ -151,8 +152,8 @@ def table(
         row, drawn[task] = _row(task, of_models, against, draws, seed + number)
         rows.append(row)
     rows = _adjusted(rows)
-    whole = [row for row in rows if len(row.numbers) == len(models)]
-    flags = _flags(rows, whole, scores)
+    whole = [row for row in rows if len(row.ranks) == len(models)]
+    flags = _flags(rows, whole, models, scores)
     mean, others, rank = {}, {}, {}
     if whole:
         weight_dt = _drawn_tasks([row.task for row in whole], clusters, by_task, draws, seed)
@@ -184,17 +185,21 @@ def _row(
         # One case cannot be drawn otherwise: the mean over tasks has no interval then.
         drawn[model] = two_level(drawn_ds, seed) if len(drawn_ds) else np.full(draws, np.nan)
         numbers[model] = estimate(float(values.mean()), drawn[model], len(cases))
-    value = {model: number.value for model, number in numbers.items()}
-    ranks = {
-        model: 1 + sum(other > own for other in value.values()) + 0.5 * (sum(o == own for o in value.values()) - 1)
-        for model, own in value.items()
-    }
     compared = {
         model: compare(of_model, of_models[against], draws=draws, seed=seed)
         for model, of_model in of_models.items()
         if model != against and against in of_models
     }
-    return TaskRow(task, metric, len(cases), numbers, ranks, compared), drawn
+    return TaskRow(task, metric, len(cases), numbers, _ranks(numbers), compared), drawn
+
+
+def _ranks(numbers: Mapping[str, Estimate]) -> dict[str, float]:
+    """By model, 1 the best, equal ones in the middle of their places; none of a number that is not defined."""
+    value = {model: number.value for model, number in numbers.items() if np.isfinite(number.value)}
+    return {
+        model: 1 + sum(other > own for other in value.values()) + 0.5 * (sum(o == own for o in value.values()) - 1)
+        for model, own in value.items()
+    }
 
 
 def _adjusted(rows: list[TaskRow]) -> list[TaskRow]:
@@ -223,11 +228,15 @@ def _drawn_tasks(
     return count[:, [names.index(cluster_of[task]) for task in tasks]].astype(np.float64)
 
 
-def _flags(rows: list[TaskRow], whole: list[TaskRow], scores: Sequence[Scores]) -> tuple[str, ...]:
+def _flags(
+    rows: list[TaskRow], whole: list[TaskRow], models: Sequence[str], scores: Sequence[Scores]
+) -> tuple[str, ...]:
     flags = []
-    if len(whole) < len(rows):
-        left_out = ", ".join(row.task for row in rows if row not in whole)
-        flags.append(f"the means leave out what not all models have done: {left_out}")
+    if missing := [row.task for row in rows if len(row.numbers) < len(models)]:
+        flags.append(f"the means leave out what not all models have done: {', '.join(missing)}")
+    for row in rows:
+        if undefined := [model for model in row.numbers if model not in row.ranks]:
+            flags.append(f"the means leave out {row.task}: {row.metric} is not defined of {', '.join(undefined)}")
     metrics = sorted({row.metric for row in whole})
     if len(metrics) > 1:
         flags.append(f"the mean mixes {' and '.join(metrics)}")

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from dexcore.evaluate.scores.score import Scores
+from dexcore.evaluate.scores.score import LOWER_IS_BETTER, Scores
 from dexcore.measures.bootstrap import DRAWS, FEWEST_CASES, Estimate, drawn_numbers, estimate, two_level
 from dexcore.measures.paired import holm, wilcoxon
 
@@ -48,9 +48,8 @@ class Comparison:
     @property
     def verdict(self) -> str:
         """ "a" or "b", the better one; "tie" unless the interval of the difference excludes 0."""
-        if self.difference.low > 0:
-            return "a"
-        return "b" if self.difference.high < 0 else "tie"
+        more, less = ("b", "a") if self.metric in LOWER_IS_BETTER else ("a", "b")
+        return better_side(self.difference, more, less)
 
     def as_json(self) -> dict[str, Any]:
         """All of it; what is not defined is null."""
@@ -70,6 +69,13 @@ class Comparison:
             f"{self.difference.value:+.3f} [{self.difference.low:+.3f}, {self.difference.high:+.3f}], "
             f"p {self.p_value:.3g} (Holm {self.p_holm:.3g}), {self.difference.groups} cases: {told}{flags}"
         )
+
+
+def better_side(difference: Estimate, more: str, less: str) -> str:
+    """``more`` where a difference is above 0, ``less`` where it is below, "tie" unless its interval excludes 0."""
+    if difference.low > 0:
+        return more
+    return less if difference.high < 0 else "tie"
 
 
 def compare(

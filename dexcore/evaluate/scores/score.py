@@ -25,6 +25,7 @@ from dexcore.report.arrays import read_arrays, write_arrays
 
 PROTOCOL = 1  # grows when a number would come out otherwise
 SECONDARY = frozenset({PER_SLICE, *SURFACES})
+LOWER_IS_BETTER = frozenset({"brier", "ece", "false_alarm", "hd95_2d"})  # of all others more is better
 _FORMAT = 1
 _ABOUT = ("task", "fingerprint", "kind", "metric", "split", "model", "seed")
 
