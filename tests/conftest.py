@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, settings
 pytest_plugins = ["interpreter"]  # skips by name what cannot be interpreted here
 
 MOST_WORKERS = 8  # more wait for memory and for the longest test
+SECONDS_OF_SLOW_TESTS = 1800  # where they hang; other tests' limit is pyproject.toml's
 
 # On a slow machine no test is wrong; under CI hypothesis leaves this check out by itself.
 slow = [HealthCheck.too_slow]
@@ -96,6 +97,12 @@ def pytest_ignore_collect(collection_path, config):
     if collection_path.suffix == ".py" and selects_only_gpu(config.option.markexpr):
         return "pytest.mark.gpu" not in collection_path.read_text(encoding="utf-8") or None
     return None
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(SECONDS_OF_SLOW_TESTS))
 
 
 def pytest_runtest_setup(item):

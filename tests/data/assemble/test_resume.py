@@ -233,7 +233,6 @@ def end_of(process: subprocess.Popen) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("where", "most"), [("here", 30), ("dask", 30)])
 def test_random_kills_of_60_files_end_in_the_same_store(tmp_path, scheduler, most):
     """Of the driver, and of its own workers with it; every third time of one worker alone, which the build survives."""
