@@ -16,7 +16,7 @@ import numpy as np
 from dexcore.data.modality import Modality
 from dexcore.evaluate.tasks import Task, TaskError
 from dexcore.evaluate.tasks.importers.options import plane_rows
-from dexcore.evaluate.tasks.importers.raster import read_any, save_mask
+from dexcore.evaluate.tasks.importers.raster import Pictures, read_any
 from dexcore.evaluate.tasks.write import write_task
 
 Rows = list[dict[str, Any]]
@@ -79,13 +79,14 @@ def _labelled(
 def _masked(corpus: Path, out: Path, source: str, modality: str, **keys: Any) -> Task:
     """Pictures with masks; those in JPEG are drawn anew, 1 where they are brighter than half."""
     rows: Rows = []
+    pictures = Pictures(out, out.name)
     for row in _labels(corpus, source):
         mask = row["mask_path"]
         if not mask:
             continue
         if mask.endswith(".jpg"):
             gray = read_any(corpus / mask).reshape(*read_any(corpus / mask).shape[:2], -1).mean(axis=2)
-            mask = save_mask(out, f"{Path(mask).stem}.png", ((gray > _HALF) * 255).astype(np.uint8))
+            mask = pictures.save_mask(f"{Path(mask).stem}.png", ((gray > _HALF) * 255).astype(np.uint8))
         rows.append({"image": row["path"], "mask": mask})
     return write_task(
         out,

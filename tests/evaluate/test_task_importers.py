@@ -335,6 +335,29 @@ def test_of_coco_boxes_alone_are_refused(tmp_path, capsys):
     )
     assert code == 2
     assert "annotation 4: no segmentation, expected polygons or run lengths (boxes alone are no masks)" in err
+    assert list((tmp_path / "task").iterdir()) == []  # the next try finds nothing in its way
+
+
+def test_tasks_in_one_folder_keep_their_own_masks(tmp_path, capsys):
+    """Both have a picture 0.png; a folder that is there already, of whoever, stays as it was."""
+    tasks = []
+    for name, value in (("one", 2), ("two", 1)):
+        root = tmp_path / name
+        save(root / "0.png", picture(0))
+        outline = {"size": [20, 24], "counts": [0, 40 * value, 480 - 40 * value]}
+        annotations = [{"id": 1, "image_id": 0, "category_id": 7, "segmentation": outline}]
+        said = {"images": [{"id": 0, "file_name": "0.png", "height": 20, "width": 24}], "annotations": annotations}
+        (root / "all.json").write_text(json.dumps(said | {"categories": [{"id": 7, "name": "nucleus"}]}))
+        line = ("coco", root, "--modality", "Pathology", "--out", tmp_path / "tasks")
+        assert run(capsys, *line)[0] == 0
+        tasks.append(tmp_path / "tasks" / f"{name}.yaml")
+    sums = [int(task.reference().mask(task.rows[0]).sum()) for task in map(Task.open, tasks)]
+    assert sums == [80, 40]
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.png")}
+    code, _, err = run(capsys, *line[:-1], tmp_path)  # two/ holds the images themselves
+    assert (code, f"{tmp_path / 'two'}: is there already, and pictures are drawn there" in err) == (2, True)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.png")} == before
+    assert not (tmp_path / "two.yaml").exists()
 
 
 def test_synthetic_lesions_are_two_tasks_with_known_masks_and_labels(tmp_path, capsys):

@@ -21,25 +21,25 @@ def imported(name, src, out):
     return Task.open(out / f"{name}.yaml")
 
 
-def taken(row):
+def taken(row, name):
     """The path of a row's file below the downloads; what could not be read as it was lies beside the table."""
     file = file_of(row.image)
-    return file.removeprefix("./images/").removesuffix(".png") if file.startswith("./") else file
+    return file.removeprefix(f"./{name}/images/").removesuffix(".png") if file.startswith("./") else file
 
 
 @pytest.mark.parametrize("name", TREES)
 def test_a_recipe_takes_exactly_its_images_with_their_cases_splits_labels_and_masks(tmp_path, capsys, name):
     tree = make_tree(name, tmp_path / "src")
     task = imported(name, tmp_path / "src", tmp_path / "task")
-    assert {taken(row) for row in task.rows} == set(tree.cases)
-    pairs = {(tree.cases[taken(row)], row.case) for row in task.rows}
+    assert {taken(row, name) for row in task.rows} == set(tree.cases)
+    pairs = {(tree.cases[taken(row, name)], row.case) for row in task.rows}
     assert len(pairs) == len({case for case, _ in pairs}) == len({case for _, case in pairs})
     splits = {row.case: {other.split for other in task.rows if other.case == row.case} for row in task.rows}
     assert all(len(found) == 1 for found in splits.values())
     assert {row.split for row in task.rows} >= {"train", "test"}
     reference = task.reference()
     for row in task.rows:
-        path = taken(row)
+        path = taken(row, name)
         assert row.split in tree.splits.get(path, "train|val|test").split("|")
         image = task.image(row)
         if path in tree.levels:

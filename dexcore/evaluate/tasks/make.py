@@ -1,6 +1,7 @@
 """A download becomes a task, as its layout says."""
 
 import re
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -37,15 +38,23 @@ def make_task(layout: Layout, src: Path, out: Path) -> Imported:
         TaskError: no image was found, or the mask, the label, the case or the split of one cannot be told.
         OSError: a file cannot be written.
     """
-    return _Making(layout, src, out).task()
+    with raster.Pictures(out, layout.said["name"]) as pictures:
+        return _Making(layout, src, out, pictures).task()
 
 
 class _Making:
-    def __init__(self, layout: Layout, src: Path, out: Path) -> None:
-        self.layout, self.src, self.out = layout, src, out
+    def __init__(self, layout: Layout, src: Path, out: Path, pictures: raster.Pictures) -> None:
+        self.layout, self.src, self.out, self.pictures = layout, src, out, pictures
         self.name = layout.said["name"]
         self.paths = [found.path for found in walk(src).files]
         self.known = set(self.paths)
+        # What a "*" may stand for is looked for among the files of one last name, or of one folder.
+        self.named: defaultdict[str, list[str]] = defaultdict(list)
+        self.inside: defaultdict[str, list[str]] = defaultdict(list)
+        for path in self.paths:
+            folder, _, name = path.rpartition("/")
+            self.named[name].append(path)
+            self.inside[folder].append(path)
         self.tables: dict[str, ImageTable] = {}
         self.left: list[tuple[str, str]] = []
 
@@ -115,7 +124,7 @@ class _Making:
                 pixels = np.clip(raw.invert - pixels, 0, raw.invert)
             height, width, side = raw.height // raw.reduce, raw.width // raw.reduce, raw.reduce
             pixels = pixels.reshape(height, side, width, side).mean(axis=(1, 3)).round().astype(np.uint16)
-        return raster.save_png(self.out / "images" / f"{path}.png", pixels, self.out)
+        return self.pictures.save_image(f"{path}.png", pixels)
 
     def _mask(self, path: str, image: str, channel: str, beside: Beside) -> str:
         found = self._beside(path, beside)
@@ -135,7 +144,7 @@ class _Making:
                 mask = raster.regions(file, classes | {"Ambiguous": self.layout.said.get("ignore", 0)}, height, width)
         else:
             mask = raster.nonzero(file) if self.layout.draw == "nonzero" else raster.filled(file)
-        return raster.save_mask(self.out, f"{path}{f'.{channel}' if channel else ''}.png", mask)
+        return self.pictures.save_mask(f"{path}{f'.{channel}' if channel else ''}.png", mask)
 
     def _wanted(self, path: str, beside: Beside) -> str:
         wanted, times = beside.match.subn(beside.to, path)
@@ -150,7 +159,9 @@ class _Making:
             return wanted if wanted in self.known else None
         pieces = {"**/": "(?:.*/)?", "*": "[^/]*"}
         pattern = re.compile("".join(pieces.get(one, re.escape(one)) for one in re.split(r"(\*\*/|\*)", wanted)))
-        found = [other for other in self.paths if pattern.fullmatch(other)]
+        folder, _, name = wanted.rpartition("/")
+        others = self.named.get(name, ()) if "*" not in name else self.paths if "*" in folder else self.inside[folder]
+        found = [other for other in others if pattern.fullmatch(other)]
         if len(found) > 1:
             raise TaskError(f"task {self.name}: {path}: {found[0]} and {found[1]} both match {wanted}, expected one")
         return found[0] if found else None

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from dexcore.evaluate.tasks.importers.options import Imported, Options, case_of, split_word
-from dexcore.evaluate.tasks.importers.raster import save_mask
+from dexcore.evaluate.tasks.importers.raster import Pictures
 from dexcore.evaluate.tasks.spec import TaskError
 from dexcore.evaluate.tasks.write import free, write_task
 from dexcore.extras import require
@@ -17,7 +17,7 @@ _IGNORE = 255
 
 
 def import_coco(src: Path, out: Path, options: Options) -> Imported:
-    """Write the task of one JSON file, or of all below a folder; masks are drawn into ``OUT/masks``.
+    """Write the task of one JSON file, or of all below a folder; masks are drawn into ``OUT/NAME/masks``.
 
     The split is that which a JSON file's name says (instances_train.json), else it is drawn.
 
@@ -39,31 +39,37 @@ def import_coco(src: Path, out: Path, options: Options) -> Imported:
     index_of = {number: index for index, number in enumerate(sorted(names), 1)}
     if len(index_of) >= _IGNORE:
         raise TaskError(f"{src}: holds {len(index_of)} categories, expected at most {_IGNORE - 1}")
-    files = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".json"]
+    files: defaultdict[str, list[Path]] = defaultdict(list)  # by their last names
+    for path in folder.rglob("*"):
+        if path.is_file() and path.suffix != ".json":
+            files[path.name].append(path)
     name = options.name or src.resolve().stem
     free(out, name)
-    rows = []
-    for path, said in found.items():
-        split = next((split for word in path.stem.replace("-", "_").split("_") if (split := split_word(word))), None)
-        rows += _rows(path, said, split, folder, files, index_of, out, options)
-    splits = {row["split"] for row in rows}
-    if None in splits and len(splits) > 1:
-        raise TaskError(
-            f"{src}: some JSON files name a split and some do not, expected train, val and test, or one file"
+    with Pictures(out, name) as pictures:
+        rows = []
+        for path, said in found.items():
+            split = next(
+                (split for word in path.stem.replace("-", "_").split("_") if (split := split_word(word))), None
+            )
+            rows += _rows(path, said, split, folder, files, index_of, pictures, options)
+        splits = {row["split"] for row in rows}
+        if None in splits and len(splits) > 1:
+            raise TaskError(
+                f"{src}: some JSON files name a split and some do not, expected train, val and test, or one file"
+            )
+        task = write_task(
+            out,
+            name,
+            rows,
+            root=folder,
+            modality=options.modality,
+            kind="segmentation",
+            classes=["background", *(names[number] for number in sorted(names))],
+            ignore=_IGNORE,
+            normalization=options.normalization,
+            split=options.drawn if None in splits else "column",
+            cases="known" if options.case else "unknown",
         )
-    task = write_task(
-        out,
-        name,
-        rows,
-        root=folder,
-        modality=options.modality,
-        kind="segmentation",
-        classes=["background", *(names[number] for number in sorted(names))],
-        ignore=_IGNORE,
-        normalization=options.normalization,
-        split=options.drawn if None in splits else "column",
-        cases="known" if options.case else "unknown",
-    )
     return Imported(task)
 
 
@@ -85,9 +91,9 @@ def _rows(
     said: dict[str, Any],
     split: str | None,
     folder: Path,
-    files: list[Path],
+    files: dict[str, list[Path]],
     index_of: dict[int, int],
-    out: Path,
+    pictures: Pictures,
     options: Options,
 ) -> list[dict[str, Any]]:
     of_image: defaultdict[int, list[dict]] = defaultdict(list)
@@ -107,7 +113,7 @@ def _rows(
         rows.append(
             {
                 "image": shown,
-                "mask": save_mask(out, f"{shown}.png", mask),
+                "mask": pictures.save_mask(f"{shown}.png", mask),
                 "split": split,
                 "case": case_of(options.case, shown),
             }
@@ -115,8 +121,8 @@ def _rows(
     return rows
 
 
-def _image(path: Path, name: str, split: str | None, files: list[Path]) -> Path:
-    ends = [file for file in files if file.as_posix().endswith(f"/{name}")]
+def _image(path: Path, name: str, split: str | None, files: dict[str, list[Path]]) -> Path:
+    ends = [file for file in files.get(name.rpartition("/")[2], ()) if file.as_posix().endswith(f"/{name}")]
     if len(ends) > 1 and split is not None:
         ends = [file for file in ends if any(split_word(part) == split for part in file.parts)] or ends
     if len(ends) != 1:

@@ -1,9 +1,10 @@
 """Masks drawn from what is no picture of classes, and pictures of kinds that `dexcore.data.readers` does not read.
 
-What is drawn lies beside the task's YAML, as PNG.
+What is drawn lies beside the task's YAML, in a folder of the task's name, as PNG.
 """
 
 import os
+import shutil
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -18,23 +19,56 @@ from dexcore.extras import require
 _MORE_FORMATS = ("GIF", "PPM")  # Pillow's; PPM is PGM too
 
 
-def save_mask(out: Path, name: str, mask: np.ndarray) -> str:
-    """Write ``OUT/masks/NAME``, and give its path in the table."""
-    return save_png(out / "masks" / name, mask, out)
+class Pictures:
+    """The pictures that are drawn for one task: ``OUT/NAME/masks`` and ``OUT/NAME/images``.
 
+    The folder is made with the first of them. As a context, it goes again where the import fails.
 
-def save_png(path: Path, pixels: np.ndarray, out: Path) -> str:
-    """Write gray or RGB pixels of 8 or 16 bits; give the path in the table of a task in ``out``.
-
-    Raises:
-        OSError: it cannot be written.
+    Args:
+        out: the folder of the task's YAML.
+        name: of the task.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    ordered = pixels[..., ::-1] if pixels.ndim == 3 else pixels
-    done, data = require("cv2", "train").imencode(".png", np.ascontiguousarray(ordered))
-    assert done
-    path.write_bytes(data.tobytes())
-    return f"./{path.relative_to(out).as_posix()}"
+
+    def __init__(self, out: Path, name: str) -> None:
+        self.folder, self._out, self._ours = out / name, out, False
+
+    def __enter__(self) -> "Pictures":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and self._ours:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def save_mask(self, name: str, mask: np.ndarray) -> str:
+        """Write ``OUT/NAME/masks/name``, as `save_image`."""
+        return self._save(self.folder / "masks" / name, mask)
+
+    def save_image(self, name: str, pixels: np.ndarray) -> str:
+        """Write gray or RGB pixels of 8 or 16 bits; give the path in the task's table.
+
+        Raises:
+            TaskError: the folder was there before.
+            OSError: it cannot be written.
+        """
+        return self._save(self.folder / "images" / name, pixels)
+
+    def _save(self, path: Path, pixels: np.ndarray) -> str:
+        if not self._ours:
+            try:
+                self.folder.mkdir(parents=True)
+            except FileExistsError:
+                raise TaskError(
+                    f"{self.folder}: is there already, and pictures are drawn there: choose another name or folder, or "
+                    "remove it, if an import that was cut short has left it"
+                ) from None
+            self._ours = True
+        path.parent.mkdir(parents=True, exist_ok=True)
+        ordered = pixels[..., ::-1] if pixels.ndim == 3 else pixels
+        done, data = require("cv2", "train").imencode(".png", np.ascontiguousarray(ordered))
+        assert done
+        # Half a picture, after a kill, is of no task: the YAML comes last, and no import goes on in this folder.
+        path.write_bytes(data.tobytes())
+        return f"./{path.relative_to(self._out).as_posix()}"
 
 
 def read_any(path: Path) -> np.ndarray:

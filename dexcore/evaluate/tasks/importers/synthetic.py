@@ -7,7 +7,7 @@ import numpy as np
 
 from dexcore.data.modality import Modality
 from dexcore.data.synthetic import SyntheticMVU
-from dexcore.evaluate.tasks.importers.raster import save_mask, save_png
+from dexcore.evaluate.tasks.importers.raster import Pictures
 from dexcore.evaluate.tasks.task import Task
 from dexcore.evaluate.tasks.write import free, write_task
 
@@ -30,7 +30,7 @@ def synthetic_tasks(
     seed).sample(index)``, in 8 bits. Both tasks share a table, and so a split.
 
     Args:
-        out: the folder; of the pictures too.
+        out: the folder; both tasks' pictures lie in ``OUT/lesions``.
         images: how many.
         size: side of them, pixels.
         seed: of `SyntheticMVU`, and of the split.
@@ -54,10 +54,11 @@ def synthetic_tasks(
     if lesions is None or lesions.spec.about != about:
         for path in (first, second):
             free(out, path.stem)
-        rows = [_row(drawn, index, out) for index in range(images)]
-        lesions = write_task(
-            out, "lesions", rows, kind="segmentation", classes=["background", "lesion"], positive="lesion", **common
-        )
+        with Pictures(out, "lesions") as pictures:
+            rows = [_row(drawn, index, pictures) for index in range(images)]
+            lesions = write_task(
+                out, "lesions", rows, kind="segmentation", classes=["background", "lesion"], positive="lesion", **common
+            )
     if second.is_file():
         return lesions, Task.open(second)
     classes = list(drawn.labels)
@@ -66,13 +67,13 @@ def synthetic_tasks(
     )
 
 
-def _row(drawn: SyntheticMVU, index: int, out: Path) -> dict[str, str]:
+def _row(drawn: SyntheticMVU, index: int, pictures: Pictures) -> dict[str, str]:
     """Draw and write one image and its mask."""
     sample = drawn.sample(index)
     name = f"{index:06d}.png"
     return {
-        "image": save_png(out / "images" / name, np.round(sample.image * 255).astype(np.uint8), out),
-        "mask": save_mask(out, name, sample.mask.astype(np.uint8)),
+        "image": pictures.save_image(name, np.round(sample.image * 255).astype(np.uint8)),
+        "mask": pictures.save_mask(name, sample.mask.astype(np.uint8)),
         "label": drawn.labels[sample.label],
         "modality": str(sample.modality),
         "case": f"{index:06d}",
