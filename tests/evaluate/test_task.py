@@ -1,8 +1,10 @@
 """Tasks: what their files say, what is read of them, and who may see test labels."""
 
 import ast
+from itertools import islice
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,7 +15,9 @@ from made_tasks import SEGMENTATION, labelled, masked, picture, save, write
 from PIL import Image
 
 import dexcore
-from dexcore.evaluate.tasks import Task, TaskError, TestLabelsError
+from dexcore.data.assemble.slices import slices
+from dexcore.data.normalize import limits, window
+from dexcore.evaluate.tasks import Task, TaskError, TestLabelsError, pixels
 from dexcore.evaluate.tasks.spec import DrawnSplit
 from dexcore.evaluate.tasks.split import draw_split
 
@@ -211,6 +215,57 @@ def test_a_drawn_split_keeps_shares_whatever_the_order_of_rows():
     assert sorted(small) == ["test", "train", "val"]
 
 
+def test_labels_of_several_classes_are_split_by_the_rarest():
+    """Nearly every case has a combination of its own."""
+    rng = np.random.default_rng(0)
+    rates = rng.uniform(0.05, 0.4, 14)
+    rates[0] = 0.02
+    labels = rng.random((600, 14)) < rates
+    strata = [";".join(f"c{index}" for index in np.flatnonzero(row)) for row in labels]
+    splits = np.array(draw_split([f"p{n}" for n in range(600)], strata, DrawnSplit("case", "label", (0.7, 0.1, 0.2))))
+    for name, share in (("train", 0.7), ("val", 0.1), ("test", 0.2)):
+        assert abs((splits == name).mean() - share) < 0.03
+        assert labels[splits == name, 0].sum() == pytest.approx(share * labels[:, 0].sum(), abs=1)
+
+
+def test_a_task_of_several_labels_may_have_images_of_no_class_when_its_split_is_drawn(tmp_path):
+    rows = [{"image": row["image"], "label": "", "case": row["case"]} for row in labelled(tmp_path)]
+    for row in rows[:12]:
+        row["label"] = "sound;ill"
+    drawn = {"by": "case", "stratify": "label", "fractions": [0.4, 0.2, 0.4]}
+    task = Task.open(write(tmp_path, rows, kind="multilabel", split=drawn))
+    for name in ("train", "val", "test"):
+        assert {bool(task.reference().label(row).any()) for row in task.split(name)} == {False, True}
+
+
+def test_many_small_classes_do_not_bend_the_shares():
+    groups, strata = [f"p{number}" for number in range(90)], [f"c{number // 3}" for number in range(90)]
+    splits = draw_split(groups, strata, DrawnSplit("case", "label", (0.7, 0.1, 0.2)))
+    assert [splits.count(name) for name in ("train", "val", "test")] == [63, 9, 18]
+
+
+def test_a_split_that_misses_its_shares_is_told():
+    groups = ["large"] * 500 + [f"p{number}" for number in range(99)]
+    with pytest.warns(UserWarning, match="has .*% of the images in train, asked were 50%; .* in test"):
+        draw_split(groups, [""] * 599, DrawnSplit("case", None, (0.5, 0.0, 0.5)))
+
+
+def test_a_split_and_marks_leave_the_other_columns_of_a_parquet_table_as_they_are(tmp_path):
+    rows = [row | {"age": number, "split": None} for number, row in enumerate(labelled(tmp_path, 1))]
+    write(tmp_path, rows)
+    made = pa.Table.from_pylist(rows).replace_schema_metadata({"who": "me"})
+    pq.write_table(made, tmp_path / "made.parquet")
+    path = write(tmp_path, rows, table="made.parquet", split={"by": "case"})
+    first, second = (row.image for row in Task.open(path).rows[:2])
+    Task.open(path).mark_seen({first: "near"})
+    Task.open(path).mark_seen({first: "exact", second: "near"})
+    task = Task.open(path).mark_seen({first: "near"})  # another store: what is marked stays, the stronger mark
+    assert [row.seen for row in task.rows[:3]] == ["exact", "near", ""]
+    assert Task.open(path).rows == task.rows
+    written = pq.read_table(tmp_path / "made.parquet")
+    assert written.drop(["split", "seen"]).equals(made.drop(["split"]), check_metadata=True)
+
+
 @given(st.lists(st.tuples(st.integers(0, 15), st.integers(0, 2)), min_size=1, max_size=60), st.integers(0, 5))
 def test_a_drawn_split_tears_no_group_and_leaves_no_stratum_out(rows, seed):
     groups = [f"p{group}" for group, _ in rows]
@@ -223,6 +278,26 @@ def test_a_drawn_split_tears_no_group_and_leaves_no_stratum_out(rows, seed):
         assert set(of_group.values()) == {"train", "val", "test"}
     alone = draw_split(groups, strata, DrawnSplit("case", "label", (0.6, 0.0, 0.4), seed))
     assert "val" not in alone
+
+
+def test_the_codes_of_a_volume_stay_codes(tmp_path):
+    """At half of the memory; the pixels are those of the values."""
+    voxels = np.random.default_rng(0).integers(0, 4000, (12, 11, 5)).astype(np.int16)
+    volume = nibabel.Nifti1Image(voxels, np.diag([1.0, 1.0, 3.0, 1.0]))
+    volume.header.set_slope_inter(0.5, -1024)
+    nibabel.save(volume, tmp_path / "a.nii.gz")
+    rows = [
+        {"image": f"a.nii.gz#axial={index}", "label": "ill", "split": "train", "case": "a", "modality": modality}
+        for index, modality in enumerate(("CT", "MR", "X-ray"))
+    ]
+    task = Task.open(write(tmp_path, rows, modality="column", units="HU", range=[-1024, 2048]))
+    found = [task.image(row) for row in task.rows]
+    opened = pixels.read_plane(str(tmp_path / rows[0]["image"])).opened
+    assert opened.scan.held._tables  # not widened
+    for row, image in zip(task.rows, found, strict=True):
+        plane = next(islice(slices(opened.scan.pixels, 2), row.slice, None))
+        levels = {"CT": (-200, 400), "MR": limits(opened.scan.pixels, "percentile_minmax"), "X-ray": (-1024, 2048)}
+        np.testing.assert_array_equal(image, window(np.ascontiguousarray(plane), levels[row.modality]))
 
 
 def test_the_fingerprint_hangs_on_what_decides_a_number(tmp_path):
@@ -244,12 +319,14 @@ def test_the_fingerprint_hangs_on_what_decides_a_number(tmp_path):
         (masks, keys),
         (rows, keys | {"mask_values": {0: 1, 255: 0}}),
         (rows, keys | {"classes": ["background", "nerve"]}),
-        (rows, keys | {"empty": "kaggle"}),
+        (rows, keys | {"metric": "dice_kaggle"}),
         (rows, keys | {"ignore": 255}),
         (rows, keys | {"range": [0, 255]}),
     ]
     found = {Task.open(write(tmp_path, table, **said)).fingerprint for table, said in changed}
     assert len(found - {known}) == len(changed)
+    kaggle = [keys | said for said in ({"empty": "kaggle"}, {"empty": "kaggle", "metric": "dice"}, changed[5][1])]
+    assert len({Task.open(write(tmp_path, rows, **said)).fingerprint for said in kaggle}) == 1
     labels = labelled(tmp_path / "labels")
     by_name = Task.open(write(tmp_path / "labels", labels)).fingerprint
     by_index = [row | {"label": ["sound", "ill"].index(row["label"])} for row in labels]
@@ -269,6 +346,9 @@ def test_the_fingerprint_hangs_on_what_decides_a_number(tmp_path):
         ({"metric": "dice"}, "metric is 'dice', expected of classification one of auroc"),
         ({"positive": "bad"}, "positive is 'bad', expected one of sound, ill"),
         ({"ignore": 255}, "ignore is about masks, the task's kind is classification"),
+        ({"empty": "kaggle"}, "empty is about masks, the task's kind is classification"),
+        (SEGMENTATION | {"empty": "kaggle", "metric": "iou"}, "empty is kaggle, a rule of dice; the metric is iou"),
+        (SEGMENTATION | {"empty": "nnunet", "metric": "dice_kaggle"}, "the metric is dice_kaggle: expected one"),
         ({"split": {"fractions": [0.5, 0.1, 0.1]}}, "split.fractions sums to 0.7, expected 1"),
         ({"split": "drawn"}, "split is 'drawn', expected one of column"),
         ({"range": [5, 1]}, "range is .5, 1., expected the values of black and white"),

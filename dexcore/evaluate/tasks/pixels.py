@@ -71,12 +71,12 @@ def read_plane(path: str) -> Plane:
         raise PixelsError(f"{file}: holds pictures and no volume, {path!r} asks for a slice of one")
     if opened.path != file:  # one image of an array
         index = None
-    numbers = list(scan.frames or range(len(scan.pixels)))
+    numbers = list(scan.frames or range(len(scan.held)))
     if index is None and len(numbers) > 1:
         raise PixelsError(f"{file}: holds {len(numbers)} images, expected one, or its number as {path}#0")
     if index is not None and index not in numbers:
         raise PixelsError(f"{file}: holds no image number {index}, it holds {len(numbers)}")
-    image = scan.pixels[0 if index is None else numbers.index(index)]
+    image = np.asarray(scan.held[0 if index is None else numbers.index(index)])
     if image.ndim == 3 and (image == image[..., :1]).all():
         image = image[..., 0]  # gray, in three channels
     spacing = (scan.spacing[0], scan.spacing[1]) if scan.spacing else None
@@ -94,7 +94,7 @@ def places_in(path: Path, axis: int | None = None) -> list[tuple[str, tuple[floa
 
 
 def _slice(opened: Opened, inside: str | None, index: int | None) -> Plane:
-    shape = opened.scan.pixels.shape
+    shape = opened.scan.held.shape
     if inside is None or index is None:
         if 1 not in shape:
             raise PixelsError(f"{opened.path}: is a volume of {shape}, expected a slice, as #axial=12")
@@ -102,7 +102,7 @@ def _slice(opened: Opened, inside: str | None, index: int | None) -> Plane:
     axis = AXES.index(inside)
     if index >= shape[axis]:
         raise PixelsError(f"{opened.path}: has {shape[axis]} {inside} slices, none of number {index}")
-    plane = next(islice(slices(opened.scan.pixels, axis), index, None))
+    plane = next(islice(slices(opened.scan.held, axis), index, None))
     return Plane(opened, np.ascontiguousarray(plane), plane_spacing(opened.scan.spacing, axis))
 
 
@@ -281,12 +281,12 @@ def normalised(
             raise PixelsError(f"{opened.path}: holds {held:g}, the task's range is {declared[0]:g} to {declared[1]:g}")
     if method == "div255":
         levels = declared or scan.levels
-        if levels is None and scan.pixels.dtype != np.uint8:
+        if levels is None and scan.held.dtype != np.uint8:
             raise PixelsError(
-                f"{opened.path}: holds {scan.pixels.dtype} values, and nobody states which are black and white: "
+                f"{opened.path}: holds {scan.held.dtype} values, and nobody states which are black and white: "
                 "expected range in the task's YAML, as range: [0, 1]"
             )
         return window(plane.pixels, levels or (0.0, 255.0)), method
     if method not in opened.levels:
-        opened.levels[method] = limits(scan.pixels, method, scan.levels)
+        opened.levels[method] = limits(scan.held, method, scan.levels)
     return window(plane.pixels, opened.levels[method]), method

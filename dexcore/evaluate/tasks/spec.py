@@ -14,7 +14,7 @@
     range: [0, 4095]             # declared input range: the values of black and white; others are refused
     split: column                # or {by: case, stratify: label, fractions: [0.7, 0.1, 0.2], seed: 0}
     metric: dice                 # the primary number
-    empty: nnunet                # or kaggle: what an empty mask scores
+    empty: nnunet                # or kaggle: the rule of dice for empty masks; kaggle is `metric: dice_kaggle`
     unit: case                   # case, volume or image: what is independent
     positive: nerve              # the class that is looked for
     cases: known                 # or unknown: images are taken as independent, and every interval says so
@@ -40,7 +40,6 @@ from dexcore.data.sources.schema import parse_modality
 
 Kind = Literal["classification", "multilabel", "ordinal", "segmentation", "multilabel_segmentation"]
 Unit = Literal["case", "volume", "image"]
-Empty = Literal["nnunet", "kaggle"]
 
 COLUMN = "column"  # of a modality or a split: it stands in the table
 SEGMENTATIONS = ("segmentation", "multilabel_segmentation")
@@ -53,6 +52,7 @@ METRICS: dict[str, tuple[str, ...]] = {
     "segmentation": ("dice", "iou", "dice_present", "dice_kaggle"),
     "multilabel_segmentation": ("dice", "iou", "dice_present", "dice_kaggle"),
 }
+_DICE = {"nnunet": "dice", "kaggle": "dice_kaggle"}  # by the rule for empty masks
 _RANGE = re.compile(r"(\d+)(?:\s*-\s*(\d+))?")
 _COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
 _MOST_VALUE = 1 << 24  # of a mask: labels are no measurements
@@ -114,7 +114,6 @@ class Spec:
     range: tuple[float, float] | None = None
     split: DrawnSplit | None = None
     metric: str = ""
-    empty: Empty = "nnunet"
     unit: Unit = "case"
     positive: str | None = None
     cases: Literal["known", "unknown"] = "known"
@@ -157,7 +156,14 @@ def _spec(path: Path, fields: Fields, found: dict[str, Any]) -> Spec:
             raise RecipeError(f"{path}: lacks {key}: a task says its modality, its kind and its classes")
     kind, classes = found["kind"], found["classes"]
     found.setdefault("name", path.stem)
-    found.setdefault("metric", METRICS[kind][0])
+    rule = found.pop("empty", None)
+    if rule is not None and kind not in SEGMENTATIONS:
+        raise fields.error("empty", f"is about masks, the task's kind is {kind}")
+    metric = found.setdefault("metric", METRICS[kind][0])
+    if rule is not None and metric != _DICE[rule]:
+        if metric != "dice":
+            raise fields.error("empty", f"is {rule}, a rule of dice; the metric is {metric}: expected one of both")
+        found["metric"] = _DICE[rule]
     found["table"] = path.parent / found.get("table", f"{path.stem}.csv")
     found["root"] = path.parent / found.get("root", "")
     if found["modality"] == COLUMN:
@@ -311,7 +317,7 @@ SPEC_PARSERS: dict[str, Callable[[Any], Any]] = {
     "range": _range,
     "split": split_value,
     "metric": text_value,
-    "empty": one_of("nnunet", "kaggle"),
+    "empty": one_of(*_DICE),
     "unit": one_of("case", "volume", "image"),
     "positive": text_value,
     "cases": one_of("known", "unknown"),

@@ -31,7 +31,7 @@ from dexcore.files import write_whole
 
 SPLITS = ("train", "val", "test")
 MASK = "mask_"  # the beginning of a channel's column
-_SEEN = ("", "exact", "near")
+SEEN = ("", "near", "exact")  # the stronger one later
 
 Cells = dict[str, str]
 
@@ -114,20 +114,37 @@ def _parquet(path: Path) -> list[tuple[int, Cells]]:
     return rows
 
 
+def write_column(path: Path, name: str, rows: Sequence[Cells]) -> None:
+    """Write one column of a table, whole or not at all: of Parquet the others keep their types.
+
+    Args:
+        path: of the table.
+        name: of the column; a new one becomes the last.
+        rows: all of the table, as `read_table` gave them, with the column's new cells.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    if path.suffix != ".parquet":
+        write_table(path, rows)
+        return
+    pa, parquet = require("pyarrow", "train"), require("pyarrow.parquet", "train")
+    table = parquet.read_table(path)
+    cells = pa.array([row[name] for row in rows], pa.string())
+    place = table.schema.get_field_index(name)
+    table = table.append_column(name, cells) if place < 0 else table.set_column(place, name, cells)
+    sink = pa.BufferOutputStream()
+    parquet.write_table(table, sink)
+    write_whole(path, memoryview(sink.getvalue()))
+
+
 def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write a table, whole or not at all; its columns are those of the first row.
+    """Write a table as CSV, whole or not at all; its columns are those of the first row.
 
     Raises:
         OSError: it cannot be written.
     """
     columns = list(rows[0])
-    if path.suffix == ".parquet":
-        pa = require("pyarrow", "train")
-        sink = pa.BufferOutputStream()
-        texts = {name: [_cell(row[name]) for row in rows] for name in columns}
-        require("pyarrow.parquet", "train").write_table(pa.table(texts), sink)
-        write_whole(path, memoryview(sink.getvalue()))
-        return
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
@@ -159,7 +176,7 @@ def make_row(spec: Spec, cells: Cells, line: int) -> Row:
     if cells.get("slice"):
         index = int(_number(spec, cells, "slice", line, whole=True))
     seen = cells.get("seen", "")
-    if seen not in _SEEN:
+    if seen not in SEEN:
         raise row_error(spec, line, f"seen is {seen!r}, expected exact, near or nothing")
     spacing = None
     if cells.get("spacing_y") or cells.get("spacing_x"):

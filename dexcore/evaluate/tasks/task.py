@@ -20,13 +20,13 @@ from dexcore.data.record import ImageRecord
 from dexcore.evaluate.tasks.pixels import PixelsError, normalised, read_labels, read_plane, to_classes
 from dexcore.evaluate.tasks.spec import Spec, TaskError, load_spec
 from dexcore.evaluate.tasks.split import draw_split
-from dexcore.evaluate.tasks.table import MASK, Cells, Row, make_row, needed, read_table, row_error, write_table
+from dexcore.evaluate.tasks.table import MASK, SEEN, Cells, Row, make_row, needed, read_table, row_error, write_column
 
 SplitName = Literal["train", "val", "test"]
 # What of the YAML decides a number; paths, names and notes do not.
 _RULES = (
     *("kind", "classes", "ignore", "mask_values", "regions", "normalization", "units", "range"),
-    *("metric", "empty", "unit", "positive", "cases"),
+    *("metric", "unit", "positive", "cases"),
 )
 
 
@@ -286,9 +286,13 @@ class Task(_Labels):
         return tuple(dict.fromkeys(row.modality for row in self.rows))
 
     def mark_seen(self, seen: dict[str, str]) -> "Task":
-        """Write into the table which images ("exact" or "near", by image) stand in a store; gives the task anew."""
-        table = [(row.line, self._cells[row.image] | {"seen": seen.get(row.image, "")}) for row in self.rows]
-        write_table(self.spec.table, [cells for _, cells in table])
+        """Write into the table which images ("exact" or "near", by image) stand in a store; gives the task anew.
+
+        Marks of earlier stores stay: of two the stronger one.
+        """
+        marks = {row.image: max(row.seen, seen.get(row.image, ""), key=SEEN.index) for row in self.rows}
+        table = [(row.line, self._cells[row.image] | {"seen": marks[row.image]}) for row in self.rows]
+        write_column(self.spec.table, "seen", [cells for _, cells in table])
         return Task(self.spec, table)
 
     def _allow(self, row: Row) -> None:
@@ -305,8 +309,15 @@ def _write_split(spec: Spec, table: Sequence[tuple[int, Cells]]) -> None:
     columns = {"by": drawn.by} | ({"stratify": drawn.stratify} if drawn.stratify else {})
     if drawn.by == "case" and spec.cases == "unknown":
         columns["by"] = "case" if "case" in table[0][1] else "image"
-    values = {key: [needed(spec, cells, column, line) for line, cells in table] for key, column in columns.items()}
+    may_be_empty = drawn.stratify == "label" and spec.kind == "multilabel" and "label" in table[0][1]  # of no class
+    values = {
+        key: [
+            cells[column] if key == "stratify" and may_be_empty else needed(spec, cells, column, line)
+            for line, cells in table
+        ]
+        for key, column in columns.items()
+    }
     splits = draw_split(values["by"], values.get("stratify", [""] * len(table)), drawn)
     for (_, cells), split in zip(table, splits, strict=True):
         cells["split"] = split
-    write_table(spec.table, [cells for _, cells in table])
+    write_column(spec.table, "split", [cells for _, cells in table])
