@@ -36,7 +36,9 @@ def draw_split(groups: Sequence[str], strata: Sequence[str], drawn: DrawnSplit) 
         counts = members[group]
         by_stratum[min(counts, key=lambda stratum: (-counts[stratum], stratum))].append(group)
     parts = [by_stratum[stratum] for stratum in sorted(by_stratum)]
-    split_of = _dealt(parts, sizes, drawn.fractions)
+    split_of: dict[str, str] = {}
+    for part in parts:
+        split_of |= _dealt([part], sizes, drawn.fractions)
     if _missed(split_of, sizes, drawn.fractions):
         least = 1 / min(share for share in drawn.fractions if share > 0)  # groups that give each split one
         small = [group for part in parts if len(part) < least for group in part]
