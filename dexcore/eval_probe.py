@@ -15,8 +15,8 @@ _PROBE = (
     "Probe the features of a frozen model on a task: nearest neighbors (knn), logistic regression (linear), a handful "
     "of images a class (fewshot); of masks a linear head on patch tokens (dense). What is chosen is chosen on val. "
     "Beside it stand the most frequent class, the intensity histogram with a thumbnail, and the same architecture with "
-    "new weights. Results lie in OUT/MODEL/PROBE/TASK, where `dexcore eval compare` and `table` read them; what is "
-    "there is not computed again."
+    "new weights. Results lie in OUT/MODEL/PROBE/TASK, a folder a seed or draw, where `dexcore eval compare` and "
+    "`table` read them; what is there is not computed again."
 )
 
 
@@ -63,9 +63,8 @@ def _run(arguments: argparse.Namespace) -> int:
         print("\n".join(run_majority(task, arguments.out).lines()))
     for model, table in tables:
         for probe in probes:
-            several = arguments.seeds is not None and arguments.seeds > 1
             against = beside if model != beside else ""
-            done = run_probe(task, table, model, probe, arguments.out, several, against)
+            done = run_probe(task, table, model, probe, arguments.out, against)
             print("\n".join(done.lines()))
     print(f"compare: dexcore eval table {arguments.out}")
     return 0
@@ -94,8 +93,16 @@ def _tables(arguments: argparse.Namespace, task: "Task") -> list[tuple[str, "Fea
         return [*found, (arguments.name or Path(arguments.model).stem, table)]
     model = open_model(arguments.model, arguments.weights, img_size=arguments.img_size)
     table = features(model, task, mode=arguments.mode, **given)
-    name = arguments.name or "-".join(filter(None, (Path(arguments.model).name, table.mode)))
+    name = arguments.name or "-".join(filter(None, (_name(Path(arguments.model)), table.mode)))
     if not arguments.no_baselines:
         fresh = redrawn(getattr(model, "encoder", model))
         found.append((f"{name}-random", features(fresh, task, mode=arguments.mode, **given)))
     return [*found, (name, table)]
+
+
+def _name(model: Path) -> str:
+    """Of a run its folder's, whose model is in RUN/model; else the last part."""
+    if not model.is_dir():
+        return model.name
+    model = model.resolve()
+    return model.parent.name if model.name == "model" else model.name

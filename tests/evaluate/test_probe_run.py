@@ -1,7 +1,9 @@
 """Probes from the command line: what they leave in the folder, baselines, restarts."""
 
 import json
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +14,8 @@ from test_dense_probe import squares
 from test_probes import GRID, a_task, told
 
 from dexcore.cli import main
-from dexcore.evaluate.features import FeatureTable
+from dexcore.eval_probe import _name
+from dexcore.evaluate.features import FeaturesError, FeatureTable
 from dexcore.evaluate.probes import linear_probe
 from dexcore.evaluate.probes.baselines import histogram_features, intensities, majority, redrawn
 from dexcore.evaluate.probes.dense import dense_probe
@@ -52,7 +55,7 @@ def test_the_command_probes_features_from_a_file_beside_the_baselines(tmp_path, 
     assert found == {"majority", "histogram knn", "histogram linear", "mine knn", "mine linear"}
     assert main(["eval", "compare", str(out / "mine" / "knn"), str(out / "histogram" / "knn")]) == 0
     assert main(["eval", "table", str(out)]) == 0
-    choice = json.loads((out / "mine" / "linear" / "pictured" / "choice.json").read_text())
+    choice = json.loads((out / "mine" / "linear" / "pictured" / "all" / "choice.json").read_text())
     assert choice["layer"] == "mean"
     capsys.readouterr()
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
@@ -66,7 +69,7 @@ def test_a_probe_that_is_no_better_than_the_histogram_says_so(tmp_path):
     run_probe(task, histogram_features(task, tmp_path / "cache"), "histogram", Probe("knn"), tmp_path)
     found = run_probe(task, of(task, noise), "noise", Probe("knn"), tmp_path, beside="histogram")
     assert any(flag.startswith("does not beat the histogram") for flag in found.flags)
-    assert Scores.load(tmp_path / "noise" / "knn" / "pictured").flags == found.flags
+    assert Scores.load(tmp_path / "noise" / "knn" / "pictured" / "all").flags == found.flags
 
 
 def test_other_features_labels_or_a_half_written_folder_are_probed_again(tmp_path):
@@ -132,7 +135,59 @@ def test_draws_of_training_cases_are_trainings_of_one_model(tmp_path):
         run_probe(task, of(task, told(task, grain=0.7)), "a", probe, tmp_path / "out")
     found = load_scores(tmp_path / "out")
     assert sorted(one.seed for one in found) == [0, 1, 2]
-    assert table(found, draws=50).models == ("a knn",)
+    assert table(found, draws=50).models == ("a knn, drawn",)
+
+
+def test_all_cases_draws_of_them_and_fewer_seeds_than_before_stand_side_by_side_in_a_table(tmp_path, monkeypatch):
+    task = a_task(tmp_path / "task", {"train": 30, "val": 20, "test": 30})
+    for draws in (0, 3, 2):
+        for probe in probes_of(task, ["knn"], draws):
+            run_probe(task, of(task, told(task, grain=0.7)), "a", probe, tmp_path / "out")
+    found = table(load_scores(tmp_path / "out"), against="a knn", draws=50)
+    assert set(found.models) == {"a knn", "a knn, drawn"}
+    place = tmp_path / "out" / "a" / "knn" / "made"
+    assert {path.name for path in place.iterdir()} == {"all", "draw-0", "draw-1", "draw-2"}
+    monkeypatch.setattr("dexcore.evaluate.probes.dense.dense_probe", partial(dense_probe, steps=2))
+    masks, tokens = squares(tmp_path / "masks")
+    for seeds in (None, 2, 1):
+        for probe in probes_of(masks, ["dense"], seeds=seeds):
+            run_probe(masks, tokens, "a", probe, tmp_path / "dense")
+    folders = {path.name for path in (tmp_path / "dense" / "a" / "dense" / masks.name).iterdir()}
+    assert folders == {"seed-0", "seed-1"}
+    assert sorted(one.seed for one in load_scores(tmp_path / "dense")) == [0, 1]
+
+
+def test_draws_of_another_state_of_the_task_are_removed(tmp_path):
+    task = a_task(tmp_path / "task", {"train": 20, "val": 10, "test": 20})
+    for probe in probes_of(task, ["knn"], 3):
+        run_probe(task, of(task, told(task)), "a", probe, tmp_path / "out")
+    task = a_task(tmp_path / "task", {"train": 20, "val": 10, "test": 18})
+    for probe in probes_of(task, ["knn"], 2):
+        run_probe(task, of(task, told(task)), "a", probe, tmp_path / "out")
+    found = load_scores(tmp_path / "out")
+    assert [(one.seed, one.fingerprint) for one in found] == [(0, task.fingerprint), (1, task.fingerprint)]
+    assert table(found, draws=50).models == ("a knn, drawn",)
+
+
+@pytest.mark.parametrize("keys", [("one", "other"), ("", "")])
+def test_two_models_of_one_name_do_not_overwrite_each_other(tmp_path, keys):
+    task = a_task(tmp_path / "task", {"train": 20, "val": 10, "test": 20})
+    one, other = (replace(of(task, told(task, seed=seed)), key=key) for seed, key in enumerate(keys))
+    first = run_probe(task, one, "a", Probe("knn"), tmp_path / "out")
+    for probe in (Probe("knn"), Probe("knn", draw=1)):
+        with pytest.raises(FeaturesError, match=r"made from other features under the name a.*--name"):
+            run_probe(task, other, "a", probe, tmp_path / "out")
+    assert [one.as_json() for one in load_scores(tmp_path / "out")] == [first.as_json()]
+
+
+def test_a_run_is_named_by_its_folder(tmp_path, monkeypatch):
+    for run in ("a", "b"):
+        (tmp_path / run / "model").mkdir(parents=True)
+    assert [_name(tmp_path / run / "model") for run in ("a", "b")] == ["a", "b"]
+    assert _name(tmp_path / "a") == "a"
+    monkeypatch.chdir(tmp_path / "a" / "model")
+    assert _name(Path()) == "a"
+    assert _name(Path("vit_tiny_patch16_224")) == "vit_tiny_patch16_224"
 
 
 def test_the_majority_knows_nothing(tmp_path):

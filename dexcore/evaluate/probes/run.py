@@ -1,6 +1,6 @@
 """Probes of a task, written into a folder that ``dexcore eval compare`` and ``table`` read.
 
-OUT/MODEL/PROBE/TASK[/draw-N, or /seed-N]
+OUT/MODEL/PROBE/TASK/(all, draw-N or seed-N)
     choice.json              what was chosen, on what, by which numbers: no label of test decides a byte of it
     predictions.parquet      of the test images (dense: and a PNG each, in masks/)
     scores.json, scores.npz  as `dexcore eval score` writes them
@@ -10,6 +10,7 @@ OUT/MODEL/PROBE/TASK[/draw-N, or /seed-N]
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from dexcore.evaluate.features import FeatureTable
+from dexcore.evaluate.features import FeaturesError, FeatureTable
 from dexcore.evaluate.probes.fewshot import FewShot, compare_few_shot, few_shot, score_few_shot
 from dexcore.evaluate.probes.knn import knn_probe
 from dexcore.evaluate.probes.linear import linear_probe
@@ -26,7 +27,7 @@ from dexcore.evaluate.scores import Scores, compare, score
 from dexcore.evaluate.tasks import Task
 from dexcore.files import write_whole
 
-PROTOCOL = 1  # grows when a probe would choose or predict otherwise
+PROTOCOL = 2  # grows when a probe would choose or predict otherwise
 LABELLED, DENSE = ("knn", "linear", "fewshot"), ("dense",)
 DRAWN = ("knn", "linear")  # without randomness: training cases are drawn in the place of seeds
 KEPT = "probe.json"
@@ -46,12 +47,16 @@ class Probe:
     draw: int | None = None
     seed: int = 0
 
-    def folder(self, out: Path, model: str, task: str, several: bool = False) -> Path:
-        """Where it is written."""
-        place = out / _safe(model) / self.name / _safe(task)
-        if self.draw is not None:
-            return place / f"draw-{self.draw}"
-        return place / f"seed-{self.seed}" if several else place
+    def folder(self, out: Path, model: str, task: str) -> Path:
+        """Where it is written: what is of all training cases, of a draw of them and of a seed each has its own."""
+        own = f"seed-{self.seed}"
+        if self.name in DRAWN:
+            own = "all" if self.draw is None else f"draw-{self.draw}"
+        return out / _safe(model) / self.name / _safe(task) / own
+
+    def model(self, features: str) -> str:
+        """The name of what predicts: draws are trainings of one model, which is not that of all training cases."""
+        return f"{features} {self.name}" + ("" if self.draw is None else ", drawn")
 
 
 def probes_of(task: Task, names: Sequence[str], draws: int = 0, seeds: int | None = None) -> list[Probe]:
@@ -104,7 +109,7 @@ def layers_of(table: FeatureTable, task: Task) -> dict[str, np.ndarray]:
 
 
 def run_probe(
-    task: Task, table: FeatureTable, model: str, probe: Probe, out: Path, several: bool = False, beside: str = ""
+    task: Task, table: FeatureTable, model: str, probe: Probe, out: Path, beside: str = ""
 ) -> Scores | FewShot:
     """Run a probe, score and write it; what was written from the same before is read.
 
@@ -114,23 +119,24 @@ def run_probe(
         model: the name of the features.
         probe: that is run.
         out: the folder of all.
-        several: whether the probe is run with several seeds, each in a folder of its own.
         beside: the model that this one should beat, which was probed before into ``out``; "" for none.
 
     Raises:
-        TaskError, FeaturesError: task and features cannot be probed.
+        TaskError, FeaturesError: task and features cannot be probed, or the folder holds another model of this name.
         OSError: the folder cannot be written.
     """
-    folder = probe.folder(out, model, task.name, several)
-    before = probe.folder(out, beside, task.name, several) if beside else None
+    folder = probe.folder(out, model, task.name)
+    before = probe.folder(out, beside, task.name) if beside else None
     made_from = {
         "protocol": PROTOCOL,
         "task": task.fingerprint,
+        "key": table.key,
         "features": _features_hash(table, task, probe),
         "model": model,
         "probe": vars(probe),
         "beside": _read(before / KEPT) if before else None,
     }
+    _make_room(folder.parent, made_from)
     few = probe.name == "fewshot"
     if _read(folder / KEPT) == made_from:
         return FewShot.load(folder) if few else Scores.load(folder)
@@ -142,7 +148,7 @@ def run_probe(
         if before:
             done = replace(done, flags=(*done.flags, *_few_shot_flag(done, FewShot.load(before), beside)))
     else:
-        probed = _probed(task, table, f"{model} {probe.name}", probe, folder)
+        probed = _probed(task, table, probe.model(model), probe, folder)
         probed.predictions.save(folder / "predictions.parquet")
         _write(folder / "choice.json", probed.choice)
         done = score(probed.predictions, task)
@@ -179,6 +185,23 @@ def _probed(task: Task, table: FeatureTable, model: str, probe: Probe, folder: P
         return dense_probe(task, table, folder / "masks", model, probe.seed)
     run: Callable[[Task, Layers, str, int | None], Probed] = {"knn": knn_probe, "linear": linear_probe}[probe.name]
     return run(task, layers_of(table, task), model, probe.draw)
+
+
+def _make_room(place: Path, made_from: dict[str, Any]) -> None:
+    """Remove draws and seeds of another state of the task, which no table takes together with new ones.
+
+    Raises:
+        FeaturesError: those that are there are of another model, whose name is the same as a folder's.
+    """
+    for path in sorted(place.glob(f"*/{KEPT}")):
+        there = _read(path)
+        if not isinstance(there, dict) or any(there.get(name) != made_from[name] for name in ("protocol", "task")):
+            shutil.rmtree(path.parent)
+        elif any(there[name] != made_from[name] for name in ("model", "key" if made_from["key"] else "features")):
+            raise FeaturesError(
+                f"{path}: was made from other features under the name {made_from['model']}: expected another name "
+                f"(--name), or a folder without {path.parent}"
+            )
 
 
 def _flag(scores: Scores, baseline: Scores, name: str) -> list[str]:
