@@ -34,7 +34,7 @@ def logits_of(task: Task, values: np.ndarray, **about: object) -> Predictions:
 
 
 def predictions(task: Task, kind: str, image: list[str], values, **about: object) -> Predictions:
-    return Predictions(task.name, task.fingerprint, task.classes, kind, tuple(image), values, **about)
+    return Predictions.of(task, kind, image, values, **about)
 
 
 def segmented(

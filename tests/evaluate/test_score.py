@@ -397,6 +397,21 @@ def test_parts_of_different_models_are_not_put_together(eyes, tmp_path):
         Predictions.load(tmp_path)
 
 
+def test_masks_that_another_model_wrote_over_saved_ones_are_refused(tmp_path):
+    masks = [np.eye(4, dtype=np.uint8), np.ones((4, 4), np.uint8)]
+    task = segmented(tmp_path / "task", [[mask] for mask in masks])
+    saved = tmp_path / "one" / "predictions.parquet"
+    masks_of(task, tmp_path / "one", masks).save(saved)
+    loaded = Predictions.load(saved)
+    assert score(loaded, task, draws=10).primary.value == 1
+    masks_of(task, tmp_path / "one", masks[::-1])
+    for found in (loaded, Predictions.load(saved)):
+        with pytest.raises(PredictionsError, match=r"row 0: .*png: is another mask than the predictions were saved"):
+            score(found, task, draws=10)
+    with pytest.raises(PredictionsError, match="is another mask"):
+        loaded.save(tmp_path / "again.parquet")
+
+
 def test_channels_that_overlap_are_kept_in_the_bits_of_a_mask(tmp_path):
     channels = RANDOM.random((9, 5, 4)) < 0.4
     path = write_mask(tmp_path, "a.png", channels)

@@ -71,16 +71,7 @@ def dense_probe(
         height, width = task.image(row).shape[:2]
         logits = _enlarged(_logits(tokens, weight_cd, bias_c), height, width)[0]
         paths.append(write_mask(folder, row.image, _decided(task, logits)))
-    predictions = Predictions(
-        task=task.name,
-        fingerprint=task.fingerprint,
-        classes=task.classes,
-        kind="mask",
-        image=tuple(row.image for row in test),
-        values=tuple(paths),
-        model=model,
-        seed=seed,
-    )
+    predictions = Predictions.of(task, "mask", [row.image for row in test], paths, model, seed)
     choice = {
         "probe": "dense",
         "layer": "patch tokens",
@@ -112,15 +103,7 @@ def majority_masks(task: Task, folder: str | os.PathLike[str]) -> Predictions:
         if task.kind == "multilabel_segmentation":
             constant = np.broadcast_to((count * 2 > pixels)[:, None, None], (len(count), *shape)).copy()
         paths.append(write_mask(folder, row.image, constant))
-    return Predictions(
-        task=task.name,
-        fingerprint=task.fingerprint,
-        classes=task.classes,
-        kind="mask",
-        image=tuple(row.image for row in test),
-        values=tuple(paths),
-        model="majority",
-    )
+    return Predictions.of(task, "mask", [row.image for row in test], paths, "majority")
 
 
 def _sorted(task: Task, split: str) -> list[Row]:

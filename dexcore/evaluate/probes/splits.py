@@ -107,17 +107,8 @@ class Splits:
 
     def predictions(self, probability_nc: np.ndarray, model: str, seed: int | None) -> Predictions:
         """Probabilities of the test images, to be saved and scored."""
-        task = self.task
-        return Predictions(
-            task=task.name,
-            fingerprint=task.fingerprint,
-            classes=task.classes,
-            kind="probabilities",
-            image=tuple(row.image for row in self.test.rows),
-            values=probability_nc,
-            model=model,
-            seed=seed,
-        )
+        images = [row.image for row in self.test.rows]
+        return Predictions.of(self.task, "probabilities", images, probability_nc, model, seed)
 
 
 @dataclass(frozen=True, eq=False)

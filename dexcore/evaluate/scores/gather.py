@@ -7,7 +7,7 @@ import numpy as np
 
 from dexcore.evaluate.scores.classified import Classified
 from dexcore.evaluate.scores.counted import Counted
-from dexcore.evaluate.scores.predictions import Predictions, PredictionsError, read_mask
+from dexcore.evaluate.scores.predictions import Predictions, PredictionsError
 from dexcore.evaluate.tasks import Row, Task
 from dexcore.evaluate.tasks.task import SplitName
 from dexcore.measures.overlap import count_channels, count_classes
@@ -130,7 +130,7 @@ def _compare(
     channels = len(task.classes) if task.kind == "multilabel_segmentation" else None
     where = f"task {task.name}: {predictions.place[place]}: "
     try:
-        predicted = read_mask(path, channels)
+        predicted = predictions.mask(place, channels)
         if channels is not None:
             counts = count_channels(reference, predicted)
         else:

@@ -7,6 +7,7 @@ A Parquet file, a row an image, or a folder with several, such as one a rank, wh
     probabilities    in place of logits: what has none, such as neighbors
     mask             in place of logits: a PNG beside the file, at the image's own size, with the indices of classes;
                      of a multilabel_segmentation bit c stands for channel c
+    sha256           beside mask: of the PNG as it was when the predictions were saved; another one is refused
     counts           in place of logits: pixels a class (tp, fp, fn, of the reference, of the prediction), one after
                      another, where masks are not kept
 
@@ -18,15 +19,19 @@ import hashlib
 import io
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from dexcore.extras import require
 from dexcore.files import write_whole
 from dexcore.measures.overlap import COUNTS
+
+if TYPE_CHECKING:
+    from dexcore.evaluate.tasks import Task
 
 Kind = Literal["logits", "probabilities", "mask", "counts"]
 KINDS: tuple[Kind, ...] = ("logits", "probabilities", "mask", "counts")
@@ -50,6 +55,7 @@ class Predictions:
         model: what predicted, in words.
         seed: of its training; None where there is none.
         place: where each row stands, for messages; "" of what was never saved.
+        sha256: of each mask's file, as it was saved; empty before.
     """
 
     task: str
@@ -61,6 +67,7 @@ class Predictions:
     model: str = ""
     seed: int | None = None
     place: tuple[str, ...] = ()
+    sha256: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "classes", tuple(self.classes))
@@ -81,6 +88,20 @@ class Predictions:
         if not self.place:
             object.__setattr__(self, "place", tuple(f"row {row}" for row in range(len(self.image))))
 
+    @classmethod
+    def of(
+        cls,
+        task: "Task",
+        kind: Kind,
+        image: Sequence[str],
+        values: np.ndarray | Sequence[str],
+        model: str = "",
+        seed: int | None = None,
+    ) -> "Predictions":
+        """Predictions of a task, in the state that it is in."""
+        values = tuple(map(str, values)) if kind == "mask" else np.asarray(values)
+        return cls(task.name, task.fingerprint, task.classes, kind, tuple(image), values, model, seed)
+
     def __len__(self) -> int:
         return len(self.image)
 
@@ -88,7 +109,8 @@ class Predictions:
         """Write a Parquet file, whole or not at all. Paths of masks are written as seen from its folder.
 
         Raises:
-            OSError: it cannot be written.
+            PredictionsError: a mask is another one than it was when these predictions were saved first.
+            OSError: it cannot be written, or a mask cannot be read.
             MissingExtraError: pyarrow is not installed.
         """
         pa = require("pyarrow", "train")
@@ -96,17 +118,32 @@ class Predictions:
         if self.kind == "mask":
             folder = path.parent.resolve()
             told = [os.path.relpath(Path(str(mask)).resolve(), folder) for mask in self.values]
-            column = pa.array(told, pa.string())
+            columns = {"mask": pa.array(told, pa.string()), "sha256": pa.array(self._hashed(), pa.string())}
         else:
             values = np.asarray(self.values)
             flat = values.reshape(len(values), -1)
-            column = pa.FixedSizeListArray.from_arrays(pa.array(flat.ravel()), max(flat.shape[1], 1))
+            columns = {self.kind: pa.FixedSizeListArray.from_arrays(pa.array(flat.ravel()), max(flat.shape[1], 1))}
         about = {"version": _VERSION} | {name: getattr(self, name) for name in _ABOUT}
-        table = pa.table({"image": pa.array(self.image, pa.string()), self.kind: column})
+        table = pa.table({"image": pa.array(self.image, pa.string())} | columns)
         table = table.replace_schema_metadata({_METADATA: json.dumps(about).encode()})
         sink = pa.BufferOutputStream()
         require("pyarrow.parquet", "train").write_table(table, sink)
         write_whole(path, memoryview(sink.getvalue()))
+
+    def mask(self, row: int, channels: int | None = None) -> np.ndarray:
+        """The mask of a row, as `read_mask` reads it.
+
+        Raises:
+            PredictionsError: the file is missing, damaged, or another one than was saved.
+        """
+        return read_mask(str(self.values[row]), channels, self.sha256[row] if self.sha256 else None)
+
+    def _hashed(self) -> list[str]:
+        """SHA-256 of every mask's file."""
+        known = self.sha256 or (None,) * len(self)
+        return [
+            _digest(str(mask), Path(str(mask)).read_bytes(), one) for mask, one in zip(self.values, known, strict=True)
+        ]
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Predictions":
@@ -138,6 +175,7 @@ class Predictions:
             image=tuple(image for part in parts for image in part.image),
             values=values,
             place=tuple(place for part in parts for place in part.place),
+            sha256=tuple(digest for part in parts for digest in part.sha256),
         )
 
     @classmethod
@@ -148,14 +186,15 @@ class Predictions:
         except (OSError, pa.ArrowException) as error:
             raise PredictionsError(f"{file}: cannot be read, expected a Parquet file: {error}") from error
         about = _about(file, table.schema.metadata or {})
-        missing = [name for name in ("image", about["kind"]) if name not in table.column_names]
+        names = ("image", about["kind"], *(("sha256",) if about["kind"] == "mask" else ()))
+        missing = [name for name in names if name not in table.column_names]
         if missing:
             raise PredictionsError(f"{file}: has no column {missing[0]}, it has {', '.join(table.column_names)}")
-        columns = [table.column(name).combine_chunks() for name in ("image", about["kind"])]
-        for name, column in zip(("image", about["kind"]), columns, strict=True):
+        columns = [table.column(name).combine_chunks() for name in names]
+        for name, column in zip(names, columns, strict=True):
             if column.null_count:
                 raise PredictionsError(f"{file}, row {column.is_null().to_pylist().index(True)}: {name} is missing")
-        images, kept = columns
+        images, kept, *digests = columns
         values: Any
         if about["kind"] == "mask":
             values = tuple(str(file.parent / mask) for mask in kept.to_pylist())
@@ -177,7 +216,9 @@ class Predictions:
                     f"task {about['task']}: {file}: {about['kind']} do not fit {len(about['classes'])} classes"
                 ) from error
         image = tuple(images.to_pylist())
-        return cls(**about, image=image, values=values, place=tuple(f"{file}, row {row}" for row in range(len(image))))
+        place = tuple(f"{file}, row {row}" for row in range(len(image)))
+        sha256 = tuple(digest for column in digests for digest in column.to_pylist())
+        return cls(**about, image=image, values=values, place=place, sha256=sha256)
 
 
 _ABOUT = ("task", "fingerprint", "classes", "kind", "model", "seed")
@@ -231,18 +272,35 @@ def write_mask(folder: str | os.PathLike[str], image: str, mask: np.ndarray) -> 
     return str(path)
 
 
-def read_mask(path: str, channels: int | None = None) -> np.ndarray:
+def _digest(path: str, content: bytes, expected: str | None) -> str:
+    found = hashlib.sha256(content).hexdigest()
+    if expected is not None and found != expected:
+        raise PredictionsError(
+            f"{path}: is another mask than the predictions were saved with: SHA-256 {found[:12]}, expected "
+            f"{expected[:12]}; each model's masks need a folder of their own"
+        )
+    return found
+
+
+def read_mask(path: str, channels: int | None = None, sha256: str | None = None) -> np.ndarray:
     """Read what `write_mask` wrote: int64 [height, width], or bool [channels, height, width].
 
+    Args:
+        path: of a PNG.
+        channels: how many it holds; None: indices of classes.
+        sha256: that the file must have; None: any.
+
     Raises:
-        PredictionsError: the file is missing, damaged, or no gray PNG.
+        PredictionsError: the file is missing, damaged, no gray PNG, or has another SHA-256.
     """
     image = require("PIL.Image", "train")
     try:
-        with image.open(path, formats=["PNG"]) as opened:
+        content = Path(path).read_bytes()
+        with image.open(io.BytesIO(content), formats=["PNG"]) as opened:
             mask = np.array(opened)
     except (OSError, SyntaxError, ValueError) as error:
         raise PredictionsError(f"{path}: cannot be read, expected a PNG: {error}") from error
+    _digest(path, content, sha256)
     if mask.ndim != 2:
         raise PredictionsError(f"{path}: has shape {mask.shape}, expected one channel with the indices of classes")
     mask = mask.astype(np.int64)
