@@ -51,6 +51,10 @@ class Estimate:
     undefined: int
     groups: int
 
+    def as_json(self) -> dict[str, float | None]:
+        """All of it; what is not defined is null."""
+        return {name: value if math.isfinite(value) else None for name, value in vars(self).items()}
+
     def __str__(self) -> str:
         if not math.isfinite(self.value):
             return "not defined"

@@ -6,6 +6,8 @@ the items have, a mean over classes is not defined in it: nan.
 
 import numpy as np
 
+from dexcore.measures.ratio import ratio
+
 BINS = 15
 
 
@@ -24,12 +26,12 @@ def confusion(weight_dn: np.ndarray, pairs: np.ndarray) -> np.ndarray:
 
 def accuracy(confusion_dcc: np.ndarray) -> np.ndarray:
     """The share of items whose class was found."""
-    return _share(np.trace(confusion_dcc, axis1=1, axis2=2), confusion_dcc.sum(axis=(1, 2)))
+    return ratio(np.trace(confusion_dcc, axis1=1, axis2=2), confusion_dcc.sum(axis=(1, 2)))
 
 
 def recalls(confusion_dcc: np.ndarray) -> np.ndarray:
     """The share of each class's items that were found, float64 [d, c]."""
-    return _share(np.diagonal(confusion_dcc, axis1=1, axis2=2), confusion_dcc.sum(axis=2))
+    return ratio(np.diagonal(confusion_dcc, axis1=1, axis2=2), confusion_dcc.sum(axis=2))
 
 
 def balanced_accuracy(confusion_dcc: np.ndarray, present_c: np.ndarray) -> np.ndarray:
@@ -43,8 +45,8 @@ def macro_f1(confusion_dcc: np.ndarray) -> np.ndarray:
     """The mean of 2 tp / (2 tp + fp + fn) over the classes that are in the reference or in the prediction."""
     tp = np.diagonal(confusion_dcc, axis1=1, axis2=2)
     whole = confusion_dcc.sum(axis=1) + confusion_dcc.sum(axis=2)
-    f1 = np.where(whole > 0, _share(2 * tp, whole), 0.0)
-    return _share(f1.sum(axis=1), (whole > 0).sum(axis=1))
+    f1 = np.where(whole > 0, ratio(2 * tp, whole), 0.0)
+    return ratio(f1.sum(axis=1), (whole > 0).sum(axis=1))
 
 
 def quadratic_kappa(confusion_dcc: np.ndarray) -> np.ndarray:
@@ -53,8 +55,8 @@ def quadratic_kappa(confusion_dcc: np.ndarray) -> np.ndarray:
     distance = np.square(np.subtract.outer(np.arange(classes), np.arange(classes))).astype(np.float64)
     seen = (confusion_dcc * distance).sum(axis=(1, 2))
     outer = confusion_dcc.sum(axis=2)[:, :, None] * confusion_dcc.sum(axis=1)[:, None, :]
-    by_chance = _share((outer * distance).sum(axis=(1, 2)), confusion_dcc.sum(axis=(1, 2)))
-    return 1 - _share(seen, by_chance)
+    by_chance = ratio((outer * distance).sum(axis=(1, 2)), confusion_dcc.sum(axis=(1, 2)))
+    return 1 - ratio(seen, by_chance)
 
 
 def brier_n(probability_nc: np.ndarray, target_nc: np.ndarray) -> np.ndarray:
@@ -68,7 +70,7 @@ def reliability(confidence_n: np.ndarray, right_n: np.ndarray) -> np.ndarray:
     bins = _bins(confidence_n)
     count = np.bincount(bins, minlength=BINS).astype(np.float64)
     sums = [np.bincount(bins, values, BINS) for values in (confidence_n, right_n)]
-    return np.stack([count, *(_share(total, count) for total in sums)], axis=1)
+    return np.stack([count, *(ratio(total, count) for total in sums)], axis=1)
 
 
 def _bins(confidence_n: np.ndarray) -> np.ndarray:
@@ -86,8 +88,4 @@ def calibration_error(weight_dn: np.ndarray, confidence_n: np.ndarray, right_n: 
     bins = _bins(confidence_n)
     of_bin = np.zeros((len(bins), BINS))
     of_bin[np.arange(len(bins)), bins] = confidence_n - right_n
-    return _share(np.abs(weight_dn @ of_bin).sum(axis=1), weight_dn.sum(axis=1))
-
-
-def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    return np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=whole > 0)
+    return ratio(np.abs(weight_dn @ of_bin).sum(axis=1), weight_dn.sum(axis=1))

@@ -5,6 +5,7 @@ Axes: q queries, n rows (images), d width, k neighbors.
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -59,11 +60,11 @@ def nearest(
     center = np.zeros(rows_nd.shape[1]) if center_d is None else np.asarray(center_d, dtype=np.float64)
     found_index = np.full((len(queries_qd), k), -1, dtype=np.int64)
     found_likeness = np.full((len(queries_qd), k), -np.inf)
-    rows, row_norms = _unit(rows_nd, center, "rows")
+    rows, row_norms = unit(rows_nd, center, "rows", np.float32)
     step = max(1, _NUMBERS // max(len(rows), 1))
     for start in range(0, len(queries_qd) if len(rows) else 0, step):
         part = slice(start, start + step)
-        queries, query_norms = _unit(queries_qd[part], center, "queries")
+        queries, query_norms = unit(queries_qd[part], center, "queries", np.float32)
         likeness = queries @ rows.T
         if apart_q is not None and apart_n is not None:
             likeness[apart_q[part, None] == apart_n[None, :]] = -np.inf
@@ -79,18 +80,25 @@ def nearest(
     return Nearest(found_index, found_likeness)
 
 
-def _unit(features_nd: np.ndarray, center_d: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Rows around the center at length 1, float32 [n, d], and their lengths, float64 [n]."""
-    unit = np.empty(features_nd.shape, dtype=np.float32)
+def unit(
+    features_nd: np.ndarray, center_d: np.ndarray, name: str = "features", dtype: type[np.floating[Any]] = np.float64
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows around a center at length 1, [n, d], and their lengths, float64 [n]; a row at the center stays 0.
+
+    Raises:
+        ValueError: they are not finite; the message says ``name`` and row.
+    """
+    center_d = np.asarray(center_d, dtype=np.float64)
+    found = np.empty(features_nd.shape, dtype=dtype)
     norms = np.empty(len(features_nd))
-    for start in range(0, len(unit), _PAIRS):
+    for start in range(0, len(found), _PAIRS):
         part = slice(start, start + _PAIRS)
         around = features_nd[part] - center_d
         norms[part] = np.maximum(np.sqrt(np.square(around).sum(axis=1)), 1e-12)
-        unit[part] = around / norms[part, None]
+        found[part] = around / norms[part, None]
     if not np.isfinite(norms).all():
         raise ValueError(f"{name}: the features of row {int(np.argmin(np.isfinite(norms)))} are not finite")
-    return unit, norms
+    return found, norms
 
 
 def _candidates(likeness_qn: np.ndarray, k: int, error: float) -> tuple[np.ndarray, np.ndarray]:

@@ -7,6 +7,8 @@ batched.
 
 import numpy as np
 
+from dexcore.measures.ratio import ratio
+
 COUNTS = ("tp", "fp", "fn", "n_ref", "n_pred")
 
 
@@ -51,12 +53,12 @@ def count_channels(reference: np.ndarray, predicted: np.ndarray) -> np.ndarray:
 
 def dice(counts: np.ndarray) -> np.ndarray:
     """nnU-Net's rule, float64 [...]: 2 tp / (2 tp + fp + fn), 0 where one mask alone is empty, nan where both are."""
-    return _share(2 * counts[..., 0], counts[..., 3] + counts[..., 4])
+    return ratio(2 * counts[..., 0], counts[..., 3] + counts[..., 4])
 
 
 def iou(counts: np.ndarray) -> np.ndarray:
     """tp / (tp + fp + fn), with the rule of `dice` for empty masks."""
-    return _share(counts[..., 0], counts[..., 0] + counts[..., 1] + counts[..., 2])
+    return ratio(counts[..., 0], counts[..., 0] + counts[..., 1] + counts[..., 2])
 
 
 def dice_present(counts: np.ndarray) -> np.ndarray:
@@ -73,8 +75,3 @@ def dice_kaggle(counts: np.ndarray) -> np.ndarray:
 def false_alarm(counts: np.ndarray) -> np.ndarray:
     """1 where the reference is empty and the prediction is not, 0 where both are; nan where the reference is not."""
     return np.where(counts[..., 3] == 0, (counts[..., 4] > 0).astype(np.float64), np.nan)
-
-
-def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    with np.errstate(invalid="ignore"):
-        return np.where(whole > 0, part / whole, np.nan)

@@ -5,6 +5,8 @@ Axes: n items, d draws, t different scores.
 
 import numpy as np
 
+from dexcore.measures.ratio import ratio
+
 
 class Ranking:
     """Items of one class and of none, sorted by their score once; measured under as many weightings as are asked.
@@ -52,7 +54,7 @@ class Ranking:
         twice += twice if (first == last).all() else np.take(below, last, axis=1)
         right = np.einsum("dt,dt->d", positive, twice) / 2
         pairs = positive.sum(axis=1) * below[:, -1]
-        return np.divide(right, pairs, out=np.full(len(weight_dn), np.nan), where=pairs > 0)
+        return ratio(right, pairs)
 
     def average_precision(self, weight_dn: np.ndarray) -> np.ndarray:
         """Precision at every score that is taken for a threshold, weighted by the recall gained there: float64 [d].
@@ -72,4 +74,4 @@ class Ranking:
         precision = np.divide(found, taken, out=np.zeros_like(found), where=taken > 0)
         total = found[:, -1]
         gained = np.einsum("dt,dt->d", positive[:, ::-1], precision)
-        return np.divide(gained, total, out=np.full(len(weight_dn), np.nan), where=total > 0)
+        return ratio(gained, total)

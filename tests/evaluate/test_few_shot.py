@@ -13,7 +13,9 @@ from dexcore.evaluate.probes.fewshot import (
     few_shot,
     score_few_shot,
 )
+from dexcore.evaluate.probes.knn import knn_probe
 from dexcore.evaluate.probes.retrieval import class_retrieval
+from dexcore.evaluate.scores import score
 from dexcore.evaluate.scores.compare import ComparisonError
 from dexcore.evaluate.tasks import Task, TaskError
 
@@ -137,6 +139,25 @@ def test_shots_that_a_class_has_too_few_cases_for_are_left_out_and_told(tmp_path
     many = a_task(tmp_path / "many", {"train": 6, "test": 4}, kind="multilabel")
     with pytest.raises(TaskError, match="kind multilabel"):
         few_shot(many, told(many), **FEW)
+
+
+def test_few_cases_unknown_cases_and_images_seen_in_pre_training_are_told_as_score_tells_them(tmp_path):
+    task = a_task(tmp_path, {"train": 10, "test": 8}, cases="unknown")
+    task = task.mark_seen({task.split("test")[0].image: "near"})
+    found = scored(task, told(task), **FEW)
+    layers = {"only": told(task)["mean"]}
+    assert set(score(knn_probe(task, layers).predictions, task, draws=10).flags) <= set(found.flags)
+    for said in ("few cases: intervals of 8", "images taken as independent", "seen in pre-training: 1 of 8 images"):
+        assert any(flag.startswith(said) for flag in found.flags), said
+    assert any("no episode of" in flag for flag in scored(task, told(task)).flags)
+
+
+@pytest.mark.parametrize("spoilt", ["queries", "gallery"])
+def test_features_that_are_not_finite_are_refused(spoilt):
+    label, sides = np.arange(4) % 2, {"queries": np.eye(4), "gallery": np.eye(4)}
+    sides[spoilt][2, 1] = np.nan
+    with pytest.raises(ValueError, match=f"{spoilt}: the features of row 2 are not finite"):
+        class_retrieval(sides["queries"], label, sides["gallery"], label)
 
 
 def test_retrieval_is_the_average_precision_of_scikit_learn():

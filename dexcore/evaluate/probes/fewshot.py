@@ -17,10 +17,13 @@ import numpy as np
 
 from dexcore.evaluate.probes.splits import Layers, Splits
 from dexcore.evaluate.scores.compare import ComparisonError, better_side
+from dexcore.evaluate.scores.score import flags_of
 from dexcore.evaluate.tasks import Task, TaskError
 from dexcore.extras import require
 from dexcore.files import write_whole
 from dexcore.measures.bootstrap import DRAWS, Estimate, estimate, resamples
+from dexcore.measures.neighbors import unit
+from dexcore.measures.ratio import ratio
 from dexcore.report.arrays import read_arrays, write_arrays
 
 SHOTS = (1, 2, 4, 8, 16, 32)
@@ -87,7 +90,13 @@ class FewShot(FewShotPredictions):
     def as_json(self) -> dict[str, Any]:
         """The numbers, by setting."""
         rows = [
-            {"layer": layer, "shots": shots, "method": method, "balanced_accuracy": _plain(number), "deviation": spread}
+            {
+                "layer": layer,
+                "shots": shots,
+                "method": method,
+                "balanced_accuracy": number.as_json(),
+                "deviation": spread,
+            }
             for (layer, shots, method), number, spread in zip(
                 self.settings, self.numbers, self.deviations(), strict=True
             )
@@ -205,7 +214,7 @@ def few_shot(
     for layer, of_layer in features.items():
         rows = of_layer[splits.train.place_n]
         center = rows.mean(axis=0, dtype=np.float64)
-        known, queries = _unit(rows, center), _unit(of_layer[splits.test.place_n], center)
+        known, queries = (unit(part, center)[0] for part in (rows, of_layer[splits.test.place_n]))
         for episode, rounds in enumerate(drawn):
             for number in possible:
                 support = known[np.concatenate(rounds[:number])]
@@ -242,7 +251,8 @@ def score_few_shot(predictions: FewShotPredictions, task: Task) -> FewShot:
     if predictions.fingerprint != task.fingerprint:
         raise ValueError(f"task {task.name}: these few-shot predictions are of another task or another state of it")
     rows = sorted(task.split("test"), key=lambda row: row.image)
-    return FewShot(**vars(predictions), label_n=task.reference().labels(rows))
+    flags = dict.fromkeys((*flags_of(task, rows), *predictions.flags))
+    return FewShot(**vars(predictions) | {"flags": tuple(flags)}, label_n=task.reference().labels(rows))
 
 
 def compare_few_shot(a: FewShot, b: FewShot) -> list[tuple[tuple[str, int, str], Estimate]]:
@@ -300,11 +310,6 @@ def _check(task: Task) -> None:
         raise TaskError(f"task {task.name}: is of kind multilabel: few-shot is for one class an image")
 
 
-def _unit(features_nd: np.ndarray, center_d: np.ndarray) -> np.ndarray:
-    around = features_nd - center_d
-    return np.asarray(around / np.maximum(np.linalg.norm(around, axis=1, keepdims=True), 1e-12), dtype=np.float64)
-
-
 def _classify(method: str, support: np.ndarray, label: np.ndarray, queries: np.ndarray) -> tuple[np.ndarray, bool]:
     if method == "centroid":
         centroids = np.stack([support[label == number].mean(axis=0) for number in np.unique(label)])
@@ -336,10 +341,5 @@ def _estimated(right_en: np.ndarray, label_n: np.ndarray, case_n: np.ndarray) ->
         weight_dn = weight_dg[:, case_n]
         right_dc = ((share_de.astype(np.float32) @ right_en) * weight_dn) @ target_nc
         count_dc = weight_dn @ target_nc
-        share_dc = np.divide(right_dc, count_dc, out=np.full(count_dc.shape, np.nan), where=count_dc > 0)
-        drawn.append(share_dc.mean(axis=1))
+        drawn.append(ratio(right_dc, count_dc).mean(axis=1))
     return estimate(value, np.concatenate([np.zeros(0), *drawn]), cases)
-
-
-def _plain(number: Estimate) -> dict[str, Any]:
-    return {name: None if np.isnan(value) else value for name, value in vars(number).items()}

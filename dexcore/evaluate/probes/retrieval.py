@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dexcore.measures.neighbors import unit
+from dexcore.measures.ratio import ratio
+
 _PAIRS = 1 << 23  # of likenesses held at once
 
 
@@ -43,7 +46,7 @@ def class_retrieval(
         ValueError: features are not finite.
     """
     center = np.zeros(gallery_nd.shape[1]) if center_d is None else center_d
-    queries, gallery = (_unit(features, center) for features in (queries_nd, gallery_nd))
+    queries, gallery = unit(queries_nd, center, "queries")[0], unit(gallery_nd, center, "gallery")[0]
     precision, chance = np.full(len(queries), np.nan), np.full(len(queries), np.nan)
     step = max(1, _PAIRS // max(len(gallery), 1))
     for start in range(0, len(queries), step):
@@ -59,16 +62,9 @@ def class_retrieval(
         count = right.sum(axis=1)
         found = np.cumsum(right, axis=1) / np.arange(1, len(gallery) + 1)
         total = (found * right).sum(axis=1)
-        precision[part] = np.divide(total, count, out=np.full(len(count), np.nan), where=count > 0)
+        precision[part] = ratio(total, count)
         size = asked.sum(axis=1)
-        chance[part] = np.divide(count, size, out=np.full(len(count), np.nan), where=size > 0)
+        chance[part] = ratio(count, size)
     known = np.isfinite(precision)
     of_classes = [precision[known & (query_label == one)].mean() for one in np.unique(query_label[known])]
     return Retrieved(float(np.mean(of_classes)) if of_classes else float("nan"), chance, precision)
-
-
-def _unit(features_nd: np.ndarray, center_d: np.ndarray) -> np.ndarray:
-    if not np.isfinite(features_nd).all():
-        raise ValueError("the features are not finite")
-    around = features_nd - center_d
-    return np.asarray(around / np.maximum(np.linalg.norm(around, axis=1, keepdims=True), 1e-12), dtype=np.float64)

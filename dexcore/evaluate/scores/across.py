@@ -107,10 +107,7 @@ class Table:
 
 
 def _plain(numbers: Mapping[str, Estimate]) -> dict[str, Any]:
-    return {
-        model: {name: None if np.isnan(value) else value for name, value in vars(number).items()}
-        for model, number in numbers.items()
-    }
+    return {model: number.as_json() for model, number in numbers.items()}
 
 
 def _cell(row: TaskRow, model: str) -> str:

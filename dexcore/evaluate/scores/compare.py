@@ -56,8 +56,7 @@ class Comparison:
         plain = {
             name: None if isinstance(value, float) and np.isnan(value) else value for name, value in vars(self).items()
         }
-        difference = {name: None if np.isnan(value) else value for name, value in vars(self.difference).items()}
-        return plain | {"difference": difference, "verdict": self.verdict}
+        return plain | {"difference": self.difference.as_json(), "verdict": self.verdict}
 
     def line(self) -> str:
         """The comparison for a terminal."""

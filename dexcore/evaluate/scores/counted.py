@@ -12,6 +12,7 @@ import numpy as np
 
 from dexcore.measures.bootstrap import Statistic, mean_statistic
 from dexcore.measures.overlap import dice, dice_kaggle, dice_present, false_alarm, iou
+from dexcore.measures.ratio import ratio
 
 RULES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "dice": dice,
@@ -71,7 +72,7 @@ class Counted:
         total, of = np.zeros((2, len(self.cases), values.shape[1]))
         np.add.at(total, case, np.where(finite, values, 0) * weight[:, None])
         np.add.at(of, case, finite * weight[:, None])
-        return np.divide(total, of, out=np.full_like(total, np.nan), where=of > 0)
+        return ratio(total, of)
 
     def statistics(self) -> dict[str, Statistic]:
         """Of the whole: the mean over cases within class, then over the classes with a case that has a score."""
@@ -101,7 +102,7 @@ class Counted:
         finite = np.isfinite(values)
         count = finite.sum(axis=1)
         total = np.where(finite, values, 0).sum(axis=1)
-        return np.divide(total, count, out=np.full(len(values), np.nan), where=count > 0)
+        return ratio(total, count)
 
     def details(self) -> dict[str, Any]:
         """What pictures are drawn of: the Dice of every case and class, null where it has none."""

@@ -6,8 +6,8 @@ images are sorted by their names first, and pixels are counted in whole numbers.
 
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -79,9 +79,9 @@ class Scores:
             "protocol": PROTOCOL,
             **{name: getattr(self, name) for name in _ABOUT},
             "cases": len(self.made_of.cases),
-            "numbers": {name: _plain(number) for name, number in self.numbers.items()},
+            "numbers": {name: number.as_json() for name, number in self.numbers.items()},
             "per_class": {
-                name: {metric: _plain(number) for metric, number in numbers.items()}
+                name: {metric: number.as_json() for metric, number in numbers.items()}
                 for name, numbers in self.per_class.items()
             },
             "cases_of_class": {name: dict(counts) for name, counts in self.cases_of_class.items()},
@@ -159,12 +159,6 @@ class Scores:
             raise ValueError(f"{path}: {error!r} is missing or not as expected") from error
 
 
-def _plain(number: Estimate) -> dict[str, Any]:
-    return {
-        name: value if isinstance(value, int) or np.isfinite(value) else None for name, value in asdict(number).items()
-    }
-
-
 def _estimates(numbers: Mapping[str, Mapping[str, Any]]) -> dict[str, Estimate]:
     found = {}
     for name, number in numbers.items():
@@ -201,7 +195,7 @@ def score(
     """
     check(predictions, task)
     rows, places, left_out = matched(predictions, task, split, partial)
-    flags = _flags(task, rows, left_out)
+    flags = flags_of(task, rows, left_out)
     made_of: Counted | Classified
     if task.spec.is_segmentation:
         made_of = counted(predictions, task, rows, places, tolerance)
@@ -248,7 +242,8 @@ def _measured(
     )
 
 
-def _flags(task: Task, rows: list[Row], left_out: int) -> list[str]:
+def flags_of(task: Task, rows: Sequence[Row], left_out: int = 0) -> list[str]:
+    """What a reader of numbers of these images must know; ``left_out`` cases lack predictions."""
     cases = len({row.case for row in rows})
     flags = []
     if cases < FEWEST_CASES:
