@@ -56,7 +56,7 @@ def described_inputs(vit: VisionTransformer) -> dict[str, Any]:
         "first_conv": "patch_embed.proj",
         "classifier": "head",
         **{name: said[name] for name in AREA_VIEW if said.get(name) is not None},
-        **{name: _per_channel(said[name], vit.in_chans) for name in _STATISTICS if said.get(name) is not None},
+        **{name: per_channel(said[name], vit.in_chans) for name in _STATISTICS if said.get(name) is not None},
     }
     arguments = describe_vit(vit)
     built_by = {"architecture": _architecture(said.get("architecture")), "model_args": arguments}
@@ -149,7 +149,7 @@ def preprocess(vit: VisionTransformer, images: Any) -> torch.Tensor:
     height, width = vit.patch_embed.img_size
     if height != width:
         raise ValueError(f"preprocess makes square images, the model takes {vit.in_chans} x {height} x {width}")
-    mean, std = (_per_channel(_said(vit)[name], vit.in_chans) for name in _STATISTICS)
+    mean, std = (per_channel(_said(vit)[name], vit.in_chans) for name in _STATISTICS)
     if isinstance(images, list | tuple) or getattr(images, "ndim", 0) == 4:
         if not len(images):
             raise ValueError("images must be at least one, got none")
@@ -157,9 +157,10 @@ def preprocess(vit: VisionTransformer, images: Any) -> torch.Tensor:
     return evaluation_view(as_pixels(images, vit.in_chans), height, mean, std)
 
 
-def _per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:
+def per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:
     """One number a channel; where there are other channels than numbers their average, as timm does."""
-    return tuple(values) if len(values) == channels else (sum(values) / len(values),) * channels
+    given = tuple(float(value) for value in values)
+    return given if len(given) == channels else (sum(given) / len(given),) * channels
 
 
 def _said(vit: VisionTransformer) -> dict[str, Any]:

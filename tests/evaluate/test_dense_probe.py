@@ -35,6 +35,7 @@ def squares(folder, shape=(32, 48), values=(0, 1), **keys):
         image=tuple(row.image for row in task.rows),
         mean=held.mean(axis=1, dtype=np.float32),
         grid=GRID,
+        crop="whole",
         key="made",
         _tokens=lambda rows: held[list(rows)],
         _token_rows=tuple(range(len(held))),
@@ -106,6 +107,7 @@ def test_channels_are_decided_apart(tmp_path):
         tuple(row.image for row in task.rows),
         held.mean(axis=1, dtype=np.float32),
         grid=GRID,
+        crop="whole",
         _tokens=lambda numbers: held[list(numbers)],
         _token_rows=tuple(range(len(held))),
     )
@@ -125,3 +127,10 @@ def test_a_table_without_tokens_is_refused(tmp_path):
     task, table = squares(tmp_path)
     with pytest.raises(FeaturesError, match="no patch tokens"):
         dense_probe(task, replace(table, _tokens=None), tmp_path / "out")
+
+
+def test_tokens_of_a_part_of_the_image_are_refused(tmp_path):
+    task, table = squares(tmp_path)
+    for crop in ("center", ""):
+        with pytest.raises(FeaturesError, match=r'expected features.*crop="whole"'):
+            dense_probe(task, replace(table, crop=crop), tmp_path / "out")

@@ -4,6 +4,7 @@ import hashlib
 import logging
 from functools import partial
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -14,8 +15,11 @@ from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
+from torch.nn import functional as F
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.nn.utils.weight_norm import WeightNorm
 
-import dexcore  # noqa: F401  # registers dex_vit
+import dexcore
 from dexcore.data import open_mvu
 from dexcore.evaluate import Task
 from dexcore.evaluate.features import (
@@ -27,7 +31,10 @@ from dexcore.evaluate.features import (
     features_by_mode,
     open_model,
 )
+from dexcore.evaluate.features import cache as kept
 from dexcore.evaluate.features import extract as extraction
+from dexcore.evaluate.features.cache import features_key
+from dexcore.evaluate.features.identity import model_hash
 from dexcore.evaluate.features.view import declared_preprocessing
 from dexcore.models import DEXVisionTransformer, MaskedAutoencoder, ModelFileError
 
@@ -50,15 +57,31 @@ def pictures(count: int = 9, shape: tuple[int, ...] = (40, 36)) -> list[np.ndarr
     return [picture(seed, shape) for seed in range(count)]
 
 
+class StopsError(RuntimeError):
+    pass
+
+
 class Counted:
-    """Counts the forwards of a model."""
+    """Counts the forwards of a model, by a hook on all modules: one of its own would be a part of it."""
+
+    hooks: ClassVar[list[Any]] = []
 
     def __init__(self, model: nn.Module) -> None:
-        self.calls = 0
-        model.patch_embed.register_forward_pre_hook(self._count)
+        self.calls, self.part, self.stops = 0, model.patch_embed, -1
+        self.hooks.append(register_module_forward_pre_hook(self._count))
 
-    def _count(self, *_: object) -> None:
-        self.calls += 1
+    def _count(self, part: nn.Module, _: object) -> None:
+        if part is self.part:
+            if self.calls == self.stops:
+                raise StopsError
+            self.calls += 1
+
+
+@pytest.fixture(autouse=True)
+def _counts_no_longer():
+    yield
+    while Counted.hooks:
+        Counted.hooks.pop().remove()
 
 
 def close(a: np.ndarray, b: np.ndarray, share: float = 1e-4) -> bool:
@@ -106,6 +129,7 @@ def changed(model: DEXVisionTransformer, name: str) -> None:
         model.state_dict()[name].flatten()[-1] += 1e-3
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated:FutureWarning")
 @pytest.mark.parametrize(
     ("change", "options"),
     [
@@ -114,13 +138,34 @@ def changed(model: DEXVisionTransformer, name: str) -> None:
         (lambda model: setattr(model.blocks[1].mlp, "top_k", 3), {}),
         (lambda model: setattr(model.blocks[0].norm1, "eps", 1e-3), {}),
         (lambda model: model.set_preprocessing(HALF, (0.4, 0.5, 0.5)), {}),
+        (lambda model: setattr(model.blocks[0].norm1, "mode", "other"), {}),
+        (lambda model: setattr(model.blocks[0].mlp.director, "keep", 2), {}),
+        (lambda model: setattr(model.blocks[0].attn, "told", {"scale": 2}), {}),
+        (lambda model: setattr(model.blocks[0].attn, "beside", [torch.ones(2)]), {}),
+        (lambda model: WeightNorm.apply(model.blocks[0].norm1, "weight", 0), {}),
         (lambda model: None, {"mode": "director"}),
         (lambda model: None, {"precision": "bf16"}),
         (lambda model: None, {"crop": "whole"}),
         (lambda model: None, {"preprocessing": Preprocessing((32, 32), HALF, HALF, "bicubic")}),
         (lambda model: None, {"preprocessing": Preprocessing((32, 32), HALF, HALF, "bilinear", crop_pct=0.9)}),
     ],
-    ids=["weight", "bias", "top_k", "eps", "std", "mode", "precision", "crop", "filter", "crop_pct"],
+    ids=[
+        "weight",
+        "bias",
+        "top_k",
+        "eps",
+        "std",
+        "attribute",
+        "keep",
+        "dict",
+        "tensor",
+        "hook",
+        "mode",
+        "precision",
+        "crop",
+        "filter",
+        "crop_pct",
+    ],
 )
 def test_whatever_changes_a_feature_is_a_miss(tmp_path, change, options):
     model, images = dex(), pictures(2)
@@ -130,6 +175,93 @@ def test_whatever_changes_a_feature_is_a_miss(tmp_path, change, options):
     after = features(model, images, cache=tmp_path, **options)
     assert counted.calls == 1
     assert after.key != before.key
+
+
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor")
+def test_functions_of_a_model_are_in_its_hash():
+    def made(*activations):
+        torch.manual_seed(0)
+        return nn.Sequential(*(nn.TransformerEncoderLayer(4, 1, 4, activation=each) for each in activations))
+
+    hashes = [
+        model_hash(made(*pair))
+        for pair in ((F.silu, F.elu), (F.elu, F.silu), (F.silu, F.silu), (partial(F.elu, alpha=2), F.silu))
+    ]
+    assert len(set(hashes)) == 4
+    assert model_hash(made(F.silu, F.elu)) == hashes[0]
+
+
+def test_a_dex_layers_mode_and_what_acts_in_training_alone_are_not_in_the_hash():
+    model = dex()
+    before = model_hash(model)
+    for layer in (block.mlp for block in model.blocks):
+        layer.set_mode("director")
+        layer.aux, layer.keep, layer.align, layer.backend = "always", "none", "cosine", "eager"
+    model.preprocess(pictures(1))
+    model(torch.zeros(1, 3, 32, 32))
+    assert model_hash(model) == before
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_resnet", "test_convnext2", "test_mambaout"])
+def test_a_model_of_timms_needs_no_key_and_keeps_its_hash(name):
+    model = timm.create_model(name, num_classes=0).eval()
+    before = model_hash(model)
+    with torch.no_grad():
+        model.forward_features(torch.zeros(1, *model.pretrained_cfg["input_size"]))
+    assert model_hash(model) == before
+
+
+class Twice(nn.Module):
+    def forward(self, x):
+        return 2 * x
+
+
+def test_code_of_others_needs_a_key_and_the_weights_still_count(tmp_path):
+    def with_hook(model):
+        model.blocks[0].register_forward_hook(lambda *given: given[-1] * 2)
+
+    def with_module(model):
+        model.norm = nn.Sequential(model.norm, Twice())
+
+    def with_forward(model):
+        model.norm.forward = lambda x: x
+
+    for change in (with_hook, with_module, with_forward):
+        model = dex()
+        change(model)
+        with pytest.raises(FeaturesError, match=r"test_features\..* expected key="):
+            features(model, pictures(1), cache=tmp_path)
+    model = dex()
+    with_module(model)
+    first = features(model, pictures(1), cache=tmp_path, key="twice")
+    assert features(model, pictures(1), cache=tmp_path, key="other").key != first.key
+    changed(model, "blocks.0.mlp.router.weight")
+    assert features(model, pictures(1), cache=tmp_path, key="twice").key != first.key
+
+
+def test_versions_and_how_torch_rounds_products_are_in_the_key(monkeypatch):
+    view, cpu = Preprocessing((32, 32), HALF, HALF), torch.device("cpu")
+
+    def key():
+        return features_key("model", "", view, "fp32", cpu)
+
+    keys = [key()]
+    products = torch.backends.mkldnn.matmul
+    before = products.fp32_precision
+    try:
+        products.fp32_precision = "bf16"
+        keys.append(key())
+    finally:
+        products.fp32_precision = before
+    assert key() == keys[0]
+    for name in ("torch", "timm", "Pillow", "pydicom"):
+        with monkeypatch.context() as patch:
+            patch.setattr(kept, "package_version", lambda asked, name=name: "0" if asked == name else "1")
+            keys.append(key())
+    with monkeypatch.context() as patch:
+        patch.setattr(dexcore, "__version__", "0")
+        keys.append(key())
+    assert len(set(keys)) == len(keys)
 
 
 def test_one_pixel_is_a_miss_of_one_image(tmp_path):
@@ -190,28 +322,17 @@ def test_batches_and_order_do_not_matter(tmp_path):
             assert close(getattr(part, name), getattr(whole, name)[order])
 
 
-class Stops(RuntimeError):
-    pass
-
-
-def test_what_a_killed_run_has_written_is_kept_and_the_end_is_the_same(tmp_path, monkeypatch):
+def test_what_was_computed_before_an_error_is_kept_and_the_end_is_the_same(tmp_path, monkeypatch):
     model, images = dex(), pictures(9)
     whole = features(model, images, cache=tmp_path / "whole", batch_size=2)
     monkeypatch.setattr(extraction, "_STREAM_ROWS", 2)
-    calls = Counted(model)
-
-    def kill(*_: object) -> None:
-        if calls.calls == 3:
-            raise Stops
-
-    handle = model.register_forward_pre_hook(kill)
-    kill_in_features = model.patch_embed.register_forward_pre_hook(kill)
-    with pytest.raises(Stops):
+    counted = Counted(model)
+    counted.stops = 3
+    with pytest.raises(StopsError):
         features(model, images, cache=tmp_path / "cut", batch_size=2)
-    handle.remove()
-    kill_in_features.remove()
+    counted.stops = -1
     resumed = features(model, images, cache=tmp_path / "cut", batch_size=2)
-    assert calls.calls == 3 + 3  # of 5 batches two were kept
+    assert counted.calls == 3 + 2  # of 5 batches three were kept
     assert resumed.mean.tobytes() == whole.mean.tobytes()
     assert resumed.gates.tobytes() == whole.gates.tobytes()
 
@@ -231,7 +352,8 @@ def test_a_table_is_read_as_it_was_written(tmp_path):
     table = features(dex(), pictures(3), cache=tmp_path)
     table.save(tmp_path / "features.parquet", {"modality": ["CT", "MR", "CT"]})
     read = FeatureTable.load(tmp_path / "features.parquet")
-    assert (read.image, read.row_key, read.key, read.mode) == (table.image, table.row_key, table.key, "experts")
+    assert (read.image, read.row_key, read.key) == (table.image, table.row_key, table.key)
+    assert (read.mode, read.crop) == ("experts", "center")
     for name in ("mean", "cls", "gates"):
         assert np.array_equal(getattr(read, name), getattr(table, name))
     assert np.array_equal(read.of(["2", "0"]).mean, table.mean[[2, 0]])
@@ -258,7 +380,7 @@ class Places(VisionTransformer):
 def test_each_token_is_at_its_patch_also_with_registers_and_in_oblong_images(tmp_path, registers):
     model = Places(img_size=(24, 40), patch_size=8, embed_dim=2, depth=1, num_heads=1, reg_tokens=registers)
     view = Preprocessing((24, 40), HALF, HALF, "bilinear")
-    table = features(model, pictures(2), preprocessing=view, tokens=True, cache=tmp_path)
+    table = features(model, pictures(2), preprocessing=view, tokens=True, cache=tmp_path, key="places")
     assert table.grid == (3, 5)
     tokens = table.tokens([1]).reshape(3, 5, 2)
     assert all(tuple(tokens[row, column]) == (row, column) for row in range(3) for column in range(5))

@@ -9,6 +9,7 @@ import pytest
 import torch
 from made_tasks import picture, save, write
 from runs import ends, start_ranks
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from dexcore.evaluate.features import FeatureTable, features, open_model
 from dexcore.models import DEXVisionTransformer
@@ -88,17 +89,18 @@ def test_an_image_that_one_process_cannot_read_ends_all_and_is_named(made, tmp_p
 
 KILLED = """
 import os, signal, sys
+from torch.nn.modules.module import register_module_forward_pre_hook
 from dexcore.evaluate.features import extract, features, open_model
 
 extract._STREAM_ROWS = 4  # a batch a stream
 model, calls = open_model(sys.argv[1]), []
 
-def kill(*_):
-    calls.append(1)
+def kill(part, _):
+    calls.extend([1] * (part is model.patch_embed))
     if len(calls) == 4:
         os.kill(os.getpid(), signal.SIGKILL)
 
-model.patch_embed.register_forward_pre_hook(kill)
+register_module_forward_pre_hook(kill)
 features(model, sys.argv[2], cache=sys.argv[3], batch_size=4)
 """
 
@@ -112,9 +114,59 @@ def test_a_killed_process_has_lost_one_batch_and_resumes_to_equal_bytes(made, tm
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert len(list(cache.rglob("*.arrow"))) == 3
     model, calls = open_model(made / "model"), []
-    model.patch_embed.register_forward_pre_hook(lambda *_: calls.append(1))
+    count = register_module_forward_pre_hook(lambda part, _: calls.extend([1] * (part is model.patch_embed)))
     resumed = features(model, task, cache=cache, batch_size=4)
+    count.remove()
     assert len(calls) == 3  # 21 images are 6 batches, 3 of which were kept
     whole = features(model, task, cache=tmp_path / "other", batch_size=4)
     for name in ("mean", "cls", "gates"):
         assert getattr(resumed, name).tobytes() == getattr(whole, name).tobytes()
+
+
+OF_RANKS = """
+import sys
+from datetime import timedelta
+import numpy as np
+import torch
+import torch.distributed as dist
+from dexcore.evaluate.features import Features, FeaturesError, Preprocessing, features, open_model
+
+dist.init_process_group("gloo", timeout=timedelta(seconds=120))
+rank, (what, folder, cache) = dist.get_rank(), sys.argv[1:]
+images = [np.full((32, 32, 3), number, np.uint8) for number in range(6)]
+model, options = open_model(folder), {"cache": cache, "batch_size": 2}
+if what == "weights" and rank:
+    with torch.no_grad():
+        model.norm.bias += 1
+if what == "images" and rank:
+    images[4] = images[4] + 1
+if what == "precision" and rank:
+    options["precision"] = "bf16"
+if what == "callable":
+    options |= {"preprocessing": Preprocessing((8, 8), (0.5,) * 3, (0.5,) * 3), "tokens": True}
+    model = lambda images: Features(tokens=images.flatten(2).transpose(1, 2))
+if what == "callable" and rank:
+    import time
+    from dexcore.evaluate.features import extract
+    read = extract._Work.tables
+    extract._Work.tables = lambda *given: (time.sleep(2), read(*given))[1]  # the others are done by then
+try:
+    table = features(model, images, **options)
+    print(table.mean.sum().item(), table.tokens([5]).sum().item() if what == "callable" else "")
+except FeaturesError as error:
+    print(error)
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["weights", "images", "precision", "callable"])
+def test_processes_share_one_cache_only_of_the_same_and_a_callable_is_read_before_it_is_removed(made, tmp_path, what):
+    script = tmp_path / "ranks.py"
+    script.write_text(OF_RANKS)
+    codes, printed, errors = ends(start_ranks(2, [str(script), what, str(made / "model"), str(tmp_path / "cache")]))
+    assert codes == [0, 0], errors
+    assert printed[0] == printed[1]
+    told = {"weights": "different model", "images": "different images", "precision": "different view, mode or prec"}
+    assert told.get(what, ".") in printed[0]
+    assert not list((tmp_path / "cache").rglob("*.arrow"))  # neither refused nor left

@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
+import dexcore
+from dexcore.data.assemble.plan import PACKAGES, package_version
 from dexcore.evaluate.features.view import Preprocessing
 from dexcore.extras import require
 from dexcore.files import write_whole
@@ -24,8 +25,7 @@ from dexcore.files import write_whole
 VERSION = 1  # of the files, and of what is computed of a model's tokens
 _METADATA = b"dexcore.feature_cache"
 _OUTPUT = "last block and norm; class token, mean of patch tokens, gates"
-# Of modules: what says how, and not what, is computed; a DEX layer's mode is in the key by itself.
-_NOT_CONFIGURED = {"training", "grad_checkpointing", "fused_attn", "mode", "aux", "align", "keep", "backend"}
+_PACKAGES = ("torch", "timm", *PACKAGES)  # what decides over sums and pixels
 _log = logging.getLogger(__name__)
 
 
@@ -35,34 +35,7 @@ def default_cache() -> Path:
     return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dexcore"
 
 
-def model_hash(model: nn.Module) -> str:
-    """SHA-256 of a model: names, types, shapes and bytes of its tensors, the kinds and settings of its parts."""
-    digest = hashlib.sha256(json.dumps(_configuration(model), sort_keys=True, default=str).encode())
-    tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().data if tensor.numel() else b"")
-    return digest.hexdigest()
-
-
-def _configuration(model: nn.Module) -> dict[str, Any]:
-    """All of a model's parts that are plain values."""
-    parts = {}
-    for name, part in model.named_modules():
-        settings = {key: value for key, value in vars(part).items() if _is_plain(value) and key not in _NOT_CONFIGURED}
-        kind = f"{type(part).__module__}.{type(part).__qualname__}"
-        parts[name] = [kind, part.extra_repr(), {key: value for key, value in settings.items() if key[0] != "_"}]
-    return parts
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, tuple | list):
-        return all(_is_plain(each) for each in value)
-    return value is None or isinstance(value, bool | int | float | str)
-
-
-def features_key(model: str, mode: str, view: Preprocessing, precision: str) -> str:
+def features_key(model: str, mode: str, view: Preprocessing, precision: str, device: torch.device) -> str:
     """SHA-256 of all that features depend on but the images.
 
     Args:
@@ -70,9 +43,21 @@ def features_key(model: str, mode: str, view: Preprocessing, precision: str) -> 
         mode: of its layers.
         view: what it is shown.
         precision: "fp32" or "bf16".
+        device: where it computes.
     """
-    told = {"version": VERSION, "output": _OUTPUT, "model": model, "mode": mode, "precision": precision}
-    return hashlib.sha256(json.dumps(told | {"view": view.described()}, sort_keys=True).encode()).hexdigest()
+    told: dict[str, Any] = {"version": VERSION, "output": _OUTPUT, "model": model, "mode": mode, "precision": precision}
+    told |= {"view": view.described(), "products": _products(device), "dexcore": dexcore.__version__}
+    told |= {"packages": {name: package_version(name) for name in _PACKAGES}}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def _products(device: torch.device) -> list[str]:
+    """To what torch rounds the factors of float32 products there, TF32 among them: of matrices, of convolutions."""
+    backends: Any = torch.backends
+    parts = (backends.cuda.matmul, backends.cudnn.conv)
+    if device.type != "cuda":
+        parts = (backends.mkldnn.matmul, backends.mkldnn.conv)
+    return ["ieee" if part.fp32_precision == "none" else part.fp32_precision for part in parts]
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from dexcore.checks import check_whole
 from dexcore.data.assemble.progress import Progress
-from dexcore.evaluate.features.cache import FeatureCache, default_cache, features_key, model_hash
+from dexcore.evaluate.features.cache import FeatureCache, default_cache, features_key
 from dexcore.evaluate.features.encode import Features, Model, encode, encoder_of, frozen, mode_now, modes_of
+from dexcore.evaluate.features.identity import model_hash
 from dexcore.evaluate.features.images import ImageSource, images_of
 from dexcore.evaluate.features.models import open_model
 from dexcore.evaluate.features.table import FeaturesError, FeatureTable
@@ -95,7 +96,9 @@ def features_by_mode(
         batch_size: images a forward.
         workers: processes that read images; None: on a CPU a thread of this process, else up to eight.
         cache: folder; None: ``DEXCORE_CACHE``, else dexcore's folder in the user's folder of caches.
-        key: stands for a callable that is no module, whose features are kept only with it: change it with its weights.
+        key: stands for code that is neither torch's, timm's nor dexcore's: a module, a function or a hook with such code
+            is refused without it, and of a callable that is no module nothing is kept without it. Change it with the
+            code, and with the weights of a callable; a module's are hashed as ever.
         name: of the model, for people.
         skip_unreadable: leave out images that cannot be read, with a warning, in place of an error.
         progress: show it on stderr.
@@ -105,7 +108,8 @@ def features_by_mode(
 
     Raises:
         FeaturesError: an image cannot be read, or its features are not finite; the message names it. What was computed
-            before is kept. Or the model does not say how its images are made.
+            before is kept. Or the model does not say how its images are made, or needs a ``key``; or processes were
+            given different models, settings or images.
         TypeError, ValueError: an argument is of another kind or out of its range.
         OSError: the cache cannot be written.
     """
@@ -126,15 +130,21 @@ def features_by_mode(
     used = "bf16" if uses_bf16(device, precision) else "fp32"
     with _Together() as together:
         kept = key is not None or isinstance(encoder, nn.Module)
-        identity = together.told(lambda: _identity(encoder, key))
+        not_kept = together.told(lambda: f"not kept {uuid.uuid4()}")
+        identity = together.same("model", lambda: _identity(encoder, key) if kept else not_kept)
         folder = default_cache() if cache is None else Path(cache)
-        caches = {mode: FeatureCache(folder, features_key(identity, mode, view, used)) for mode in modes}
+        caches = {mode: FeatureCache(folder, features_key(identity, mode, view, used, device)) for mode in modes}
+        together.same("view, mode or precision", lambda: [tokens, [cache.key for cache in caches.values()]])
         source = images_of(images, len(view.mean))
         work = _Work(encoder, source, view, used, device, caches, tokens, batch_size, workers, skip_unreadable)
+        tables: dict[str, FeatureTable] = {}
         try:
-            work.row_keys, missing = together.told(lambda: work.look())
+            work.row_keys = together.same("images", lambda: [source.names, work.keys()])[1]
+            missing = together.told(work.missing)
             together.done(lambda: work.compute(together.share(missing), progress and together.main))
-            return work.tables(name or type(encoder).__name__)
+            # All have read before one removes what is not kept.
+            together.done(lambda: tables.update(work.tables(name or type(encoder).__name__)))
+            return tables
         finally:
             if not kept:
                 together.done(lambda: _remove(caches.values()))
@@ -142,9 +152,7 @@ def features_by_mode(
 
 def _identity(model: Model, key: str | None) -> str:
     """What stands for the model in the key of its features."""
-    if key is not None:
-        return f"key {key}"
-    return model_hash(model) if isinstance(model, nn.Module) else f"not kept {uuid.uuid4()}"
+    return model_hash(model, key) if isinstance(model, nn.Module) else f"key {key}"
 
 
 def _remove(caches: Iterable[FeatureCache]) -> None:
@@ -183,6 +191,15 @@ class _Together:
     def told(self, do: Callable[[], Any]) -> Any:
         """What ``do`` gives on the main process, on all."""
         return self._all(do if self.main else lambda: None)[0]
+
+    def same(self, what: str, do: Callable[[], Any]) -> Any:
+        """What ``do`` gives, which must be the same on every process."""
+        made = self._all(do)
+        if (other := next((rank for rank, one in enumerate(made) if one != made[0]), 0)) != 0:
+            raise FeaturesError(
+                f"processes 0 and {other} were given different {what}, but share one cache: expected one"
+            )
+        return made[0]
 
     def done(self, do: Callable[[], Any]) -> None:
         """Have every process ``do`` something, and wait for all."""
@@ -223,14 +240,17 @@ class _Work:
     skip_unreadable: bool
     row_keys: list[str] = field(default_factory=list)
 
-    def look(self) -> tuple[list[str], list[int]]:
-        """The row keys of all images ("" of those that cannot be read), and the numbers of those that are missing."""
-        keys = [self._row_key(number) for number in range(len(self.source.names))]
+    def keys(self) -> list[str]:
+        """The row keys of all images, "" of those that cannot be read."""
+        return [self._row_key(number) for number in range(len(self.source.names))]
+
+    def missing(self) -> list[int]:
+        """The numbers of the images whose features are to be computed."""
         for cache in self.caches.values():
             cache.look(self.tokens)
-        first = {key: number for number, key in reversed(list(enumerate(keys)))}  # equal images are computed once
+        first = {key: number for number, key in reversed(list(enumerate(self.row_keys)))}  # equal ones once
         lacking = (key for key in first if key and any(key not in cache for cache in self.caches.values()))
-        return keys, sorted(first[key] for key in lacking)
+        return sorted(first[key] for key in lacking)
 
     def _row_key(self, number: int) -> str:
         try:
@@ -304,6 +324,7 @@ class _Work:
                 model=name,
                 mode=mode,
                 grid=cache.grid(keys) if self.tokens else None,
+                crop=self.view.crop,
                 _tokens=_TokensOf(cache, keys) if self.tokens else None,
                 _token_rows=tuple(range(len(keys))) if self.tokens else (),
             )

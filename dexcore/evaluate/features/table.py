@@ -14,7 +14,7 @@ from dexcore.files import write_whole
 
 _METADATA = b"dexcore.features"
 _VERSION = 1
-_ABOUT = ("key", "model", "mode")
+_ABOUT = ("key", "model", "mode", "crop")
 
 
 class FeaturesError(ValueError):
@@ -36,6 +36,7 @@ class FeatureTable:
         model: what computed them, in words.
         mode: "experts" or "director"; "" of a model without DEX layers.
         grid: rows and columns of the patch tokens; None where they were not asked for.
+        crop: what of an image was shown, "center" or "whole"; "" where nobody said.
     """
 
     image: tuple[str, ...]
@@ -47,6 +48,7 @@ class FeatureTable:
     model: str = ""
     mode: str = ""
     grid: tuple[int, int] | None = None
+    crop: str = ""
     _tokens: Callable[[Sequence[int]], np.ndarray] | None = None
     _token_rows: tuple[int, ...] = ()
 

@@ -11,7 +11,7 @@ from timm.data import resolve_model_data_config
 from dexcore.checks import check_number, check_whole
 from dexcore.evaluate.features.table import FeaturesError
 from dexcore.extras import require
-from dexcore.models.inputs import knows_view
+from dexcore.models.inputs import knows_view, per_channel
 from dexcore.ops.checks import check_choice
 from dexcore.view import LARGEST, MAX_SIZE, Box, as_pixels, center_square, resample, to_tensor
 
@@ -112,7 +112,7 @@ def declared_preprocessing(model: Any, crop: str = "center") -> Preprocessing:
     embed = getattr(model, "patch_embed", None)
     size = getattr(embed, "img_size", None) or size
     channels = getattr(model, "in_chans", channels)
-    mean, std = (_per_channel(config[name], channels) for name in ("mean", "std"))
+    mean, std = (per_channel(config[name], channels) for name in ("mean", "std"))
     if isinstance(said, dict) and knows_view(model):
         return Preprocessing((size[0], size[1]), mean, std, AREA, crop)
     if config.get("crop_mode", "center") not in ("center", "squash"):
@@ -122,9 +122,3 @@ def declared_preprocessing(model: Any, crop: str = "center") -> Preprocessing:
     crop = "whole" if config.get("crop_mode") == "squash" else crop
     pct = 1.0 if crop == "whole" else float(config["crop_pct"])
     return Preprocessing((size[0], size[1]), mean, std, config["interpolation"], crop, pct)
-
-
-def _per_channel(values: Any, channels: int) -> tuple[float, ...]:
-    """One number a channel; where there are other channels than numbers their average, as timm does."""
-    given = tuple(float(value) for value in values)
-    return given if len(given) == channels else (sum(given) / len(given),) * channels

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dexcore.evaluate.features import FeatureTable
+from dexcore.evaluate.features import FeaturesError, FeatureTable
 from dexcore.evaluate.probes.splits import Probed
 from dexcore.evaluate.scores import Predictions, write_mask
 from dexcore.evaluate.tasks import Row, Task, TaskError
@@ -51,11 +51,16 @@ def dense_probe(
 
     Raises:
         TaskError: the task has no masks or no training images, or a mask cannot be read.
-        FeaturesError: an image is not in the table, or it has no patch tokens.
+        FeaturesError: an image is not in the table, or it has no patch tokens, or they are of a part of the image.
         OSError: a mask cannot be written.
     """
     if not task.spec.is_segmentation:
         raise TaskError(f"task {task.name}: is of kind {task.kind}: the dense probe is for masks")
+    if table.crop != "whole":
+        raise FeaturesError(
+            f"the tokens are of the crop {table.crop or 'that nobody said'}, and would be spread over the whole image: "
+            'expected features(..., crop="whole", tokens=True)'
+        )
     known = _sorted(task, "train") + _sorted(task, "val")
     test = _sorted(task, "test")
     if not _sorted(task, "train") or not test:
