@@ -96,8 +96,8 @@ def features_by_mode(
         batch_size: images a forward.
         workers: processes that read images; None: on a CPU a thread of this process, else up to eight.
         cache: folder; None: ``DEXCORE_CACHE``, else dexcore's folder in the user's folder of caches.
-        key: stands for code that is neither torch's, timm's nor dexcore's: a module, a function or a hook with such code
-            is refused without it, and of a callable that is no module nothing is kept without it. Change it with the
+        key: stands for code that is neither torch's, timm's nor dexcore's: a module, function or hook with such code
+            is refused without it; of a callable that is no module nothing is kept without it. Change it with the
             code, and with the weights of a callable; a module's are hashed as ever.
         name: of the model, for people.
         skip_unreadable: leave out images that cannot be read, with a warning, in place of an error.

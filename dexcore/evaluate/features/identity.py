@@ -113,7 +113,7 @@ class _Description:
         if module.partition(".")[0] not in _KNOWN and not self.has_key:
             raise FeaturesError(
                 f"{where} is {name}, whose code is neither torch's, timm's nor dexcore's, and may change unseen: "
-                "expected key=..., a word that stands for the code and is changed with it; the weights are hashed as ever"
+                "expected key=..., a word for the code, changed with it; the weights are hashed as ever"
             )
         return name
 
