@@ -82,7 +82,7 @@ def test_an_image_that_one_process_cannot_read_ends_all_and_is_named(made, tmp_p
         codes, errors = run(2, *arguments, "--device", "cpu")
     finally:
         (tmp_path / "3.png").replace(made / "images" / "3.png")
-    assert codes == [2, 2]
+    assert codes == [2, 2], errors
     assert all("3.png" in error and "line 5" in error for error in errors)
     assert list((tmp_path / "cache").rglob("*.arrow"))  # what the other process computed is kept
 
