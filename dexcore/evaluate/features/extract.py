@@ -176,8 +176,10 @@ class _Together:
         self.rank, self.count = (0, 1) if shared is None else (dist.get_rank(), dist.get_world_size())
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._group is not None:
+            if kind is None:
+                dist.barrier(self._group)  # gloo may abort a process that another one leaves
             dist.destroy_process_group(self._group)
 
     @property
@@ -216,6 +218,8 @@ class _Together:
             own, answer = error, (f"{type(error).__name__}: {error}", None)
         answers: list[Any] = [None] * self.count
         dist.all_gather_object(answers, answer, group=self._group)
+        if any(failure for failure, _ in answers):
+            dist.barrier(self._group)  # as in `__exit__`: all of them leave now
         if own is not None:
             raise own
         for rank, (failure, _) in enumerate(answers):
