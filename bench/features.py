@@ -3,7 +3,7 @@
     python -m bench.features
 
 forward     timm's ViT-S at 224, a batch that lies on the device, without gradient
-features    `dexcore.evaluate.features.features`: read from a store, made the model's view, run, checked and written
+features    `dexcore.evaluate.features`: read from a store, made the model's view, run, checked and written
 
 Both in float32 on a CPU and in bf16 on a GPU, on the same images, by turns. The model is hashed once in each call of
 features, and that is counted. The images are synthetic, of 512 pixels, the largest that a store keeps by default.
@@ -26,8 +26,8 @@ from bench.timing import machine, summary
 from dexcore.data.feed.dataset import MVUDataset, open_mvu
 from dexcore.data.store import write_store
 from dexcore.data.synthetic import SyntheticMVU
-from dexcore.evaluate.features import features
-from dexcore.evaluate.features.view import declared_preprocessing
+from dexcore.evaluate.embedding import features
+from dexcore.evaluate.embedding.view import declared_preprocessing
 from dexcore.models.precision import autocast
 
 GOAL = 0.85  # of the bare forward's images a second

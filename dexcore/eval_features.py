@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from dexcore.data.feed.dataset import MVUDataset
-    from dexcore.evaluate.features import FeatureTable
+    from dexcore.evaluate.embedding import FeatureTable
     from dexcore.train.ranks import Ranks
 
 _FEATURES = (
@@ -90,7 +90,7 @@ def _features(arguments: argparse.Namespace) -> int:
 
 
 def _embed(arguments: argparse.Namespace) -> int:
-    from dexcore.evaluate.features.cache import default_cache
+    from dexcore.evaluate.embedding.cache import default_cache
 
     if arguments.mode == "both":
         raise ValueError("--mode is both, but a file holds the features of one: expected experts or director")
@@ -113,7 +113,7 @@ def _embed(arguments: argparse.Namespace) -> int:
 
 
 def _names(dataset: "MVUDataset") -> tuple[str, ...]:
-    from dexcore.evaluate.features.images import StoreImages
+    from dexcore.evaluate.embedding.images import StoreImages
 
     return StoreImages(dataset).names
 
@@ -163,8 +163,8 @@ def _tables(
     arguments: argparse.Namespace, device: "torch.device", images: Any, mode: str, options: dict[str, Any]
 ) -> dict[str, "FeatureTable"]:
     """The features in the modes that ``mode`` names: "both", "now" (as the model was saved) or one of them."""
-    from dexcore.evaluate.features import features_by_mode, open_model
-    from dexcore.evaluate.features.encode import mode_now, modes_of
+    from dexcore.evaluate.embedding import features_by_mode, open_model
+    from dexcore.evaluate.embedding.encode import mode_now, modes_of
 
     model = open_model(arguments.model, arguments.weights, img_size=arguments.img_size, seed=arguments.seed).to(device)
     modes = {"both": modes_of(model), "now": (mode_now(model),)}.get(mode, (mode,))

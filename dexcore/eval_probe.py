@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dexcore.evaluate.features import FeatureTable
+    from dexcore.evaluate.embedding import FeatureTable
     from dexcore.evaluate.tasks import Task
 
 _PROBE = (
@@ -72,7 +72,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _tables(arguments: argparse.Namespace, task: "Task") -> list[tuple[str, "FeatureTable"]]:
     """The features of each model that is probed, the baselines first."""
-    from dexcore.evaluate.features import FeatureTable, features, open_model
+    from dexcore.evaluate.embedding import FeatureTable, features, open_model
     from dexcore.evaluate.probes.baselines import HISTOGRAM, histogram_features, redrawn
 
     masks = task.spec.is_segmentation

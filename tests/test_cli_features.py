@@ -14,7 +14,7 @@ from made_tasks import labelled, write
 from runs import write_images
 
 from dexcore.cli import main
-from dexcore.evaluate.features import FeatureTable, features
+from dexcore.evaluate.embedding import FeatureTable, features
 from dexcore.models import DEXVisionTransformer
 
 

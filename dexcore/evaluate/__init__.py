@@ -7,26 +7,46 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dexcore.evaluate.embedding import (
+        Features,
+        FeatureTable,
+        Preprocessing,
+        features,
+        features_by_mode,
+        open_model,
+    )
     from dexcore.evaluate.probes import few_shot, knn_probe, linear_probe
     from dexcore.evaluate.scores import Predictions, Scores, compare, over_seeds, score
     from dexcore.evaluate.tasks import Task
 
 __all__ = [
+    "FeatureTable",
+    "Features",
     "Predictions",
+    "Preprocessing",
     "Scores",
     "Task",
     "compare",
+    "features",
+    "features_by_mode",
     "few_shot",
     "knn_probe",
     "linear_probe",
+    "open_model",
     "over_seeds",
     "score",
 ]
 
-_HOMES = {"Task": "tasks", "few_shot": "probes", "knn_probe": "probes", "linear_probe": "probes"}  # others: scores
+_HOMES = {
+    "embedding": ("FeatureTable", "Features", "Preprocessing", "features", "features_by_mode", "open_model"),
+    "probes": ("few_shot", "knn_probe", "linear_probe"),
+    "scores": ("Predictions", "Scores", "compare", "over_seeds", "score"),
+    "tasks": ("Task",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES.get(name, 'scores')}"), name)
+    return getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)

@@ -17,7 +17,7 @@ API = Path(__file__).parents[2] / "docs" / "api"
         "models",
         "data",
         "evaluate",
-        "evaluate.features",
+        "evaluate.embedding",
         "evaluate.probes",
         "evaluate.scores",
         "evaluate.tasks",

@@ -8,7 +8,7 @@ import pytest
 import torch
 from made_tasks import SEGMENTATION, picture, save, write
 
-from dexcore.evaluate.features import FeaturesError, FeatureTable
+from dexcore.evaluate.embedding import FeaturesError, FeatureTable
 from dexcore.evaluate.probes.dense import _enlarged, dense_probe, majority_masks
 from dexcore.evaluate.scores import score
 from dexcore.evaluate.scores.predictions import read_mask

@@ -22,7 +22,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 import dexcore
 from dexcore.data import open_mvu
 from dexcore.evaluate import Task
-from dexcore.evaluate.features import (
+from dexcore.evaluate.embedding import (
     Features,
     FeaturesError,
     FeatureTable,
@@ -31,11 +31,11 @@ from dexcore.evaluate.features import (
     features_by_mode,
     open_model,
 )
-from dexcore.evaluate.features import cache as kept
-from dexcore.evaluate.features import extract as extraction
-from dexcore.evaluate.features.cache import features_key
-from dexcore.evaluate.features.identity import model_hash
-from dexcore.evaluate.features.view import declared_preprocessing
+from dexcore.evaluate.embedding import cache as kept
+from dexcore.evaluate.embedding import extract as extraction
+from dexcore.evaluate.embedding.cache import features_key
+from dexcore.evaluate.embedding.identity import model_hash
+from dexcore.evaluate.embedding.view import declared_preprocessing
 from dexcore.models import DEXVisionTransformer, MaskedAutoencoder, ModelFileError
 
 HALF = (0.5,) * 3
@@ -499,13 +499,6 @@ def test_a_store_is_read_row_by_row(tmp_path, store):
     counted = Counted(model)
     assert features(model, Path(store), cache=tmp_path).mean.tobytes() == table.mean.tobytes()
     assert counted.calls == 0
-
-
-def test_the_package_is_called_as_its_function(tmp_path):
-    import dexcore.evaluate
-
-    table = dexcore.evaluate.features(dex(), pictures(2), cache=tmp_path)
-    assert isinstance(table, FeatureTable)
 
 
 def test_processes_that_read_give_the_same_features(tmp_path):

@@ -11,7 +11,7 @@ from made_tasks import picture, save, write
 from runs import ends, start_ranks
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from dexcore.evaluate.features import FeatureTable, features, open_model
+from dexcore.evaluate.embedding import FeatureTable, features, open_model
 from dexcore.models import DEXVisionTransformer
 
 IMAGES = 21
@@ -90,7 +90,7 @@ def test_an_image_that_one_process_cannot_read_ends_all_and_is_named(made, tmp_p
 KILLED = """
 import os, signal, sys
 from torch.nn.modules.module import register_module_forward_pre_hook
-from dexcore.evaluate.features import extract, features, open_model
+from dexcore.evaluate.embedding import extract, features, open_model
 
 extract._STREAM_ROWS = 4  # a batch a stream
 model, calls = open_model(sys.argv[1]), []
@@ -129,7 +129,7 @@ from datetime import timedelta
 import numpy as np
 import torch
 import torch.distributed as dist
-from dexcore.evaluate.features import Features, FeaturesError, Preprocessing, features, open_model
+from dexcore.evaluate.embedding import Features, FeaturesError, Preprocessing, features, open_model
 
 dist.init_process_group("gloo", timeout=timedelta(seconds=120))
 rank, (what, folder, cache) = dist.get_rank(), sys.argv[1:]
@@ -147,7 +147,7 @@ if what == "callable":
     model = lambda images: Features(tokens=images.flatten(2).transpose(1, 2))
 if what == "callable" and rank:
     import time
-    from dexcore.evaluate.features import extract
+    from dexcore.evaluate.embedding import extract
     read = extract._Work.tables
     extract._Work.tables = lambda *given: (time.sleep(2), read(*given))[1]  # the others are done by then
 try:

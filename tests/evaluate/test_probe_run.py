@@ -15,7 +15,7 @@ from test_probes import GRID, a_task, told
 
 from dexcore.cli import main
 from dexcore.eval_probe import _name
-from dexcore.evaluate.features import FeaturesError, FeatureTable
+from dexcore.evaluate.embedding import FeaturesError, FeatureTable
 from dexcore.evaluate.probes import linear_probe
 from dexcore.evaluate.probes.baselines import histogram_features, intensities, majority, redrawn
 from dexcore.evaluate.probes.dense import dense_probe

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dexcore.evaluate.features import Features, FeatureTable, Preprocessing, features
+from dexcore.evaluate.embedding import Features, FeatureTable, Preprocessing, features
 from dexcore.evaluate.probes.splits import Splits, one_hot
 from dexcore.evaluate.scores import Predictions
 from dexcore.evaluate.tasks import Task

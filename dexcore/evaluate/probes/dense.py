@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dexcore.evaluate.features import FeaturesError, FeatureTable
+from dexcore.evaluate.embedding import FeaturesError, FeatureTable
 from dexcore.evaluate.probes.splits import Probed
 from dexcore.evaluate.scores import Predictions, write_mask
 from dexcore.evaluate.tasks import Row, Task, TaskError

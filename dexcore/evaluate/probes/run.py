@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from dexcore.evaluate.features import FeaturesError, FeatureTable
+from dexcore.evaluate.embedding import FeaturesError, FeatureTable
 from dexcore.evaluate.probes.fewshot import FewShot, compare_few_shot, few_shot, score_few_shot
 from dexcore.evaluate.probes.knn import knn_probe
 from dexcore.evaluate.probes.linear import linear_probe

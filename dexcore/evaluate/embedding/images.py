@@ -13,7 +13,7 @@ import numpy as np
 from dexcore.data.feed.dataset import MVUDataset, open_mvu
 from dexcore.data.feed.own import OwnImages
 from dexcore.data.readers.kind import Kind, file_kind
-from dexcore.evaluate.features.table import FeaturesError
+from dexcore.evaluate.embedding.table import FeaturesError
 from dexcore.evaluate.tasks import Row, Task
 from dexcore.evaluate.tasks.places import located
 

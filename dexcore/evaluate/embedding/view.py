@@ -9,7 +9,7 @@ import torch
 from timm.data import resolve_model_data_config
 
 from dexcore.checks import check_number, check_whole
-from dexcore.evaluate.features.table import FeaturesError
+from dexcore.evaluate.embedding.table import FeaturesError
 from dexcore.extras import require
 from dexcore.models.inputs import knows_view, per_channel
 from dexcore.ops.checks import check_choice

@@ -21,13 +21,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from dexcore.checks import check_whole
 from dexcore.data.assemble.progress import Progress
-from dexcore.evaluate.features.cache import FeatureCache, default_cache, features_key
-from dexcore.evaluate.features.encode import Features, Model, encode, encoder_of, frozen, mode_now, modes_of
-from dexcore.evaluate.features.identity import model_hash
-from dexcore.evaluate.features.images import ImageSource, images_of
-from dexcore.evaluate.features.models import open_model
-from dexcore.evaluate.features.table import FeaturesError, FeatureTable
-from dexcore.evaluate.features.view import Preprocessing, declared_preprocessing
+from dexcore.evaluate.embedding.cache import FeatureCache, default_cache, features_key
+from dexcore.evaluate.embedding.encode import Features, Model, encode, encoder_of, frozen, mode_now, modes_of
+from dexcore.evaluate.embedding.identity import model_hash
+from dexcore.evaluate.embedding.images import ImageSource, images_of
+from dexcore.evaluate.embedding.models import open_model
+from dexcore.evaluate.embedding.table import FeaturesError, FeatureTable
+from dexcore.evaluate.embedding.view import Preprocessing, declared_preprocessing
 from dexcore.models.precision import uses_bf16
 from dexcore.nn.processes import process_group
 from dexcore.ops.checks import check_choice

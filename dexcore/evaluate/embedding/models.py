@@ -9,8 +9,8 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from dexcore.evaluate.features.encode import encoder_of
-from dexcore.evaluate.features.table import FeaturesError
+from dexcore.evaluate.embedding.encode import encoder_of
+from dexcore.evaluate.embedding.table import FeaturesError
 from dexcore.models import DEXVisionTransformer, MaskedAutoencoder, ModelFileError, load_dense_checkpoint
 from dexcore.models.hub import CONFIG_FILE
 from dexcore.models.pretrained import load_exactly, read_pickle, read_safetensors

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dexcore.checks import check_kind
-from dexcore.evaluate.features.table import FeaturesError
+from dexcore.evaluate.embedding.table import FeaturesError
 from dexcore.models import MaskedAutoencoder
 from dexcore.models.precision import autocast
 from dexcore.nn.mlp import MODES, DEXMlp

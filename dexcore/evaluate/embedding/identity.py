@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from dexcore.evaluate.features.table import FeaturesError
+from dexcore.evaluate.embedding.table import FeaturesError
 from dexcore.nn.mlp import DEXMlp
 
 _KNOWN = {"torch", "timm", "dexcore", *sys.stdlib_module_names}  # their versions tell their code

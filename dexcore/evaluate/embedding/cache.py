@@ -18,7 +18,7 @@ import torch
 
 import dexcore
 from dexcore.data.assemble.plan import PACKAGES, package_version
-from dexcore.evaluate.features.view import Preprocessing
+from dexcore.evaluate.embedding.view import Preprocessing
 from dexcore.extras import require
 from dexcore.files import write_whole
 
