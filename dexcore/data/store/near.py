@@ -11,9 +11,9 @@ RADIUS = 31  # bits of 256
 # Of sixteen parts of 16 bits, one differs by at most a bit where 31 bits differ in all.
 _PARTS, _PART_BITS = 16, 16
 _FLIPS = np.array([0, *(1 << bit for bit in range(_PART_BITS))], np.uint16)
-_QUERIES, _HASHES = 512, 512  # of a block, whose temporaries stay in the processor's cache
+_QUERIES, _HASHES = 64, 512  # of a block, whose temporaries stay small
 _FROM_HASHES = 20_000  # below it, all are compared faster than tables are made
-_CANDIDATES = 1 << 16  # compared at a time
+_CANDIDATES = 1 << 14  # compared at a time
 _SHARE = 16  # a query with more candidates than this part of all hashes is compared with all
 
 _SIDE = 128  # pixels at which images are compared
