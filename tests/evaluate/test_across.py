@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -81,6 +82,12 @@ def test_a_number_that_is_not_defined_has_no_rank_and_its_task_stays_out_of_the_
     assert found.rank == {"nothing": 2, "all": 1}
     assert (found.mean["nothing"].value, found.mean["all"].value) == (0, 1)
     assert "the means leave out sound: dice is not defined of nothing" in found.flags
+
+
+def test_a_flag_names_the_models_that_it_is_of_unless_it_is_of_all(tmp_path):
+    one, two = scores_of(tmp_path, "task", {"one": 2.0, "two": 1.0})
+    found = table([replace(one, flags=("few cases", "C at the edge")), replace(two, flags=("few cases",))], draws=DRAWS)
+    assert {"task: few cases", "task, one: C at the edge"} <= set(found.flags)
 
 
 def test_tasks_of_the_same_images_are_drawn_as_one(tmp_path):

@@ -238,8 +238,13 @@ def _flags(
     if len(metrics) > 1:
         flags.append(f"the mean mixes {' and '.join(metrics)}")
     for row in rows:
-        told = [flag for one in scores if one.task == row.task for flag in one.flags]
-        flags += [f"{row.task}: {flag}" for flag in dict.fromkeys(told)]
+        said: dict[str, list[str]] = {}
+        for one in scores:
+            for flag in one.flags if one.task == row.task else ():
+                said.setdefault(flag, []).append(one.model)
+        for flag, by in said.items():
+            of = "" if set(by) == set(row.numbers) else f", {', '.join(dict.fromkeys(by))}"
+            flags.append(f"{row.task}{of}: {flag}")
     return tuple(flags)
 
 

@@ -66,7 +66,7 @@ class Comparison:
         return (
             f"{self.task}: {self.metric} {self.value_a:.3f} and {self.value_b:.3f}, difference "
             f"{self.difference.value:+.3f} [{self.difference.low:+.3f}, {self.difference.high:+.3f}], "
-            f"p {self.p_value:.3g} (Holm {self.p_holm:.3g}), {self.difference.groups} cases: {told}{flags}"
+            f"Wilcoxon p {self.p_value:.3g} (Holm {self.p_holm:.3g}), {self.difference.groups} cases: {told}{flags}"
         )
 
 
