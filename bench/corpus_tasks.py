@@ -17,6 +17,7 @@ from dexcore.data.modality import Modality
 from dexcore.evaluate.tasks import Task, TaskError
 from dexcore.evaluate.tasks.importers.options import plane_rows
 from dexcore.evaluate.tasks.importers.raster import Pictures, read_any
+from dexcore.evaluate.tasks.table import SPLITS
 from dexcore.evaluate.tasks.write import write_task
 
 Rows = list[dict[str, Any]]
@@ -249,7 +250,7 @@ def main() -> None:
     if corpus is None:
         parser.error("DEXCORE_CORPUS is not set: expected the folder of the corpus")
     for task in corpus_tasks(Path(corpus), given.out, tuple(given.names)):
-        counts = ", ".join(f"{split} {len(task.split(split))}" for split in ("train", "val", "test"))  # type: ignore[arg-type]
+        counts = ", ".join(f"{split} {len(task.split(split))}" for split in SPLITS)
         print(f"{task.spec.path}: {counts}")
 
 

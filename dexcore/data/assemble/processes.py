@@ -1,7 +1,7 @@
 """Worker processes as an `Executor`, each by a pipe of its own: one that dies costs the task it ran, and nothing else.
 
 Those of `concurrent.futures.ProcessPoolExecutor` share two queues and their locks: one that is killed breaks the pool,
-and while another begins or the pool ends leaves it waiting for ever (one kill in a hundred, CPython 3.11 to 3.13).
+and while another begins or the pool ends may leave it waiting for ever.
 """
 
 import multiprocessing

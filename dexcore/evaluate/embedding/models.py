@@ -9,7 +9,6 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from dexcore.evaluate.embedding.encode import encoder_of
 from dexcore.evaluate.embedding.table import FeaturesError
 from dexcore.models import DEXVisionTransformer, MaskedAutoencoder, ModelFileError, load_dense_checkpoint
 from dexcore.models.hub import CONFIG_FILE
@@ -70,7 +69,7 @@ def _of_folder(folder: Path, img_size: int | None) -> nn.Module:
         return DEXVisionTransformer.from_pretrained(folder, img_size=img_size)
     except ModelFileError as error:
         try:  # one around a dense encoder
-            return encoder_of(MaskedAutoencoder.from_pretrained(folder, img_size=img_size))  # type: ignore[return-value]
+            return MaskedAutoencoder.from_pretrained(folder, img_size=img_size).encoder
         except ModelFileError:
             raise error from None
 

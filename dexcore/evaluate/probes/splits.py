@@ -12,6 +12,7 @@ import numpy as np
 from dexcore.evaluate.scores import Predictions
 from dexcore.evaluate.scores.gather import classified_of
 from dexcore.evaluate.tasks import Row, Task, TaskError
+from dexcore.evaluate.tasks.table import SPLITS
 
 Layers = Mapping[str, np.ndarray]  # features by layer, float [rows of the task, d], in the order of Task.rows
 
@@ -68,7 +69,7 @@ class Splits:
         """
         if task.spec.is_segmentation:
             raise TaskError(f"task {task.name}: is of kind {task.kind}: its probe is dense, on patch tokens")
-        parts = {name: _part(task, name) for name in ("train", "val", "test")}
+        parts = {name: _part(task, name) for name in SPLITS}
         for name in ("train", "test"):
             if not len(parts[name]):
                 raise TaskError(f"task {task.name}: has no image of split {name}: there is nothing to probe")

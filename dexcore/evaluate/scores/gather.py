@@ -9,7 +9,7 @@ from dexcore.evaluate.scores.classified import Classified
 from dexcore.evaluate.scores.counted import Counted
 from dexcore.evaluate.scores.predictions import Predictions, PredictionsError
 from dexcore.evaluate.tasks import Row, Task
-from dexcore.evaluate.tasks.task import SplitName
+from dexcore.evaluate.tasks.table import SplitName
 from dexcore.measures.overlap import count_channels, count_classes
 from dexcore.measures.surfaces import hausdorff_95, surface_dice
 

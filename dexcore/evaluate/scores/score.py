@@ -18,7 +18,7 @@ from dexcore.evaluate.scores.counted import PER_SLICE, SURFACES, Counted
 from dexcore.evaluate.scores.gather import check, classified, counted, matched
 from dexcore.evaluate.scores.predictions import Predictions
 from dexcore.evaluate.tasks import Row, Task
-from dexcore.evaluate.tasks.task import SplitName
+from dexcore.evaluate.tasks.table import SplitName
 from dexcore.files import write_whole
 from dexcore.measures.bootstrap import DRAWS, FEWEST_CASES, Estimate, Statistic, bootstrap
 from dexcore.report.arrays import read_arrays, write_arrays

@@ -145,7 +145,7 @@ def _classes(task: Task, held: dict[str, np.ndarray]) -> list[str]:
     # Class 0 of a segmentation is what is left: no score is about it.
     asked = range(1 if task.kind == "segmentation" else 0, len(task.classes))
     for split in SPLITS:
-        rows = task.split(split)  # type: ignore[arg-type]
+        rows = task.split(split)
         if not rows:
             if split == "test":
                 problems.append("has no row of split test: there is nothing to score")

@@ -294,7 +294,8 @@ def _fractions(value: Any) -> tuple[float, float, float]:
         raise ValueError(f"is {value!r}, expected the shares of train, val and test, as [0.7, 0.1, 0.2]")
     if not math.isclose(sum(numbers), 1, abs_tol=1e-6):
         raise ValueError(f"sums to {sum(numbers):.4g}, expected 1")
-    return tuple(map(float, numbers))  # type: ignore[return-value]
+    train, val, test = map(float, numbers)
+    return train, val, test
 
 
 def _any(value: Any) -> Any:

@@ -66,7 +66,7 @@ def _dealt(
     """The split of each group: part after part, what a split lacks in one is made up for in the next."""
     wanted = {split: share for split, share in zip(SPLITS, fractions, strict=True) if share > 0}
     lacking = dict.fromkeys(wanted, 0.0)
-    split_of = {}
+    split_of: dict[str, str] = {}
     for names in parts:
         total = sum(sizes[name] for name in names)
         for split, share in wanted.items():
@@ -86,7 +86,7 @@ def _dealt(
 def _missed(split_of: dict[str, str], sizes: dict[str, int], fractions: tuple[float, float, float]) -> str:
     """Which shares miss by more than some points and more than a few groups' size explains; empty where none does."""
     total = sum(sizes.values())
-    held = dict.fromkeys(SPLITS, 0)
+    held: dict[str, int] = dict.fromkeys(SPLITS, 0)
     for group, split in split_of.items():
         held[split] += sizes[group]
     allowed = max(_MOST_MISSED * total, 2 * total / len(sizes))

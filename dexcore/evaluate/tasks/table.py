@@ -21,7 +21,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from dexcore.data.modality import Modality
 from dexcore.evaluate.tasks.places import slice_of
@@ -29,7 +29,8 @@ from dexcore.evaluate.tasks.spec import Spec, TaskError
 from dexcore.extras import require
 from dexcore.files import write_whole
 
-SPLITS = ("train", "val", "test")
+SplitName = Literal["train", "val", "test"]
+SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 MASK = "mask_"  # the beginning of a channel's column
 SEEN = ("", "near", "exact")  # the stronger one later
 

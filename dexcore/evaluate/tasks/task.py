@@ -10,7 +10,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
-from typing import Literal
 
 import numpy as np
 
@@ -20,9 +19,19 @@ from dexcore.data.record import ImageRecord
 from dexcore.evaluate.tasks.pixels import PixelsError, normalised, read_labels, read_plane, to_classes
 from dexcore.evaluate.tasks.spec import Spec, TaskError, load_spec
 from dexcore.evaluate.tasks.split import draw_split
-from dexcore.evaluate.tasks.table import MASK, SEEN, Cells, Row, make_row, needed, read_table, row_error, write_column
+from dexcore.evaluate.tasks.table import (
+    MASK,
+    SEEN,
+    Cells,
+    Row,
+    SplitName,
+    make_row,
+    needed,
+    read_table,
+    row_error,
+    write_column,
+)
 
-SplitName = Literal["train", "val", "test"]
 # What of the YAML decides a number; paths, names and notes do not.
 _RULES = (
     *("kind", "classes", "ignore", "mask_values", "regions", "normalization", "units", "range"),

@@ -37,10 +37,10 @@ def import_medmnist(src: Path, out: Path, options: Options) -> Imported:
     classes = options.classes or tuple(map(str, range(count)))
     if len(classes) != count:
         raise TaskError(f"{src}: holds {count} classes, --classes names {len(classes)}")
-    for split, found in labels.items():
+    for part, found in labels.items():
         for index, label in enumerate(found):
             names = [classes[number] for number in (np.flatnonzero(label) if multilabel else label)]
-            rows.append({"image": f"{src.name}#{split}_images={index}", "label": ";".join(names), "split": split})
+            rows.append({"image": f"{src.name}#{part}_images={index}", "label": ";".join(names), "split": part})
     task = write_task(
         out,
         options.name or src.stem,
