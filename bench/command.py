@@ -16,7 +16,7 @@ import torch
 
 from bench import plot
 from bench.timing import ceilings, machine, write_line
-from dexcore.train.memory import keep_freed_memory
+from dexcore.engine.memory import keep_freed_memory
 
 Ceilings = dict[torch.dtype, dict[str, float]]
 Refused = dict[str, dict[str, str]]  # by case: the contenders that are not timed, and why

@@ -17,13 +17,13 @@ from bench.command import Goal, Line, Options, judged, table_row
 from bench.timing import machine, summary
 from dexcore.data.store import write_store
 from dexcore.data.synthetic import SyntheticMVU
+from dexcore.engine.stop import StopRequest
 from dexcore.models.precision import compute_dtype, uses_bf16
 from dexcore.nn import fast_layers
 from dexcore.train.config import PRESETS, PretrainConfig
 from dexcore.train.finish import finish
 from dexcore.train.loop import Pretraining
 from dexcore.train.run_folder import open_run_folder
-from dexcore.train.stop import StopRequest
 
 PARTS = ("data", "forward", "backward", "clip and optimizer", "GEMA")
 

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     import torch
 
     from dexcore.data.feed.dataset import MVUDataset
+    from dexcore.engine.ranks import Ranks
     from dexcore.evaluate.embedding import FeatureTable
-    from dexcore.train.ranks import Ranks
 
 _FEATURES = (
     "Compute the features of a task's images and keep them: what was computed of the same model, preprocessing and "
@@ -149,8 +149,8 @@ def _built(arguments: argparse.Namespace, cache: Path) -> tuple[Path, int]:
 @contextmanager
 def _ranks(device: str) -> Iterator[tuple["Ranks", "torch.device"]]:
     """The processes that share the work, and this one's device."""
-    from dexcore.train.device import choose_device
-    from dexcore.train.ranks import LostRankError, MainRankError, join_ranks
+    from dexcore.engine.device import choose_device
+    from dexcore.engine.ranks import LostRankError, MainRankError, join_ranks
 
     try:
         with join_ranks(device) as ranks:

@@ -19,8 +19,9 @@ MAY_USE = {
     "data": set(),
     "measures": set(),
     "report": {"measures", "data"},
-    "evaluate": {"report", "measures", "models", "data", "nn", "ops"},
-    "train": {"evaluate", "report", "models", "data", "nn", "ops", "kernels"},
+    "engine": {"ops"},
+    "evaluate": {"engine", "report", "measures", "models", "data", "nn", "ops"},
+    "train": {"engine", "evaluate", "report", "models", "data", "nn", "ops", "kernels"},
 }
 
 

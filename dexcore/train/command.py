@@ -9,14 +9,15 @@ import torch
 
 from dexcore.data.readers import UnreadableFileError
 from dexcore.data.store.manifest import StoreError
+from dexcore.engine.checkpoint import CheckpointError
+from dexcore.engine.config import ConfigError
+from dexcore.engine.memory import keep_freed_memory
+from dexcore.engine.ranks import LostRankError, MainRankError, environment_rank
 from dexcore.extras import MissingExtraError
 from dexcore.train.arguments import parse
-from dexcore.train.checkpoint import CheckpointError
-from dexcore.train.config import ConfigError, PretrainConfig
+from dexcore.train.config import PretrainConfig
 from dexcore.train.loop import TrainingError
-from dexcore.train.memory import keep_freed_memory
 from dexcore.train.provenance import repeat_command
-from dexcore.train.ranks import LostRankError, MainRankError, environment_rank
 from dexcore.train.run import pretrain
 from dexcore.train.run_folder import RunFolderError
 

@@ -5,17 +5,14 @@ The defaults are the paper's recipe (method section 4); `PRESETS` holds it under
 command line or a YAML file is `dexcore.train.arguments`.
 """
 
-import math
-import os
-import reprlib
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Literal
 
+from dexcore.engine.config import check_field, check_kinds, check_values, flat
 from dexcore.evaluate.setting import Setting
 
 # Ours, far above what is used: beyond them a run would not fail but seem to hang, or take a machine's memory.
-_LARGEST_FLOAT32 = (2 - 2**-23) * 2.0**127
 _MOST_NUMBERS = 10**12
 _MOST_BLOCKS = 1024
 _MOST_PIXELS = 1 << 14
@@ -23,68 +20,6 @@ _MOST_CHANNELS = 1 << 10
 _DATA_RANGES = {"epoch_size": (0, 10**9), "batch_size": (1, 2**20), "accumulate": (1, 2**20), "workers": (-1, 1024)}
 # Mirrored, they are still of somebody: left and right of the body cannot be told on them.
 _UNSIDED = ("Fundus", "OCT", "Pathology", "Endoscopy", "Photo")
-
-
-class ConfigError(ValueError):
-    """A field of the configuration is out of range, contradicts another, or does not exist."""
-
-
-_SHORT = reprlib.Repr()
-_SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxtuple, _SHORT.maxstring, _SHORT.maxother = 3, 12, 12, 120, 120
-
-
-def shown(value: object) -> str:
-    """``repr(value)``, cut short: a file may hold a list of a million or a number of ten thousand digits."""
-    try:
-        return _SHORT.repr(value)
-    except ValueError:  # more digits than Python turns into text
-        return "a number of thousands of digits"
-
-
-def _require(condition: bool, name: str, expected: str, value: object) -> None:
-    if not condition:
-        raise ConfigError(f"{name}: expected {expected}, got {shown(value)}")
-
-
-def _require_kinds(section: Any, prefix: str = "") -> None:
-    """Every value is of its field's kind, and whole numbers fit 64 bits: with larger ones something overflows."""
-    for name, hint in get_type_hints(type(section)).items():
-        value = getattr(section, name)
-        fits, expected = _kind(value, hint)
-        _require(fits, prefix + name, expected, value)
-        for number in value if isinstance(value, tuple) else (value,):
-            _require(not isinstance(number, int) or abs(number) < 2**63, prefix + name, "a number of 64 bits", value)
-
-
-def _kind(value: Any, hint: Any) -> tuple[bool, str]:
-    """Whether ``value`` is of a field's kind, and the kind in words."""
-    if get_origin(hint) is Literal:
-        return value in get_args(hint), " or ".join(repr(choice) for choice in get_args(hint))
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool), "a number"
-    if hint in (int, bool, str):
-        return type(value) is hint, {int: "a whole number", bool: "true or false", str: "a text"}[hint]
-    if is_dataclass(hint):
-        return isinstance(value, hint), f"a {hint.__name__}"  # type: ignore[arg-type, union-attr]
-    numbers = value if isinstance(value, tuple) else (value,)  # int | tuple[int, ...]
-    return bool(numbers) and all(type(number) is int for number in numbers), "a whole number, or a list of them"
-
-
-def _can_be_a_path(text: str) -> bool:
-    try:
-        return b"\0" not in os.fsencode(text)
-    except UnicodeEncodeError:  # half a character
-        return False
-
-
-def flat(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every field of a (nested) configuration as ``("model.dim", 768)``."""
-    for item in fields(config):
-        value = getattr(config, item.name)
-        if is_dataclass(value):
-            yield from flat(value, f"{prefix}{item.name}.")
-        else:
-            yield f"{prefix}{item.name}", value
 
 
 @dataclass(frozen=True)
@@ -132,7 +67,7 @@ class ModelConfig:
     """Whether the target is every patch normalized by its own mean and deviation."""
 
     def __post_init__(self) -> None:
-        _require_kinds(self, "model.")
+        check_kinds(self, "model.")
         for name in (
             "image_size",
             "patch_size",
@@ -144,13 +79,13 @@ class ModelConfig:
             "decoder_depth",
             "decoder_heads",
         ):
-            _require(getattr(self, name) >= 1, f"model.{name}", "at least 1", getattr(self, name))
-        _require(self.image_size <= _MOST_PIXELS, "model.image_size", f"at most {_MOST_PIXELS}", self.image_size)
-        _require(self.in_chans <= _MOST_CHANNELS, "model.in_chans", f"at most {_MOST_CHANNELS}", self.in_chans)
+            check_field(getattr(self, name) >= 1, f"model.{name}", "at least 1", getattr(self, name))
+        check_field(self.image_size <= _MOST_PIXELS, "model.image_size", f"at most {_MOST_PIXELS}", self.image_size)
+        check_field(self.in_chans <= _MOST_CHANNELS, "model.in_chans", f"at most {_MOST_CHANNELS}", self.in_chans)
         for name in ("depth", "decoder_depth"):
             most = f"at most {_MOST_BLOCKS}"
-            _require(getattr(self, name) <= _MOST_BLOCKS, f"model.{name}", most, getattr(self, name))
-        _require(
+            check_field(getattr(self, name) <= _MOST_BLOCKS, f"model.{name}", most, getattr(self, name))
+        check_field(
             self.image_size % self.patch_size == 0,
             "model.image_size",
             f"a multiple of model.patch_size = {self.patch_size}",
@@ -159,19 +94,21 @@ class ModelConfig:
         for width, heads in (("dim", "heads"), ("decoder_dim", "decoder_heads")):
             value, count = getattr(self, width), getattr(self, heads)
             multiple = f"a multiple of 4 and of model.{heads} = {count}"
-            _require(value % 4 == 0 and value % count == 0, f"model.{width}", multiple, value)
+            check_field(value % 4 == 0 and value % count == 0, f"model.{width}", multiple, value)
         hidden = f"a number that makes of model.dim = {self.dim} at least 1 and below 2^31 hidden units"
-        _require(1 <= self.dim * self.mlp_ratio < 2**31, "model.mlp_ratio", hidden, self.mlp_ratio)
-        _require(self.tau > 0, "model.tau", "a number above 0", self.tau)
-        _require(0 < self.mask_ratio < 1, "model.mask_ratio", "a number between 0 and 1", self.mask_ratio)
+        check_field(1 <= self.dim * self.mlp_ratio < 2**31, "model.mlp_ratio", hidden, self.mlp_ratio)
+        check_field(self.tau > 0, "model.tau", "a number above 0", self.tau)
+        check_field(0 < self.mask_ratio < 1, "model.mask_ratio", "a number between 0 and 1", self.mask_ratio)
         patches = (self.image_size // self.patch_size) ** 2
         visible = int(patches * (1 - self.mask_ratio))
-        _require(visible >= 1, "model.mask_ratio", "at least one patch left visible", self.mask_ratio)
-        _require(visible < patches, "model.mask_ratio", "at least one patch hidden", self.mask_ratio)
+        check_field(visible >= 1, "model.mask_ratio", "at least one patch left visible", self.mask_ratio)
+        check_field(visible < patches, "model.mask_ratio", "at least one patch hidden", self.mask_ratio)
         for block, (experts, k) in enumerate(zip(*self._a_block(), strict=True)):
-            _require(experts >= 1, "model.num_experts", "at least 1 in every block", self.num_experts)
-            _require(1 <= k <= experts, "model.top_k", f"1 to {experts}, the experts of block {block}", self.top_k)
-        _require(self._numbers() <= _MOST_NUMBERS, "model", f"at most {_MOST_NUMBERS:.0e} parameters", self._numbers())
+            check_field(experts >= 1, "model.num_experts", "at least 1 in every block", self.num_experts)
+            check_field(1 <= k <= experts, "model.top_k", f"1 to {experts}, the experts of block {block}", self.top_k)
+        check_field(
+            self._numbers() <= _MOST_NUMBERS, "model", f"at most {_MOST_NUMBERS:.0e} parameters", self._numbers()
+        )
 
     def _numbers(self) -> int:
         """About how many numbers the model holds."""
@@ -187,7 +124,7 @@ class ModelConfig:
         given = {name: getattr(self, name) for name in ("num_experts", "top_k")}
         for name, value in given.items():
             one_a_block = isinstance(value, int) or len(value) == self.depth
-            _require(one_a_block, f"model.{name}", f"one number, or model.depth = {self.depth}", value)
+            check_field(one_a_block, f"model.{name}", f"one number, or model.depth = {self.depth}", value)
         blocks = 1 if all(isinstance(value, int) for value in given.values()) else self.depth
         experts, top_k = ((value,) * blocks if isinstance(value, int) else value for value in given.values())
         return experts, top_k
@@ -233,26 +170,26 @@ class DataConfig:
     """Share of unreadable images above which the run fails."""
 
     def __post_init__(self) -> None:
-        _require_kinds(self, "data.")
-        _require(0 <= self.balance <= 1, "data.balance", "a number from 0 to 1", self.balance)
+        check_kinds(self, "data.")
+        check_field(0 <= self.balance <= 1, "data.balance", "a number from 0 to 1", self.balance)
         for name, (least, most) in _DATA_RANGES.items():
             value = getattr(self, name)
-            _require(value >= least, f"data.{name}", f"at least {least}", value)
-            _require(value <= most, f"data.{name}", f"at most {most}", value)
-        _require(0 < self.min_area <= 1, "data.min_area", "a number above 0, at most 1", self.min_area)
-        _require(0 <= self.cache <= 0.9, "data.cache", "a share from 0 to 0.9", self.cache)
-        _require(0 <= self.rotation <= 180, "data.rotation", "0 to 180 degrees", self.rotation)
-        _require(0 <= self.intensity <= 4, "data.intensity", "a number from 0 to 4", self.intensity)
-        _require(all(self.flip.split(",")), "data.flip", "all, none, unsided, or names of modalities", self.flip)
-        _require(
+            check_field(value >= least, f"data.{name}", f"at least {least}", value)
+            check_field(value <= most, f"data.{name}", f"at most {most}", value)
+        check_field(0 < self.min_area <= 1, "data.min_area", "a number above 0, at most 1", self.min_area)
+        check_field(0 <= self.cache <= 0.9, "data.cache", "a share from 0 to 0.9", self.cache)
+        check_field(0 <= self.rotation <= 180, "data.rotation", "0 to 180 degrees", self.rotation)
+        check_field(0 <= self.intensity <= 4, "data.intensity", "a number from 0 to 4", self.intensity)
+        check_field(all(self.flip.split(",")), "data.flip", "all, none, unsided, or names of modalities", self.flip)
+        check_field(
             self.batch_size % self.accumulate == 0,
             "data.batch_size",
             f"a multiple of data.accumulate = {self.accumulate}",
             self.batch_size,
         )
-        _require(not (self.store and self.images), "data.images", "none beside data.store", self.images)
-        _require(not self.modality or self.images != "", "data.modality", "none without data.images", self.modality)
-        _require(0 <= self.max_replaced <= 1, "data.max_replaced", "a number from 0 to 1", self.max_replaced)
+        check_field(not (self.store and self.images), "data.images", "none beside data.store", self.images)
+        check_field(not self.modality or self.images != "", "data.modality", "none without data.images", self.modality)
+        check_field(0 <= self.max_replaced <= 1, "data.max_replaced", "a number from 0 to 1", self.max_replaced)
 
     def mirrored(self, modality_names: Collection[str]) -> list[str]:
         """Which of the images' modalities ``flip`` is for.
@@ -264,7 +201,7 @@ class DataConfig:
         names = fixed.get(self.flip, self.flip.split(","))
         unknown = [name for name in names if name not in modality_names]
         expected = f"all, none, unsided, or some of {','.join(modality_names)}"
-        _require(not unknown, "data.flip", expected, self.flip)
+        check_field(not unknown, "data.flip", expected, self.flip)
         return names
 
 
@@ -288,14 +225,14 @@ class OptimizerConfig:
     """Largest norm of the whole gradient."""
 
     def __post_init__(self) -> None:
-        _require_kinds(self, "optimizer.")
-        _require(self.base_lr > 0, "optimizer.base_lr", "a number above 0", self.base_lr)
-        _require(self.min_lr >= 0, "optimizer.min_lr", "at least 0", self.min_lr)
-        _require(self.warmup_epochs >= 0, "optimizer.warmup_epochs", "at least 0", self.warmup_epochs)
-        _require(self.weight_decay >= 0, "optimizer.weight_decay", "at least 0", self.weight_decay)
+        check_kinds(self, "optimizer.")
+        check_field(self.base_lr > 0, "optimizer.base_lr", "a number above 0", self.base_lr)
+        check_field(self.min_lr >= 0, "optimizer.min_lr", "at least 0", self.min_lr)
+        check_field(self.warmup_epochs >= 0, "optimizer.warmup_epochs", "at least 0", self.warmup_epochs)
+        check_field(self.weight_decay >= 0, "optimizer.weight_decay", "at least 0", self.weight_decay)
         for name in ("beta1", "beta2"):
-            _require(0 <= getattr(self, name) < 1, f"optimizer.{name}", "0 to below 1", getattr(self, name))
-        _require(self.clip_norm > 0, "optimizer.clip_norm", "a number above 0", self.clip_norm)
+            check_field(0 <= getattr(self, name) < 1, f"optimizer.{name}", "0 to below 1", getattr(self, name))
+        check_field(self.clip_norm > 0, "optimizer.clip_norm", "a number above 0", self.clip_norm)
 
 
 @dataclass(frozen=True)
@@ -316,11 +253,11 @@ class DexConfig:
     """Deviation of the router's exploration noise at the start; it falls to 0 on a half cosine."""
 
     def __post_init__(self) -> None:
-        _require_kinds(self, "dex.")
+        check_kinds(self, "dex.")
         for name in ("lambda_align", "lambda_balance", "noise_start"):
-            _require(getattr(self, name) >= 0, f"dex.{name}", "at least 0", getattr(self, name))
+            check_field(getattr(self, name) >= 0, f"dex.{name}", "at least 0", getattr(self, name))
         for name in ("momentum_start", "momentum_end"):
-            _require(0 <= getattr(self, name) <= 1, f"dex.{name}", "a number from 0 to 1", getattr(self, name))
+            check_field(0 <= getattr(self, name) <= 1, f"dex.{name}", "a number from 0 to 1", getattr(self, name))
 
 
 @dataclass(frozen=True)
@@ -345,11 +282,11 @@ class RunConfig:
     """Images a modality, of the training and of the held-out ones each, that are evaluated at the end."""
 
     def __post_init__(self) -> None:
-        _require_kinds(self, "run.")
-        _require(self.epochs > 0, "run.epochs", "a number above 0", self.epochs)
-        _require(0 <= self.seed < 2**32, "run.seed", "0 to 2^32 - 1", self.seed)
+        check_kinds(self, "run.")
+        check_field(self.epochs > 0, "run.epochs", "a number above 0", self.epochs)
+        check_field(0 <= self.seed < 2**32, "run.seed", "0 to 2^32 - 1", self.seed)
         for name in ("checkpoint_every", "keep_checkpoints", "max_skipped", "evaluate_images"):
-            _require(getattr(self, name) >= 1, f"run.{name}", "at least 1", getattr(self, name))
+            check_field(getattr(self, name) >= 1, f"run.{name}", "at least 1", getattr(self, name))
 
 
 @dataclass(frozen=True)
@@ -369,20 +306,16 @@ class PretrainConfig:
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
-        _require_kinds(self)
-        for name, value in flat(self):
-            number = value if isinstance(value, float) else 0.0
-            _require(math.isfinite(number), name, "a finite number", value)
-            _require(abs(number) <= _LARGEST_FLOAT32, name, f"at most {_LARGEST_FLOAT32:.2g}, float32's largest", value)
-            _require(not isinstance(value, str) or _can_be_a_path(value), name, "a text that can name a file", value)
-        _require(self.out != "", "out", "the path of a folder", self.out)
-        _require(
+        check_kinds(self)
+        check_values(self)
+        check_field(self.out != "", "out", "the path of a folder", self.out)
+        check_field(
             self.optimizer.warmup_epochs < self.run.epochs,
             "optimizer.warmup_epochs",
             f"less than run.epochs = {self.run.epochs:g}",
             self.optimizer.warmup_epochs,
         )
-        _require(
+        check_field(
             self.optimizer.min_lr <= self.peak_lr,
             "optimizer.min_lr",
             f"at most the peak learning rate {self.peak_lr:g}",

@@ -18,8 +18,8 @@ from dexcore.data.assemble.plan import PACKAGES, package_version
 from dexcore.data.readers import UnreadableFileError
 from dexcore.data.sources.samples import link_packages, sample_recipes
 from dexcore.data.store.manifest import StoreError
+from dexcore.engine.config import ConfigError
 from dexcore.report.store_page import report_store
-from dexcore.train.config import ConfigError
 
 # What the sample store's bytes depend on, beside what every store's do and this package's own files.
 _SAMPLE_PACKAGES = ("pydicom-data", "nilearn", "scikit-image")

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from dexcore.engine.progress import ProgressDisplay
+from dexcore.engine.ranks import Ranks
 from dexcore.evaluate.similarity import Alignment
 from dexcore.report.files import METRICS_FILE, SIMILARITY_FILE
-from dexcore.train.progress import ProgressDisplay
-from dexcore.train.ranks import Ranks
 from dexcore.train.run_folder import SKIPPED_FILE, LineFile
 
 

@@ -24,6 +24,12 @@ from dexcore.data.feed.dataset import MVUDataset
 from dexcore.data.feed.order import GlobalBatchSampler, GlobalOrder
 from dexcore.data.feed.own import OwnImages
 from dexcore.data.feed.pretrain_view import PretrainView, ReplacementLimit, collate
+from dexcore.engine.checkpoint import Progress, load_checkpoint, save_checkpoint
+from dexcore.engine.config import ConfigError
+from dexcore.engine.device import check_backend, choose_device
+from dexcore.engine.gradient_norm import gradient_norm
+from dexcore.engine.ranks import ALONE, Ranks
+from dexcore.engine.stop import StopRequest, leave_signals_to_parent, signals_held_back
 from dexcore.evaluate.similarity import alignment, expert_similarity, moments
 from dexcore.extras import require
 from dexcore.models.precision import autocast, compute_dtype
@@ -41,18 +47,13 @@ from dexcore.nn import (
 from dexcore.nn.mlp import dex_layers
 from dexcore.ops.backend import resolve
 from dexcore.train.build import build_model
-from dexcore.train.checkpoint import Progress, load_checkpoint, save_checkpoint
-from dexcore.train.config import ConfigError, PretrainConfig
-from dexcore.train.device import check_backend, choose_device
-from dexcore.train.gradient_norm import gradient_norm
+from dexcore.train.config import PretrainConfig
 from dexcore.train.image_store import folder_store, sample_store
 from dexcore.train.journal import Journal
 from dexcore.train.provenance import check_images, describe_images, record_start
-from dexcore.train.ranks import ALONE, Ranks
 from dexcore.train.run_folder import CHECKPOINTS_FOLDER, check_not_begun, write_config
 from dexcore.train.schedules import Schedule, StepValues
 from dexcore.train.step0 import measure_step0
-from dexcore.train.stop import StopRequest, leave_signals_to_parent, signals_held_back
 
 
 class TrainingError(RuntimeError):

@@ -20,7 +20,7 @@ import torch
 
 import dexcore
 from dexcore.data.feed.pretrain_view import Images
-from dexcore.train.ranks import environment_number, environment_rank
+from dexcore.engine.ranks import environment_number, environment_rank
 from dexcore.train.run_folder import STARTS_FILE, LineFile, RunFolderError
 
 _PACKAGES = ("torch", "timm", "triton", "numpy", "safetensors", "pyarrow", "opencv-python-headless", "Pillow")

@@ -11,13 +11,13 @@ import torch
 from torch.utils.data import Dataset
 
 from dexcore.checks import check_kind
+from dexcore.engine.ranks import LostRankError, environment_rank, join_ranks
+from dexcore.engine.stop import EXIT_STOPPED, Stopped, StopRequest
 from dexcore.train.config import PretrainConfig
 from dexcore.train.dry_run import rehearse
 from dexcore.train.finish import finish
 from dexcore.train.loop import Pretraining
-from dexcore.train.ranks import LostRankError, environment_rank, join_ranks
 from dexcore.train.run_folder import open_run_folder
-from dexcore.train.stop import EXIT_STOPPED, Stopped, StopRequest
 
 Transform = Callable[[Any], torch.Tensor]
 

@@ -5,7 +5,7 @@ starts.jsonl        a line a beginning or resumption: command, versions, git sta
 metrics.jsonl       a line a step
 similarity.jsonl    a line a moment at which the experts were compared, "step" being the steps done
 skipped.jsonl       a line a step that was skipped, with its sample ids
-checkpoints/        see `dexcore.train.checkpoint`
+checkpoints/        see `dexcore.engine.checkpoint`
 model/              the trained autoencoder, for `MaskedAutoencoder.from_pretrained`
 evaluation_step0.npz, analysis_step0.npz      what the model measures before its first step
 evaluation.npz, analysis.npz, summary.json, report.html, report/      see `dexcore.report`
@@ -20,6 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
+from dexcore.engine.config_file import read_yaml, to_yaml
 from dexcore.files import write_whole
 from dexcore.report.files import (
     CONFIG_FILE,
@@ -30,7 +31,6 @@ from dexcore.report.files import (
     STEP0_ANALYSIS_FILE,
     STEP0_EVALUATION_FILE,
 )
-from dexcore.train.arguments import read_yaml, to_yaml
 from dexcore.train.config import PretrainConfig, differences
 
 SKIPPED_FILE = "skipped.jsonl"

@@ -15,12 +15,12 @@ import numpy as np
 import torch.distributed as dist
 from runs import state
 
-from dexcore.train.arguments import read_yaml
+from dexcore.engine.config_file import read_yaml
+from dexcore.engine.ranks import join_ranks
+from dexcore.engine.stop import EXIT_STOPPED, StopRequest
 from dexcore.train.config import PretrainConfig
 from dexcore.train.loop import Pretraining
-from dexcore.train.ranks import join_ranks
 from dexcore.train.run_folder import open_run_folder
-from dexcore.train.stop import EXIT_STOPPED, StopRequest
 
 _calls = 0
 _all_reduce = dist.all_reduce

@@ -17,7 +17,7 @@ from dexcore.data.modality import Modality
 from dexcore.data.record import ImageRecord
 from dexcore.data.store import write_store
 from dexcore.data.synthetic import SyntheticMVU
-from dexcore.train.arguments import to_yaml
+from dexcore.engine.config_file import to_yaml
 from dexcore.train.config import (
     DataConfig,
     DexConfig,

@@ -4,8 +4,10 @@ import re
 
 import pytest
 
-from dexcore.train.arguments import parse, read_yaml, to_yaml
-from dexcore.train.config import PRESETS, ConfigError, ModelConfig, PretrainConfig, flat
+from dexcore.engine.config import ConfigError, flat
+from dexcore.engine.config_file import read_yaml, to_yaml
+from dexcore.train.arguments import parse
+from dexcore.train.config import PRESETS, ModelConfig, PretrainConfig
 
 
 def test_without_flags_it_is_the_laptop_preset():

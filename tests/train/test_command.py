@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from runs import tiny, write_images
 
+from dexcore.engine.config_file import to_yaml
 from dexcore.train import image_store
-from dexcore.train.arguments import to_yaml
 from dexcore.train.command import EXIT_ERROR, main
 
 

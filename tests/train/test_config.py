@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
+from dexcore.engine.config import ConfigError, flat
 from dexcore.train.config import (
     MAY_CHANGE_ON_RESUME,
     PRESETS,
-    ConfigError,
     DataConfig,
     DexConfig,
     ModelConfig,
@@ -15,7 +15,6 @@ from dexcore.train.config import (
     PretrainConfig,
     RunConfig,
     differences,
-    flat,
 )
 
 

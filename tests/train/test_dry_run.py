@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from runs import ends, flags, start_ranks, tiny
 
-from dexcore.train.arguments import to_yaml
+from dexcore.engine.config_file import to_yaml
 from dexcore.train.command import main
 from dexcore.train.dry_run import _estimate
 

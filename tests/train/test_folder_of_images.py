@@ -8,8 +8,9 @@ from PIL import Image
 from runs import metrics, tiny
 
 from dexcore.data.feed.dataset import open_mvu
+from dexcore.engine.config import ConfigError
 from dexcore.train import pretrain
-from dexcore.train.config import ConfigError, DataConfig
+from dexcore.train.config import DataConfig
 from dexcore.train.image_store import folder_store
 
 

@@ -12,9 +12,10 @@ import pytest
 import yaml
 from runs import tiny
 
-from dexcore.train.arguments import read_yaml, to_yaml
+from dexcore.engine.config import ConfigError
+from dexcore.engine.config_file import read_yaml, to_yaml
 from dexcore.train.command import main
-from dexcore.train.config import PRESETS, ConfigError
+from dexcore.train.config import PRESETS
 
 GOOD = to_yaml(PRESETS["laptop"])
 FILES = 300

@@ -15,10 +15,10 @@ from runs import EXAMPLE, STEPS, flags, metrics, start, state, tiny, write_image
 
 from dexcore.data.store import Store
 from dexcore.data.store.manifest import StoreError
+from dexcore.engine.config import ConfigError
 from dexcore.extras import MissingExtraError
 from dexcore.models import DEXVisionTransformer, MaskedAutoencoder
 from dexcore.report import Evaluation
-from dexcore.train.config import ConfigError
 from dexcore.train.finish import finish
 from dexcore.train.loop import Pretraining, TrainingError
 from dexcore.train.run import pretrain

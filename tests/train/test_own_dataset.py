@@ -9,8 +9,8 @@ import torch
 from runs import metrics, tiny
 
 from dexcore.data.synthetic import SyntheticMVU
+from dexcore.engine.config import ConfigError
 from dexcore.train import pretrain
-from dexcore.train.config import ConfigError
 from dexcore.train.run_folder import RunFolderError
 
 

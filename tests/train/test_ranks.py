@@ -15,12 +15,13 @@ import pytest
 import torch
 from runs import EXAMPLE, STEPS, ends, flags, metrics, similarities, start_ranks, state, tiny, wait_for_steps
 
+from dexcore.engine.config import ConfigError
+from dexcore.engine.ranks import LostRankError, Ranks, environment_rank, join_ranks
+from dexcore.engine.stop import EXIT_STOPPED, StopRequest
 from dexcore.train.command import main
-from dexcore.train.config import ConfigError, DexConfig, PretrainConfig
+from dexcore.train.config import DexConfig, PretrainConfig
 from dexcore.train.loop import Pretraining
-from dexcore.train.ranks import LostRankError, Ranks, environment_rank, join_ranks
 from dexcore.train.run_folder import open_run_folder
-from dexcore.train.stop import EXIT_STOPPED, StopRequest
 
 RANK_RUN = str(Path(__file__).with_name("rank_run.py"))
 BATCH = 12

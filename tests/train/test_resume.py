@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from runs import STEPS, metrics, similarities, start, tiny, wait_for_steps, write_images
 
+from dexcore.engine.stop import EXIT_STOPPED, StopRequest
 from dexcore.train import pretrain
 from dexcore.train.loop import Pretraining
 from dexcore.train.run_folder import RunFolderError, open_run_folder
-from dexcore.train.stop import EXIT_STOPPED, StopRequest
 
 
 def _resumed(config):

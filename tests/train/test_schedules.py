@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from dexcore.engine.schedules import half_cosine, learning_rate
 from dexcore.train.config import DataConfig, DexConfig, OptimizerConfig, PretrainConfig, RunConfig
-from dexcore.train.schedules import Schedule, half_cosine, learning_rate
+from dexcore.train.schedules import Schedule
 
 _CONFIG = PretrainConfig(
     data=DataConfig(batch_size=10),

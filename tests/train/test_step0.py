@@ -12,15 +12,15 @@ import torch
 from runs import metrics, state, tiny
 
 from dexcore.data.feed.dataset import open_mvu
+from dexcore.engine.ranks import ALONE
+from dexcore.engine.stop import StopRequest
 from dexcore.evaluate.analyze import analyze
 from dexcore.evaluate.reconstruct import evaluate
 from dexcore.report import Analysis, Evaluation, build_report
 from dexcore.train import pretrain
 from dexcore.train.loop import Pretraining
-from dexcore.train.ranks import ALONE
 from dexcore.train.run_folder import RunFolderError, open_run_folder
 from dexcore.train.step0 import measure_step0
-from dexcore.train.stop import StopRequest
 
 _CPU = torch.device("cpu")
 FILES = ("evaluation_step0.npz", "analysis_step0.npz")

@@ -12,8 +12,8 @@ import pytest
 from runs import EXAMPLE, ends, flags, metrics, start, start_one_of_two, start_ranks, tiny, wait_for_steps
 from torch.utils.data import DataLoader, Dataset
 
+from dexcore.engine.stop import EXIT_STOPPED, Stopped, StopRequest, leave_signals_to_parent, signals_held_back
 from dexcore.train import PretrainConfig
-from dexcore.train.stop import EXIT_STOPPED, Stopped, StopRequest, leave_signals_to_parent, signals_held_back
 
 SIGNALS = ["SIGTERM", "SIGINT", "SIGUSR1"]
 MANY_STEPS = 2000

@@ -8,10 +8,10 @@ import pytest
 from runs import tiny
 
 from dexcore.cli import main
+from dexcore.engine.stop import StopRequest
 from dexcore.train.loop import Pretraining, TrainingError
 from dexcore.train.run import pretrain
 from dexcore.train.run_folder import open_run_folder
-from dexcore.train.stop import StopRequest
 
 
 def _trained(config, steps):

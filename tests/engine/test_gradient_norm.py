@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from assertions import assert_close
-from dexcore.train.gradient_norm import gradient_norm
+from dexcore.engine.gradient_norm import gradient_norm
 
 
 @given(shapes=st.lists(st.lists(st.integers(1, 9), max_size=4), min_size=1, max_size=6), seed=st.integers(0, 999))

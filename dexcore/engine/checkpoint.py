@@ -37,8 +37,8 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
+from dexcore.engine.ranks import ALONE, Ranks
 from dexcore.files import sync_folder
-from dexcore.train.ranks import ALONE, Ranks
 
 _STATE = "state.json"
 _VERSION = 1

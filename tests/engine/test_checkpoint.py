@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from dexcore.train.checkpoint import CheckpointError, Progress, load_checkpoint, save_checkpoint
+from dexcore.engine.checkpoint import CheckpointError, Progress, load_checkpoint, save_checkpoint
 
 
 def _progress(step: int) -> Progress:
@@ -132,7 +132,7 @@ def test_an_index_that_would_run_code_is_refused(tmp_path, monkeypatch):
     model, optimizer = _trained(1)
     path = save_checkpoint(tmp_path / "run", model, optimizer, _progress(5), keep=2)
     (path / ".metadata").write_bytes(pickle.dumps(Attack()))
-    monkeypatch.setattr("dexcore.train.checkpoint._verified", lambda _: _progress(5))  # an attacker can hash
+    monkeypatch.setattr("dexcore.engine.checkpoint._verified", lambda _: _progress(5))  # an attacker can hash
     with pytest.raises(CheckpointError, match="no checkpoint of ours holds"):
         _load(tmp_path / "run")
     assert not (tmp_path / "attacked").exists()
@@ -153,7 +153,7 @@ def test_an_index_that_python_3_11_2_wrote_is_read(tmp_path):
         _AsPython3112(file, protocol=4).dump(index)
     assert b"getattr" in (path / ".metadata").read_bytes()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dexcore.train.checkpoint._verified", lambda _: _progress(5))
+        patch.setattr("dexcore.engine.checkpoint._verified", lambda _: _progress(5))
         loaded, _, progress, _ = _load(tmp_path)
     assert progress == _progress(5)
     _assert_same_state(model, loaded)
@@ -167,7 +167,7 @@ def test_an_index_gives_no_attribute_of_what_is_no_enum(tmp_path, monkeypatch):
     model, optimizer = _trained(1)
     path = save_checkpoint(tmp_path, model, optimizer, _progress(5), keep=2)
     (path / ".metadata").write_bytes(pickle.dumps(Attack()))
-    monkeypatch.setattr("dexcore.train.checkpoint._verified", lambda _: _progress(5))
+    monkeypatch.setattr("dexcore.engine.checkpoint._verified", lambda _: _progress(5))
     with pytest.raises(CheckpointError, match="asks for an attribute of"):
         _load(tmp_path)
 
@@ -196,7 +196,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from test_checkpoint import _progress, _trained
-from dexcore.train.checkpoint import save_checkpoint
+from dexcore.engine.checkpoint import save_checkpoint
 
 def save(folder):
     print(os.getpid(), flush=True)

@@ -4,8 +4,8 @@ import textwrap
 
 import torch
 
+from dexcore.engine.config import ConfigError
 from dexcore.ops.backend import BackendUnavailableError, resolve
-from dexcore.train.config import ConfigError
 
 
 def choose_device(name: str, local_rank: int | None = None) -> torch.device:

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from dexcore.train.config import ConfigError
-from dexcore.train.device import choose_device
+from dexcore.engine.config import ConfigError
+from dexcore.engine.device import choose_device
 
 _CPU = torch.device("cpu")
 

@@ -20,9 +20,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dexcore.train.config import ConfigError
-from dexcore.train.device import choose_device
-from dexcore.train.stop import Stopped
+from dexcore.engine.config import ConfigError
+from dexcore.engine.device import choose_device
+from dexcore.engine.stop import Stopped
 
 T = TypeVar("T")
 _PATIENCE = timedelta(hours=24)

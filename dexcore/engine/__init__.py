@@ -1,0 +1,1 @@
+"""What a training loop runs on: its processes, signals, checkpoints, configuration and device."""
