@@ -1,5 +1,6 @@
-"""Which device a run uses."""
+"""What of the machine a run uses: its device, and processes that prepare batches."""
 
+import os
 import textwrap
 
 import torch
@@ -51,3 +52,15 @@ def check_backend(backend: str, device: torch.device) -> None:
         resolve(backend, device, torch.float32)
     except (BackendUnavailableError, ValueError) as error:
         raise ConfigError(f"model.backend: {error}") from error
+
+
+def choose_workers(asked: int, processes: int) -> int:
+    """How many processes prepare a training process's batches, of which ``processes`` share the machine."""
+    if asked >= 0:
+        return asked
+    return min(max(len(os.sched_getaffinity(0)) // processes - 2, 0), 8)
+
+
+def device_name(device: torch.device) -> str:
+    """What people call ``device``."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)

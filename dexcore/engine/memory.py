@@ -1,6 +1,9 @@
-"""How this process treats freed memory."""
+"""The memory of this process: how much it took at most, and how it treats what is freed."""
 
 import ctypes
+import sys
+
+import torch
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h of glibc
 _LARGEST_INT = 2**31 - 1
@@ -22,3 +25,12 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError, TypeError):
         return False
     return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, _LARGEST_INT))
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most memory in bytes that tensors took on an accelerator; elsewhere, that this process took."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource  # POSIX alone
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -11,6 +11,7 @@ from dexcore.data.readers import UnreadableFileError
 from dexcore.data.store.manifest import StoreError
 from dexcore.engine.checkpoint import CheckpointError
 from dexcore.engine.config import ConfigError
+from dexcore.engine.folder import RunFolderError
 from dexcore.engine.memory import keep_freed_memory
 from dexcore.engine.ranks import LostRankError, MainRankError, environment_rank
 from dexcore.extras import MissingExtraError
@@ -19,7 +20,6 @@ from dexcore.train.config import PretrainConfig
 from dexcore.train.loop import TrainingError
 from dexcore.train.provenance import repeat_command
 from dexcore.train.run import pretrain
-from dexcore.train.run_folder import RunFolderError
 
 EXIT_ERROR = 2
 

@@ -1,15 +1,14 @@
 """A run tried out before it is begun: its memory, its speed, and how long it will take."""
 
-import sys
 import time
 from statistics import median, quantiles
 
-import torch
-
+from dexcore.engine.device import device_name
+from dexcore.engine.memory import peak_memory
+from dexcore.engine.progress import duration
 from dexcore.models.precision import compute_dtype, uses_bf16
 from dexcore.nn import fast_layers
 from dexcore.train.loop import Pretraining
-from dexcore.train.provenance import device_name
 
 _MIB = 2**20
 _WARM_UP, _TIMED = 3, 7  # steps: the first ones take several times as long as those that follow
@@ -49,10 +48,10 @@ def rehearse(run: Pretraining) -> list[str]:
         f"{schedule.total_steps:,} steps",
         f"  batch      {config.data.batch_size} = {ranks.count} processes x {config.data.accumulate} parts x "
         f"{run.part_size} images",
-        f"  memory     {_peak_memory(run.device) / _MIB:,.0f} MiB at the peak, a process",
+        f"  memory     {peak_memory(run.device) / _MIB:,.0f} MiB at the peak, a process",
         f"  speed      {step:.3f} s a step, {prepare:.3f} s to prepare a process's batch ({workers} workers): "
         f"{config.data.batch_size / seconds:.0f} images/s",
-        f"  to finish  {_duration(seconds * schedule.total_steps)}, and the evaluation",
+        f"  to finish  {duration(seconds * schedule.total_steps)}, and the evaluation",
     ]
 
 
@@ -76,21 +75,5 @@ def _estimate(times: list[tuple[float, float]], steps: int, workers: int, total_
         low, high = seconds[0] / 3, seconds[0] * 1.2
     return (
         f"  step {len(times)} of {steps}: {seconds[-1]:.3g} s; so far {low:.3g} to {high:.3g} s a step, "
-        f"{_duration(low * total_steps)} to {_duration(high * total_steps)} to finish"
+        f"{duration(low * total_steps)} to {duration(high * total_steps)} to finish"
     )
-
-
-def _peak_memory(device: torch.device) -> int:
-    """The most memory in bytes that tensors took on an accelerator; elsewhere, that this process took."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    import resource  # POSIX alone
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def _duration(seconds: float) -> str:
-    minutes, hours = seconds / 60, seconds / 3600
-    if minutes < 2:
-        return f"{seconds:.0f} s"
-    return f"{minutes:.0f} min" if hours < 2 else f"{hours:.1f} h"

@@ -2,6 +2,7 @@
 
 from safetensors import SafetensorError
 
+from dexcore.engine.folder import RunFolderError
 from dexcore.evaluate.analyze import analyze
 from dexcore.evaluate.reconstruct import evaluate
 from dexcore.files import write_whole
@@ -10,7 +11,6 @@ from dexcore.report import build_report
 from dexcore.report.files import ANALYSIS_FILE, EVALUATION_FILE, MODEL_FOLDER
 from dexcore.train.loop import Pretraining
 from dexcore.train.run_card import note_inputs, run_card
-from dexcore.train.run_folder import RunFolderError
 
 
 def finish(run: Pretraining) -> None:

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from dexcore.engine.folder import LineFile
 from dexcore.engine.progress import ProgressDisplay
 from dexcore.engine.ranks import Ranks
 from dexcore.evaluate.similarity import Alignment
 from dexcore.report.files import METRICS_FILE, SIMILARITY_FILE
-from dexcore.train.run_folder import SKIPPED_FILE, LineFile
+from dexcore.train.run_folder import SKIPPED_FILE
 
 
 class Journal:

@@ -6,7 +6,6 @@ several processes those of one on a single one.
 """
 
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -26,7 +25,7 @@ from dexcore.data.feed.own import OwnImages
 from dexcore.data.feed.pretrain_view import PretrainView, ReplacementLimit, collate
 from dexcore.engine.checkpoint import Progress, load_checkpoint, save_checkpoint
 from dexcore.engine.config import ConfigError
-from dexcore.engine.device import check_backend, choose_device
+from dexcore.engine.device import check_backend, choose_device, choose_workers
 from dexcore.engine.gradient_norm import gradient_norm
 from dexcore.engine.ranks import ALONE, Ranks
 from dexcore.engine.stop import StopRequest, leave_signals_to_parent, signals_held_back
@@ -369,10 +368,3 @@ def _own_images(config: PretrainConfig, dataset: Dataset[Any]) -> OwnImages:
         if getattr(config.data, name):
             raise ConfigError(f"data.{name}: expected none beside a dataset, got {getattr(config.data, name)!r}")
     return OwnImages(dataset, config.model.in_chans)
-
-
-def choose_workers(asked: int, processes: int) -> int:
-    """How many processes prepare a training process's batches, of which ``processes`` share the machine."""
-    if asked >= 0:
-        return asked
-    return min(max(len(os.sched_getaffinity(0)) // processes - 2, 0), 8)

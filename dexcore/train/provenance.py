@@ -20,8 +20,10 @@ import torch
 
 import dexcore
 from dexcore.data.feed.pretrain_view import Images
+from dexcore.engine.device import device_name
+from dexcore.engine.folder import LineFile, RunFolderError
 from dexcore.engine.ranks import environment_number, environment_rank
-from dexcore.train.run_folder import STARTS_FILE, LineFile, RunFolderError
+from dexcore.train.run_folder import STARTS_FILE
 
 _PACKAGES = ("torch", "timm", "triton", "numpy", "safetensors", "pyarrow", "opencv-python-headless", "Pillow")
 _SECONDS_FOR_GIT = 10
@@ -124,11 +126,6 @@ def command(arguments: list[str]) -> str:
     machines = [] if here == count else ["--nnodes", str(count // here)]
     words = [*machines, "--nproc-per-node", str(here), *(["--no-python"] if own else [])]
     return shlex.join(["torchrun", *words, *(a for a in arguments if a != "-u")])
-
-
-def device_name(device: torch.device) -> str:
-    """What people call ``device``."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
 
 
 def _prefixed(training: Mapping[str, int]) -> dict[str, int]:

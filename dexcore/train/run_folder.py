@@ -11,16 +11,15 @@ evaluation_step0.npz, analysis_step0.npz      what the model measures before its
 evaluation.npz, analysis.npz, summary.json, report.html, report/      see `dexcore.report`
 """
 
-import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any
 
 from dexcore.engine.config_file import read_yaml, to_yaml
+from dexcore.engine.folder import RunFolderError, hold, step_of
 from dexcore.files import write_whole
 from dexcore.report.files import (
     CONFIG_FILE,
@@ -47,10 +46,6 @@ _FIRST_FILES = frozenset(  # before any step
         STEP0_ANALYSIS_FILE,
     }
 )
-
-
-class RunFolderError(RuntimeError):
-    """The run's folder cannot be used; the message names it and says what to do."""
 
 
 @contextmanager
@@ -103,7 +98,7 @@ def _held(folder: Path) -> Iterator[None]:
         before = {*os.listdir(folder)}
         lock = open(folder / LOCK_FILE, "a")  # noqa: SIM115
     with lock:
-        _hold(lock, folder)
+        hold(lock, folder, LOCK_FILE)
         try:
             yield
         except BaseException:
@@ -112,21 +107,6 @@ def _held(folder: Path) -> Iterator[None]:
                     with suppress(OSError):
                         (folder / name).unlink()
             raise
-
-
-def _hold(lock: IO[str], folder: Path) -> None:
-    import fcntl  # POSIX alone
-
-    try:
-        # lockf and not flock: a record lock belongs to this process alone, so that a forked data worker which
-        # outlives a killed run does not hold the folder. The kernel drops it when the process dies.
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not os.path.samestat(os.fstat(lock.fileno()), os.stat(folder / LOCK_FILE)):
-            raise FileNotFoundError(LOCK_FILE)  # removed by a run that failed meanwhile: a third may hold a new one
-    except OSError as error:
-        raise RunFolderError(
-            f"out: another run is writing into {folder}; wait for it, or give this one another --out"
-        ) from error
 
 
 def _check_content(folder: Path, config: PretrainConfig) -> None:
@@ -172,64 +152,9 @@ def check_not_begun(folder: Path, first_checkpoint: int) -> None:
     """
     metrics = folder / METRICS_FILE
     lines = metrics.read_bytes().splitlines(keepends=True) if metrics.is_file() else []
-    done = int(max((_step(line) + 1 for line in lines if _step(line) < math.inf), default=0))
+    done = int(max((step_of(line) + 1 for line in lines if step_of(line) < math.inf), default=0))
     if done > first_checkpoint or (folder / MODEL_FOLDER).exists():
         raise RunFolderError(
             f"out: the run in {folder} has done {done} steps, but its {CHECKPOINTS_FOLDER} are gone: it cannot be "
             "resumed; begin again in another --out"
         )
-
-
-class LineFile:
-    """A file of JSON objects, a line each, that grows; a number that is not finite is written as null.
-
-    Every method raises RunFolderError where the file cannot be written (a full disk, for example).
-    """
-
-    def __init__(self, path: Path, first_step: int) -> None:
-        """Open ``path`` for steps from ``first_step`` on; lines of these and a torn last line are cut off."""
-        self.path = path
-        with self._clear_errors():
-            if path.is_file():
-                lines = path.read_bytes().splitlines(keepends=True)
-                kept = b"".join(line for line in lines if _step(line) < first_step)
-                write_whole(path, kept)
-            self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
-
-    def write(self, values: Mapping[str, Any]) -> None:
-        """Append a line, handed to the operating system at once."""
-        with self._clear_errors():
-            self._file.write(json.dumps(_finite(values), allow_nan=False) + "\n")
-            self._file.flush()
-
-    def sync(self) -> None:
-        """Have what was written survive a power cut."""
-        with self._clear_errors():
-            os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        """Close the file; what a failed write left is tried again."""
-        with self._clear_errors():
-            self._file.close()
-
-    @contextmanager
-    def _clear_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise RunFolderError(f"{self.path}: cannot be written: {error.strerror or error}") from error
-
-
-def _step(line: bytes) -> float:
-    try:
-        return int(json.loads(line)["step"]) if line.endswith(b"\n") else math.inf
-    except (ValueError, KeyError, TypeError):
-        return math.inf
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

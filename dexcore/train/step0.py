@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 
 from dexcore.data.feed.pretrain_view import Images
+from dexcore.engine.folder import RunFolderError
 from dexcore.engine.ranks import Ranks
 from dexcore.evaluate.analyze import analyze
 from dexcore.evaluate.reconstruct import evaluate
 from dexcore.models import MaskedAutoencoder
 from dexcore.report.files import STEP0_ANALYSIS_FILE, STEP0_EVALUATION_FILE
 from dexcore.train.config import PretrainConfig
-from dexcore.train.run_folder import RunFolderError
 
 
 def measure_step0(

@@ -14,8 +14,8 @@ from runs import EXAMPLE, metrics, start, tiny, write_images
 
 import dexcore
 from dexcore.data.feed.dataset import open_mvu
+from dexcore.engine.folder import RunFolderError
 from dexcore.train import pretrain, provenance
-from dexcore.train.run_folder import RunFolderError
 
 
 def _starts(out: str | Path) -> list[dict]:

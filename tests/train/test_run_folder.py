@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from dexcore.train import run_folder
+from dexcore.engine.folder import LineFile, RunFolderError, hold
 from dexcore.train.config import PretrainConfig
-from dexcore.train.run_folder import LineFile, RunFolderError, open_run_folder, write_config
+from dexcore.train.run_folder import open_run_folder, write_config
 
 _HOLD = """
 import sys
@@ -97,10 +97,10 @@ def test_a_lock_that_was_removed_between_its_opening_and_the_hold_holds_nothing(
     with open(tmp_path / ".lock", "a") as lock:
         (tmp_path / ".lock").unlink()
         with pytest.raises(RunFolderError, match="another run is writing"):
-            run_folder._hold(lock, tmp_path)
+            hold(lock, tmp_path, ".lock")
         (tmp_path / ".lock").touch()  # a third run's
         with pytest.raises(RunFolderError, match="another run is writing"):
-            run_folder._hold(lock, tmp_path)
+            hold(lock, tmp_path, ".lock")
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
