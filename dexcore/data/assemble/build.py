@@ -35,7 +35,7 @@ from dexcore.data.assemble.split import Grouping, load_key
 from dexcore.data.assemble.walk import SourceFiles, Walked, sources_by, sources_of, walk
 from dexcore.data.assemble.workers import Workers
 from dexcore.data.sources.recipe import Recipe
-from dexcore.data.store.commit import STAGING, commit, is_shard, remove_source, writing
+from dexcore.data.store.commit import STAGING, commit, is_shard, remove_source, remove_staging, writing
 from dexcore.data.store.copies import CopyFinder, Pictures
 from dexcore.data.store.manifest import MANIFEST, VERSION, Manifest, Shard, SourcePart, StoreError
 from dexcore.data.store.read import map_shard
@@ -104,7 +104,7 @@ def build(
         # A full disk, most often.
         raise StoreError(f"{error}. When that is mended, call it again: it goes on where it was") from error.__cause__
     except NothingKeptError:
-        shutil.rmtree(out / _STAGING, ignore_errors=True)
+        remove_staging(out)
         if made:
             out.rmdir()
         raise
@@ -138,7 +138,7 @@ def remove(out: str | os.PathLike[str], name: str) -> Manifest:
         manifest = remove_source(out, name)
         staging.mkdir(exist_ok=True)
         leave(staging, out, reports, manifest.sources, {name: ((), ())})
-        shutil.rmtree(staging, ignore_errors=True)
+        remove_staging(out)
     return manifest
 
 
@@ -207,13 +207,12 @@ def _build(plan: _Plan, out: Path, staging: Path, workers: Workers, shard_bytes:
     fresh = [source for source in plan.sources if not _is_there(source, there, parts)]
     gone = _gone(plan, there)
     if manifest is not None and not fresh and not gone:
-        shutil.rmtree(staging, ignore_errors=True)
+        remove_staging(out)
         return BuildReport(out, manifest, there, [])
     for source in fresh:
         _refuse_another(source, there, out)
     clear(staging, {entry for source in fresh for entry in _entries(source)} | _shards(staging))
-    notes = staging / "notes"
-    notes.mkdir(exist_ok=True)
+    notes = Path(tempfile.mkdtemp(prefix="notes-", dir=staging))  # no worker of a killed driver knows it
     _discover([source for source in fresh if not _packed(source, staging)], plan, workers, notes)
     _read(fresh, plan, staging, workers, notes, shard_bytes)
 

@@ -17,6 +17,7 @@ from dexcore.extras import require
 from dexcore.files import sync_folder
 
 STAGING = ".building-"  # begins the name of every staging folder
+_REMOVED = f"{STAGING}removed-"  # and of those that are being removed
 
 
 class ShardWriter:
@@ -96,10 +97,9 @@ def commit(staging: Path, folder: Path, manifest: Manifest) -> None:
         sync_folder(folder)
         belonging = {shard.name for shard in manifest.shards}
         for entry in list(folder.iterdir()):
-            if entry.name.startswith(STAGING):
-                shutil.rmtree(entry, ignore_errors=True)
-            elif is_shard(entry) and entry.name not in belonging:
+            if is_shard(entry) and entry.name not in belonging:
                 entry.unlink()
+        remove_staging(folder)
 
 
 def remove_source(folder: str | os.PathLike[str], name: str) -> Manifest:
@@ -152,6 +152,21 @@ def refuse_foreign_files(folder: Path) -> None:
     for entry in sorted(folder.iterdir()):
         if not (is_shard(entry) or entry.name.startswith(STAGING)):
             raise StoreError(f"{folder} holds {entry.name} and no store: expected an empty folder or a store")
+
+
+def remove_staging(folder: Path) -> None:
+    """Remove the staging folders of a store, those of a killed build among them.
+
+    Each gets another name first: a worker that outlives its killed driver knows the old one alone, and would put files
+    into a folder that is being removed.
+    """
+    for entry in list(folder.iterdir()):
+        if entry.name.startswith(STAGING):
+            doomed = entry
+            if not entry.name.startswith(_REMOVED):
+                with suppress(OSError):
+                    doomed = entry.rename(folder / f"{_REMOVED}{os.getpid()}-{entry.name.removeprefix(STAGING)}")
+            shutil.rmtree(doomed, ignore_errors=True)
 
 
 def is_shard(path: Path) -> bool:

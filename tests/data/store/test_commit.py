@@ -1,6 +1,8 @@
+import contextlib
 import dataclasses
 import os
 import signal
+import time
 
 import pytest
 from made_records import made_records
@@ -19,6 +21,7 @@ from dexcore.data.store import (
     staging_folder,
     write_store,
 )
+from dexcore.data.store.commit import remove_staging
 from dexcore.data.store.manifest import MANIFEST
 
 
@@ -153,6 +156,30 @@ def test_two_commits_at_a_time_never_mix(tmp_path):
             os.close(end)
         assert codes == [0, 2]
         assert check_store(folder) == []
+
+
+def test_what_outlives_a_killed_build_does_not_fill_its_folder_again(tmp_path):
+    """A task of the killed driver that still runs on another machine writes into the folder that is being removed."""
+    write_store(of("Probe"), tmp_path / "store", name="made")
+    before = sorted(path.name for path in (tmp_path / "store").iterdir())
+    task = tmp_path / "store" / ".building-build" / "source"
+    ready = os.pipe()
+    writer = os.fork()
+    if writer == 0:
+        os.write(ready[1], b".")
+        for number in range(10**9):
+            with contextlib.suppress(OSError):
+                (task / f"task-{number % 50}.json").touch()
+    try:
+        os.read(ready[0], 1)
+        for _ in range(100):
+            task.mkdir(parents=True)
+            time.sleep(0.002)
+            remove_staging(tmp_path / "store")
+            assert sorted(path.name for path in (tmp_path / "store").iterdir()) == before
+    finally:
+        os.kill(writer, signal.SIGKILL)
+        os.waitpid(writer, 0)
 
 
 def test_rows_of_another_source_are_refused(tmp_path):
