@@ -3,7 +3,7 @@
 from dexcore.nn.attention import XFormersAttention
 from dexcore.nn.aux_losses import AuxLosses, aux_losses
 from dexcore.nn.block import DEXBlock
-from dexcore.nn.control import set_aux, set_mode, set_noise_std, set_router_noise
+from dexcore.nn.control import set_aux, set_expert_mask, set_mode, set_noise_std, set_router_noise
 from dexcore.nn.directors import LeftOut, discard_load, left_out, record_load, share_load, update_directors
 from dexcore.nn.fast_layers import fast_layers
 from dexcore.nn.mlp import DEXMlp
@@ -26,6 +26,7 @@ __all__ = [
     "param_groups",
     "record_load",
     "set_aux",
+    "set_expert_mask",
     "set_mode",
     "set_noise_std",
     "set_router_noise",

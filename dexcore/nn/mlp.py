@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dexcore import ops
 from dexcore.checks import check_kind, check_number, check_whole
 from dexcore.nn.balance import balance_loss
+from dexcore.nn.expert_mask import DIRECTOR, REROUTE, filled_by, route_among, without_others
 from dexcore.nn.mlp_checks import activation_name, check_linear, check_routing_arguments, refuse_unsupported
 from dexcore.nn.records import Record, Routing
 from dexcore.ops.checks import check_choice
@@ -112,12 +113,15 @@ class DEXMlp(nn.Module):
         aux: when a forward runs the director too and computes the auxiliary losses: in "train", the default,
             "always" or "never" (`dexcore.nn.set_aux`).
         router_noise: standard normal draws [B, R] for the exploration noise; None: drawn by torch.
+        kept_experts: the experts that a mask leaves, int64, rising; None: all (`dexcore.nn.set_expert_mask`).
+        instead: what stands in for the others: "reroute", "zero" or "director".
 
     An expert that no image of the batch used gets a gradient of zeros, not None: an optimizer with momentum still
     moves it.
     """
 
     _sigma: Tensor
+    kept_experts: Tensor | None
 
     def __init__(
         self,
@@ -164,6 +168,8 @@ class DEXMlp(nn.Module):
         # A tensor beside the float, so that a compiled model is not compiled again as sigma decays.
         self.register_buffer("_sigma", torch.zeros((), device=device), persistent=False)
         self._noise_std, self._noisy = 0.0, False
+        self.register_buffer("kept_experts", None, persistent=False)
+        self.instead = REROUTE
         self.router_noise: Tensor | None = None
         self.aux = "train"
         self.record = Record()
@@ -242,9 +248,7 @@ class DEXMlp(nn.Module):
             self.record.forget_routing()
             return self.director(x)
         noise = self._noise(x) if self.training and self._noisy else None
-        gates, indices, probs = ops.route(
-            x, self.router.weight, self.top_k, self.tau, noise, self.pool, backend=self.backend
-        )
+        gates, indices, probs, missing = self._route(x, noise)
         fc1, fc2 = self.experts.fc1, self.experts.fc2
         experts = (x, fc1.weight, fc1.bias, fc2.weight, fc2.bias)
         exporting = is_exporting()  # a program has no place for losses or record
@@ -258,11 +262,25 @@ class DEXMlp(nn.Module):
             director = self._director_tensors()
             y, align_loss = ops.dex_mlp(*experts, *director, gates, indices, *settings, backend=self.backend)
             routing = Routing(gates, indices, probs, align_loss, balance_loss(probs))
+        if missing is not None:
+            y = filled_by(self.director(x), y, missing)
         if not exporting:
             learned = (self.router.weight, *experts[1:])
             learns = any(parameter is not None and parameter.requires_grad for parameter in learned)
             self.record.write(routing, self.training, learns)
         return y
+
+    def _route(self, x: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Gates, indices, probs, and the share [B] that the director fills; None where it fills none."""
+        settings = (x, self.router.weight, self.top_k, self.tau, noise, self.pool)
+        kept = self.kept_experts
+        if kept is not None and self.instead == REROUTE:
+            return *route_among(kept, *settings, backend=self.backend), None
+        gates, indices, probs = ops.route(*settings, backend=self.backend)
+        if kept is None:
+            return gates, indices, probs, None
+        left = without_others(kept, gates, indices)
+        return left, indices, probs, (gates - left).sum(-1) if self.instead == DIRECTOR else None
 
     def _director_tensors(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
         """The director's, for an op that takes no module."""

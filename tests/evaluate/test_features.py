@@ -37,6 +37,7 @@ from dexcore.evaluate.embedding.cache import features_key
 from dexcore.evaluate.embedding.identity import model_hash
 from dexcore.evaluate.embedding.view import declared_preprocessing
 from dexcore.models import DEXVisionTransformer, MaskedAutoencoder, ModelFileError
+from dexcore.nn import set_expert_mask
 
 HALF = (0.5,) * 3
 
@@ -143,6 +144,8 @@ def changed(model: DEXVisionTransformer, name: str) -> None:
         (lambda model: setattr(model.blocks[0].attn, "told", {"scale": 2}), {}),
         (lambda model: setattr(model.blocks[0].attn, "beside", [torch.ones(2)]), {}),
         (lambda model: WeightNorm.apply(model.blocks[0].norm1, "weight", 0), {}),
+        (lambda model: set_expert_mask(model, [[i != 1 for i in range(8)]] * 2), {}),
+        (lambda model: set_expert_mask(model, [[i != 1 for i in range(8)]] * 2, "zero"), {}),
         (lambda model: None, {"mode": "director"}),
         (lambda model: None, {"precision": "bf16"}),
         (lambda model: None, {"crop": "whole"}),
@@ -160,6 +163,8 @@ def changed(model: DEXVisionTransformer, name: str) -> None:
         "dict",
         "tensor",
         "hook",
+        "mask",
+        "mask of zeros",
         "mode",
         "precision",
         "crop",
@@ -262,6 +267,20 @@ def test_versions_and_how_torch_rounds_products_are_in_the_key(monkeypatch):
         patch.setattr(dexcore, "__version__", "0")
         keys.append(key())
     assert len(set(keys)) == len(keys)
+
+
+def test_masked_features_are_kept_apart_from_others(tmp_path):
+    model, images = dex(), pictures(2)
+    free = features(model, images, cache=tmp_path)
+    keys = {free.key}
+    for out in range(2):
+        for instead in ("reroute", "zero", "director"):
+            with set_expert_mask(model, [[i != out for i in range(8)]] * 2, instead):
+                keys.add(features(model, images, cache=tmp_path).key)
+    assert len(keys) == 7
+    calls = Counted(model)
+    assert np.array_equal(features(model, images, cache=tmp_path).mean, free.mean)
+    assert calls.calls == 0
 
 
 def test_one_pixel_is_a_miss_of_one_image(tmp_path):
