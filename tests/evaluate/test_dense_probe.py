@@ -5,11 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from made_tasks import SEGMENTATION, picture, save, write
 
 from dexcore.evaluate.embedding import FeaturesError, FeatureTable
-from dexcore.evaluate.probes.dense import _enlarged, dense_probe, majority_masks
+from dexcore.evaluate.probes.dense import dense_probe, majority_masks
 from dexcore.evaluate.scores import score
 from dexcore.evaluate.scores.predictions import read_mask
 from dexcore.evaluate.tasks import Task
@@ -114,13 +113,6 @@ def test_channels_are_decided_apart(tmp_path):
     found = dense_probe(task, table, tmp_path / "out", steps=150)
     assert score(found.predictions, task, draws=10).primary.value > 0.75  # corners of single patches are rounded
     assert score(majority_masks(task, tmp_path / "majority"), task, draws=10).primary.value < 0.7
-
-
-@pytest.mark.parametrize("size", [(7, 9), (4, 6), (3, 5), (64, 61)])
-def test_logits_are_enlarged_as_torch_does(size):
-    logits = torch.randn(2, 3, *GRID)
-    expected = torch.nn.functional.interpolate(logits, size, mode="bilinear", align_corners=False)
-    torch.testing.assert_close(_enlarged(logits, *size), expected)
 
 
 def test_a_table_without_tokens_is_refused(tmp_path):

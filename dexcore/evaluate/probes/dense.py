@@ -5,7 +5,6 @@ Axes: b images, c classes, d width, y and x rows and columns of pixels, p and q 
 
 import os
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dexcore.evaluate.embedding import FeaturesError, FeatureTable
+from dexcore.evaluate.prediction.native import at_size, decided
 from dexcore.evaluate.probes.splits import Probed
 from dexcore.evaluate.scores import Predictions, write_mask
 from dexcore.evaluate.tasks import Row, Task, TaskError
@@ -74,8 +74,8 @@ def dense_probe(
     for number, row in enumerate(test):
         tokens = _tokens(of_test, [number], mean, scale)
         height, width = task.image(row).shape[:2]
-        logits = _enlarged(_logits(tokens, weight_cd, bias_c), height, width)[0]
-        paths.append(write_mask(folder, row.image, _decided(task, logits)))
+        logits = at_size(_logits(tokens, weight_cd, bias_c), height, width)[0]
+        paths.append(write_mask(folder, row.image, decided(task.spec.kind, logits)))
     predictions = Predictions.of(task, "mask", [row.image for row in test], paths, model, seed)
     choice = {
         "probe": "dense",
@@ -160,17 +160,6 @@ def _logits(tokens_bpqd: Tensor, weight_cd: Tensor, bias_c: Tensor) -> Tensor:
     return torch.einsum("bpqd,cd->bcpq", tokens_bpqd, weight_cd) + bias_c[:, None, None]
 
 
-@lru_cache(256)
-def _rows(large: int, small: int) -> Tensor:
-    """The linear interpolation of ``small`` numbers at ``large`` places, [large, small]: as `F.interpolate` does."""
-    return F.interpolate(torch.eye(small)[None], size=large, mode="linear", align_corners=False)[0].T.contiguous()
-
-
-def _enlarged(logits_bcpq: Tensor, height: int, width: int) -> Tensor:
-    """Logits at the pixels, [b, c, y, x]: bilinear; products of matrices, so that training is deterministic."""
-    return _rows(height, logits_bcpq.shape[2]) @ logits_bcpq @ _rows(width, logits_bcpq.shape[3]).T
-
-
 def _trained(
     task: Task,
     table: FeatureTable,
@@ -194,7 +183,7 @@ def _trained(
         losses = []
         for place, number in enumerate(batch):
             target = torch.from_numpy(masks[number])
-            pixels = _enlarged(logits[place : place + 1], *target.shape[-2:])[0]
+            pixels = at_size(logits[place : place + 1], *target.shape[-2:])[0]
             losses.append(_loss(pixels, target))
         optimizer.zero_grad()
         torch.stack(losses).mean().backward()
@@ -220,9 +209,3 @@ def _loss(logits_cyx: Tensor, target: Tensor) -> Tensor:
     both = (probability * truth).sum((1, 2))
     either = probability.sum((1, 2)) + truth.sum((1, 2))
     return entropy + 1 - ((2 * both + _SMOOTH) / (either + _SMOOTH)).mean()
-
-
-def _decided(task: Task, logits_cyx: Tensor) -> np.ndarray:
-    if task.kind == "multilabel_segmentation":
-        return (logits_cyx > 0).numpy()
-    return logits_cyx.argmax(0).numpy()

@@ -37,13 +37,11 @@ from dexcore.data.normalize import NORMALIZATIONS
 from dexcore.data.sources.fields import Fields, name_value, one_of, text_value, whole_number
 from dexcore.data.sources.recipe import RecipeError, Units
 from dexcore.data.sources.schema import parse_modality
+from dexcore.task_kinds import KINDS, SEGMENTATIONS, Kind
 
-Kind = Literal["classification", "multilabel", "ordinal", "segmentation", "multilabel_segmentation"]
 Unit = Literal["case", "volume", "image"]
 
 COLUMN = "column"  # of a modality or a split: it stands in the table
-SEGMENTATIONS = ("segmentation", "multilabel_segmentation")
-KINDS = ("classification", "multilabel", "ordinal", *SEGMENTATIONS)
 # The primary number of each kind where the YAML does not say it, and all that may be one.
 METRICS: dict[str, tuple[str, ...]] = {
     "classification": ("auroc", "balanced_accuracy", "accuracy", "macro_f1", "average_precision"),
