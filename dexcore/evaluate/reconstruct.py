@@ -133,6 +133,13 @@ def _reconstruct(
     return output.pred.float(), output.mask, error, variance
 
 
+@torch.no_grad()
+def image_losses(model: MaskedAutoencoder, batch: Batch, setting: Setting, device: torch.device) -> np.ndarray:
+    """The reconstruction loss of each image, over its hidden patches: float64 [n]."""
+    pred, mask, error, _ = _reconstruct(model, batch, setting, device)
+    return ((error * mask).sum(1).double() / (mask.sum(1).double() * pred.shape[-1])).cpu().numpy()
+
+
 def _dense_gates(layer: DEXMlp) -> torch.Tensor:
     """The last forward's gates [n, R], 0 for experts that were not chosen."""
     assert layer.routing is not None

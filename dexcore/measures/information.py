@@ -77,9 +77,9 @@ def information(mass_gr: np.ndarray, label_g: np.ndarray, labels_pg: np.ndarray)
         labels_pg: `permuted_labels` of the same.
     """
     modalities = int(label_g.max()) + 1
-    shares_mr = _shares(mass_gr, label_g, modalities)
+    shares_mr = gate_shares(mass_gr, label_g, modalities)
     nmi = float(normalized_mutual_information(shares_mr))
-    null_shares_pmr = np.stack([_shares(mass_gr, labels, modalities) for labels in labels_pg])
+    null_shares_pmr = np.stack([gate_shares(mass_gr, labels, modalities) for labels in labels_pg])
     null_p = normalized_mutual_information(null_shares_pmr)
     null_mean = float(null_p.mean())
     reached = int((null_p >= nmi - 1e-12).sum())
@@ -100,8 +100,8 @@ def gate_mass(gates_nr: np.ndarray, group_n: np.ndarray, groups: int) -> np.ndar
     return mass_gr
 
 
-def _shares(mass_gr: np.ndarray, label_g: np.ndarray, modalities: int) -> np.ndarray:
-    """P(expert | label) [m, r] from the gate mass of each group."""
+def gate_shares(mass_gr: np.ndarray, label_g: np.ndarray, modalities: int) -> np.ndarray:
+    """P(expert | label), float64 [m, r], from the gate mass of each group."""
     mass_mr = np.eye(modalities)[label_g].T @ mass_gr
     with np.errstate(invalid="ignore"):
         return mass_mr / mass_mr.sum(axis=1, keepdims=True)
