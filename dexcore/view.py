@@ -204,6 +204,28 @@ def resample(image: np.ndarray, box: Box, size: int, flip: bool = False, angle: 
     return square
 
 
+def resample_labels(
+    labels: np.ndarray, box: Box, size: int, flip: bool = False, angle: float = 0.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """What `resample` does to an image, to its labels: each output pixel takes the nearest one, and none is mixed.
+
+    Args:
+        labels: whole numbers or bools, [..., H, W].
+        box, size, flip, angle: as for `warp`.
+
+    Returns:
+        [..., size, size] of the same type, and where they are of the crop, bool [size, size]: what a rotation brings in
+        from outside it has the label of its edge.
+    """
+    matrix = _output_to_crop(box, size, flip, angle)
+    places = np.arange(size)
+    column, row = (a * places[None, :] + b * places[:, None] + c for a, b, c in matrix)
+    column, row = (np.floor(place + 0.5).astype(np.int64) for place in (column, row))
+    inside = (row >= 0) & (row < box.height) & (column >= 0) & (column < box.width)
+    row, column = row.clip(0, box.height - 1) + box.top, column.clip(0, box.width - 1) + box.left
+    return labels[..., row, column], inside
+
+
 def _area_weights(shrink: float) -> np.ndarray:
     """Weights of the pixels about one, by how much of each a box of width ``shrink`` covers; sum 1.
 

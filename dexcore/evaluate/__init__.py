@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         features_by_mode,
         open_model,
     )
+    from dexcore.evaluate.finetuning import FinetuneConfig, RunResult, finetune
     from dexcore.evaluate.probes import few_shot, knn_probe, linear_probe
     from dexcore.evaluate.scores import Predictions, Scores, compare, over_seeds, score
     from dexcore.evaluate.tasks import Task
@@ -22,14 +23,17 @@ if TYPE_CHECKING:
 __all__ = [
     "FeatureTable",
     "Features",
+    "FinetuneConfig",
     "Predictions",
     "Preprocessing",
+    "RunResult",
     "Scores",
     "Task",
     "compare",
     "features",
     "features_by_mode",
     "few_shot",
+    "finetune",
     "knn_probe",
     "linear_probe",
     "open_model",
@@ -39,6 +43,7 @@ __all__ = [
 
 _HOMES = {
     "embedding": ("FeatureTable", "Features", "Preprocessing", "features", "features_by_mode", "open_model"),
+    "finetuning": ("FinetuneConfig", "RunResult", "finetune"),
     "probes": ("few_shot", "knn_probe", "linear_probe"),
     "scores": ("Predictions", "Scores", "compare", "over_seeds", "score"),
     "tasks": ("Task",),

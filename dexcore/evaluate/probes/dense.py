@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from dexcore.evaluate.embedding import FeaturesError, FeatureTable
+from dexcore.evaluate.losses import UNKNOWN, segmentation_losses
 from dexcore.evaluate.prediction.native import at_size, decided
 from dexcore.evaluate.probes.splits import Probed
 from dexcore.evaluate.scores import Predictions, write_mask
@@ -23,9 +23,7 @@ BATCH = 8
 RATE = 1e-2
 DECAY = 1e-4
 LARGEST = 256  # pixels: masks are thinned to it where the head is trained, never where it predicts
-_SMOOTH = 1e-5
 _TOGETHER = 64  # images whose tokens are read at once
-_UNKNOWN = -1  # a pixel that does not count
 
 
 def dense_probe(
@@ -116,13 +114,13 @@ def _sorted(task: Task, split: str) -> list[Row]:
 
 
 def _target(task: Task, row: Row) -> np.ndarray:
-    """Of one class a pixel int64 [y, x], `_UNKNOWN` where it does not count; of channels bool [c, y, x]."""
+    """Of one class a pixel int64 [y, x], `UNKNOWN` where it does not count; of channels bool [c, y, x]."""
     mask = task.mask(row)
     if mask.ndim == 3:
         return mask
     target = mask.astype(np.int64)
     if task.spec.ignore is not None:
-        target[mask == task.spec.ignore] = _UNKNOWN
+        target[mask == task.spec.ignore] = UNKNOWN
     return target
 
 
@@ -184,28 +182,10 @@ def _trained(
         for place, number in enumerate(batch):
             target = torch.from_numpy(masks[number])
             pixels = at_size(logits[place : place + 1], *target.shape[-2:])[0]
-            losses.append(_loss(pixels, target))
+            entropy, dice = segmentation_losses(pixels[None], target[None])
+            losses.append((entropy + dice)[0])
         optimizer.zero_grad()
         torch.stack(losses).mean().backward()
         optimizer.step()
         schedule.step()
     return weight.detach(), bias.detach()
-
-
-def _loss(logits_cyx: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy + soft Dice of one image; pixels that do not count take no part."""
-    if target.ndim == 3:
-        truth = target.float()
-        probability = logits_cyx.sigmoid()
-        entropy = F.binary_cross_entropy_with_logits(logits_cyx, truth)
-    else:
-        counts = target != _UNKNOWN
-        if not counts.any():
-            return logits_cyx.sum() * 0
-        entropy = F.cross_entropy(logits_cyx[None], target.long()[None], ignore_index=_UNKNOWN)
-        truth = F.one_hot(target.long().clamp_min(0), len(logits_cyx)).permute(2, 0, 1) * counts
-        # The background is what is left.
-        probability, truth = logits_cyx.softmax(0)[1:] * counts, truth[1:].float()
-    both = (probability * truth).sum((1, 2))
-    either = probability.sum((1, 2)) + truth.sum((1, 2))
-    return entropy + 1 - ((2 * both + _SMOOTH) / (either + _SMOOTH)).mean()

@@ -52,7 +52,7 @@ class Probe:
         own = f"seed-{self.seed}"
         if self.name in DRAWN:
             own = "all" if self.draw is None else f"draw-{self.draw}"
-        return out / _safe(model) / self.name / _safe(task) / own
+        return out / safe(model) / self.name / safe(task) / own
 
     def model(self, features: str) -> str:
         """The name of what predicts: draws are trainings of one model, which is not that of all training cases."""
@@ -164,7 +164,7 @@ def run_majority(task: Task, out: Path) -> Scores:
     from dexcore.evaluate.probes.baselines import majority
     from dexcore.evaluate.probes.dense import majority_masks
 
-    folder = out / "majority" / _safe(task.name)
+    folder = out / "majority" / safe(task.name)
     made_from = {"protocol": PROTOCOL, "task": task.fingerprint}
     if _read(folder / KEPT) == made_from:
         return Scores.load(folder)
@@ -245,7 +245,7 @@ def _write(path: Path, value: Any) -> None:
     write_whole(path, (json.dumps(value, indent=1) + "\n").encode())
 
 
-def _safe(name: str) -> str:
+def safe(name: str) -> str:
     """A name as a folder."""
     return "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in name).strip(".") or "model"
 

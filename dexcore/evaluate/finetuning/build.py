@@ -1,0 +1,98 @@
+"""The model of a fine-tuning: an encoder that was opened, what of it is trained, and a new head."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.layers import DropPath
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from dexcore.engine.config import ConfigError
+from dexcore.evaluate.embedding import open_model
+from dexcore.evaluate.embedding.identity import model_hash
+from dexcore.evaluate.embedding.models import RANDOM
+from dexcore.evaluate.embedding.view import declared_preprocessing
+from dexcore.evaluate.finetuning.config import FinetuneConfig
+from dexcore.evaluate.prediction.images import described
+from dexcore.evaluate.probes.baselines import redrawn
+from dexcore.evaluate.tasks import Task
+from dexcore.models import TaskModel
+from dexcore.models.inputs import normalization_of
+from dexcore.nn import set_aux, set_mode
+from dexcore.nn.mlp import DEXMlp
+
+
+def open_encoder(config: FinetuneConfig, seed: int) -> tuple[VisionTransformer, str]:
+    """The encoder as it was pre-trained, at the size of the task's images, and the hash of all that it is.
+
+    Raises:
+        ConfigError: it is no vision transformer of timm's, or cannot take images of this size.
+        FeaturesError, ModelFileError, OSError: as `open_model`.
+    """
+    drawn = config.mode == "scratch" and not Path(config.model).is_dir()
+    weights = config.weights or (RANDOM if drawn else None)
+    try:
+        encoder = open_model(config.model, weights, img_size=config.img_size, seed=seed)
+    except AssertionError as error:  # timm's word for a size that is no multiple of the patches
+        raise ConfigError(f"img_size: {config.model} does not take {config.img_size} pixels: {error}") from error
+    if not isinstance(encoder, VisionTransformer):
+        raise ConfigError(f"model: expected a vision transformer of timm's or dexcore's, got {type(encoder).__name__}")
+    for side, patch in zip(encoder.patch_embed.img_size, encoder.patch_embed.patch_size, strict=True):
+        if side % patch:
+            raise ConfigError(f"img_size: expected a multiple of {config.model}'s patches of {patch}, got {side}")
+    return encoder, model_hash(encoder)
+
+
+def build_model(config: FinetuneConfig, task: Task, encoder: VisionTransformer, seed: int) -> TaskModel:
+    """The model that is trained, on the CPU; the encoder becomes part of it.
+
+    Raises:
+        ConfigError: a field is not for this encoder or this kind of task.
+        FeaturesError: the encoder does not say how its images are made.
+    """
+    experts = has_experts(encoder)
+    if config.mode == "director" and not experts:
+        raise ConfigError(f"mode: expected experts or scratch, {config.model} has no directors; got 'director'")
+    if (config.lambda_align or config.lambda_balance) and not experts:
+        raise ConfigError(f"lambda_align, lambda_balance: expected 0, {config.model} has no experts")
+    if config.mode == "scratch":
+        encoder = redrawn(encoder, seed)  # type: ignore[assignment]
+    encoder.requires_grad_(True)
+    if experts:
+        set_mode(encoder, "director" if config.mode == "director" else "experts")
+        set_aux(encoder, "train" if config.lambda_align or config.lambda_balance else "never")
+    _drop_paths(encoder, config.drop_path)
+    view = declared_preprocessing(encoder)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = TaskModel(encoder, described(task), **_head(config, task))
+    model.set_preprocessing(view.mean, view.std, normalization_of(encoder))
+    model.set_grad_checkpointing(config.grad_checkpointing)
+    return model
+
+
+def has_experts(model: nn.Module) -> bool:
+    """Whether a model has DEX layers."""
+    return any(isinstance(part, DEXMlp) for part in model.modules())
+
+
+def _head(config: FinetuneConfig, task: Task) -> dict[str, Any]:
+    """The arguments of the head."""
+    masks = task.spec.is_segmentation
+    wrong = {"decoder_width": config.decoder_width > 0}
+    if masks:
+        wrong = {"pool": config.pool != "auto", "dropout": config.dropout > 0}
+    for name, given in wrong.items():
+        if given:
+            raise ConfigError(f"{name}: is not for task {task.name}, of kind {task.kind}")
+    if masks:
+        return {"width": config.decoder_width or None}
+    return {"pool": None if config.pool == "auto" else config.pool, "drop_rate": config.dropout}
+
+
+def _drop_paths(encoder: VisionTransformer, rate: float) -> None:
+    """Skip blocks at random, the later the more often, as timm's ``drop_path_rate`` does."""
+    for block, own in zip(encoder.blocks, torch.linspace(0, rate, len(encoder.blocks)).tolist(), strict=True):
+        block.drop_path1 = DropPath(own) if own else nn.Identity()
+        block.drop_path2 = DropPath(own) if own else nn.Identity()

@@ -1,0 +1,265 @@
+"""A fine-tuning from its configuration to scores: `finetune`.
+
+OUT/NAME/MODE/TASK/seed-N
+    metrics.jsonl            a line a step; where val was scored its number too
+    checkpoints/             while it trains
+    model/                   the last state, a `TaskModel`; it predicts
+    best/                    the state that was best on val, where there is a val split
+    predictions.parquet      of the test images by the last state (masks: and a PNG each, in masks/)
+    scores.json, scores.npz  as `dexcore eval score` writes them
+    val/                     predictions and scores.json of val, by the last state
+    choice.json              what was chosen, on what, by which numbers: no label of test decides a byte of it
+    finetune.json            what all of it was made from; written last: with the same again nothing is computed
+"""
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+from dexcore.checks import check_kind
+from dexcore.engine.config import check_field
+from dexcore.engine.folder import RunFolderError, hold
+from dexcore.engine.ranks import LostRankError, Ranks, environment_rank, join_ranks
+from dexcore.engine.stop import EXIT_STOPPED, Stopped, StopRequest
+from dexcore.evaluate.finetuning.config import FinetuneConfig
+from dexcore.evaluate.finetuning.dry_run import rehearse
+from dexcore.evaluate.finetuning.training import (
+    BEST_FOLDER,
+    CHECKPOINTS_FOLDER,
+    LAST_FOLDER,
+    Finetuning,
+    write_json,
+)
+from dexcore.evaluate.probes.run import safe
+from dexcore.evaluate.scores import Scores, over_seeds, score
+from dexcore.evaluate.tasks import Task
+from dexcore.evaluate.tasks.table import SplitName
+from dexcore.report.files import LOCK_FILE
+
+DONE_FILE, CHOICE_FILE, PREDICTIONS_FILE = "finetune.json", "choice.json", "predictions.parquet"
+MASKS_FOLDER, VAL_FOLDER = "masks", "val"
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a fine-tuning ended.
+
+    Attributes:
+        folders: of the seeds that are done, in their order.
+        scores: of each, on test.
+        finished: False where a signal stopped it; the same call goes on. A dry run is finished without scores.
+    """
+
+    folders: tuple[Path, ...]
+    scores: tuple[Scores, ...]
+    finished: bool
+
+    @property
+    def exit_code(self) -> int:
+        """What a process should return: 0, or 75 where the run was stopped by a signal and can be gone on with."""
+        return 0 if self.finished else EXIT_STOPPED
+
+    def lines(self) -> list[str]:
+        """Numbers with intervals, where all lies, and what can be done with it."""
+        if not self.scores:
+            return []
+        first, folder = self.scores[0], self.folders[0]
+        told = first.lines()
+        if len(self.scores) > 1:
+            for scores in self.scores[1:]:
+                told.append(f"  seed {scores.seed}: {scores.metric}  {scores.primary}")
+            spread = over_seeds(self.scores)
+            told.append(
+                f"  {len(self.scores)} seeds: {spread.metric}  {spread.mean}, deviation over seeds "
+                f"{spread.deviation_seeds:.4f}, over cases {spread.deviation_cases:.4f}"
+            )
+            told += [f"  note: {flag}" for flag in spread.flags]
+        place = folder.parent
+        return [
+            *told,
+            f"all of it   {place}/seed-*: model, predictions, scores",
+            f"a picture   dexcore predict IMAGE --model {quote(str(folder / LAST_FOLDER))}",
+            f"a table     dexcore eval table {quote(str(place.parents[2]))}",
+            f"a pair      dexcore eval compare {quote(str(place.parent))} ANOTHER",
+        ]
+
+
+def finetune(config: FinetuneConfig) -> RunResult:
+    """Fine-tune a model on a task, predict the test images and score them, with one seed or several.
+
+    Under torchrun all processes call it; they share every batch and the images that are predicted. SIGTERM, SIGINT and
+    SIGUSR1 end it after the step in hand, with a checkpoint; the same call goes on from there, and does not run a seed
+    again that is done.
+
+    Args:
+        config: of the run.
+
+    Returns:
+        The folders and scores of the seeds. With ``config.dry_run`` it prints how the run would go instead.
+
+    Raises:
+        TypeError: ``config`` is no `FinetuneConfig`.
+        ConfigError: the configuration does not fit the machine, the task, the model or the number of processes.
+        TaskError, FeaturesError, ModelFileError: the task or the model cannot be used; the message names file and row.
+        RunFolderError: the folder cannot be used: another run writes into it, it holds another fine-tuning, or the disk
+            is full.
+        CheckpointError: a checkpoint cannot be written or read.
+        FinetuneError: the loss or its gradient is not finite in too many steps on end.
+        MainRankError, LostRankError: another process cannot go on.
+    """
+    check_kind("config", config, FinetuneConfig, "a FinetuneConfig")
+    for name in ("task", "model"):
+        check_field(getattr(config, name) != "", name, "one", getattr(config, name))
+    done: list[tuple[Path, Scores]] = []
+    with StopRequest() as stop:
+        try:
+            finished = _run(config, stop, done)
+        except Stopped:
+            if environment_rank()[0] == 0:
+                print(
+                    f"{stop.signal_name}: stopped between steps; nothing is lost, the same command goes on",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            finished = False
+        except LostRankError:
+            if not stop:
+                raise
+            finished = False
+    return RunResult(tuple(folder for folder, _ in done), tuple(scores for _, scores in done), finished)
+
+
+def _run(config: FinetuneConfig, stop: StopRequest, done: list[tuple[Path, Scores]]) -> bool:
+    """Run the seeds; those that are done come into ``done``. False where a signal came."""
+    with stop.at_once():
+        task = Task.open(config.task)
+    with join_ranks(config.device) as ranks:
+        for seed in range(config.seed, config.seed + config.seeds):
+            with stop.at_once(ranks.main):
+                training = Finetuning(config, seed, task, Path(), ranks)
+                training.folder = seed_folder(config, training.name, task, seed)
+            if config.dry_run:
+                lines = rehearse(training)
+                if ranks.main:
+                    print("\n".join(lines), flush=True)
+                return True
+            with _held(training, ranks):
+                scores = _read_done(training, ranks)
+                if scores is None:
+                    training.resume()
+                    training.train(stop)
+                    if training.stopping:
+                        if ranks.count > 1:
+                            stop.ignore_further()  # torchrun's, to the ranks that leave last
+                        reason = stop.signal_name or "a signal to another rank"
+                        ranks.say(f"{reason}: stopped after step {training.step_done}; the same command goes on")
+                        return False
+                    with stop.at_once():
+                        scores = _finish(training)
+            done.append((training.folder, scores))
+    return True
+
+
+def seed_folder(config: FinetuneConfig, name: str, task: Task, seed: int) -> Path:
+    """Where the training of a seed is written."""
+    mode = name.rpartition(" ")[2]
+    return Path(config.out) / safe(config.called) / mode / safe(task.name) / f"seed-{seed}"
+
+
+@contextmanager
+def _held(training: Finetuning, ranks: Ranks) -> Iterator[None]:
+    """Hold the folder of a training, so that no second run writes into it."""
+
+    def opened() -> Any:
+        try:
+            training.folder.mkdir(parents=True, exist_ok=True)
+            lock = open(training.folder / LOCK_FILE, "a")  # noqa: SIM115
+        except OSError as error:
+            raise RunFolderError(f"out: cannot write into {training.folder}: {error.strerror or error}") from error
+        hold(lock, training.folder, LOCK_FILE)
+        locks.append(lock)
+
+    locks: list[Any] = []
+    ranks.on_main(opened)
+    try:
+        yield
+    finally:
+        for lock in locks:
+            lock.close()
+
+
+def _read_done(training: Finetuning, ranks: Ranks) -> Scores | None:
+    """The scores of a training that is done; None where it is not.
+
+    Raises:
+        RunFolderError: the folder holds another one.
+    """
+    path = training.folder / DONE_FILE
+
+    def read() -> Scores | None:
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))
+            scores = Scores.load(training.folder)
+        except (FileNotFoundError, ValueError):
+            return None  # begun, or damaged: it goes on
+        training.check_same(before)
+        ranks.say(f"{training.folder}: is done, and not run again")
+        return scores
+
+    return ranks.on_main(read)
+
+
+def _finish(training: Finetuning) -> Scores:
+    """Save the model, predict, score; on all ranks."""
+    ranks, task, folder = training.ranks, training.task, training.folder
+    ranks.on_main(lambda: training.save_model(LAST_FOLDER))
+    ranks.say("predicting the test images")
+    try:
+        scores = _scored(training, "test", folder)
+        scores.save(folder) if ranks.main else None
+        if task.split("val"):
+            of_val = _scored(training, "val", folder / VAL_FOLDER)
+            if ranks.main:  # not as an npz: a table would take it for another model's test
+                write_json(folder / VAL_FOLDER / "scores.json", of_val.as_json())
+        if ranks.main:
+            write_json(folder / CHOICE_FILE, _choice(training))
+            write_json(folder / DONE_FILE, training.made_from)
+            shutil.rmtree(folder / CHECKPOINTS_FOLDER, ignore_errors=True)
+    except OSError as error:
+        raise RunFolderError(
+            f"{folder}: the training is done, its predictions and scores cannot be written: {error}; the same command "
+            "goes on when they can"
+        ) from error
+    return scores
+
+
+def _scored(training: Finetuning, split: SplitName, folder: Path) -> Scores:
+    """Predict a split and score it, on all ranks; the main one writes."""
+    predictions = training.predictor.predict(split, folder / MASKS_FOLDER, training.name, training.seed)
+
+    def written() -> Scores:
+        folder.mkdir(parents=True, exist_ok=True)
+        predictions.save(folder / PREDICTIONS_FILE)
+        return score(predictions, training.task, split)
+
+    return training.ranks.on_main_for_long(written)
+
+
+def _choice(training: Finetuning) -> dict[str, Any]:
+    """What was chosen, and on what."""
+    best = training.best
+    return {
+        "finetune": training.name.rpartition(" ")[2],
+        "chosen_on": "nothing is chosen: the last state predicts",
+        "steps": training.step_done,
+        "seed": training.seed,
+        "best_on_val": None
+        if best is None
+        else {"metric": training.task.spec.metric, "value": best[0], "steps": best[1], "model": BEST_FOLDER},
+    }

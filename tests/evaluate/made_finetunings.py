@@ -1,0 +1,68 @@
+"""Small fine-tunings: a model of two blocks, pictures of 20 x 24 pixels, a few steps."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from made_tasks import SPLITS, save, write
+
+from dexcore.evaluate import FinetuneConfig
+from dexcore.evaluate.finetuning.training import Finetuning
+from dexcore.evaluate.tasks import Task
+from dexcore.models import DEXVisionTransformer
+
+SIZE = 16
+
+
+def small_model(folder: Path) -> Path:
+    """A saved model of dexcore's."""
+    torch.manual_seed(0)
+    model = DEXVisionTransformer(
+        img_size=SIZE, patch_size=4, embed_dim=16, depth=2, num_heads=2, num_classes=0, num_experts=3
+    )
+    model.set_preprocessing((0.5,) * 3, (0.25,) * 3)
+    model.save_pretrained(folder)
+    return folder
+
+
+def spots(folder: Path, images: int = 12, name: str = "spots", **keys: object) -> Path:
+    """Gray pictures, of other sides each, with a bright square: masks of it, and whether it lies left or right."""
+    rows = []
+    for number in range(images):
+        random = np.random.default_rng(number)
+        height, width = 20 + number % 3, 24
+        pixels = random.integers(40, 80, (height, width)).astype(np.uint8)
+        top, left = int(random.integers(0, 12)), int(random.integers(0, 7)) + 9 * (number // 6 % 2)
+        pixels[top : top + 8, left : left + 8] += 140
+        mask = np.zeros((height, width), np.uint8)
+        mask[top : top + 8, left : left + 8] = 1
+        save(folder / f"{number}.png", pixels)
+        save(folder / f"{number}_mask.png", mask)
+        row = {"image": f"{number}.png", "mask": f"{number}_mask.png", "label": ("left", "right")[left > 7]}
+        rows.append(row | {"split": SPLITS[number % len(SPLITS)], "case": f"p{number}"})
+    said = {"kind": "segmentation", "classes": ["background", "spot"]} | keys
+    return write(folder, rows, name=name, **said)
+
+
+def sides(folder: Path, **keys: object) -> Path:
+    """The same pictures with labels in place of masks."""
+    return spots(folder, name="sides", **({"kind": "classification", "classes": ["left", "right"]} | keys))
+
+
+def tiny(task: Path, model: Path, out: Path, **changes: object) -> FinetuneConfig:
+    """Three steps of four images."""
+    given = {"img_size": SIZE, "batch_size": 4, "steps": 3, "device": "cpu", "workers": 0, "validations": 1}
+    return FinetuneConfig(**{"task": str(task), "model": str(model), "out": str(out)} | given | changes)
+
+
+def begun(config: FinetuneConfig, folder: Path) -> Finetuning:
+    """One before its first step."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return Finetuning(config, config.seed, Task.open(config.task), folder)
+
+
+def losses(folder: Path) -> list[dict]:
+    """The steps of a training, without what a clock measured."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "images_per_second"} for line in lines]

@@ -1,0 +1,357 @@
+"""Fine-tuning: what is trained in which mode, what it leaves in the folder, what is refused."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from made_finetunings import SIZE, begun, losses, sides, small_model, spots, tiny
+from made_tasks import save
+
+from dexcore.engine.config import ConfigError
+from dexcore.engine.folder import RunFolderError
+from dexcore.engine.stop import StopRequest
+from dexcore.evaluate import FinetuneConfig, Predictions, finetune, score
+from dexcore.evaluate.finetuning import FinetuneError
+from dexcore.evaluate.finetuning.config import Length
+from dexcore.evaluate.finetuning.data import sound
+from dexcore.evaluate.finetuning.predictions import Predictor
+from dexcore.evaluate.scores.across import load_scores, table
+from dexcore.evaluate.tasks import Task, TaskError
+from dexcore.models import TaskModel
+from dexcore.nn.mlp import dex_layers
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a model, a task of masks and one of labels."""
+    folder = tmp_path_factory.mktemp("finetune")
+    small_model(folder / "mine")
+    spots(folder / "spots")
+    sides(folder / "sides")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ended(place):
+    """A fine-tuning of masks and one of labels, by the kind of their task."""
+    tasks = {"spots": place / "spots" / "spots.yaml", "sides": place / "sides" / "sides.yaml"}
+    return {name: finetune(tiny(task, place / "mine", place / "out")) for name, task in tasks.items()}
+
+
+def config_of(place, task="spots", **changes):
+    return replace(tiny(place / task / f"{task}.yaml", place / "mine", place / "other"), **changes)
+
+
+def step(training):
+    training.model.train()
+    return training.step(next(sound(training.batches(workers=0))))
+
+
+def parts(model):
+    """A copy of the tensors of experts and routers, of directors, and of all else."""
+    found = {"experts": {}, "director": {}, "rest": {}}
+    for name, parameter in model.named_parameters():
+        part = (
+            "experts" if ".experts." in name or ".router." in name else "director" if ".director." in name else "rest"
+        )
+        found[part][name] = parameter.detach().clone()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("mode", "moves", "stays"), [("director", "director", "experts"), ("experts", "experts", "director")]
+)
+@pytest.mark.parametrize("task", ["spots", "sides"])
+def test_one_step_changes_every_tensor_of_the_mode_and_none_of_the_other(place, tmp_path, task, mode, moves, stays):
+    training = begun(config_of(place, task, mode=mode), tmp_path)
+    before = parts(training.model)
+    line = step(training)
+    after = parts(training.model)
+    assert before[moves]
+    assert not line["skipped"]
+    assert [name for name, tensor in before[moves].items() if torch.equal(tensor, after[moves][name])] == []
+    assert [name for name, tensor in before["rest"].items() if torch.equal(tensor, after["rest"][name])] == []
+    assert all(torch.equal(tensor, after[stays][name]) for name, tensor in before[stays].items())
+
+
+def test_scratch_has_the_same_architecture_and_none_of_the_weights(place, tmp_path):
+    mine, scratch = (begun(config_of(place, mode=mode), tmp_path).model.encoder for mode in ("experts", "scratch"))
+    own, drawn = mine.state_dict(), scratch.state_dict()
+    assert {name: tensor.shape for name, tensor in own.items()} == {name: t.shape for name, t in drawn.items()}
+    weights = [name for name in own if name.endswith("weight") and "norm" not in name]
+    assert not any(torch.equal(own[name], drawn[name]) for name in weights)
+    again = begun(config_of(place, mode="scratch", seed=1), tmp_path).model.encoder.state_dict()
+    assert not torch.equal(again["patch_embed.proj.weight"], drawn["patch_embed.proj.weight"])
+
+
+def test_director_mode_gives_the_scores_of_the_collapsed_model(place, tmp_path):
+    from dexcore.nn import collapse
+
+    training = begun(config_of(place, "sides", mode="director"), tmp_path)
+    step(training)
+    task = Task.open(training.config.task)
+    found = training.predictor.predict("test", tmp_path, "whole", 0)
+    training.model.encoder = collapse(training.model.encoder)
+    assert not any(hasattr(part, "router") for part in training.model.modules())
+    plain = Predictor(training.model, task, "fp32", 4).predict("test", tmp_path, "collapsed", 0)
+    np.testing.assert_allclose(found.values.astype(float), plain.values.astype(float), atol=2e-3)
+
+
+@pytest.mark.parametrize("name", ["spots", "sides"])
+def test_the_folder_holds_model_predictions_and_scores(ended, place, name):
+    result, task = ended[name], Task.open(place / name / f"{name}.yaml")
+    assert result.finished
+    assert result.exit_code == 0
+    (folder,) = result.folders
+    assert folder == place / "out" / "mine" / "finetune-experts" / name / "seed-0"
+    predictions = Predictions.load(folder / "predictions.parquet")
+    assert sorted(predictions.image) == sorted(row.image for row in task.split("test"))
+    assert predictions.kind == ("mask" if name == "spots" else "logits")
+    if name == "spots":
+        for number, image in enumerate(predictions.image):
+            row = next(row for row in task.rows if row.image == image)
+            assert predictions.mask(number).shape == task.image(row).shape  # the image's own
+    else:
+        assert predictions.values.dtype == np.float16
+    again = score(predictions, task)
+    assert again.as_json() == json.loads((folder / "scores.json").read_text()) == result.scores[0].as_json()
+    assert len(Predictions.load(folder / "val" / "predictions.parquet")) == len(task.split("val"))
+    assert not (folder / "checkpoints").exists()
+    lines = losses(folder)
+    assert [line["step"] for line in lines] == [0, 1, 2]
+    assert (
+        lines[-1][f"val_{task.spec.metric}"] == json.loads((folder / "choice.json").read_text())["best_on_val"]["value"]
+    )
+    for state in ("model", "best"):
+        model = TaskModel.from_pretrained(folder / state)
+        assert (model.task.kind, model.task.classes) == (task.kind, task.classes)
+
+
+def test_a_loaded_model_predicts_what_was_saved(ended, place, tmp_path):
+    (folder,) = ended["sides"].folders
+    task = Task.open(place / "sides" / "sides.yaml")
+    model = TaskModel.from_pretrained(folder / "model")
+    found = Predictor(model, task, "fp32", 5).predict("test", tmp_path, "again", 0)
+    saved = Predictions.load(folder / "predictions.parquet")
+    assert found.image == saved.image
+    np.testing.assert_allclose(found.values.astype(float), saved.values.astype(float), atol=2e-3)
+
+
+def test_tables_and_comparisons_read_it(ended, place):
+    found = load_scores(place / "out")
+    assert {(one.model, one.split) for one in found} == {("mine finetune-experts", "test")}
+    assert [row.task for row in table(found).rows] == ["sides", "spots"]
+    told = "\n".join(ended["spots"].lines())
+    assert "dexcore predict IMAGE" in told
+    assert "dexcore eval table" in told
+    assert "dice" in told
+
+
+def test_a_finished_seed_is_not_run_again_and_another_one_is_another_training(ended, place):
+    (folder,) = ended["sides"].folders
+    written = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    task = place / "sides" / "sides.yaml"
+    both = finetune(tiny(task, place / "mine", place / "out", seeds=2))
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == written
+    assert [path.name for path in both.folders] == ["seed-0", "seed-1"]
+    of_seeds = [Predictions.load(one / "predictions.parquet") for one in both.folders]
+    assert [one.seed for one in of_seeds] == [0, 1]
+    assert (of_seeds[0].values != of_seeds[1].values).any()
+    assert "2 seeds" in "\n".join(both.lines())
+    shutil.rmtree(both.folders[1])
+
+
+def test_the_same_seed_gives_the_same_bytes(ended, place):
+    for name, result in ended.items():
+        (again,) = finetune(config_of(place, name, out=str(place / "again"))).folders
+        for file in ("model/model.safetensors", "best/model.safetensors", "predictions.parquet", "choice.json"):
+            assert (again / file).read_bytes() == (result.folders[0] / file).read_bytes(), file
+
+
+def test_other_test_labels_change_no_byte_of_the_model_the_choice_or_the_logits(ended, place, tmp_path):
+    shutil.copytree(place / "sides", tmp_path / "sides")
+    table_file = tmp_path / "sides" / "sides.csv"
+    lines = table_file.read_text().splitlines()
+    other = {"left": "right", "right": "left"}
+    for number, line in enumerate(lines):
+        if ",test," in line:
+            label = line.split(",")[2]
+            lines[number] = line.replace(f",{label},", f",{other[label]},")
+    table_file.write_text("\n".join(lines) + "\n")
+    (found,) = finetune(tiny(tmp_path / "sides" / "sides.yaml", place / "mine", tmp_path / "out")).folders
+    (known,) = ended["sides"].folders
+    for file in ("choice.json", "model/model.safetensors", "best/model.safetensors", "val/scores.json"):
+        if file == "val/scores.json":
+            told = [json.loads((one / file).read_text()) for one in (found, known)]
+            assert told[0]["numbers"] == told[1]["numbers"]
+        else:
+            assert (found / file).read_bytes() == (known / file).read_bytes(), file
+    values = [Predictions.load(one / "predictions.parquet").values for one in (found, known)]
+    assert (values[0] == values[1]).all()
+    assert (found / "scores.json").read_bytes() != (known / "scores.json").read_bytes()
+
+
+def test_a_batch_size_does_not_change_what_is_predicted(ended, place, tmp_path):
+    """But for roundings: float16 keeps eleven bits."""
+    task = Task.open(place / "sides" / "sides.yaml")
+    model = TaskModel.from_pretrained(ended["sides"].folders[0] / "model")
+    found = [Predictor(model, task, "fp32", size).predict("test", tmp_path, "m", 0).values for size in (1, 3, 64)]
+    for values in found[1:]:
+        np.testing.assert_allclose(values.astype(float), found[0].astype(float), atol=2e-3)
+
+
+def brightness(images):
+    """Logits that say how bright each pixel is: what predicts the reference of an image that shows it."""
+    return torch.cat([1 - images[:, :1], images[:, :1]], 1)
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (48, 16), (16, 32)])
+def test_who_predicts_the_reference_scores_exactly_1_at_native_size(place, tmp_path, shape):
+    task_file = spots(tmp_path / "task", images=6)
+    for number in range(6):
+        small = np.random.default_rng(number).integers(0, 2, (SIZE, SIZE)).astype(np.uint8)
+        mask = np.kron(small, np.ones((shape[0] // SIZE, shape[1] // SIZE), np.uint8))
+        save(tmp_path / "task" / f"{number}.png", mask * 255)
+        save(tmp_path / "task" / f"{number}_mask.png", mask.astype(np.uint16))
+    task = Task.open(task_file)
+    training = begun(tiny(task_file, place / "mine", tmp_path), tmp_path / "seed")
+    model = training.model
+    model.set_preprocessing((0.0,) * 3, (1.0,) * 3)
+    model.forward = brightness
+    found = Predictor(model, task, "fp32", 2).predict("test", tmp_path / "masks", "reads", 0)
+    assert score(found, task, draws=10).primary.value == 1.0
+    counted = Predictor(model, task, "fp32", 2).count("val", "reads", 0)
+    assert score(counted, task, "val", draws=10).primary.value == 1.0
+
+
+def test_predicting_leaves_weights_buffers_and_mode_as_they_were(place, tmp_path):
+    training = begun(config_of(place), tmp_path)
+    training.model.train()
+    before = {name: tensor.clone() for name, tensor in training.model.state_dict().items()}
+    training.predictor.count("val", "m", 0)
+    assert training.model.training
+    assert all(torch.equal(before[name], tensor) for name, tensor in training.model.state_dict().items())
+
+
+def test_a_dense_model_of_timms_is_trained_whole_and_has_no_director(place, tmp_path):
+    config = config_of(place, "sides", model="test_vit", weights="random", img_size=32, steps=1, out=str(tmp_path))
+    (folder,) = finetune(config).folders
+    assert folder.parts[-3:] == ("finetune", "sides", "seed-0")
+    with pytest.raises(ConfigError, match=r"mode: .* test_vit has no directors"):
+        finetune(replace(config, mode="director"))
+
+
+def test_layer_decay_slows_what_lies_deep_and_not_the_head(place, tmp_path):
+    training = begun(config_of(place, layer_decay=0.5), tmp_path)
+    step(training)
+    scale = {
+        id(parameter): group["lr"] / training.length.lr(0)
+        for group in training.optimizer.param_groups
+        for parameter in group["params"]
+    }
+    model = training.model
+    assert scale[id(model.encoder.blocks[1].attn.qkv.weight)] == 2 * scale[id(model.encoder.blocks[0].attn.qkv.weight)]
+    assert {scale[id(parameter)] for parameter in model.head.parameters()} == {1.0}
+
+
+def test_drop_path_and_dropout_repeat_by_seed_and_step(place, tmp_path):
+    config = config_of(place, "sides", drop_path=0.5, dropout=0.5)
+    lines = []
+    for number in range(2):
+        torch.manual_seed(number)
+        lines.append(step(begun(config, tmp_path)))
+    assert lines[0] == lines[1]
+    plain = begun(config_of(place, "sides"), tmp_path)
+    assert step(plain)["loss"] != lines[0]["loss"]
+
+
+def test_auxiliary_losses_are_off_unless_asked_for(place, tmp_path):
+    assert {layer.aux for layer in dex_layers(begun(config_of(place), tmp_path).model)} == {"never"}
+    training = begun(config_of(place, lambda_align=0.5, lambda_balance=0.01), tmp_path)
+    line = step(training)
+    assert line["loss"] > line["loss_entropy"] + line["loss_dice"]
+
+
+def test_a_length_is_100_epochs_or_2000_steps_up_to_20000():
+    lengths = [Length(FinetuneConfig(), images).total_steps for images in (20, 1600, 10**6)]
+    assert lengths == [2000, 10_000, 20_000]
+    assert Length(FinetuneConfig(epochs=3), 160).total_steps == 30
+    length = Length(FinetuneConfig(), 1600)
+    assert length.warmup_steps == 1000
+    assert length.lr(1000) == 1e-4
+    assert length.lr(0) < length.lr(500) < 1e-4
+    assert length.lr(9999) < 1e-8
+    assert sum(length.validates(step + 1) for step in range(10_000)) == 20
+    assert length.validates(10_000)
+
+
+def test_a_mask_that_cannot_be_read_ends_it_with_task_file_and_line(place, tmp_path):
+    task = spots(tmp_path / "task")
+    save(tmp_path / "task" / "1_mask.png", np.full((21, 24), 7, np.uint8))
+    with pytest.raises(TaskError, match=r"task spots: .*spots\.csv, line 3: .*1_mask\.png: holds the value 7"):
+        finetune(tiny(task, place / "mine", tmp_path / "out"))
+
+
+def test_numbers_that_are_not_finite_are_skipped_and_end_it_with_the_images_named(place, tmp_path):
+    training = begun(config_of(place, steps=9, max_skipped=2), tmp_path)
+    with torch.no_grad():
+        training.model.head.logits.bias[0] = torch.nan
+    with pytest.raises(FinetuneError, match=r"task spots, .*spots\.csv: \d+\.png \(line \d+\).* not finite in 2 steps"):
+        training.train(StopRequest())
+    assert [line["skipped"] for line in losses(tmp_path)] == [True]
+
+
+def test_a_folder_of_another_fine_tuning_is_refused_with_what_differs(ended, place):
+    task = place / "spots" / "spots.yaml"
+    with pytest.raises(RunFolderError, match=r"another fine-tuning.*(?s:.*)lr: 0.0001 -> 0.01"):
+        finetune(tiny(task, place / "mine", place / "out", lr=1e-2))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"lr": -1.0}, "lr: expected a number above 0"),
+        ({"img_size": 18}, "img_size: expected a multiple of .*patches of 4, got 18"),
+        ({"mode": "both"}, "mode: expected 'experts' or"),
+        ({"pool": "mean"}, "pool: is not for task spots"),
+        ({"steps": 3, "epochs": 1.0}, "steps: expected 0 beside epochs"),
+        ({"mode": "director", "lambda_align": 1.0}, "lambda_align"),
+    ],
+)
+def test_a_field_that_cannot_be_is_named(place, tmp_path, wrong, told):
+    with pytest.raises(ConfigError, match=told):
+        finetune(config_of(place, **({"out": str(tmp_path)} | wrong)))
+    assert not (tmp_path / "mine").exists()
+
+
+def test_a_full_disk_ends_it_with_the_file_and_what_was_done_stays(place, tmp_path, monkeypatch):
+    config = config_of(place, "sides", out=str(tmp_path))
+
+    def full(self, folder):
+        raise OSError(28, "No space left on device", str(folder))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TaskModel, "save_pretrained", full)
+        with pytest.raises(RunFolderError, match=r"best: the model cannot be written: .*No space left"):
+            finetune(config)
+    assert finetune(config).finished
+
+
+@pytest.mark.slow
+def test_a_tiny_task_is_learned_by_heart(place, tmp_path):
+    task = spots(tmp_path / "task", images=12)
+    for number in range(12):  # test shows what train showed
+        for end in (".png", "_mask.png"):
+            shutil.copy(
+                tmp_path / "task" / f"{6 * (number // 6) + number % 2}{end}", tmp_path / "task" / f"{number}{end}"
+            )
+    config = tiny(
+        task, place / "mine", tmp_path, steps=200, lr=3e-3, min_area=1.0, flip=0.0, rotation=0.0, validations=0
+    )
+    (scores,) = finetune(config).scores
+    assert scores.primary.value > 0.9
+    labels = sides(tmp_path / "labels", images=4)  # two of train, one of val
+    assert labels.is_file()
