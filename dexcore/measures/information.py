@@ -93,6 +93,14 @@ def information(mass_gr: np.ndarray, label_g: np.ndarray, labels_pg: np.ndarray)
     )
 
 
+def drawn_information(weight_dg: np.ndarray, mass_gr: np.ndarray, label_g: np.ndarray) -> np.ndarray:
+    """`normalized_mutual_information` in draws of groups, float64 [d]: each counts as often as ``weight_dg`` says."""
+    masses = [weight_dg[:, label_g == m] @ mass_gr[label_g == m] for m in np.unique(label_g)]
+    mass_dmr = np.stack(masses, axis=1)
+    with np.errstate(invalid="ignore"):
+        return normalized_mutual_information(mass_dmr / mass_dmr.sum(axis=-1, keepdims=True))
+
+
 def gate_mass(gates_nr: np.ndarray, group_n: np.ndarray, groups: int) -> np.ndarray:
     """The sum of the gates of each group's images, float64 [g, r]."""
     mass_gr = np.zeros((groups, gates_nr.shape[1]))

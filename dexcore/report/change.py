@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dexcore.measures.bootstrap import DRAWS, resamples
-from dexcore.measures.information import gate_mass, normalized_mutual_information
+from dexcore.measures.information import drawn_information, gate_mass
 from dexcore.measures.neighbors import Neighbors
 from dexcore.report.evaluation import Evaluation
 from dexcore.report.specialization import Specialization
@@ -98,20 +98,12 @@ def specialization_changes(
         masses = [gate_mass(one.gates[number], group_n, len(group_modality)) for one in (trained, before)]
 
         def more(weight_dg: np.ndarray, masses: list[np.ndarray] = masses) -> np.ndarray:
-            now, then = (_information(weight_dg, mass_gr, group_modality) for mass_gr in masses)
+            now, then = (drawn_information(weight_dg, mass_gr, group_modality) for mass_gr in masses)
             return now - then
 
         now, then = (block.nmi - block.null_mean for block in blocks)
         found.append(_change(more, group_modality, len(trained_blocks), now - then))
     return tuple(found)
-
-
-def _information(weight_dg: np.ndarray, mass_gr: np.ndarray, group_modality: np.ndarray) -> np.ndarray:
-    """Normalized mutual information of modality and expert, of every draw."""
-    masses = [weight_dg[:, group_modality == m] @ mass_gr[group_modality == m] for m in np.unique(group_modality)]
-    mass_dmr = np.stack(masses, axis=1)
-    with np.errstate(invalid="ignore"):
-        return normalized_mutual_information(mass_dmr / mass_dmr.sum(axis=-1, keepdims=True))
 
 
 def neighbor_change(

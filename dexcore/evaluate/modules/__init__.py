@@ -3,18 +3,26 @@
 Each measure stands beside its control; each number has an interval over cases.
 """
 
+from dexcore.evaluate.modules.extraction import extract
 from dexcore.evaluate.modules.forwards import Collected, collect, masked_losses
 from dexcore.evaluate.modules.knockout import knock_out, shares_of
+from dexcore.evaluate.modules.routing import RoutingMeasures, histograms, measure_routing, routing_masses, untrained
 from dexcore.evaluate.modules.sample import Sample, Samples, setting_of, take_samples
 
 __all__ = [
     "Collected",
+    "RoutingMeasures",
     "Sample",
     "Samples",
     "collect",
+    "extract",
+    "histograms",
     "knock_out",
     "masked_losses",
+    "measure_routing",
+    "routing_masses",
     "setting_of",
     "shares_of",
     "take_samples",
+    "untrained",
 ]
