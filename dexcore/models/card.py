@@ -1,6 +1,7 @@
 """The model card: README.md beside the weights, as the Hugging Face Hub shows it."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from timm.models.vision_transformer import VisionTransformer
 
@@ -23,12 +24,9 @@ def model_card(vit: VisionTransformer, kind: str, sections: Sequence[tuple[str, 
         kind: class name of the saved model.
         sections: heading and Markdown text of each; () says that nothing is recorded.
     """
-    tags = ["dexcore", "timm", "vision-transformer", "mixture-of-experts", "medical-imaging"]
-    tags += ["masked-autoencoder"] if kind == "MaskedAutoencoder" else []
-    # "unknown" is the Hub's word; what the images' owners allow nobody but the publisher can know.
-    front = ["---", "library_name: dexcore", "license: unknown", "pipeline_tag: image-feature-extraction", "tags:"]
+    tags = ["masked-autoencoder"] if kind == "MaskedAutoencoder" else []
     parts = [
-        "\n".join([*front, *(f"- {tag}" for tag in tags), "---"]),
+        _front("image-feature-extraction", tags),
         f"# {_title(vit, kind)}",
         _anatomy(vit, kind),
         "## How to load it",
@@ -37,6 +35,36 @@ def model_card(vit: VisionTransformer, kind: str, sections: Sequence[tuple[str, 
     for heading, text in sections or [("Data and training", _NOTHING_KNOWN)]:
         parts += [f"## {heading}", text]
     return "\n\n".join(parts) + "\n"
+
+
+def task_card(vit: VisionTransformer, task: Any) -> str:
+    """The card of a fine-tuned model, a `TaskModel` with this encoder and ``task``, its `TaskDescription`."""
+    name = "Director-Experts vision transformer" if _dex_layers(vit) else "Vision transformer"
+    asked = "the class of each pixel" if task.is_segmentation else "the class of an image"
+    parts = [
+        _front("image-segmentation" if task.is_segmentation else "image-classification", []),
+        f"# {name}, fine-tuned: {task.name}",
+        f"Asked for {asked} ({task.kind.replace('_', ' ')}): {', '.join(task.classes)}. Images: "
+        f"{', '.join(task.modalities)}.",
+        _anatomy(vit, "TaskModel"),
+        "## How to use it",
+        f"```bash\ndexcore predict IMAGE --model {_FOLDER}\n```",
+        "```python\nfrom dexcore.models import TaskModel\n"
+        f'model = TaskModel.from_pretrained("{_FOLDER}")  # or "user/name" on the Hugging Face Hub\n'
+        "logits = model(images)  # [B, C, S, S], as model.encoder says\n```",
+        "A research model: nothing here says that it is fit for the care of patients.",
+        "## Data and training",
+        _NOTHING_KNOWN,
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _front(pipeline: str, tags: Sequence[str]) -> str:
+    """The Hub's header."""
+    tags = ["dexcore", "timm", "vision-transformer", "mixture-of-experts", "medical-imaging", *tags]
+    # "unknown" is the Hub's word; what the images' owners allow nobody but the publisher can know.
+    front = ["---", "library_name: dexcore", "license: unknown", f"pipeline_tag: {pipeline}", "tags:"]
+    return "\n".join([*front, *(f"- {tag}" for tag in tags), "---"])
 
 
 def _title(vit: VisionTransformer, kind: str) -> str:
@@ -55,6 +83,8 @@ def _anatomy(vit: VisionTransformer, kind: str) -> str:
     if layers:
         experts, chosen = ([getattr(layer, name) for layer in layers] for name in ("num_experts", "top_k"))
         text += f"; experts in each block {_listed(experts)}, of which an image is given {_listed(chosen)}"
+    if kind == "TaskModel":
+        return text + ", without the head."
     classifier = f", with a classifier of {vit.num_classes} classes" if vit.num_classes else ", without a classifier"
     return text + classifier + (", beside the autoencoder's decoder." if kind == "MaskedAutoencoder" else ".")
 

@@ -53,6 +53,10 @@ class PretrainedMixin:
         """The transformer that sees the images: the model itself, or an autoencoder's encoder."""
         raise NotImplementedError
 
+    def card(self) -> str:
+        """The model card: what ``README.md`` says of the model where nobody wrote one."""
+        return model_card(self.vision_transformer, type(self).__name__)
+
     @property
     def normalization(self) -> dict[str, list[str]]:
         """Modality -> how its raw pixels came to lie in [0, 1], names of `dexcore.data.normalize`; {} if unknown."""
@@ -126,7 +130,7 @@ class PretrainedMixin:
         folder.mkdir(parents=True, exist_ok=True)
         files = {folder / WEIGHTS_FILE: save(tensors, {"format": "pt"})}
         if not (folder / CARD_FILE).exists():  # its text may be someone's
-            files[folder / CARD_FILE] = model_card(self.vision_transformer, described["class"]).encode()
+            files[folder / CARD_FILE] = self.card().encode()
         write_sealed({**files, folder / CONFIG_FILE: config.encode()})
 
     @classmethod

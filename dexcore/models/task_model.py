@@ -8,6 +8,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from dexcore.checks import check_kind, check_number
+from dexcore.models.card import task_card
 from dexcore.models.inputs import adapt
 from dexcore.models.pretrained import PretrainedMixin
 from dexcore.models.pyramid import block_maps, checked_blocks
@@ -214,6 +215,9 @@ class TaskModel(PretrainedMixin, nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the activations of the encoder's blocks in the backward, not store them."""
         self.encoder.set_grad_checkpointing(enable)
+
+    def card(self) -> str:
+        return task_card(self.encoder, self.task)
 
     def describe(self) -> dict[str, Any]:
         head: dict[str, Any]
