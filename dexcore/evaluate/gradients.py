@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from dexcore.data.feed.pretrain_view import Images
-from dexcore.evaluate.reconstruct import batches
+from dexcore.evaluate.reconstruct import Batch, batches
 from dexcore.evaluate.setting import Setting
+from dexcore.measures.conflict import half_cosines
 from dexcore.models import MaskedAutoencoder
 from dexcore.models.precision import autocast
 from dexcore.nn.mlp import dex_layers
@@ -53,7 +54,7 @@ def gradient_cosines(
             rows = evaluation.sample_id[half]
             gradients = _gradients(model, images, rows, [p for part in parts for p in part], setting, device)
             cut = len(parts[0])
-            sketches.append(torch.stack([_sketch(gradients[:cut]), _sketch(gradients[cut:])]))
+            sketches.append(torch.stack([sketch(gradients[:cut]), sketch(gradients[cut:])]))
     if not names:
         return names, np.zeros(0, np.int64), np.zeros((len(parts), 0, 0))
     return names, np.array(counts), _cosines(torch.stack(sketches, dim=1).double())
@@ -94,12 +95,19 @@ def _gradients(
 ) -> Sequence[Tensor]:
     times = np.arange(_IMAGES)
     (batch,) = batches(images, rows[times % len(rows)], model, setting, draw=1 + times // len(rows))
+    return loss_gradients(model, batch, parameters, setting, device)
+
+
+def loss_gradients(
+    model: MaskedAutoencoder, batch: Batch, parameters: Sequence[Tensor], setting: Setting, device: torch.device
+) -> Sequence[Tensor]:
+    """The gradient of a batch's reconstruction loss; zeros of what it does not depend on."""
     with torch.enable_grad(), autocast(device, setting.precision):
         loss = model(batch.images.to(device), noise=batch.noise.to(device), hidden_only=True).loss
     return torch.autograd.grad(loss, list(parameters), materialize_grads=True)
 
 
-def _sketch(gradients: Sequence[Tensor]) -> Tensor:
+def sketch(gradients: Sequence[Tensor]) -> Tensor:
     """The gradient in 65,536 numbers (CountSketch): every entry with a random sign, added up modulo 65,536.
 
     Inner products stay as they are on average; a cosine's standard error is at most sqrt(2 / 65,536), 0.006. Twenty
@@ -117,8 +125,4 @@ def _sketch(gradients: Sequence[Tensor]) -> Tensor:
 
 def _cosines(sketches: Tensor) -> np.ndarray:
     """[parts, 2 g, K], halves side by side -> [parts, g, g]."""
-    unit = sketches / sketches.norm(dim=-1, keepdim=True)  # a gradient of zeros has no direction: nan
-    pairs = (unit @ unit.mT).unflatten(1, (-1, 2)).unflatten(3, (-1, 2))  # [parts, g, 2, g, 2]
-    cosines = pairs.mean(dim=(2, 4))
-    halves = pairs[:, :, 0, :, 1].diagonal(dim1=1, dim2=2)
-    return torch.diagonal_scatter(cosines, halves, dim1=1, dim2=2).numpy()
+    return half_cosines((sketches @ sketches.mT).numpy())

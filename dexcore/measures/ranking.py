@@ -75,3 +75,13 @@ class Ranking:
         total = found[:, -1]
         gained = np.einsum("dt,dt->d", positive[:, ::-1], precision)
         return ratio(gained, total)
+
+
+def average_precisions(right_qn: np.ndarray) -> np.ndarray:
+    """The average precision of each query, float64 [q]; nan where nothing is right.
+
+    Args:
+        right_qn: bool, whether what is ranked is right, the first in rank first.
+    """
+    found = np.cumsum(right_qn, axis=1) / np.arange(1, right_qn.shape[1] + 1)
+    return ratio((found * right_qn).sum(axis=1), right_qn.sum(axis=1))

@@ -6,7 +6,7 @@ import torch
 from runs import tiny
 
 from dexcore.data.feed.dataset import open_mvu
-from dexcore.evaluate.gradients import _IMAGES, _cosines, _gradients, _halves, _parts, _sketch, gradient_cosines
+from dexcore.evaluate.gradients import _IMAGES, _cosines, _gradients, _halves, _parts, gradient_cosines, sketch
 from dexcore.evaluate.reconstruct import batches, evaluate
 from dexcore.nn.mlp import dex_layers
 from dexcore.train.loop import build_model
@@ -25,13 +25,13 @@ def test_a_sketch_keeps_cosines():
     random = torch.Generator().manual_seed(0)
     common, first, second = torch.randn(3, 1_000_000, generator=random)
     one, other = common + first, common + second
-    sketches = torch.stack([_sketch([v[:300_001], v[300_001:].view(-1, 1)]) for v in (one, other)])
+    sketches = torch.stack([sketch([v[:300_001], v[300_001:].view(-1, 1)]) for v in (one, other)])
     assert len(sketches[0]) == 65536
     true = torch.cosine_similarity(one, other, dim=0).item()
     assert torch.cosine_similarity(sketches[0], sketches[1], dim=0).item() == pytest.approx(true, abs=0.02)
     # Entries that meet in the sketch have independent signs: without them a constant would not be told from noise.
     assert sketches[0].norm().item() == pytest.approx(one.norm().item(), rel=0.02)
-    assert _sketch([torch.ones(1_000_000)]).norm().item() == pytest.approx(1000, rel=0.02)
+    assert sketch([torch.ones(1_000_000)]).norm().item() == pytest.approx(1000, rel=0.02)
 
 
 def test_cosines_are_means_over_pairs_of_halves_and_the_diagonal_is_between_halves():

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dexcore.measures.neighbors import unit
+from dexcore.measures.ranking import average_precisions
 from dexcore.measures.ratio import ratio
 
 _PAIRS = 1 << 23  # of likenesses held at once
@@ -60,9 +61,7 @@ def class_retrieval(
         order = np.argsort(-likeness, axis=1, kind="stable")
         right = np.take_along_axis(right & asked, order, axis=1)
         count = right.sum(axis=1)
-        found = np.cumsum(right, axis=1) / np.arange(1, len(gallery) + 1)
-        total = (found * right).sum(axis=1)
-        precision[part] = ratio(total, count)
+        precision[part] = average_precisions(right)
         size = asked.sum(axis=1)
         chance[part] = ratio(count, size)
     known = np.isfinite(precision)
