@@ -14,6 +14,7 @@ from dexcore.measures.components import principal_components
 from dexcore.models import MaskedAutoencoder
 from dexcore.models.precision import autocast
 from dexcore.nn import set_mode
+from dexcore.nn.mlp import DEXMlp
 from dexcore.report.analysis import MODES, Analysis
 from dexcore.report.evaluation import Evaluation
 
@@ -25,7 +26,7 @@ def analyze(
     setting: Setting,
     device: torch.device,
 ) -> Analysis:
-    """Measure ``model`` on the images of ``evaluation``, and leave it in eval mode, its experts running."""
+    """Measure ``model`` on the images of ``evaluation``, and leave it in eval mode, its experts (if any) running."""
     model.eval()
     rows = evaluation.sample_id
     patches, variance = _patches(model, images, example_rows(images, rows), setting, device)
@@ -39,7 +40,7 @@ def analyze(
         gradient_modalities=modalities,
         gradient_images=counts,
         gradient_cosines=cosines,
-        expert_similarity=expert_similarity(model, images, setting, device),
+        expert_similarity=expert_similarity(model, images, setting, device) if len(_modes(model)) > 1 else [],
     )
 
 
@@ -53,8 +54,8 @@ def _labels(images: Images, rows: np.ndarray) -> np.ndarray:
 def _features(
     model: MaskedAutoencoder, images: Images, rows: np.ndarray, setting: Setting, device: torch.device
 ) -> np.ndarray:
-    """The encoder's own pooled feature of whole images, [2, n, D]: in experts and in director mode."""
-    found: list[list[np.ndarray]] = [[] for _ in MODES]
+    """The encoder's own pooled feature of whole images in each of its modes, [modes, n, D]."""
+    found: list[list[np.ndarray]] = [[] for _ in _modes(model)]
     for batch in batches(images, rows, model, setting):
         for features, tokens in zip(found, _tokens(model, batch.images.to(device), setting, device), strict=True):
             pooled = model.encoder.forward_head(tokens, pre_logits=True)
@@ -66,22 +67,30 @@ def _features(
 def _patches(
     model: MaskedAutoencoder, images: Images, rows: np.ndarray, setting: Setting, device: torch.device
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Three principal components of patch tokens, [2, m, rows, columns, 3], of all images and both modes together."""
+    """Three principal components of patch tokens, [modes, m, rows, columns, 3], of all images and modes together."""
     (batch,) = batches(images, rows, model, setting)
     both = torch.stack(_tokens(model, batch.images.to(device), setting, device))
     both = both[:, :, model.encoder.num_prefix_tokens :].float().cpu()
     projected, variance = principal_components(both.reshape(-1, both.shape[-1]).numpy(), 3)
-    return projected.reshape(len(MODES), len(rows), *model.encoder.patch_embed.grid_size, 3), variance
+    return projected.reshape(len(both), len(rows), *model.encoder.patch_embed.grid_size, 3), variance
 
 
 def _tokens(model: MaskedAutoencoder, images: Tensor, setting: Setting, device: torch.device) -> list[Tensor]:
     """The encoder's tokens [n, N, D] of whole images in each mode."""
     found = []
+    modes = _modes(model)
     try:
-        for mode in MODES:
-            set_mode(model, mode)
+        for mode in modes:
+            if mode:
+                set_mode(model, mode)
             with autocast(device, setting.precision):
                 found.append(model.encoder.forward_features(images))
     finally:
-        set_mode(model, "experts")
+        if modes != (None,):
+            set_mode(model, "experts")
     return found
+
+
+def _modes(model: MaskedAutoencoder) -> tuple[str | None, ...]:
+    """Those that the encoder can run in; None is the one of a dense encoder."""
+    return MODES if any(isinstance(part, DEXMlp) for part in model.modules()) else (None,)

@@ -17,7 +17,7 @@ from dexcore.evaluate.setting import Setting
 from dexcore.measures.conflict import half_cosines
 from dexcore.models import MaskedAutoencoder
 from dexcore.models.precision import autocast
-from dexcore.nn.mlp import dex_layers
+from dexcore.nn.mlp import DEXMlp
 from dexcore.report.evaluation import Evaluation
 
 _IMAGES = 32  # a half's gradient is a mean over so many; where there are fewer, they come again with other masks
@@ -39,7 +39,8 @@ def gradient_cosines(
 
     Returns:
         Names of the g modalities; different images in the smaller half of each, [g]; and cosines [2, g, g] of the
-        weights that every image uses and of the experts', as `dexcore.report.analysis.Analysis` holds them.
+        weights that every image uses and of the experts', as `dexcore.report.analysis.Analysis` holds them; of a dense
+        encoder the first alone, [1, g, g].
     """
     names, counts = [], []
     sketches: list[Tensor] = []
@@ -54,18 +55,20 @@ def gradient_cosines(
             rows = evaluation.sample_id[half]
             gradients = _gradients(model, images, rows, [p for part in parts for p in part], setting, device)
             cut = len(parts[0])
-            sketches.append(torch.stack([sketch(gradients[:cut]), sketch(gradients[cut:])]))
+            of_parts = (gradients[:cut], gradients[cut:])[: len(parts)]
+            sketches.append(torch.stack([sketch(part) for part in of_parts]))
     if not names:
         return names, np.zeros(0, np.int64), np.zeros((len(parts), 0, 0))
     return names, np.array(counts), _cosines(torch.stack(sketches, dim=1).double())
 
 
-def _parts(model: MaskedAutoencoder) -> tuple[list[Tensor], list[Tensor]]:
-    """The encoder's weights that every image uses, and those of its experts."""
-    experts: list[Tensor] = [parameter for layer in dex_layers(model) for parameter in layer.experts.parameters()]
+def _parts(model: MaskedAutoencoder) -> tuple[list[Tensor], ...]:
+    """The encoder's weights that every image uses, and those of its experts, if it has any."""
+    layers = [layer for layer in model.modules() if isinstance(layer, DEXMlp)]
+    experts: list[Tensor] = [parameter for layer in layers for parameter in layer.experts.parameters()]
     own = {id(parameter) for parameter in experts}
     shared: list[Tensor] = [p for p in model.encoder.parameters() if p.requires_grad and id(p) not in own]
-    return shared, experts
+    return (shared, experts) if layers else (shared,)
 
 
 def _halves(places: np.ndarray, group_n: np.ndarray) -> list[np.ndarray]:

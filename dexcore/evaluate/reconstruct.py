@@ -15,7 +15,8 @@ from dexcore.data.store.manifest import ImageDecodeError, StoreError
 from dexcore.evaluate.setting import Setting
 from dexcore.models import MaskedAutoencoder
 from dexcore.models.precision import autocast
-from dexcore.nn.mlp import DEXMlp, dex_layers
+from dexcore.nn import route_by_rule
+from dexcore.nn.mlp import DEXMlp
 from dexcore.report.evaluation import Evaluation, Examples
 from dexcore.view import evaluation_view
 
@@ -45,7 +46,7 @@ def evaluate(model: MaskedAutoencoder, images: Images, setting: Setting, device:
         StoreError: none of the images can be decoded.
     """
     model.eval()
-    layers = dex_layers(model)
+    layers = [layer for layer in model.modules() if isinstance(layer, DEXMlp)]
     sample_ids: list[int] = []
     squared_error, total = [], []
     gates: list[list[np.ndarray]] = [[] for _ in layers]
@@ -93,7 +94,8 @@ def batches(
 ) -> Iterator[Batch]:
     """The rows' images, up to 64 at a time: the centre square, and mask noise keyed on (seed, sample id, draw).
 
-    Those that cannot be decoded are left out.
+    Those that cannot be decoded are left out. A model whose experts are chosen by a rule is told the images of each
+    batch.
 
     Args:
         draw: at least 0; one number, or one a row: an image that comes twice needs two masks.
@@ -114,7 +116,14 @@ def batches(
             draws = generator(setting.seed, epoch, row, Stream.MASK)
             noise.append(torch.from_numpy(draws.random(model.num_patches, dtype=np.float32)))
         if sample_id:
+            route_by_rule(model, *names_of(images, np.array(sample_id)))
             yield Batch(np.array(sample_id), torch.stack(tensors), torch.stack(noise))
+
+
+def names_of(images: Images, sample_id: np.ndarray) -> tuple[list[str], list[str]]:
+    """What a routing rule is told of a run's images: their numbers, as texts, and their modalities."""
+    modalities = [images.modality_names[index] for index in images.modality[sample_id].tolist()]
+    return [str(number) for number in sample_id.tolist()], modalities
 
 
 def _reconstruct(

@@ -79,6 +79,8 @@ def describe_vit(vit: Any) -> dict[str, Any]:
     if dex:
         arguments |= {name: getattr(dex[0], name) for name in _DEX_SETTINGS}
         arguments |= {"num_experts": [m.num_experts for m in dex], "top_k": [m.top_k for m in dex]}
+        if dex[0].rule is not None:
+            arguments["rule"] = dex[0].rule.as_dict()
     return arguments
 
 
@@ -138,7 +140,7 @@ def _anatomy(vit: nn.Module) -> dict[str, Any]:
     parts: dict[str, Any] = {f"{name}.shape": list(t.shape) for name, t in vit.state_dict().items()}
     for name, module in vit.named_modules():
         if isinstance(module, DEXMlp):
-            parts[name] = {key: getattr(module, key) for key in ("num_experts", "top_k", *_DEX_SETTINGS)}
+            parts[name] = {key: getattr(module, key) for key in ("num_experts", "top_k", "rule", *_DEX_SETTINGS)}
         elif isinstance(module, Attention):
             parts[name] = {"num_heads": module.num_heads, "head_dim": module.head_dim}
         elif name.endswith(("mlp.act", "director.act")):

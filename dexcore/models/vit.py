@@ -1,7 +1,7 @@
 """Vision transformers with Director-Experts blocks."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self, get_args, get_origin
 
 import torch
@@ -19,7 +19,7 @@ from dexcore.models.description import (
 )
 from dexcore.models.inputs import adapt, carry_inputs
 from dexcore.models.pretrained import PretrainedMixin, check_fit, load_exactly
-from dexcore.nn import DEXBlock, DEXMlp
+from dexcore.nn import DEXBlock, DEXMlp, RoutingRule, set_rule
 from dexcore.nn.upcycle import per_block
 from dexcore.ops.checks import check_choice
 
@@ -38,6 +38,7 @@ class DEXVisionTransformer(PretrainedMixin, VisionTransformer):
         keep: what the backward finds stored, "both", "z" or "none".
         precision: of float32 dot products on a GPU, "ieee", "tf32" or "tf32x3".
         backend: "auto", "triton" or "eager".
+        rule: chooses the experts in the place of the routers (`dexcore.nn.set_rule`), a `RoutingRule` or its fields.
 
     Raises:
         TypeError: ``block_fn`` is neither timm's `Block` nor `DEXBlock`, ``mlp_layer`` is no `DEXMlp`, or a size is
@@ -59,6 +60,7 @@ class DEXVisionTransformer(PretrainedMixin, VisionTransformer):
         keep: str = "both",
         precision: str = "ieee",
         backend: str = "auto",
+        rule: RoutingRule | Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         bound = inspect.signature(VisionTransformer).bind(*args, **kwargs)
@@ -90,6 +92,7 @@ class DEXVisionTransformer(PretrainedMixin, VisionTransformer):
             )
 
         super().__init__(**{**vit, "block_fn": block_fn})
+        set_rule(self, rule)
 
     @property
     def _model_args(self) -> dict[str, Any]:

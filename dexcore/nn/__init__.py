@@ -9,6 +9,8 @@ from dexcore.nn.fast_layers import fast_layers
 from dexcore.nn.mlp import DEXMlp
 from dexcore.nn.param_groups import param_groups
 from dexcore.nn.records import Routing
+from dexcore.nn.routes import route_by_rule, rule_of, set_routes, set_rule
+from dexcore.nn.rules import RoutingRule
 from dexcore.nn.upcycle import collapse, upcycle
 
 __all__ = [
@@ -17,6 +19,7 @@ __all__ = [
     "DEXMlp",
     "LeftOut",
     "Routing",
+    "RoutingRule",
     "XFormersAttention",
     "aux_losses",
     "collapse",
@@ -25,11 +28,15 @@ __all__ = [
     "left_out",
     "param_groups",
     "record_load",
+    "route_by_rule",
+    "rule_of",
     "set_aux",
     "set_expert_mask",
     "set_mode",
     "set_noise_std",
     "set_router_noise",
+    "set_routes",
+    "set_rule",
     "share_load",
     "upcycle",
     "update_directors",

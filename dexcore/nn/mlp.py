@@ -14,6 +14,7 @@ from dexcore.nn.balance import balance_loss
 from dexcore.nn.expert_mask import DIRECTOR, REROUTE, filled_by, route_among, without_others
 from dexcore.nn.mlp_checks import activation_name, check_linear, check_routing_arguments, refuse_unsupported
 from dexcore.nn.records import Record, Routing
+from dexcore.nn.rules import RoutingRule
 from dexcore.ops.checks import check_choice
 from dexcore.ops.expert_mlp import KEEPS, PRECISIONS
 from dexcore.ops.library import is_exporting
@@ -24,6 +25,7 @@ MODES = ("experts", "director")
 AUX = ("train", "always", "never")
 FREQUENCY_DECAY = 0.99
 _FREQUENCY_EPS = 1e-6
+_DECIDED = 128.0  # temperatures above all others: what is given is chosen, and in float32 nothing else has a gate
 
 
 class ExpertLinear(nn.Module):
@@ -115,6 +117,8 @@ class DEXMlp(nn.Module):
         router_noise: standard normal draws [B, R] for the exploration noise; None: drawn by torch.
         kept_experts: the experts that a mask leaves, int64, rising; None: all (`dexcore.nn.set_expert_mask`).
         instead: what stands in for the others: "reroute", "zero" or "director".
+        routes: experts [B, k] that are given in the place of the router's (`dexcore.nn.set_routes`); None: it chooses.
+        rule: by which they are given (`dexcore.nn.set_rule`); None: there is none.
 
     An expert that no image of the batch used gets a gradient of zeros, not None: an optimizer with momentum still
     moves it.
@@ -171,6 +175,8 @@ class DEXMlp(nn.Module):
         self.register_buffer("kept_experts", None, persistent=False)
         self.instead = REROUTE
         self.router_noise: Tensor | None = None
+        self.routes: Tensor | None = None
+        self.rule: RoutingRule | None = None
         self.aux = "train"
         self.record = Record()
         self.init_weights()
@@ -247,8 +253,7 @@ class DEXMlp(nn.Module):
         if self.mode == "director":
             self.record.forget_routing()
             return self.director(x)
-        noise = self._noise(x) if self.training and self._noisy else None
-        gates, indices, probs, missing = self._route(x, noise)
+        gates, indices, probs, missing = self._route(x)
         fc1, fc2 = self.experts.fc1, self.experts.fc2
         experts = (x, fc1.weight, fc1.bias, fc2.weight, fc2.bias)
         exporting = is_exporting()  # a program has no place for losses or record
@@ -270,9 +275,15 @@ class DEXMlp(nn.Module):
             self.record.write(routing, self.training, learns)
         return y
 
-    def _route(self, x: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    def _route(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Gates, indices, probs, and the share [B] that the director fills; None where it fills none."""
-        settings = (x, self.router.weight, self.top_k, self.tau, noise, self.pool)
+        weight: Tensor = self.router.weight
+        noise = None
+        if self.routes is not None or self.rule is not None:
+            weight, noise = weight * 0, self._given_logits(x)  # in the graph: under DDP it must have a gradient
+        elif self.training and self._noisy:
+            noise = self._noise(x)
+        settings = (x, weight, self.top_k, self.tau, noise, self.pool)
         kept = self.kept_experts
         if kept is not None and self.instead == REROUTE:
             return *route_among(kept, *settings, backend=self.backend), None
@@ -295,9 +306,21 @@ class DEXMlp(nn.Module):
             normal = torch.randn(x.shape[0], self.num_experts, device=x.device, dtype=self._sigma.dtype)
         return self.router.exploration_noise(self._sigma, normal.to(x.device))
 
+    def _given_logits(self, x: Tensor) -> Tensor:
+        """[B, R]: equal ones for the experts that are given, 0 for the others."""
+        if self.routes is None:
+            raise RuntimeError(
+                f"experts are chosen by the rule {self.rule.kind if self.rule else ''!r}, which has to be told the "
+                "images before a forward: call route_by_rule(model, names, modalities), or set_mode(model, 'director')"
+            )
+        if len(self.routes) != len(x):
+            raise ValueError(f"routes are given for {len(self.routes)} images, x holds {len(x)}: give them anew")
+        logits = self._sigma.new_zeros(len(x), self.num_experts)
+        return logits.scatter(1, self.routes, _DECIDED * self.tau)
+
     def __getstate__(self) -> dict[str, Any]:
         """Without tensors of a batch."""
-        return {**self.__dict__, "router_noise": None}
+        return {**self.__dict__, "router_noise": None, "routes": None}
 
     def _replicate_for_data_parallel(self) -> "DEXMlp":
         if self.training:

@@ -14,6 +14,7 @@ from dexcore.report.arrays import coerce, read_arrays, write_arrays
 _FORMAT = 1
 _CONTENT = "an analysis's numbers"
 MODES = ("experts", "director")
+DENSE = "dense"  # the mode of an encoder without experts, in words
 PARTS = ("shared weights", "experts")
 
 
@@ -24,15 +25,17 @@ class Analysis:
     Attributes:
         label_names: of what an image shows, whatever its modality; empty where nothing is known.
         label: int64 [n], index into ``label_names``; -1 where it is not known.
-        features: float32 [2, n, D], the encoder's feature of an image, in experts and in director mode (`MODES`).
-        patches: float32 [2, m, rows, columns, 3], of the evaluation's m examples in both modes: the first three
-            principal components of the encoder's patch tokens, of all images and both modes together.
+        features: float32 [2, n, D], the encoder's feature of an image, in experts and in director mode (`MODES`); of a
+            dense encoder [1, n, D].
+        patches: float32 [2 or 1, m, rows, columns, 3], of the evaluation's m examples in the same modes: the first
+            three principal components of the encoder's patch tokens, of all images and modes together.
         patch_variance: float64 [3], the components' shares of the variance.
         gradient_modalities: names of the g modalities whose gradients were compared.
         gradient_images: int64 [g], images in the smaller half of each.
         gradient_cosines: float64 [2, g, g], cosine of the gradients of two modalities, of the encoder's weights that
-            every image uses and of its experts' (`PARTS`). Each modality's images were cut into two halves: the
-            diagonal is the cosine between them, the other entries are means over the four pairs of halves.
+            every image uses and of its experts' (`PARTS`; of a dense encoder the first alone, [1, g, g]). Each
+            modality's images were cut into two halves: the diagonal is the cosine between them, the other entries are
+            means over the four pairs of halves.
         expert_similarity: an entry a DEX block, float64 [R + 1, R + 1]: linear CKA of the outputs of every two experts
             for the same tokens; the director is last.
     """
@@ -53,12 +56,12 @@ class Analysis:
         coerce(self, "label", np.int64, (None,))
         if len(self) and not -1 <= self.label.min() <= self.label.max() < len(self.label_names):
             raise ValueError(f"label: an index is no index of {len(self.label_names)} label_names, nor -1")
-        coerce(self, "features", np.float32, (len(MODES), len(self), None))
-        coerce(self, "patches", np.float32, (len(MODES), None, None, None, 3))
+        coerce(self, "features", np.float32, (None, len(self), None))
+        coerce(self, "patches", np.float32, (len(self.modes), None, None, None, 3))
         coerce(self, "patch_variance", np.float64, (3,))
         compared = len(self.gradient_modalities)
         coerce(self, "gradient_images", np.int64, (compared,))
-        coerce(self, "gradient_cosines", np.float64, (len(PARTS), compared, compared))
+        coerce(self, "gradient_cosines", np.float64, (len(self.modes), compared, compared))  # experts: one part more
         blocks = tuple(np.asarray(block, dtype=np.float64) for block in self.expert_similarity)
         for number, block in enumerate(blocks):
             if block.ndim != 2 or block.shape[0] != block.shape[1] or len(block) < 2:
@@ -67,6 +70,17 @@ class Analysis:
 
     def __len__(self) -> int:
         return len(self.label)
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """Those that the encoder was measured in.
+
+        Raises:
+            ValueError: features are of another number of modes.
+        """
+        if len(self.features) not in (1, len(MODES)):
+            raise ValueError(f"features: of {len(self.features)} modes, expected {len(MODES)}, or 1 of a dense encoder")
+        return MODES if len(self.features) == len(MODES) else (DENSE,)
 
     def save(self, path: str | Path) -> None:
         """Write one .npz without pickles, whole or not at all; features and patches are rounded to half precision.

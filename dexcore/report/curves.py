@@ -49,6 +49,7 @@ def _losses(history: History, losses: list[tuple[np.ndarray, str]], similarity: 
     ratios = [1.9] + [1.0] * (len(losses) - 1)
     axes = figure.subplots(len(losses), 1, sharex=True, squeeze=False, height_ratios=ratios)[:, 0]
     aligned = bool(similarity.align_kind)
+    routed = len(losses) > 1  # a dense model has the reconstruction loss alone
     for axis, (values, title) in zip(axes, losses, strict=True):
         if title == _LOSSES["loss_align"] and aligned:
             _alignment(axis, similarity)
@@ -60,15 +61,16 @@ def _losses(history: History, losses: list[tuple[np.ndarray, str]], similarity: 
         title="Losses",
         reading="Thin is every step, thick a running mean: the reconstruction loss should fall quickly, then slowly.",
         bad=(
-            "a reconstruction loss that stays at its start or turns up for good, a balance loss that rises "
-            "and stays high, or red marks at the bottom: steps whose loss was not a finite number."
+            "a reconstruction loss that stays at its start or turns up for good, "
+            + "a balance loss that rises and stays high, " * routed
+            + "or red marks at the bottom: steps whose loss was not a finite number."
         ),
         png=to_png(figure),
         detail=(
             "Where targets are normalized patch by patch (the default), a reconstruction loss of 1.0 is what "
-            "predicting each patch as its own mean over all channels costs. The balance loss is 1.0 when all experts "
-            "are used evenly, and as large as the number of experts when one takes everything. "
-            f"{_about_alignment(similarity)}"
+            "predicting each patch as its own mean over all channels costs."
+            + " The balance loss is 1.0 when all experts are used evenly, and as large as the number of experts when "
+            "one takes everything. " * routed + _about_alignment(similarity) * routed
         ),
     )
 
@@ -107,6 +109,7 @@ def _about_alignment(similarity: SimilarityCourse) -> str:
 
 def _schedules(history: History, progress: list[tuple[np.ndarray, str]]) -> Picture:
     rows = (len(progress) + 1) // 2
+    routed = any(title == _PROGRESS["momentum"] for _, title in progress)
     figure = new_figure(0.3 + 1.5 * rows)
     axes = list(figure.subplots(rows, 2, sharex=True, squeeze=False).flat)
     for axis, (values, title) in zip(axes, progress, strict=False):
@@ -122,8 +125,9 @@ def _schedules(history: History, progress: list[tuple[np.ndarray, str]]) -> Pict
         bad="gradient norms that keep growing, or a speed that drops and stays low (starved of data).",
         png=to_png(figure),
         detail=(
-            "The learning rate rises, then follows a cosine; the directors' momentum rises while the router's "
-            "exploration noise and the balance weight fall. The gradient norm is the one before clipping."
+            "The learning rate rises, then follows a cosine"
+            + "; the directors' momentum rises, the router's exploration noise and the balance weight fall" * routed
+            + ". The gradient norm is the one before clipping."
         ),
     )
 

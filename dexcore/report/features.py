@@ -7,7 +7,7 @@ import numpy as np
 
 from dexcore.extras import require
 from dexcore.measures.neighbors import NEIGHBORS
-from dexcore.report.analysis import MODES, Analysis
+from dexcore.report.analysis import DENSE, MODES, Analysis
 from dexcore.report.change import INTERVAL
 from dexcore.report.evaluation import Evaluation
 from dexcore.report.gallery import kind
@@ -15,6 +15,7 @@ from dexcore.report.model_measures import plane
 from dexcore.report.pictures import NEUTRAL, WIDTH, Picture, modality_color, new_figure, styled, to_png
 
 _GAP, _LABEL, _HEADER = 0.06, 0.26, 0.28  # inches
+_SPOKEN = {"experts": "experts", "director": "directors", DENSE: "dense encoder"}
 
 
 def patch_picture(evaluation: Evaluation, analysis: Analysis) -> Picture | None:
@@ -23,12 +24,14 @@ def patch_picture(evaluation: Evaluation, analysis: Analysis) -> Picture | None:
     if not colors.size or not np.isfinite(analysis.patches).any():
         return None
     examples = evaluation.examples
-    side = (WIDTH - 2 * _GAP) / 3
+    modes = analysis.modes
+    routed = modes == MODES
+    side = (WIDTH - 2 * _GAP) / 3  # a dense encoder's column is missing, and blank
     row = _LABEL + side + _GAP
     height = _HEADER + row * len(examples)
     with styled():
         figure = new_figure(height, layout=None)
-        for column, name in enumerate(("input", *MODES)):
+        for column, name in enumerate(("input", *modes)):
             left = column * (side + _GAP)
             figure.text((left + side / 2) / WIDTH, 1 - 0.5 * _HEADER / height, name, ha="center", va="center")
             for number in range(len(examples)):
@@ -50,17 +53,25 @@ def patch_picture(evaluation: Evaluation, analysis: Analysis) -> Picture | None:
         title="What the encoder sees as alike",
         reading=(
             "A square is a patch, its color the first three principal components of its token: like colors are what "
-            "the encoder takes for alike, through the experts (center) and through the directors alone (right)."
+            "the encoder takes for alike"
+            + (", through the experts (center) and through the directors alone (right)." if routed else ".")
         ),
         bad=(
-            "colors that follow the place in the frame and not the picture, one color an image (modality and nothing "
-            "else), or a right column unlike the center one (the directors have not learned what the experts know)."
+            "colors that follow the place in the frame and not the picture, "
+            + ("" if routed else "or ")
+            + "one color an image (modality and nothing else)"
+            + (
+                ", or a right column unlike the center one (the directors have not learned what the experts know)."
+                * routed
+            )
+            + "." * (not routed)
         ),
         png=png,
         detail=(
-            f"The components are red, green and blue, with {shares} % of the variance; one PCA over all images and "
-            "both modes, so that colors compare everywhere. Nothing is masked. Through the directors alone the encoder "
-            "is the plain transformer that can be had from the run."
+            f"The components are red, green and blue, with {shares} % of the variance; one PCA over all images"
+            + " and both modes" * routed
+            + ", so that colors compare everywhere. Nothing is masked."
+            + " Through the directors alone the encoder is the plain transformer that can be had from the run." * routed
         ),
     )
 
@@ -87,10 +98,12 @@ def map_picture(evaluation: Evaluation, analysis: Analysis, neighbors_told: Sequ
     labels = np.unique(analysis.label[analysis.label >= 0])
     label_colors = _label_colors(len(analysis.label_names))
     columns = 2 if len(labels) else 1
+    modes = analysis.modes
+    routed = modes == MODES
     with styled():
-        figure = new_figure(5.9 if columns == 2 else 6.4)
-        axes = figure.subplots(len(MODES), columns, sharex=True, sharey=True, squeeze=False)
-        for row, mode in enumerate(MODES):
+        figure = new_figure((5.9 if columns == 2 else 6.4) * (1 if routed else 0.62))
+        axes = figure.subplots(len(modes), columns, sharex=True, sharey=True, squeeze=False)
+        for row, mode in enumerate(modes):
             for index in present:
                 _dots(axes[row, 0], places[row, evaluation.modality == index], modality_color(int(index)))
             axes[row, 0].set_title(f"{mode}: modality")
@@ -121,11 +134,11 @@ def map_picture(evaluation: Evaluation, analysis: Analysis, neighbors_told: Sequ
         ),
         png=png,
         found=" ".join(
-            f"Through the {mode}{'s' * (mode == 'director')}, nearest neighbors tell the {told}."
-            for mode, told in zip(MODES, neighbors_told, strict=True)
+            f"Through the {_SPOKEN[mode]}, nearest neighbors tell the {told}."
+            for mode, told in zip(modes, neighbors_told, strict=True)
         ),
         detail=(
-            f"The plane, one for both modes (each around its own mean), holds {100 * shares[0]:.0f} + "
+            f"The plane{', one for both modes (each around its own mean),' * routed} holds {100 * shares[0]:.0f} + "
             f"{100 * shares[1]:.0f} % of the variance. The percentages are measured in all dimensions: an image is "
             f"classified by its {NEIGHBORS} nearest images of other files, volumes and patients (cosine), classes "
             "weighing the same. From other modalities alone, only what modalities share can tell the label. Random "

@@ -5,6 +5,7 @@ from pathlib import Path
 METRICS_FILE = "metrics.jsonl"
 SIMILARITY_FILE = "similarity.jsonl"
 CONFIG_FILE = "config.yaml"
+COMPARISON_FILE = "comparison.json"
 EVALUATION_FILE = "evaluation.npz"
 ANALYSIS_FILE = "analysis.npz"
 STEP0_EVALUATION_FILE = "evaluation_step0.npz"

@@ -27,11 +27,13 @@ def gradient_picture(analysis: Analysis, measured: Sequence[Conflict], cosines_t
     size = len(names)
     side = min(3.6, 0.36 * size + 0.4)
     with styled():
-        figure = new_figure(2 * (side + 0.75) + 0.35)
-        halves = figure.subplots(2, 1)
-        for axis, part, cosines in zip(halves, PARTS, analysis.gradient_cosines, strict=True):
+        parts = PARTS[: len(analysis.gradient_cosines)]
+        routed = len(parts) > 1
+        figure = new_figure(len(parts) * (side + 0.75) + 0.35)
+        halves = list(figure.subplots(len(parts), 1, squeeze=False)[:, 0])
+        for axis, part, cosines in zip(halves, parts, analysis.gradient_cosines, strict=True):
             image = axis.imshow(cosines, cmap="RdBu_r", vmin=-1, vmax=1)
-            axis.set_title(part.capitalize())
+            axis.set_title(part.capitalize() if routed else "All weights of the encoder")
             _bare(axis)
             axis.set_yticks(range(size), names)
             axis.set_xticks(range(size), names, rotation=45, ha="right", rotation_mode="anchor", fontsize=9)
@@ -61,12 +63,17 @@ def gradient_picture(analysis: Analysis, measured: Sequence[Conflict], cosines_t
         bad=(
             "deep blue among the experts: modalities with opposite wishes share experts, which routing was to prevent. "
             "Blue in the shared weights is the conflict that experts are for, and no fault of theirs."
+            if routed
+            else "deep blue: modalities with opposite wishes share all weights."
         ),
         png=png,
         found=f"{'. '.join(cosines_told)}. Most opposed in the shared weights: {first} and {second}, {cosine:.2f}.",
         detail=(
             "Cosines, times 100, between gradients of the reconstruction loss on training images, at the end of the "
-            "run: above of the encoder's weights that every image uses, below of its experts. White has nothing to do "
+            "run"
+            + ": above of the encoder's weights that every image uses, below of its experts"
+            * routed
+            + ". White has nothing to do "
             "with each other; at the end of a long training gradients mostly cancel, and white is what is left. "
             "Modalities with fewer than two training images are not shown. Of a cosine no spread is known: what "
             "differs from step 0 is no finding by itself."

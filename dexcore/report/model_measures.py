@@ -7,7 +7,7 @@ import numpy as np
 
 from dexcore.measures.components import principal_components
 from dexcore.measures.neighbors import Neighbors, neighbor_accuracy
-from dexcore.report.analysis import MODES, PARTS, Analysis
+from dexcore.report.analysis import PARTS, Analysis
 from dexcore.report.evaluation import Evaluation
 
 
@@ -16,7 +16,7 @@ class Separation:
     """What the nearest neighbors of an image tell, in one mode of the encoder.
 
     Attributes:
-        mode: "experts" or "director".
+        mode: "experts" or "director"; "dense" of an encoder without experts.
         modality: the image's modality; neighbors are of other groups (file, volume, patient).
         label: its label; neighbors are of other groups.
         label_across: its label; neighbors are of other modalities, so that only what modalities share can help.
@@ -29,7 +29,7 @@ class Separation:
 
 
 def separation(evaluation: Evaluation, analysis: Analysis) -> tuple[Separation, ...]:
-    """Measure both modes; () where no image was evaluated."""
+    """Measure each mode; () where no image was evaluated."""
     if not len(evaluation):
         return ()
     modality, label = evaluation.modality, analysis.label
@@ -41,24 +41,24 @@ def separation(evaluation: Evaluation, analysis: Analysis) -> tuple[Separation, 
             label=neighbor_accuracy(features, label, group),
             label_across=neighbor_accuracy(features, label, modality),
         )
-        for mode, features in zip(MODES, analysis.features, strict=True)
+        for mode, features in zip(analysis.modes, analysis.features, strict=True)
     )
 
 
 def plane(analysis: Analysis) -> tuple[np.ndarray, np.ndarray]:
-    """The features' first two principal components, of both modes together, each around its own mean.
+    """The features' first two principal components, of all modes together, each around its own mean.
 
     What sets the modes apart as a whole would else take a component, and be all that it shows.
 
     Returns:
-        float64 [2, n, 2], nan where a feature is not finite, and the components' shares of the variance, [2].
+        float64 [modes, n, 2], nan where a feature is not finite, and the components' shares of the variance, [2].
     """
     centered = []
     for features in analysis.features.astype(np.float64):
         finite = features[np.isfinite(features).all(axis=1)]
         centered.append(features - finite.mean(axis=0) if len(finite) else features)
     projected, shares = principal_components(np.concatenate(centered), 2)
-    return projected.reshape(len(MODES), len(analysis), 2), shares
+    return projected.reshape(len(analysis.modes), len(analysis), 2), shares
 
 
 @dataclass(frozen=True)
@@ -79,11 +79,11 @@ class Conflict:
 
 
 def conflicts(analysis: Analysis) -> tuple[Conflict, ...]:
-    """Measure both parts; () where fewer than two modalities were compared or no cosine is finite."""
+    """Measure each part; () where fewer than two modalities were compared or no cosine is finite."""
     names = analysis.gradient_modalities
     rows, columns = np.triu_indices(len(names), 1)
     found = []
-    for part, cosines in zip(PARTS, analysis.gradient_cosines, strict=True):
+    for part, cosines in zip(PARTS, analysis.gradient_cosines, strict=False):
         pairs, halves = cosines[rows, columns], np.diag(cosines)
         if np.isfinite(pairs).any() and np.isfinite(halves).any():
             lowest = int(np.nanargmin(pairs))

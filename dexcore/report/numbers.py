@@ -9,9 +9,11 @@ import numpy as np
 
 from dexcore.extras import require
 from dexcore.report.analysis import Analysis
+from dexcore.report.comparison import Comparison
 from dexcore.report.evaluation import Evaluation
 from dexcore.report.files import (
     ANALYSIS_FILE,
+    COMPARISON_FILE,
     CONFIG_FILE,
     EVALUATION_FILE,
     METRICS_FILE,
@@ -47,6 +49,7 @@ class RunNumbers:
         similarity: of the experts, over time.
         step0: the same measured before the first step, on the same images; None where it was not.
         step0_missing: then, what became of it, in words that follow "step 0 was".
+        comparison: which model it is, its cost and order of images; None of a run that an older version began.
     """
 
     config: Mapping[str, Any]
@@ -56,11 +59,12 @@ class RunNumbers:
     similarity: SimilarityCourse
     step0: Step0 | None = None
     step0_missing: str = "not measured"
+    comparison: Comparison | None = None
 
     @classmethod
     def read(cls, folder: str | Path) -> "RunNumbers":
         """Read metrics.jsonl, config.yaml, evaluation.npz, analysis.npz and, where they are there, similarity.jsonl,
-        evaluation_step0.npz and analysis_step0.npz.
+        evaluation_step0.npz, analysis_step0.npz and comparison.json.
 
         Raises:
             FileNotFoundError: the folder or one of the first four is missing.
@@ -82,6 +86,7 @@ class RunNumbers:
             similarity=similarity,
             step0=step0,
             step0_missing=missing,
+            comparison=Comparison.read(folder / COMPARISON_FILE),
         )
         _check_steps(folder, len(numbers.history.step), similarity)
         _check_images(folder / ANALYSIS_FILE, analysis, evaluation, EVALUATION_FILE)

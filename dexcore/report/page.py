@@ -4,14 +4,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from dexcore.files import write_whole
+from dexcore.report.comparison import KINDS
 from dexcore.report.curves import course_pictures
 from dexcore.report.features import map_picture, patch_picture
 from dexcore.report.files import (
     ANALYSIS_FILE,
+    COMPARISON_FILE,
     CONFIG_FILE,
     EVALUATION_FILE,
     METRICS_FILE,
@@ -168,13 +171,14 @@ def _at_step0(picture: Picture) -> Picture:
 
 
 def _page(folder: Path, numbers: RunNumbers, summary: Summary, sections: list[_Section]) -> str:
-    title = f"DEX pre-training: {folder.resolve().name}"
+    title = page_title(folder, numbers.config)
     links = "".join(
         f'<a href="#{name}">{escape(text)}</a>' for name, text in [(s.name, s.title) for s in sections] + [_USE]
     )
     body = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="quiet">{escape(_course(numbers.history))}</p>',
+        *_told_of_twin(summary),
         f'<p class="headline">{escape(_headline(summary))}</p>',
         f'<p class="headline">{escape(summary.verdict())}</p>',
         *(f'<p class="warning">{escape(text)}</p>' for text in _warnings(numbers.history, summary)),
@@ -211,8 +215,26 @@ _READ = (
     SIMILARITY_FILE,
     STEP0_EVALUATION_FILE,
     STEP0_ANALYSIS_FILE,
+    COMPARISON_FILE,
 )
 _USE = ("use", "Use the model")
+
+
+def page_title(folder: Path, config: Mapping[str, Any]) -> str:
+    """What the page of a run is called: after its model, and its folder."""
+    dense = str((config.get("model") or {}).get("mlp", "dex")).startswith("dense")
+    return f"{'Dense' if dense else 'DEX'} pre-training: {folder.resolve().name}"
+
+
+def _told_of_twin(summary: Summary) -> Iterator[str]:
+    """Which model it is, what it costs and how it was shown its images."""
+    told = summary.comparison
+    if told is None:
+        return
+    if told.mlp != "dex":
+        yield f'<p class="headline">{escape(KINDS[told.mlp][0].upper() + KINDS[told.mlp][1:])}.</p>'
+    text = f"{told.costs()}. Order of images: {told.order_sha256[:16]} (runs to compare have the same)."
+    yield f'<p class="quiet">{escape(text)}</p>'
 
 
 def _course(history: History) -> str:
@@ -252,9 +274,9 @@ def _warnings(history: History, summary: Summary) -> Iterator[str]:
     bad = int((history.skipped | ~np.isfinite(history.scalars["loss_self"])).sum())
     if bad:
         yield f"The loss or its gradient was not finite in {bad} of {len(history.step)} steps."
-    if not summary.blocks:
+    if not summary.blocks and not summary.mlp.startswith("dense"):
         yield "No DEX block was evaluated: nothing to say about experts."
-    elif len(summary.blocks[0].modalities) < 2:
+    elif summary.blocks and len(summary.blocks[0].modalities) < 2:
         yield "The images are of one modality: whether experts follow modalities cannot be asked."
     if any(block.starving for block in summary.hunger):
         yield f"Starving experts: {summary.starving()}."

@@ -12,9 +12,11 @@ from dexcore.checks import check_kind
 from dexcore.files import write_whole
 from dexcore.measures.information import PERMUTATIONS
 from dexcore.measures.neighbors import NEIGHBORS
+from dexcore.report.analysis import DENSE
 from dexcore.report.as_json import changes_dict, measures_dict, number_or_none
 from dexcore.report.change import Change
 from dexcore.report.compared import NEIGHBOR_LABELS, Compared, Measures, compare, measure
+from dexcore.report.comparison import Comparison
 from dexcore.report.history import SimilarityCourse
 from dexcore.report.numbers import RunNumbers
 from dexcore.report.routes import STARVING, Hunger, hunger, starving_evaluated
@@ -59,6 +61,7 @@ class Summary(Measures):
         compared: the measures before the first step, and what changed; None where these were not measured.
         step0_missing: then, why.
         files: where things are, by what they are.
+        comparison: which model it is, what it costs, its order of images; None of a run that an older version began.
     """
 
     steps: int
@@ -68,6 +71,12 @@ class Summary(Measures):
     compared: Compared | None
     step0_missing: str
     files: Mapping[str, str]
+    comparison: Comparison | None = None
+
+    @property
+    def mlp(self) -> str:
+        """Kind of the encoder's MLPs, a key of `dexcore.report.comparison.KINDS`."""
+        return self.comparison.mlp if self.comparison else "dex"
 
     def lines(self) -> list[str]:
         """Plain text, aligned, at most 100 columns (paths are never cut)."""
@@ -78,6 +87,7 @@ class Summary(Measures):
             *self._model_lines(),
             "",
             *textwrap.wrap(self.verdict(), _WIDTH),
+            *(["", *self.comparison.lines()] if self.comparison else []),
             *self._file_lines(),
         ]
 
@@ -91,6 +101,7 @@ class Summary(Measures):
         aligned = self.alignment
         return {
             "steps": {"done": self.steps, "skipped": self.skipped},
+            "comparison": None if self.comparison is None else self.comparison.as_dict(),
             **measures_dict(self),
             "load": [
                 {
@@ -180,7 +191,7 @@ class Summary(Measures):
                 if change.rose or change.fell:
                     word = "better" if change.rose else "worse"
                     told = change.told(percent=True)
-                    yield f"neighbors ({one.mode} mode) tell the {SPOKEN[name]} {word} ({told} points)"
+                    yield f"neighbors{_in_mode(one.mode)} tell the {SPOKEN[name]} {word} ({told} points)"
 
     def _variance_lines(self) -> list[str]:
         lines = [
@@ -212,7 +223,8 @@ class Summary(Measures):
 
     def _specialization_lines(self) -> list[str]:
         if not self.blocks:
-            return ["Modality and expert: no DEX block was evaluated"]
+            dense = self.mlp.startswith("dense")
+            return [f"Modality and expert: {'the model has no experts' if dense else 'no DEX block was evaluated'}"]
         if len(self.blocks[0].modalities) < 2:
             return ["Modality and expert: nothing to tell apart, the images are of one modality"]
         before = self.compared
@@ -252,7 +264,7 @@ class Summary(Measures):
         for number, sep in enumerate(self.separation):
             numbers = list(self.neighbors(number))
             if numbers:
-                lines.append(f"{NEIGHBORS} nearest neighbors ({sep.mode} mode) tell")
+                lines.append(f"{NEIGHBORS} nearest neighbors{_in_mode(sep.mode)} tell")
                 lines += [f"  {told}" for told in numbers]
         return ["", *lines] if lines else []
 
@@ -328,6 +340,7 @@ def summarize(numbers: RunNumbers, files: Mapping[str, str | Path] | None = None
         compared=compare(numbers, trained),
         step0_missing=numbers.step0_missing if numbers.step0 is None else "",
         files={name: str(path) for name, path in (files or {}).items()},
+        comparison=numbers.comparison,
     )
 
 
@@ -336,6 +349,10 @@ def _alignment(course: SimilarityCourse) -> Alignment | None:
         return None
     first, last = course.align[[0, -1]].mean(axis=1).tolist()
     return Alignment(course.align_kind, first, last) if math.isfinite(first) else None
+
+
+def _in_mode(mode: str) -> str:
+    return "" if mode == DENSE else f" ({mode} mode)"
 
 
 def _present(field: str, splits: list[SplitVariance | None]) -> list[Variance | None]:

@@ -23,6 +23,7 @@ from dexcore.report.history import History, SimilarityCourse
 from dexcore.report.html import document, figure, folded, mapping
 from dexcore.report.loads import hunger_picture, load_picture
 from dexcore.report.numbers import read_config
+from dexcore.report.page import page_title
 from dexcore.report.pictures import Picture
 from dexcore.report.routes import hunger
 from dexcore.report.similarity_course import similarity_course_picture
@@ -82,7 +83,7 @@ def report_unfinished(run_folder: str | Path) -> Unfinished:
         hunger_picture(history, hunger(history)),
         similarity_course_picture(similarity),
     ]
-    title = f"DEX pre-training: {folder.resolve().name}"
+    title = page_title(folder, config)
     body = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="warning">{escape(found.standing)}</p>',

@@ -1,11 +1,51 @@
-"""The model of a configuration."""
+"""The model of a configuration: DEX, or one of the twins that it is compared with."""
 
-from dexcore.models import DEXVisionTransformer, MaskedAutoencoder
+import copy
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from timm.layers import Mlp
+from torch import nn
+
+from dexcore.models import DEXVisionTransformer, MaskedAutoencoder, load_dense_checkpoint
+from dexcore.nn import RoutingRule, collapse, set_rule
 from dexcore.train.config import ModelConfig
 
 
-def build_model(config: ModelConfig) -> MaskedAutoencoder:
-    """The autoencoder of a configuration, with weights from PyTorch's global generator."""
+def build_model(config: ModelConfig, seed: int = 0, modalities: Sequence[str] = ()) -> MaskedAutoencoder:
+    """The autoencoder of a configuration, with weights from PyTorch's global generator.
+
+    Twins begin with the same numbers where they have the same parts: every kind is made of the DEX model of the same
+    draws. Embedding, attention, norms, class token and decoder are equal in all; the experts of those that are routed
+    by rule too; the MLPs of "dense" are the directors (which the experts are copies of); those of "dense-wide" have
+    another shape and are drawn after all else.
+
+    Args:
+        config: of the model.
+        seed: of the run; it keys fixed routing.
+        modalities: of the run's images, whose experts oracle routing decides.
+
+    Raises:
+        FileNotFoundError, ModelFileError: ``init`` cannot be loaded.
+    """
+    model = _dex(config)
+    if config.init:
+        load_dense_checkpoint(model, config.init)
+    if config.mlp in ("dense", "dense-wide"):
+        model = _collapsed(model)
+    if config.mlp == "dense-wide":
+        _widen(model, config.dense_hidden, grown=bool(config.init))
+    elif config.mlp == "fixed-routing":
+        set_rule(model, RoutingRule("fixed", seed=seed))
+    elif config.mlp == "oracle-routing":
+        set_rule(model, RoutingRule("oracle", modalities=tuple(modalities)))
+    model.set_grad_checkpointing(config.grad_checkpointing)
+    return model
+
+
+def _dex(config: ModelConfig) -> MaskedAutoencoder:
     encoder = DEXVisionTransformer(
         img_size=config.image_size,
         patch_size=config.patch_size,
@@ -22,7 +62,7 @@ def build_model(config: ModelConfig) -> MaskedAutoencoder:
         keep=config.keep,
         backend=config.backend,
     )
-    model = MaskedAutoencoder(
+    return MaskedAutoencoder(
         encoder,
         decoder_dim=config.decoder_dim,
         decoder_depth=config.decoder_depth,
@@ -30,5 +70,39 @@ def build_model(config: ModelConfig) -> MaskedAutoencoder:
         mask_ratio=config.mask_ratio,
         norm_pix_loss=config.norm_pix_loss,
     )
-    model.set_grad_checkpointing(config.grad_checkpointing)
-    return model
+
+
+def _collapsed(model: MaskedAutoencoder) -> MaskedAutoencoder:
+    plain = collapse(model)
+    assert isinstance(plain, MaskedAutoencoder)
+    return plain
+
+
+@torch.no_grad()
+def _widen(model: MaskedAutoencoder, hidden: int, grown: bool) -> None:
+    """Give every encoder block an MLP of ``hidden`` units.
+
+    Args:
+        grown: keep what the model computes: its own units stay, and new ones are drawn beside them whose output is
+            zeros at first. Copies of its units would get equal gradients, and stay copies.
+    """
+    for block in model.encoder.blocks:
+        old: Any = block.mlp
+        new = _drawn(old, hidden)
+        if grown:
+            own = old.fc1.out_features
+            new.fc1.weight[:own] = old.fc1.weight
+            new.fc1.bias[:own] = old.fc1.bias
+            new.fc2.weight[:, :own] = old.fc2.weight
+            new.fc2.weight[:, own:] = 0
+            new.fc2.bias.copy_(old.fc2.bias)
+        block.mlp = new
+
+
+def _drawn(old: Any, hidden: int) -> Any:
+    """An MLP as ``old``, of another hidden width, with weights as `MaskedAutoencoder` draws them."""
+    new: Any = Mlp(old.fc1.in_features, hidden, act_layer=partial(copy.deepcopy, old.act))  # type: ignore[arg-type]
+    for layer in (new.fc1, new.fc2):
+        nn.init.xavier_uniform_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    return new

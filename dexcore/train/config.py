@@ -24,8 +24,14 @@ _UNSIDED = ("Fundus", "OCT", "Pathology", "Endoscopy", "Photo")
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The masked autoencoder: a DEX vision transformer as encoder, MAE's dense decoder."""
+    """The masked autoencoder: a DEX vision transformer as encoder, or a twin of it, and MAE's dense decoder."""
 
+    mlp: Literal["dex", "dense", "dense-wide", "fixed-routing", "oracle-routing"] = "dex"
+    """The encoder's MLPs: DEX layers, or those of a twin to compare them with: a plain MLP; one top_k times as wide,
+    whose inference costs what DEX's does; DEX layers whose experts a hash of the image's number chooses; or its
+    modality."""
+    init: str = ""
+    """File of a dense vision transformer (MAE, timm, DINO) to begin with; empty: new weights."""
     image_size: int = 256
     """Side of the square images in pixels."""
     patch_size: int = 16
@@ -109,6 +115,12 @@ class ModelConfig:
         check_field(
             self._numbers() <= _MOST_NUMBERS, "model", f"at most {_MOST_NUMBERS:.0e} parameters", self._numbers()
         )
+
+    @property
+    def dense_hidden(self) -> int:
+        """Hidden units of an MLP that costs what a DEX layer's chosen experts do, mean over blocks."""
+        _, top_k = self._a_block()
+        return round(int(self.dim * self.mlp_ratio) * sum(top_k) / len(top_k))
 
     def _numbers(self) -> int:
         """About how many numbers the model holds."""

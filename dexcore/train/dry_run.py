@@ -8,6 +8,8 @@ from dexcore.engine.memory import peak_memory
 from dexcore.engine.progress import duration
 from dexcore.models.precision import compute_dtype, uses_bf16
 from dexcore.nn import fast_layers
+from dexcore.report.comparison import KINDS
+from dexcore.train.comparison import cost
 from dexcore.train.loop import Pretraining
 
 _MIB = 2**20
@@ -39,11 +41,15 @@ def rehearse(run: Pretraining) -> list[str]:
     seconds = _seconds(prepare, step, workers)
     trained = sum(parameter.numel() for parameter in run.parameters)
     fixed = sum(parameter.numel() for parameter in run.model.parameters()) - trained
+    costs = cost(config.model)
     precision = "bf16" if uses_bf16(run.device, config.run.precision) else "fp32"
     return [
         "dry run: no run folder was written",
         f"  device     {device_name(run.device)}, {precision}",
-        f"  model      {trained:,} trained parameters, {fixed:,} of directors and positions",
+        f"  model      {KINDS[config.model.mlp]}",
+        f"             {trained:,} trained parameters, {fixed:,} of directors and positions",
+        f"  cost       {costs.inference_flops / 1e9:.4g} GFLOPs an image at inference, "
+        f"{costs.training_flops / 1e9:.4g} in a training step (matrix products)",
         f"  images     {len(run.rows):,} for training; {config.run.epochs:g} epochs of {run.order.epoch_size:,} are "
         f"{schedule.total_steps:,} steps",
         f"  batch      {config.data.batch_size} = {ranks.count} processes x {config.data.accumulate} parts x "

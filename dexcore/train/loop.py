@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
@@ -29,30 +30,36 @@ from dexcore.engine.device import check_backend, choose_device, choose_workers
 from dexcore.engine.gradient_norm import gradient_norm
 from dexcore.engine.ranks import ALONE, Ranks
 from dexcore.engine.stop import StopRequest, leave_signals_to_parent, signals_held_back
+from dexcore.evaluate.reconstruct import names_of
 from dexcore.evaluate.similarity import alignment, expert_similarity, moments
 from dexcore.extras import require
 from dexcore.models.precision import autocast, compute_dtype
 from dexcore.nn import (
+    AuxLosses,
     aux_losses,
     discard_load,
     fast_layers,
     param_groups,
     record_load,
+    route_by_rule,
     set_noise_std,
     set_router_noise,
     share_load,
     update_directors,
 )
-from dexcore.nn.mlp import dex_layers
+from dexcore.nn.mlp import DEXMlp
 from dexcore.ops.backend import resolve
 from dexcore.train.build import build_model
+from dexcore.train.comparison import comparison_of, order_digest
 from dexcore.train.config import PretrainConfig
 from dexcore.train.image_store import folder_store, sample_store
 from dexcore.train.journal import Journal
 from dexcore.train.provenance import check_images, describe_images, record_start
-from dexcore.train.run_folder import CHECKPOINTS_FOLDER, check_not_begun, write_config
+from dexcore.train.run_folder import CHECKPOINTS_FOLDER, check_not_begun, write_comparison, write_config
 from dexcore.train.schedules import Schedule, StepValues
 from dexcore.train.step0 import measure_step0
+
+_OF_DEX = {"loss_align", "loss_balance", "momentum", "noise_std", "lambda_balance", "load"}  # of a step's line
 
 
 class TrainingError(RuntimeError):
@@ -103,8 +110,9 @@ class Pretraining:
         self.schedule = Schedule(config, self.order.epoch_size)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.run.seed)
-            self.model = build_model(config.model).to(self.device)
-        self.layers = dex_layers(self.model)
+            model = build_model(config.model, config.run.seed, self.images.modality_names)
+        self.model = model.to(self.device)
+        self.layers = [layer for layer in self.model.modules() if isinstance(layer, DEXMlp)]  # none of a dense twin
         self.wrapped: torch.nn.Module = self.model
         if ranks.group is not None:
             # Every trained parameter has a gradient in every step (experts without images: zeros), and directors
@@ -130,6 +138,7 @@ class Pretraining:
         if self.ranks.main:
             write_config(self.folder, self.config)
             record_start(self.folder, self.step_done, self.device, describe_images(self.images, self.rows))
+            write_comparison(self.folder, comparison_of(self.config, self._order_digest()))
         if self.step_done == 0:
             measure_step0(self.folder, self.model, self.images, self.config, self.device, self.ranks)
         with (
@@ -165,6 +174,7 @@ class Pretraining:
 
         self.ranks.say("compiling the kernels; on a machine that has not done so it takes a minute or so")
         size = self.config.model.image_size
+        route_by_rule(self.model, ["0"] * self.part_size, self.images.modality_names[:1] * self.part_size)
         with autocast(self.device, self.config.run.precision):
             seconds = warm_up(self.model, (self.part_size, 3, size, size))
         self.ranks.say(f"the kernels were ready after {seconds:.0f} s")
@@ -181,7 +191,8 @@ class Pretraining:
             The step's line in metrics.jsonl, but for the speed; the same on all ranks.
         """
         config = self.config
-        set_noise_std(self.model, values.noise_std)
+        if self.layers:
+            set_noise_std(self.model, values.noise_std)
         self.optimizer.zero_grad(set_to_none=True)
         losses = torch.zeros(4, device=self.device)
         for part, gradients_summed in self._parts(batch):
@@ -199,13 +210,15 @@ class Pretraining:
             for group in self.optimizer.param_groups:
                 group["lr"] = values.lr
             self.optimizer.step()
-            update_directors(self.model, values.momentum)  # without a group: the recorded load is all ranks'
+            if self.layers:
+                update_directors(self.model, values.momentum)  # without a group: the recorded load is all ranks'
             self.skipped_in_a_row = 0
         else:
-            discard_load(self.model)
+            if self.layers:
+                discard_load(self.model)
             self.skipped_in_a_row += 1
         self.step_done += 1
-        return {
+        line = {
             "step": self.step_done - 1,
             "epoch": (self.step_done - 1) * config.data.batch_size // self.order.epoch_size,
             **dict(zip(("loss", "loss_self", "loss_align", "loss_balance", "grad_norm"), scalars, strict=True)),
@@ -213,27 +226,34 @@ class Pretraining:
             "load": load,
             "skipped": not finite,
         }
+        return line if self.layers else {name: value for name, value in line.items() if name not in _OF_DEX}
 
     def _parts(self, batch: dict[str, Any]) -> Iterator[tuple[dict[str, torch.Tensor], AbstractContextManager[Any]]]:
         """The batch in `data.accumulate` parts, each with the context of its backward: DDP adds up the ranks'
         gradients in the last one's.
         """
-        names = ("image", "mask_noise", "router_noise")
-        split = [batch[name].split(self.part_size) for name in names]
+        moved, kept = ("image", "mask_noise", "router_noise"), ("sample_id", "modality")
+        split = [batch[name].split(self.part_size) for name in (*moved, *kept)]
         for number, tensors in enumerate(zip(*split, strict=True), start=1):
-            part = {n: tensor.to(self.device, non_blocking=True) for n, tensor in zip(names, tensors, strict=True)}
+            part = dict(zip((*moved, *kept), tensors, strict=True))
+            part |= {name: part[name].to(self.device, non_blocking=True) for name in moved}
             last, ddp = number == self.config.data.accumulate, self.wrapped
             yield part, ddp.no_sync() if isinstance(ddp, DistributedDataParallel) and not last else nullcontext()
 
     def _backward(self, part: dict[str, torch.Tensor], values: StepValues) -> torch.Tensor:
         """Add a part's gradient and record its use of experts; its losses [4]: whole, self, align, balance."""
-        set_router_noise(self.model, part["router_noise"].split([layer.num_experts for layer in self.layers], dim=1))
+        if self.layers:
+            sizes = [layer.num_experts for layer in self.layers]
+            set_router_noise(self.model, part["router_noise"].split(sizes, dim=1))
+            route_by_rule(self.model, *names_of(self.images, part["sample_id"].numpy()))
         with autocast(self.device, self.config.run.precision):
             loss_self = self.wrapped(part["image"], noise=part["mask_noise"], hidden_only=True).loss
-            aux = aux_losses(self.model, self.ranks.group)
+            zero = loss_self.new_zeros(())
+            aux = aux_losses(self.model, self.ranks.group) if self.layers else AuxLosses(zero, zero)
         loss = loss_self + self.config.dex.lambda_align * aux.align + values.lambda_balance * aux.balance
         (loss / self.config.data.accumulate).backward()
-        record_load(self.model)
+        if self.layers:
+            record_load(self.model)
         return torch.stack([loss, loss_self, aux.align, aux.balance]).detach()
 
     def _agree(
@@ -251,12 +271,20 @@ class Pretraining:
             got, an entry a DEX block; whether a rank was asked to stop. The layers' recorded loads become the sum
             over all ranks.
         """
-        summed, loads = share_load(self.model, torch.cat([losses, losses.new_tensor([stop])]), self.ranks.group)
+        summed, loads = torch.cat([losses, losses.new_tensor([stop])]), list[torch.Tensor]()
+        if self.layers:
+            summed, loads = share_load(self.model, summed, self.ranks.group)
+        elif self.ranks.group is not None:
+            dist.all_reduce(summed, group=self.ranks.group)
         shares = [load / load.sum() for load in loads]
         told = torch.cat([summed[:4] / self.ranks.count, grad_norm[None], summed[4:], *shares]).cpu()
         by_block = told[6:].split([len(share) for share in shares])
         load = [[round(share, 6) for share in block.tolist()] for block in by_block]
         return told[:5].tolist(), load, bool(told[5] > 0)
+
+    def _order_digest(self) -> str:
+        size, steps = self.config.data.batch_size, self.schedule.total_steps
+        return order_digest(self.order, self.rows, self.images.fingerprint, size, steps)
 
     def save(self) -> None:
         """Have the main rank write a checkpoint; the others wait for it."""
@@ -325,7 +353,7 @@ class Pretraining:
 
     def _measure_experts(self, journal: Journal) -> None:
         """At the moments for it, have the main rank write down how alike the experts are; the others go on."""
-        if self.ranks.main and self.step_done in moments(self.schedule.total_steps):
+        if self.layers and self.ranks.main and self.step_done in moments(self.schedule.total_steps):
             given = self.model, self.images, self.config.setting, self.device
             journal.write_similarity(self.step_done, expert_similarity(*given), alignment(*given))
 

@@ -1,6 +1,7 @@
 """The folder of a run: who may write into it, and the files that grow in it.
 
 config.yaml         the configuration
+comparison.json     what a comparison with another run has to know (`dexcore.report.comparison`)
 starts.jsonl        a line a beginning or resumption: command, versions, git state, machine, images
 metrics.jsonl       a line a step
 similarity.jsonl    a line a moment at which the experts were compared, "step" being the steps done
@@ -11,6 +12,7 @@ evaluation_step0.npz, analysis_step0.npz      what the model measures before its
 evaluation.npz, analysis.npz, summary.json, report.html, report/      see `dexcore.report`
 """
 
+import json
 import math
 import os
 from collections.abc import Iterator
@@ -21,7 +23,9 @@ from pathlib import Path
 from dexcore.engine.config_file import read_yaml, to_yaml
 from dexcore.engine.folder import RunFolderError, hold, step_of
 from dexcore.files import write_whole
+from dexcore.report.comparison import Comparison
 from dexcore.report.files import (
+    COMPARISON_FILE,
     CONFIG_FILE,
     LOCK_FILE,
     METRICS_FILE,
@@ -37,6 +41,7 @@ STARTS_FILE = "starts.jsonl"
 CHECKPOINTS_FOLDER = "checkpoints"
 _FIRST_FILES = frozenset(  # before any step
     {
+        COMPARISON_FILE,
         CONFIG_FILE,
         STARTS_FILE,
         METRICS_FILE,
@@ -73,6 +78,16 @@ def write_config(folder: Path, config: PretrainConfig) -> None:
     """
     with _clear_errors(folder):
         write_whole(folder / CONFIG_FILE, to_yaml(replace(config, resume=False)).encode())
+
+
+def write_comparison(folder: Path, comparison: Comparison) -> None:
+    """Write comparison.json into the run's folder.
+
+    Raises:
+        RunFolderError: it cannot be written.
+    """
+    with _clear_errors(folder):
+        write_whole(folder / COMPARISON_FILE, json.dumps(comparison.as_dict(), indent=1).encode() + b"\n")
 
 
 @contextmanager

@@ -42,13 +42,14 @@ class Schedule:
         return min(steps, self.total_steps - 1)
 
     def at(self, step: int) -> StepValues:
-        """The values of step ``step``, counted from 0."""
+        """The values of step ``step``, counted from 0; without a router there is neither noise nor balance loss."""
         config, dex = self.config, self.config.dex
         progress = step / self.total_steps
-        lambda_end = 0.0 if dex.balance_schedule == "cosine" else dex.lambda_balance
+        noise, balance = (dex.noise_start, dex.lambda_balance) if config.model.mlp == "dex" else (0.0, 0.0)
+        balance_end = 0.0 if dex.balance_schedule == "cosine" else balance
         return StepValues(
             lr=learning_rate(step, self.total_steps, self.warmup_steps, config.peak_lr, config.optimizer.min_lr),
             momentum=half_cosine(dex.momentum_start, dex.momentum_end, progress),
-            noise_std=half_cosine(dex.noise_start, 0.0, progress),
-            lambda_balance=half_cosine(dex.lambda_balance, lambda_end, progress),
+            noise_std=half_cosine(noise, 0.0, progress),
+            lambda_balance=half_cosine(balance, balance_end, progress),
         )

@@ -68,7 +68,19 @@ def test_the_factory_passes_our_keywords_and_lists_vary_by_block():
 
 def test_its_signature_is_timms_with_ours_behind():
     ours, timms = (list(inspect.signature(kind).parameters) for kind in (DEXVisionTransformer, VisionTransformer))
-    assert ours == [*timms, "num_experts", "top_k", "tau", "pool", "align", "mode", "keep", "precision", "backend"]
+    assert ours == [
+        *timms,
+        "num_experts",
+        "top_k",
+        "tau",
+        "pool",
+        "align",
+        "mode",
+        "keep",
+        "precision",
+        "backend",
+        "rule",
+    ]
 
 
 def test_timms_arguments_may_be_given_by_position():

@@ -1,5 +1,7 @@
 """Features of images: looked up, and what is missing computed, on one process or on several."""
 
+import hashlib
+import json
 import logging
 import os
 import shutil
@@ -28,6 +30,7 @@ from dexcore.evaluate.embedding.table import FeaturesError, FeatureTable
 from dexcore.evaluate.embedding.together import Together
 from dexcore.evaluate.embedding.view import Preprocessing, declared_preprocessing
 from dexcore.models.precision import uses_bf16
+from dexcore.nn import route_by_rule, rule_of, set_routes
 from dexcore.ops.checks import check_choice
 
 _STREAM_ROWS, _STREAM_BYTES, _STREAM_SECONDS = 4096, 1 << 26, 10.0  # a stream is closed at the first of them
@@ -194,10 +197,18 @@ class _Work:
 
     def _row_key(self, number: int) -> str:
         try:
-            return self.source.row_key(number)
+            return self._routed_key(self.source.row_key(number), number)
         except (OSError, ValueError, TypeError) as error:
             self._unreadable(number, error)
             return ""
+
+    def _routed_key(self, key: str, number: int) -> str:
+        """With what a routing rule is told of the image: features depend on it too."""
+        rule = rule_of(self.model) if isinstance(self.model, nn.Module) else None
+        if rule is None or self.caches.keys() <= {"director"}:
+            return key
+        told = self.source.names[number] if rule.kind == "fixed" else self.source.modality(number)
+        return hashlib.sha256(json.dumps([key, told]).encode()).hexdigest()
 
     def _unreadable(self, number: int, error: Exception) -> None:
         if not self.skip_unreadable:
@@ -225,9 +236,14 @@ class _Work:
             finally:
                 for writer in writers.values():
                     writer.flush()
+                if isinstance(self.model, nn.Module) and rule_of(self.model) is not None:
+                    set_routes(self.model, None)
 
     def _run(self, numbers: list[int], images: Tensor, writers: dict[str, "_Writer"]) -> None:
         keys = [self.row_keys[number] for number in numbers]
+        if isinstance(self.model, nn.Module):
+            given = zip(*((self.source.names[number], self.source.modality(number)) for number in numbers), strict=True)
+            route_by_rule(self.model, *given)
         for mode, writer in writers.items():
             if all(key in self.caches[mode] for key in keys):
                 continue

@@ -29,7 +29,7 @@ _NO_SETTINGS = {
     "input_normalization",
 }
 # Of a DEX layer also what acts in training alone, and its mode, which is in the key by itself.
-_OF_DEX = {"mode", "aux", "align", "keep", "backend", "record", "router_noise", "_noise_std", "_noisy"}
+_OF_DEX = {"mode", "aux", "align", "keep", "backend", "record", "router_noise", "routes", "_noise_std", "_noisy"}
 
 
 def model_hash(model: nn.Module, key: str | None = None) -> str:

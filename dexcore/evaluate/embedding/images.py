@@ -32,6 +32,9 @@ class ImageSource(Protocol):
     def image(self, number: int) -> np.ndarray:
         """The image, as `dexcore.view.as_pixels` takes it."""
 
+    def modality(self, number: int) -> str:
+        """The name of the image's modality."""
+
 
 class TaskImages:
     """Those of a task, with square pixels, as a store would hold them."""
@@ -55,6 +58,9 @@ class TaskImages:
 
     def image(self, number: int) -> np.ndarray:
         return self.task.record(self.rows[number]).image
+
+    def modality(self, number: int) -> str:
+        return self.rows[number].modality.value
 
 
 @lru_cache(1024)  # a volume's slices follow each other
@@ -89,6 +95,9 @@ class StoreImages:
     def image(self, number: int) -> np.ndarray:
         return self.dataset.read(int(self.rows[number]))
 
+    def modality(self, number: int) -> str:
+        return self.dataset.modality_names[int(self.dataset.modality[self.rows[number]])]
+
 
 class GivenImages:
     """Those of a data set of the user's, or of a list of arrays; a name is the number."""
@@ -102,6 +111,9 @@ class GivenImages:
 
     def image(self, number: int) -> np.ndarray:
         return self.images.read(number)
+
+    def modality(self, number: int) -> str:
+        return self.images.modality_names[int(self.images.modality[number])]
 
 
 def images_of(given: Any, channels: int = 3) -> ImageSource:

@@ -1,0 +1,73 @@
+"""What a model costs, and which images a run shows it when: counted for comparison.json, so that runs can be compared.
+
+FLOPs are PyTorch's FlopCounterMode's: matrix products alone, two FLOPs a multiply-add.
+"""
+
+import hashlib
+import json
+from dataclasses import replace
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import dexcore.ops.flops  # noqa: F401  # the counter learns the DEX ops
+from dexcore.data.feed.order import GlobalOrder
+from dexcore.report.comparison import Comparison
+from dexcore.train.build import build_model
+from dexcore.train.config import ModelConfig, PretrainConfig
+
+
+class Cost(NamedTuple):
+    """Numbers of a model, as in `dexcore.report.comparison.Comparison`."""
+
+    parameters: int
+    inference_flops: int
+    training_flops: int
+
+
+@cache
+def cost(config: ModelConfig) -> Cost:
+    """Count what the model of a configuration costs; nothing is computed, and no memory is taken for weights.
+
+    At inference the encoder sees a whole image, through its experts. A training step is the masked encoder and the
+    decoder, forward and backward, on one image; what has no matrix product (GEMA, the optimizer) is not counted. A
+    model that is routed by rule costs what DEX costs: the same operations on the same shapes.
+    """
+    routed = config.mlp if config.mlp.startswith("dense") else "dex"
+    with torch.device("meta"):
+        model = build_model(replace(config, mlp=routed, init=""))
+        image = torch.empty(1, config.in_chans, config.image_size, config.image_size)
+        noise = torch.empty(1, model.num_patches)
+    with FlopCounterMode(display=False) as inference, torch.no_grad():
+        model.eval().encoder.forward_features(image)
+    with FlopCounterMode(display=False) as training:
+        model.train()(image, noise=noise, hidden_only=True).loss.backward()
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return Cost(parameters, inference.get_total_flops(), training.get_total_flops())
+
+
+def order_digest(order: GlobalOrder, rows: np.ndarray, fingerprint: str, batch_size: int, total_steps: int) -> str:
+    """SHA-256 of what decides which image each step sees, and with which mask: equal in runs that saw the same.
+
+    Args:
+        order: of the samples; its first and its last epoch are hashed as they are.
+        rows: of the images that take part.
+        fingerprint: of the images.
+        batch_size: images a step.
+        total_steps: of the run.
+    """
+    told = [fingerprint, order.seed, order.epoch_size, batch_size, total_steps]
+    digest = hashlib.sha256(json.dumps(told).encode())
+    digest.update(np.ascontiguousarray(rows, dtype="<i8").tobytes())
+    last = (total_steps * batch_size - 1) // order.epoch_size
+    for epoch in sorted({0, last}):
+        digest.update(order.keys(epoch).astype("<i8").tobytes())
+    return digest.hexdigest()
+
+
+def comparison_of(config: PretrainConfig, order_sha256: str) -> Comparison:
+    """What comparison.json holds of a run."""
+    return Comparison(config.model.mlp, order_sha256, *cost(config.model))
