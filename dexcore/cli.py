@@ -3,12 +3,13 @@
     dexcore pretrain [FLAGS]    pre-train, as examples/pretrain_mvu.py does
     dexcore mvu COMMAND         make a store of images from folders, check it, look at it
     dexcore eval COMMAND        tasks with labels: make and check them, score predictions
+    dexcore finetune TASK MODEL train a model on a task, predict its test images, score them
     dexcore embed FOLDER        write a model's features of all images in a folder
     dexcore report RUN          make the report of a run again, from the numbers in its folder
     dexcore --version           the versions of dexcore, torch and triton
 
 Under torchrun: ``torchrun --nproc-per-node 2 --no-python dexcore pretrain``. Returns 0 when done, 2 after an error,
-told in a line on stderr, 75 where a signal stopped the pre-training.
+told in a line on stderr, 75 where a signal stopped a training.
 """
 
 import argparse
@@ -31,6 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from dexcore.train.command import main as pretrain
 
         return pretrain(argv[1:], "dexcore pretrain")
+    if "finetune" in argv[:1] or argv[:2] == ["eval", "finetune"]:
+        from dexcore.finetune import main as finetune
+
+        return finetune(argv[argv.index("finetune") + 1 :], "dexcore finetune")
     arguments = _parser().parse_args(argv)
     try:
         if arguments.command == "mvu":
@@ -80,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         help="pre-train a Director-Experts masked autoencoder on medical images",
         add_help=False,
     )
+    commands.add_parser("finetune", help="train a model on a task, predict its test images, score them", add_help=False)
     mvu = commands.add_parser("mvu", help="make a store of images from folders, check it, look at it")
     add_commands(mvu)
     add_eval_commands(commands.add_parser("eval", help="tasks with labels: make and check them, score predictions"))

@@ -1,16 +1,12 @@
 """Pre-training as a command: what ``dexcore pretrain`` and examples/pretrain_mvu.py run."""
 
-import os
-import sys
 from collections.abc import Sequence
-from contextlib import redirect_stderr, redirect_stdout
-
-import torch
 
 from dexcore.data.readers import UnreadableFileError
 from dexcore.data.store.manifest import StoreError
 from dexcore.engine.checkpoint import CheckpointError
 from dexcore.engine.config import ConfigError
+from dexcore.engine.failure import EXIT_ERROR, failed, is_lack_of_memory, silence
 from dexcore.engine.folder import RunFolderError
 from dexcore.engine.memory import keep_freed_memory
 from dexcore.engine.ranks import LostRankError, MainRankError, environment_rank
@@ -20,8 +16,6 @@ from dexcore.train.config import PretrainConfig
 from dexcore.train.loop import TrainingError
 from dexcore.train.provenance import repeat_command
 from dexcore.train.run import pretrain
-
-EXIT_ERROR = 2
 
 
 def main(argv: Sequence[str] | None = None, program: str | None = None) -> int:
@@ -59,31 +53,21 @@ def main(argv: Sequence[str] | None = None, program: str | None = None) -> int:
         UnreadableFileError,
         OSError,
     ) as error:
-        return _error(rank, str(error))
+        return failed(rank, str(error))
     except (MemoryError, RuntimeError) as error:
-        if not _is_lack_of_memory(error):
+        if not is_lack_of_memory(error):
             raise
-        return _error(
+        return failed(
             rank,
             f"not enough memory ({str(error).strip().partition(chr(10))[0]}); have fewer images computed at once "
             "(--data.accumulate), their activations recomputed (--model.grad-checkpointing), or a smaller model",
         )
 
 
-def _error(rank: int, reason: str) -> int:
-    print(f"error: {reason}" if rank == 0 else f"error on rank {rank}: {reason}", file=sys.stderr, flush=True)
-    return EXIT_ERROR
-
-
-def _is_lack_of_memory(error: Exception) -> bool:
-    """PyTorch has a type of its own for accelerators alone."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
 def _parse_in_silence(argv: Sequence[str] | None) -> PretrainConfig | None:
     """As the main rank does, which alone shows help and errors."""
     try:
-        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        with silence():
             return parse(argv)
     except ConfigError as error:
         raise MainRankError(str(error)) from error

@@ -344,10 +344,10 @@ def test_a_full_disk_ends_it_with_the_file_and_what_was_done_stays(place, tmp_pa
 def test_a_tiny_task_is_learned_by_heart(place, tmp_path):
     task = spots(tmp_path / "task", images=12)
     for number in range(12):  # test shows what train showed
+        of_train = 6 * (number // 6) + number % 2
         for end in (".png", "_mask.png"):
-            shutil.copy(
-                tmp_path / "task" / f"{6 * (number // 6) + number % 2}{end}", tmp_path / "task" / f"{number}{end}"
-            )
+            if number != of_train:
+                shutil.copy(tmp_path / "task" / f"{of_train}{end}", tmp_path / "task" / f"{number}{end}")
     config = tiny(
         task, place / "mine", tmp_path, steps=200, lr=3e-3, min_area=1.0, flip=0.0, rotation=0.0, validations=0
     )

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from dexcore.data.feed.augment import Augmentation
 from dexcore.engine.config import check_field, check_kinds, check_values
 from dexcore.engine.schedules import learning_rate
+from dexcore.report.files import MODEL_FOLDER
 
 _EPOCHS, _FEWEST_STEPS, _MOST_STEPS = 100.0, 2_000, 20_000
 _WARMUP_SHARE = 0.1  # of the steps: the most that a warm-up takes
@@ -141,7 +142,8 @@ class FinetuneConfig:
     @property
     def called(self) -> str:
         """The name of the model, in folders and tables."""
-        return self.name or Path(self.model).name or self.model
+        place = Path(self.model)
+        return self.name or (place.parent.name if place.name == MODEL_FOLDER else place.name) or self.model
 
 
 @dataclass(frozen=True)

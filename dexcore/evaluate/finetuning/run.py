@@ -32,7 +32,6 @@ from dexcore.evaluate.finetuning.dry_run import rehearse
 from dexcore.evaluate.finetuning.training import (
     BEST_FOLDER,
     CHECKPOINTS_FOLDER,
-    LAST_FOLDER,
     Finetuning,
     write_json,
 )
@@ -40,7 +39,7 @@ from dexcore.evaluate.probes.run import safe
 from dexcore.evaluate.scores import Scores, over_seeds, score
 from dexcore.evaluate.tasks import Task
 from dexcore.evaluate.tasks.table import SplitName
-from dexcore.report.files import LOCK_FILE
+from dexcore.report.files import LOCK_FILE, MODEL_FOLDER
 
 DONE_FILE, CHOICE_FILE, PREDICTIONS_FILE = "finetune.json", "choice.json", "predictions.parquet"
 MASKS_FOLDER, VAL_FOLDER = "masks", "val"
@@ -84,7 +83,7 @@ class RunResult:
         return [
             *told,
             f"all of it   {place}/seed-*: model, predictions, scores",
-            f"a picture   dexcore predict IMAGE --model {quote(str(folder / LAST_FOLDER))}",
+            f"a picture   dexcore predict IMAGE --model {quote(str(folder / MODEL_FOLDER))}",
             f"a table     dexcore eval table {quote(str(place.parents[2]))}",
             f"a pair      dexcore eval compare {quote(str(place.parent))} ANOTHER",
         ]
@@ -114,8 +113,8 @@ def finetune(config: FinetuneConfig) -> RunResult:
         MainRankError, LostRankError: another process cannot go on.
     """
     check_kind("config", config, FinetuneConfig, "a FinetuneConfig")
-    for name in ("task", "model"):
-        check_field(getattr(config, name) != "", name, "one", getattr(config, name))
+    for name, expected in (("task", "the YAML of a task"), ("model", "a folder of dexcore's or a name of timm's")):
+        check_field(getattr(config, name) != "", name, expected, getattr(config, name))
     done: list[tuple[Path, Scores]] = []
     with StopRequest() as stop:
         try:
@@ -218,7 +217,7 @@ def _read_done(training: Finetuning, ranks: Ranks) -> Scores | None:
 def _finish(training: Finetuning) -> Scores:
     """Save the model, predict, score; on all ranks."""
     ranks, task, folder = training.ranks, training.task, training.folder
-    ranks.on_main(lambda: training.save_model(LAST_FOLDER))
+    ranks.on_main(lambda: training.save_model(MODEL_FOLDER))
     ranks.say("predicting the test images")
     try:
         scores = _scored(training, "test", folder)

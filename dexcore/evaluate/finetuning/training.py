@@ -44,7 +44,7 @@ from dexcore.nn import aux_losses, discard_load, fast_layers, param_groups
 from dexcore.report.files import METRICS_FILE
 
 PROTOCOL = 1  # grows when a training would come out otherwise
-CHECKPOINTS_FOLDER, LAST_FOLDER, BEST_FOLDER = "checkpoints", "model", "best"
+CHECKPOINTS_FOLDER, BEST_FOLDER = "checkpoints", "best"
 _KEEP = 2
 _DRAWS = 2  # resamples of a number of val whose interval nobody reads
 _NAMED = 3  # images in a message

@@ -1,0 +1,159 @@
+"""Fine-tuning in processes of their own: killed, stopped, on several ranks, as a command."""
+
+import os
+import signal
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+from made_finetunings import losses, sides, small_model, spots, tiny
+from runs import ends, start_ranks, wait_for_steps
+
+from dexcore.cli import main
+from dexcore.engine.stop import EXIT_STOPPED
+from dexcore.evaluate import Predictions, finetune
+from dexcore.evaluate.finetuning import FinetuneConfig
+from dexcore.evaluate.finetuning.run import seed_folder
+from dexcore.evaluate.tasks import Task
+
+STEPS = 60
+SAME = ("model/model.safetensors", "best/model.safetensors", "predictions.parquet", "choice.json", "scores.json")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a model, a task of masks and one of labels, each with 21 images of test."""
+    folder = tmp_path_factory.mktemp("processes")
+    small_model(folder / "mine")
+    spots(folder / "spots", images=42)
+    sides(folder / "sides", images=42)
+    return folder
+
+
+def config_of(place, out, task="spots", **changes):
+    config = tiny(place / task / f"{task}.yaml", place / "mine", out, steps=STEPS, validations=4, checkpoint_every=5)
+    return replace(config, **{"batch_size": 6} | changes)
+
+
+def arguments(config: FinetuneConfig) -> list[str]:
+    """The command of a configuration."""
+    plain = asdict(FinetuneConfig())
+    flags = [(name, value) for name, value in asdict(config).items() if value != plain[name]]
+    return [
+        "-m",
+        "dexcore",
+        "finetune",
+        *(word for name, value in flags for word in (f"--{name.replace('_', '-')}", str(value))),
+    ]
+
+
+def folder_of(config):
+    return seed_folder(config, "mine finetune-experts", Task.open(config.task), config.seed)
+
+
+@pytest.fixture(scope="module")
+def whole(place):
+    """The folder of a training that nothing disturbed."""
+    return finetune(config_of(place, place / "whole")).folders[0]
+
+
+def assert_same(one, other):
+    assert losses(one) == losses(other)
+    for file in SAME:
+        assert (one / file).read_bytes() == (other / file).read_bytes(), file
+
+
+@pytest.mark.slow
+def test_one_that_was_killed_and_then_stopped_ends_as_if_nothing_had_been(place, whole, tmp_path):
+    """SIGKILL before the first checkpoint, SIGKILL after some, SIGTERM; then to the end: the same bytes."""
+    config = config_of(place, str(tmp_path))
+    folder = folder_of(config)
+    for number, steps in ((signal.SIGKILL, 2), (signal.SIGKILL, 13), (signal.SIGTERM, 31)):
+        (process,) = start_ranks(1, arguments(config))
+        wait_for_steps(process, folder, steps)
+        os.kill(process.pid, number)
+        (code,), _, (error,) = ends([process])
+        assert len(losses(folder)) < STEPS
+        if number == signal.SIGTERM:
+            assert code == EXIT_STOPPED, error
+            assert "SIGTERM: stopped after step" in error
+    result = finetune(config)
+    assert result.finished
+    assert_same(folder, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["spots", "sides"])
+def test_two_and_three_ranks_have_one_ranks_losses_and_predict_each_of_21_images_once(place, tmp_path, task):
+    alone = finetune(config_of(place, str(tmp_path / "1"), task, steps=6, validations=2)).folders[0]
+    known = Predictions.load(alone / "predictions.parquet")
+    assert len(set(known.image)) == len(known) == 21
+    for count in (2, 3) if task == "sides" else (2,):
+        config = config_of(place, str(tmp_path / str(count)), task, steps=6, validations=2)
+        codes, _, errors = ends(start_ranks(count, arguments(config)))
+        assert codes == [0] * count, errors
+        folder = folder_of(config)
+        for ours, theirs in zip(losses(folder), losses(alone), strict=True):
+            for name in ("loss", "grad_norm"):
+                assert ours[name] == pytest.approx(theirs[name], rel=1e-4)
+        found = Predictions.load(folder / "predictions.parquet")
+        assert found.image == known.image
+        if task == "sides":
+            np.testing.assert_allclose(found.values.astype(float), known.values.astype(float), atol=1e-2)
+        else:
+            differs = [(found.mask(row) != known.mask(row)).mean() for row in range(21)]
+            assert max(differs) < 0.01
+
+
+def test_the_command_trains_and_tells_where_all_lies(place, tmp_path, capsys):
+    config = config_of(place, str(tmp_path), steps=2, validations=0)
+    task, model = config.task, config.model
+    flags = [*arguments(replace(config, task="", model=""))[3:]]
+    assert main(["finetune", task, model, *flags, "--dry-run"]) == 0
+    told = capsys.readouterr().out
+    for word in ("dry run: nothing was written", "2 steps of 6 images", "trained parameters", "memory", "to finish"):
+        assert word in told
+    assert not list(tmp_path.iterdir())
+    assert main(["eval", "finetune", task, model, *flags]) == 0
+    told = capsys.readouterr().out
+    assert "task spots, test: 21 cases, mine finetune-experts" in told
+    assert f"dexcore eval table {tmp_path}" in told
+    assert main(["eval", "table", str(tmp_path)]) == 0
+
+
+def test_a_command_that_cannot_run_says_why_in_a_line(place, tmp_path, capsys):
+    config = config_of(place, str(tmp_path))
+    for words, told in (
+        ([config.task], "error: model: expected a folder of dexcore's or a name of timm's"),
+        ([str(tmp_path / "none.yaml"), config.model], "none.yaml"),
+        ([config.task, "nobody"], "nobody: expected a folder of dexcore's"),
+        ([config.task, config.model, "--lr", "-1"], "lr: expected a number above 0, got -1.0"),
+    ):
+        assert main(["finetune", *words, "--out", str(tmp_path)]) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert told in line
+
+
+def test_a_preset_and_a_file_set_what_flags_do_not(place, tmp_path, capsys):
+    file = tmp_path / "mine.yaml"
+    file.write_text("lr: 0.5\nmode: director\n")
+    assert (
+        main(
+            [
+                "finetune",
+                "a.yaml",
+                "b",
+                "--preset",
+                "laptop",
+                "--config",
+                str(file),
+                "--img-size",
+                "96",
+                "--print-config",
+            ]
+        )
+        == 0
+    )
+    told = capsys.readouterr().out
+    for line in ("task: a.yaml", "model: b", "lr: 0.5", "mode: director", "img_size: 96", "steps: 300"):
+        assert f"{line}\n" in told
