@@ -53,6 +53,7 @@ def sides(folder: Path, **keys: object) -> Path:
 def tiny(task: Path, model: Path, out: Path, **changes: object) -> FinetuneConfig:
     """Three steps of four images."""
     given = {"img_size": SIZE, "batch_size": 4, "steps": 3, "device": "cpu", "workers": 0, "validations": 1}
+    given["precision"] = "fp32"
     return FinetuneConfig(**{"task": str(task), "model": str(model), "out": str(out)} | given | changes)
 
 
