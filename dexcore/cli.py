@@ -5,6 +5,7 @@
     dexcore eval COMMAND        tasks with labels: make and check them, score predictions
     dexcore finetune TASK MODEL train a model on a task, predict its test images, score them
     dexcore embed FOLDER        write a model's features of all images in a folder
+    dexcore predict IMAGE       labels or masks of images, by a fine-tuned model
     dexcore report RUN          make the report of a run again, from the numbers in its folder
     dexcore --version           the versions of dexcore, torch and triton
 
@@ -21,6 +22,7 @@ from dexcore.eval import add_eval_commands, run_eval
 from dexcore.eval_features import add_embed_command, run_embed
 from dexcore.extras import MissingExtraError
 from dexcore.mvu import add_commands, run_mvu
+from dexcore.predict import add_predict_command, run_predict
 
 EXIT_ERROR = 2
 
@@ -44,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return run_eval(arguments)
         if arguments.command == "embed":
             return run_embed(arguments)
+        if arguments.command == "predict":
+            return run_predict(arguments)
         return _report(arguments.run)
     except (MissingExtraError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -90,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     add_commands(mvu)
     add_eval_commands(commands.add_parser("eval", help="tasks with labels: make and check them, score predictions"))
     add_embed_command(commands.add_parser("embed", help="write a model's features of all images in a folder"))
+    add_predict_command(commands.add_parser("predict", help="labels or masks of images, by a fine-tuned model"))
     report = commands.add_parser(
         "report",
         help="make a run's report again, from the numbers in its folder",

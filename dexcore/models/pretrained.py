@@ -32,6 +32,18 @@ class ModelFileError(ValueError):
     """A model's file cannot be read or holds another model; the message names it and what was found."""
 
 
+class OtherModelError(ModelFileError):
+    """A folder holds a saved model of another class, whole or not.
+
+    Attributes:
+        found: what it holds, in words.
+    """
+
+    def __init__(self, message: str, found: str) -> None:
+        super().__init__(message)
+        self.found = found
+
+
 class PretrainedMixin:
     """``save_pretrained`` and ``from_pretrained`` for a model that can describe itself."""
 
@@ -182,7 +194,8 @@ class PretrainedMixin:
             }
         if description["class"] != cls.__name__:
             within = f" around a {encoder['class']}" if encoder else ""
-            raise ModelFileError(f"{config_path} describes a {description['class']}{within}, not a {cls.__name__}")
+            found = f"{description['class']}{within}"
+            raise OtherModelError(f"{config_path} describes a {found}, not a {cls.__name__}", found)
         _check_depth(description, len(tensors), config_path)
         try:
             with torch.device("meta"):

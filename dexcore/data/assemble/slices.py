@@ -1,6 +1,6 @@
 """Volumes to 2-D slices, oriented as radiologists look at them, with square pixels."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -37,6 +37,12 @@ def slices(volume: Pixels, axis: int) -> Iterator[Pixels]:
     check_whole("axis", axis, 0, 2)
     for plane in volume.transpose(axis, *(other for other in range(3) if other != axis)):
         yield plane.T[::-1, ::-1]
+
+
+def restacked(planes: Sequence[np.ndarray], axis: int) -> np.ndarray:
+    """The volume [x, y, z] of which `slices` across ``axis`` would give these planes, all of them and in order."""
+    stack = np.stack([plane[::-1, ::-1].T for plane in planes])
+    return stack.transpose(np.argsort([axis, *(other for other in range(3) if other != axis)]))
 
 
 def acquired_axis(spacing: tuple[float, ...] | None) -> int:

@@ -84,6 +84,41 @@ def read_nifti(path: str | os.PathLike[str], volume: int = 0) -> Scan:
     return Scan(canonical, "volume", None, None, metadata, (spacing[0], spacing[1], spacing[2]), volumes=volumes)
 
 
+def like_nifti(path: str | os.PathLike[str], voxels: np.ndarray) -> Any:
+    """An image of nibabel's with other voxels in the geometry of a NIfTI file: its axes, affine, forms and units.
+
+    Args:
+        path: as for `read_nifti`.
+        voxels: labels [x, y, z] of unsigned integers, of the shape that `read_nifti` gives.
+
+    Raises:
+        ValueError: they have another shape.
+        RefusedError: as `read_nifti`.
+    """
+    nibabel = require("nibabel", "data")
+    header, _ = _header(nibabel, path)
+    orientation, _ = _orientation(nibabel, header)
+    own = _in_file_order(voxels, orientation)
+    shape = _shape(header)[:3]
+    if own.shape[::-1] != shape:
+        raise ValueError(f"voxels have shape {own.shape[::-1]} in the file's order, {path} has {shape}")
+    kind = nibabel.Nifti2Image if header.sizeof_hdr == 540 else nibabel.Nifti1Image
+    header = header.copy()
+    header.set_data_shape(shape)
+    header.set_data_dtype(voxels.dtype)
+    header.set_slope_inter(1, 0)
+    header["cal_min"] = header["cal_max"] = 0
+    header.set_intent("label", name="")
+    return kind(np.ascontiguousarray(own.T), None, header)
+
+
+def _in_file_order(canonical: np.ndarray, orientation: np.ndarray) -> np.ndarray:
+    """The inverse of `_turned`: the body's [x, y, z] to the [z, y, x] of the file."""
+    axes = [2 - int(np.argmax(orientation[:, 0] == axis)) for axis in range(3)]
+    stack = canonical.transpose(np.argsort(axes))
+    return stack[tuple(slice(None, None, -1 if turn < 0 else 1) for turn in orientation[::-1, 1])]
+
+
 def _header(nibabel: Any, path: str | os.PathLike[str]) -> tuple[Any, bool]:
     """The header, and whether its voxels lie in another file."""
     with open(path, "rb") as file:

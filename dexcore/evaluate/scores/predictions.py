@@ -256,6 +256,31 @@ def write_mask(folder: str | os.PathLike[str], image: str, mask: np.ndarray) -> 
         PredictionsError: it cannot be a mask.
         OSError: it cannot be written.
     """
+    content = mask_png(image, mask)
+    path = Path(folder) / mask_name(image)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, content)
+    return str(path)
+
+
+def mask_png(image: str, mask: np.ndarray) -> bytes:
+    """The PNG that `write_mask` writes, 8 or 16 bits.
+
+    Raises:
+        PredictionsError: it cannot be a mask.
+    """
+    packed = packed_mask(image, mask)
+    buffer = io.BytesIO()
+    require("PIL.Image", "train").fromarray(packed).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def packed_mask(image: str, mask: np.ndarray) -> np.ndarray:
+    """A mask as one whole number a pixel, uint8 or uint16; of channels bit c stands for channel c.
+
+    Raises:
+        PredictionsError: it cannot be a mask.
+    """
     if mask.ndim == 3 and mask.dtype == bool and len(mask) <= 16:
         mask = (mask * (1 << np.arange(len(mask)))[:, None, None]).sum(axis=0)
     if mask.ndim != 2 or mask.dtype.kind not in "iub" or (mask.size and not 0 <= mask.min() <= mask.max() < 1 << 16):
@@ -263,13 +288,7 @@ def write_mask(folder: str | os.PathLike[str], image: str, mask: np.ndarray) -> 
             f"the mask of {image}: expected whole numbers [height, width], or bool [channels, height, width] of up to "
             f"16 channels; got {mask.dtype} {mask.shape}"
         )
-    kind = np.uint8 if not mask.size or mask.max() < 256 else np.uint16
-    buffer = io.BytesIO()
-    require("PIL.Image", "train").fromarray(mask.astype(kind)).save(buffer, "PNG", compress_level=1)
-    path = Path(folder) / mask_name(image)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, buffer.getvalue())
-    return str(path)
+    return mask.astype(np.uint8 if not mask.size or mask.max() < 256 else np.uint16)
 
 
 def _digest(path: str, content: bytes, expected: str | None) -> str:

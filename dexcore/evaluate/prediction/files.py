@@ -1,0 +1,129 @@
+"""A file that a user asks about: its images, one after the other, and masks of a volume put back together."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dexcore.data.assemble.slices import acquired_axis, restacked
+from dexcore.data.modality import Modality
+from dexcore.data.readers import UnreadableFileError
+from dexcore.data.readers.kind import Kind, file_kind
+from dexcore.data.readers.nifti import like_nifti
+from dexcore.data.readers.scan import unreadable
+from dexcore.data.sources.recipe import AXES
+from dexcore.data.sources.schema import parse_modality
+from dexcore.evaluate.prediction.images import plane_image
+from dexcore.evaluate.tasks.pixels import PixelsError, places_in, read_plane
+from dexcore.evaluate.tasks.places import located
+from dexcore.models import TaskDescription
+
+
+class AskedFile:
+    """The images of one file, as a model of a task is shown them.
+
+    Args:
+        path: of a file, or of one image in it (``scan.nii.gz#axial=12``, ``stack.tif#3``).
+        task: of the model.
+        modality: of the images.
+        axis: across which a volume is cut; None: as the task says, else that of its acquisition.
+
+    Attributes:
+        path: as given.
+        file: without the place.
+        images: their names, the path and the place in the file; one of a picture.
+        is_volume: whether they are all slices of a volume, in order.
+        volumes: how many the file holds, of which the first is read.
+
+    Raises:
+        PixelsError: the file is missing or cannot be read.
+    """
+
+    def __init__(self, path: str, task: TaskDescription, modality: Modality, axis: str | None = None) -> None:
+        self.path, self.task, self.modality = path, task, modality
+        self.file, _, index = located(path)
+        if self.file.is_dir():
+            raise PixelsError(f"{path}: is a folder, expected files, as {self.file / '*'}")
+        if index is not None:
+            self.images: tuple[str, ...] = (path,)
+            read_plane(path)
+            self.is_volume, self.volumes = False, 1
+            return
+        named = axis or task.axis
+        wanted = AXES.index(named) if named else None
+        self.images = tuple(f"{self.file}{place}" for place, _ in places_in(self.file, wanted))
+        scan = read_plane(self.images[0]).opened.scan
+        self.is_volume, self.volumes = scan.layout == "volume", scan.volumes
+        self._axis = acquired_axis(scan.spacing) if wanted is None else wanted
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __iter__(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Each image's name, and the image in [0, 1], float32 [H, W] or [H, W, 3].
+
+        Raises:
+            PixelsError: its values are not as the task's; the message names the file.
+        """
+        for name in self.images:
+            yield name, self.image(name)
+
+    def image(self, name: str) -> np.ndarray:
+        """One of them."""
+        return plane_image(read_plane(name), self.task, self.modality)
+
+    @property
+    def is_nifti(self) -> bool:
+        """Whether its masks become a NIfTI volume."""
+        return self.is_volume and file_kind(self.file) is Kind.NIFTI
+
+    def volume(self, masks: Sequence[np.ndarray]) -> Any:
+        """An image of nibabel's with the masks of all slices, unsigned integers, in the place of the file's voxels.
+
+        Raises:
+            PixelsError: the file has changed meanwhile.
+        """
+        try:
+            with unreadable(self.file):
+                return like_nifti(self.file, restacked(masks, self._axis))
+        except UnreadableFileError as error:
+            raise PixelsError(str(error)) from error
+
+
+def modality_of(task: TaskDescription, given: str | None) -> Modality:
+    """The modality of a user's images.
+
+    Raises:
+        ValueError: it is not said where the task has several, or is none of the task's.
+    """
+    if given is None:
+        if len(task.modalities) > 1:
+            raise ValueError(
+                f"the model is for images of {', '.join(task.modalities)}: say --modality, one of them, of these images"
+            )
+        given = task.modalities[0]
+    try:
+        found = parse_modality(given)
+    except ValueError as error:
+        raise ValueError(f"--modality {error}") from None
+    if found is None or found.value not in task.modalities:
+        raise ValueError(f"--modality is {given}, the model was fine-tuned on {', '.join(task.modalities)}")
+    return found
+
+
+def unique_names(paths: Sequence[str]) -> list[str]:
+    """A name for the results of each: the file's without its ending, with more of the path where two are alike."""
+    named: list[str] = []
+    for path in paths:
+        file, inside, index = located(path)
+        stem = file.name.removesuffix(".gz") if file.name.endswith(".nii.gz") else file.name
+        place = "" if index is None else f"_{inside or ''}{index}"
+        choices = (
+            f"{Path(stem).stem or stem}{place}",
+            f"{file.name}{place}",
+            "_".join([*file.parts[-3:-1], file.name]).replace(file.anchor or "\0", "") + place,
+        )
+        name = next((name for name in choices if name not in named), f"{choices[-1]}_{len(named)}")
+        named.append(name)
+    return named

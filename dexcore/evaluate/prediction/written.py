@@ -1,0 +1,152 @@
+"""What is written of a prediction: a table, masks, a picture.
+
+predictions.csv         a row an image, and a row a file of several: labels and probabilities, or shares of pixels
+NAME_mask.png           indices of classes at the image's own size (of channels bit c); NAME_3_mask.png of frames
+NAME_mask.nii.gz        of a NIfTI volume: one volume, with its affine
+NAME_picture.png        the image, where the model looked, and which experts took it
+"""
+
+import csv
+import gzip
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from dexcore.evaluate.prediction.predict import Predicted, labels_of, pixels_of
+from dexcore.evaluate.scores.predictions import mask_png
+from dexcore.evaluate.tasks.places import parted
+from dexcore.files import write_whole
+from dexcore.models import TaskDescription
+from dexcore.report.prediction import Overlay, prediction_picture
+
+TABLE = "predictions.csv"
+
+
+def write_prediction(found: Predicted, folder: Path, name: str, picture: bool = True) -> list[dict[str, str]]:
+    """Write masks and picture of a file under ``name``; give the rows of the table.
+
+    Raises:
+        PredictionsError: more than 16 channels.
+        OSError: a file cannot be written.
+    """
+    task = found.file.task
+    rows = _mask_rows(found, folder, name) if task.is_segmentation else _label_rows(found)
+    if picture:
+        write_whole(folder / f"{name}_picture.png", _picture(found))
+    return rows
+
+
+def _label_rows(found: Predicted) -> list[dict[str, str]]:
+    assert found.probabilities is not None
+    told = list(zip(found.file.images, found.probabilities, strict=True))
+    if len(told) > 1:
+        told.insert(0, (found.file.path, found.of_file))
+    task = found.file.task
+    return [
+        {"image": image, "label": ";".join(labels_of(task.kind, task.classes, values))}
+        | {_column(task, name): f"{value:.6f}" for name, value in zip(task.classes, values, strict=True)}
+        for image, values in told
+    ]
+
+
+def _mask_rows(found: Predicted, folder: Path, name: str) -> list[dict[str, str]]:
+    file, task = found.file, found.file.task
+    written: list[str] = []
+    if file.is_nifti:
+        path = folder / f"{name}_mask.nii.gz"
+        write_whole(path, gzip.compress(file.volume(found.masks).to_bytes(), mtime=0))
+        written = [path.name] * len(file)
+    else:
+        for image, mask in zip(file.images, found.masks, strict=True):
+            _, inside, index = parted(image)
+            place = "" if len(file) == 1 else f"_{inside or ''}{index}"
+            path = folder / f"{name}{place}_mask.png"
+            write_whole(path, mask_png(image, mask))
+            written.append(path.name)
+    classes = len(task.classes)
+    told = [
+        (image, mask, pixels_of(pixels, classes, task.is_multilabel) / pixels.size)
+        for image, mask, pixels in zip(file.images, written, found.masks, strict=True)
+    ]
+    if len(told) > 1:
+        told.insert(0, (file.path, written[0] if file.is_nifti else "", found.shares(classes)))
+    return [
+        {"image": image, "mask": mask}
+        | {_column(task, name): f"{value:.6f}" for name, value in zip(task.classes, shares, strict=True)}
+        for image, mask, shares in told
+    ]
+
+
+def _column(task: TaskDescription, name: str) -> str:
+    return f"{'share' if task.is_segmentation else 'probability'} of {name}"
+
+
+def _picture(found: Predicted) -> bytes:
+    file, task, looked = found.file, found.file.task, found.looked
+    image = file.images[found.pictured]
+    title = Path(file.path).name + image.removeprefix(str(file.file)) * (len(file) > 1)
+    if not task.is_segmentation:
+        assert found.probabilities is not None
+        values = found.probabilities[found.pictured]
+        label = ", ".join(labels_of(task.kind, task.classes, values)) or "none of the classes"
+        bars = list(zip(task.classes, map(float, values), strict=True))
+        return prediction_picture(f"{title}: {label}", found.shown, looked.attention, looked.gates, bars)
+    mask = found.masks[found.pictured]
+    classes = len(task.classes)
+    if task.is_multilabel:
+        numbers = range(classes)
+        planes = [mask >> channel & 1 == 1 for channel in numbers]
+    else:
+        numbers = range(1, classes)
+        planes = [mask == number for number in numbers]
+    present = [(plane, task.classes[number]) for number, plane in zip(numbers, planes, strict=True) if plane.any()]
+    overlay = Overlay(
+        file.image(image),
+        np.stack([plane for plane, _ in present]) if present else np.zeros((0, *mask.shape), bool),
+        tuple(name for _, name in present),
+    )
+    return prediction_picture(title, found.shown, looked.attention, looked.gates, overlay=overlay)
+
+
+class Table:
+    """The table of a folder; rows of earlier calls stay, but for those of the same images.
+
+    Args:
+        path: of the CSV, which may be there.
+        task: of the model.
+
+    Raises:
+        ValueError: the table that is there is another task's.
+    """
+
+    def __init__(self, path: Path, task: TaskDescription) -> None:
+        self.path = path
+        self._columns = ["image", "mask" if task.is_segmentation else "label"]
+        self._columns += [_column(task, name) for name in task.classes]
+        self._rows: dict[str, dict[str, str]] = {}
+        if path.exists():
+            with open(path, newline="", encoding="utf-8") as file:
+                reader = csv.DictReader(file)
+                if reader.fieldnames != self._columns:
+                    raise ValueError(
+                        f"{path} is of another task, with the columns {', '.join(reader.fieldnames or ())}: "
+                        "pass another --out"
+                    )
+                self._rows = {row["image"]: row for row in reader}
+
+    def add(self, rows: Sequence[dict[str, str]]) -> None:
+        """Write it with more rows.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        for row in rows:
+            self._rows.pop(row["image"], None)
+            self._rows[row["image"]] = row
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self._columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self._rows.values())
+        write_whole(self.path, text.getvalue().encode())

@@ -1,0 +1,108 @@
+"""``dexcore predict``: labels or masks of images, by a fine-tuned model, with pictures of what it looked at.
+
+Heavy imports wait until the command runs.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dexcore.evaluate.prediction.predict import Predicted
+
+_PREDICT = (
+    "Predict labels or masks of images by a fine-tuned model. IMAGE is a file of any kind that dexcore reads (PNG, "
+    "JPEG, TIFF, DICOM, NIfTI, NRRD, a video, ...); of a volume every slice is predicted, and the mask of a NIfTI "
+    "volume is one too, with its affine. One image of a file is asked for as scan.nii.gz#axial=12 or stack.tif#3. "
+    "Written: predictions.csv, masks at the images' own size (whole numbers, the indices of classes), and of each file "
+    "a picture of where the model looked and which experts took the image."
+)
+_EXIT_SOME = 2  # some files could not be predicted; the others were
+_NAMED = 3  # classes told on a line
+
+
+def add_predict_command(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``dexcore predict`` to its parser."""
+    parser.description = _PREDICT
+    add = parser.add_argument
+    add("images", nargs="+", metavar="IMAGE", help="files")
+    add("--model", type=Path, required=True, metavar="DIR", help="a fine-tuned model's folder, or its run's")
+    add("--out", type=Path, default=Path("predictions"), metavar="DIR", help="default: predictions")
+    add("--modality", metavar="M", help="of the images, where the model is for several")
+    add("--axis", choices=("sagittal", "coronal", "axial"), help="across which volumes are cut (default: the task's)")
+    add("--mode", choices=("experts", "director"), help="of a model with experts (default: as it was saved)")
+    add("--device", default="auto", metavar="D", help="auto, cpu, cuda, mps (default: auto)")
+    add("--batch-size", type=int, default=16, metavar="N", help="images a forward (default: 16)")
+    add("--no-pictures", action="store_true", help="write no pictures")
+
+
+def run_predict(arguments: argparse.Namespace) -> int:
+    """Run ``dexcore predict``; the return value is the process's: 2 where a file could not be predicted."""
+    from dexcore.checks import check_whole
+    from dexcore.engine.device import choose_device
+    from dexcore.evaluate.prediction.files import AskedFile, modality_of, unique_names
+    from dexcore.evaluate.prediction.predict import open_task_model, predict_file
+    from dexcore.evaluate.prediction.written import TABLE, Table, write_prediction
+    from dexcore.nn import DEXMlp, set_mode
+
+    check_whole("--batch-size", arguments.batch_size, 1)
+    out: Path = arguments.out
+    _check_out(out, arguments.images)
+    model = open_task_model(arguments.model)
+    if arguments.mode:
+        if not any(isinstance(module, DEXMlp) for module in model.modules()):
+            raise ValueError(f"--mode is {arguments.mode}, but {arguments.model} is a dense model: it has no experts")
+        set_mode(model, arguments.mode)
+    modality = modality_of(model.task, arguments.modality)
+    table = Table(out / TABLE, model.task)
+    out.mkdir(parents=True, exist_ok=True)
+    model = model.to(choose_device(arguments.device))
+    failed = 0
+    for path, name in zip(arguments.images, unique_names(arguments.images), strict=True):
+        try:
+            file = AskedFile(path, model.task, modality, arguments.axis)
+            found = predict_file(model, file, arguments.batch_size)
+            table.add(write_prediction(found, out, name, picture=not arguments.no_pictures))
+        except ValueError as error:  # of this file; the others are predicted all the same
+            print(f"error: {error}", file=sys.stderr)
+            failed += 1
+            continue
+        if file.volumes > 1:
+            print(f"note: {path} holds {file.volumes} volumes, the first was predicted", file=sys.stderr)
+        print(f"{path}: {_told(found)}")
+    if failed < len(arguments.images):
+        print(f"written to {out}: {TABLE}{'' if arguments.no_pictures else ', pictures'}")
+    if failed:
+        print(f"error: {failed} of {len(arguments.images)} files could not be predicted", file=sys.stderr)
+    return _EXIT_SOME if failed else 0
+
+
+def _check_out(out: Path, images: Sequence[str]) -> None:
+    """Refuse a folder in which results could lie over the user's own files: many a data set has an NAME_mask.png."""
+    from dexcore.evaluate.tasks.places import located
+
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file: expected a folder")
+    for image in images:
+        if located(image)[0].parent.resolve() == out.resolve():
+            raise ValueError(
+                f"--out {out} holds {image}, and results could lie over files of yours: pass another folder"
+            )
+
+
+def _told(found: "Predicted") -> str:
+    """One line."""
+    from dexcore.evaluate.prediction.predict import labels_of
+
+    task = found.file.task
+    images = f" ({len(found.file)} images)" if len(found.file) > 1 else ""
+    if task.is_segmentation:
+        shares = found.shares(len(task.classes))
+        told = list(zip(task.classes, shares, strict=True))[0 if task.is_multilabel else 1 :]
+        parts = [f"{name} {100 * share:.2f} %" for name, share in sorted(told, key=lambda one: -one[1])]
+        return ", ".join(parts[:_NAMED]) + images
+    label = ", ".join(labels_of(task.kind, task.classes, found.of_file)) or "none of the classes"
+    order = sorted(zip(task.classes, found.of_file, strict=True), key=lambda one: -one[1])
+    return f"{label} ({', '.join(f'{name} {value:.3f}' for name, value in order[:_NAMED])}){images}"
