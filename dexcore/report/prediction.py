@@ -143,8 +143,7 @@ def _draw_bars(axis: Any, bars: Sequence[tuple[str, float]]) -> None:
 
 def _draw_gates(axis: Any, gates: np.ndarray) -> None:
     blocks, experts = gates.shape
-    colors = require("matplotlib", "train").colormaps["Blues"].copy()
-    colors.set_bad("#eeeeee")
+    colors = require("matplotlib", "train").colormaps["Blues"].with_extremes(bad="#eeeeee")
     axis.imshow(gates, cmap=colors, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
     step = 1 if blocks <= 24 else 4
     axis.set_yticks(range(0, blocks, step), [str(block + 1) for block in range(0, blocks, step)])

@@ -36,7 +36,7 @@ from dexcore.evaluate.embedding import extract as extraction
 from dexcore.evaluate.embedding.cache import features_key
 from dexcore.evaluate.embedding.identity import model_hash
 from dexcore.evaluate.embedding.view import declared_preprocessing
-from dexcore.models import DEXVisionTransformer, MaskedAutoencoder, ModelFileError
+from dexcore.models import DEXVisionTransformer, MaskedAutoencoder, ModelFileError, TaskDescription, TaskModel
 from dexcore.nn import set_expert_mask
 
 HALF = (0.5,) * 3
@@ -486,6 +486,9 @@ def test_a_model_is_opened_by_its_folder_or_its_name(tmp_path):
     assert found.mean.tobytes() == features(model, pictures(2), cache=tmp_path / "b").mean.tobytes()
     assert isinstance(open_model(tmp_path / "mae"), DEXVisionTransformer)
     assert type(open_model(tmp_path / "dense")) is VisionTransformer
+    about = TaskDescription("made", "classification", ("sound", "ill"), ("X-ray",))
+    TaskModel(MaskedAutoencoder.from_pretrained(tmp_path / "dense").encoder, about).save_pretrained(tmp_path / "tuned")
+    assert type(open_model(tmp_path / "tuned")) is VisionTransformer
     with pytest.raises(FeaturesError, match="expected weights beside it"):
         open_model("vit_tiny_patch16_224")
     with pytest.raises(FeaturesError, match="no_such: expected a folder"):

@@ -1,6 +1,7 @@
 """Models by name: a folder of dexcore's, or any of timm's with weights from a file, from timm, or drawn."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from dexcore.evaluate.embedding.table import FeaturesError
-from dexcore.models import DEXVisionTransformer, MaskedAutoencoder, ModelFileError, load_dense_checkpoint
+from dexcore.models import DEXVisionTransformer, MaskedAutoencoder, TaskModel, load_dense_checkpoint
 from dexcore.models.hub import CONFIG_FILE
-from dexcore.models.pretrained import load_exactly, read_pickle, read_safetensors
+from dexcore.models.pretrained import OtherModelError, load_exactly, read_pickle, read_safetensors
 
 PRETRAINED, RANDOM = "pretrained", "random"
 
@@ -67,11 +68,12 @@ def _of_folder(folder: Path, img_size: int | None) -> nn.Module:
         folder = folder / "model"  # a run's
     try:
         return DEXVisionTransformer.from_pretrained(folder, img_size=img_size)
-    except ModelFileError as error:
-        try:  # one around a dense encoder
-            return MaskedAutoencoder.from_pretrained(folder, img_size=img_size).encoder
-        except ModelFileError:
-            raise error from None
+    except OtherModelError as error:
+        around: tuple[Any, ...] = (MaskedAutoencoder, TaskModel)  # a dense encoder
+        for kind in around:
+            with suppress(OtherModelError):
+                return kind.from_pretrained(folder, img_size=img_size).encoder
+        raise error from None
 
 
 def _of_file(name: str, weights: Path, arguments: dict[str, Any]) -> nn.Module:

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from made_files import package_folder
 
+from dexcore.data.assemble.slices import restacked, slices
 from dexcore.data.readers import UnreadableFileError, read_file
+from dexcore.data.readers.nifti import like_nifti
 
 
 def _write(path, voxels, affine=None):
@@ -292,3 +294,40 @@ def test_a_truncated_file_is_refused(tmp_path, suffix, share):
     path.write_bytes(data[: int(share * len(data))])
     with pytest.raises(UnreadableFileError):
         read_file(path)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("orders", [(0, 1, 2), (1, 2, 0), (2, 1, 0), (0, 2, 1)])
+@pytest.mark.parametrize("turns", [(1, 1, 1), (-1, 1, -1), (1, -1, -1)])
+def test_slices_that_are_put_together_again_lie_where_the_file_has_them(tmp_path, axis, orders, turns):
+    voxels = np.random.default_rng(0).integers(0, 200, (3, 4, 5)).astype(np.uint8)
+    affine = np.eye(4)
+    affine[:3, :3] = (np.diag(turns) * (0.5, 1, 2))[list(orders)]
+    affine[:3, 3] = -7, 3, 11
+    path = _write(tmp_path / "a.nii.gz", voxels, affine)
+    planes = [np.ascontiguousarray(plane) for plane in slices(read_file(path).held, axis)]
+    made = like_nifti(path, restacked(planes, axis))
+    nibabel.save(made, tmp_path / "mask.nii.gz")
+    again = nibabel.load(tmp_path / "mask.nii.gz")
+    np.testing.assert_array_equal(np.asarray(again.dataobj), voxels)
+    np.testing.assert_array_equal(again.affine, nibabel.load(path).affine)
+    assert again.get_data_dtype() == np.uint8
+
+
+def test_labels_in_a_volumes_place_keep_its_forms_and_units_and_not_its_scaling(tmp_path):
+    image = nibabel.Nifti1Image(np.zeros((3, 4, 5, 2), np.int16), np.diag([2, 2, 3, 1]))
+    image.header.set_sform(np.diag([2, 2, 3, 1]), "mni")
+    image.header.set_qform(np.diag([2, 2, 3, 1]), "scanner")
+    image.header.set_xyzt_units("micron", "sec")
+    image.header["scl_slope"], image.header["scl_inter"] = 2, 10
+    nibabel.save(image, tmp_path / "a.nii")
+    made = like_nifti(tmp_path / "a.nii", np.full((3, 4, 5), 3, np.uint8))
+    nibabel.save(made, tmp_path / "mask.nii")
+    again = nibabel.load(tmp_path / "mask.nii")
+    assert again.shape == (3, 4, 5)
+    assert np.unique(again.get_fdata()).tolist() == [3]
+    assert again.header.get_sform(coded=True)[1] == 4
+    assert again.header.get_qform(coded=True)[1] == 1
+    assert again.header.get_xyzt_units()[0] == "micron"
+    with pytest.raises(ValueError, match="voxels have shape"):
+        like_nifti(tmp_path / "a.nii", np.zeros((4, 4, 5), np.uint8))

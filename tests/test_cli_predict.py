@@ -1,0 +1,242 @@
+"""dexcore predict, as one calls it: files of several kinds, labels and masks, pictures, refusals."""
+
+import csv
+import io
+import sys
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+sys.path += [str(Path(__file__).parent / folder) for folder in ("evaluate", "data")]
+
+from made_files import write_dicom
+from made_tasks import SEGMENTATION, masked, picture, save, write
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from dexcore.cli import main
+from dexcore.data.modality import Modality
+from dexcore.evaluate.finetuning.predictions import Predictor
+from dexcore.evaluate.prediction.images import described, input_of, plane_image, task_image
+from dexcore.evaluate.scores.predictions import read_mask
+from dexcore.evaluate.tasks import Task
+from dexcore.evaluate.tasks.pixels import read_plane
+from dexcore.models import DEXVisionTransformer, MaskedAutoencoder, TaskDescription, TaskModel
+
+ILL = ("sound", "ill")
+
+
+def encoder(dense=False, **kwargs):
+    torch.manual_seed(0)
+    sizes = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 0} | kwargs
+    vit = VisionTransformer(**sizes) if dense else DEXVisionTransformer(**sizes, num_experts=3)
+    vit.pretrained_cfg = {"input_size": (3, 16, 16), "mean": (0.5,) * 3, "std": (0.25,) * 3}
+    for block in vit.blocks:
+        nn.init.normal_(block.attn.qkv.weight, std=0.5)
+        if not dense:
+            nn.init.normal_(block.mlp.router.weight)
+    return vit
+
+
+def saved(folder, kind="classification", classes=ILL, dense=False, modalities=("X-ray",), **keys):
+    crop = "whole" if "segmentation" in kind else "center"
+    task = TaskDescription("made", kind, classes, modalities, crop=crop, **keys)
+    torch.manual_seed(1)
+    model = TaskModel(encoder(dense), task)
+    model.set_preprocessing((0.5,) * 3, (0.25,) * 3)
+    if task.is_segmentation:  # weights that leave no class out
+        nn.init.normal_(model.head.logits.weight)
+    else:
+        nn.init.normal_(model.head.linear.weight)
+    model.save_pretrained(folder)
+    return folder
+
+
+def rows_of(out):
+    return list(csv.DictReader(io.StringIO((out / "predictions.csv").read_text())))
+
+
+def predict(model, out, *images, options=()):
+    return main(["predict", *map(str, images), "--model", str(model), "--out", str(out), "--device", "cpu", *options])
+
+
+def test_labels_of_several_files_and_a_picture_of_each(tmp_path, capsys):
+    model, out = saved(tmp_path / "model"), tmp_path / "out"
+    png = save(tmp_path / "in" / "a.png", picture(0, (40, 30, 3)))
+    dicom = write_dicom(tmp_path / "in" / "b.dcm", picture(1, (24, 20)).astype(np.uint16) * 100)
+    assert predict(model, out, png, dicom) == 0
+    told = capsys.readouterr().out
+    rows = rows_of(out)
+    assert [row["image"] for row in rows] == [str(png), str(dicom)]
+    for row in rows:
+        chances = [float(row[f"probability of {name}"]) for name in ILL]
+        assert sum(chances) == pytest.approx(1, abs=1e-5)
+        assert row["label"] == ILL[int(np.argmax(chances))]
+        assert f"{row['image']}: {row['label']} (" in told
+    for name in ("a", "b"):
+        drawn = np.asarray(Image.open(out / f"{name}_picture.png").convert("RGB"))
+        assert drawn.shape[0] > 400
+        assert drawn.std() > 20
+    assert sorted(path.name for path in out.iterdir()) == ["a_picture.png", "b_picture.png", "predictions.csv"]
+
+
+def test_a_mask_has_the_images_own_size_and_is_what_fine_tuning_would_have_saved(tmp_path):
+    task = Task.open(write(tmp_path / "task", masked(tmp_path / "task"), **SEGMENTATION))
+    model, out = saved(tmp_path / "model", "segmentation", ("background", "lesion")), tmp_path / "out"
+    opened = TaskModel.from_pretrained(model)
+    assert opened.task.crop == described(task).crop
+    expected = Predictor(opened, task, "fp32", 16).predict("test", tmp_path / "theirs", "made", 0)
+    images = [task.spec.located(name) for name in expected.image]
+    assert predict(model, out, *images, options=["--no-pictures"]) == 0
+    for row, name in enumerate(expected.image):
+        mask = np.asarray(Image.open(out / f"{Path(name).stem}_mask.png"))
+        assert mask.shape == (20, 24)
+        assert len(np.unique(mask)) == 2
+        assert np.mean(mask == expected.mask(row)) > 0.995  # one batch there, one image here
+    shares = rows_of(out)[0]
+    assert float(shares["share of lesion"]) == pytest.approx(read_mask(str(out / "3_mask.png")).mean(), abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["classification", "segmentation"])
+def test_the_network_is_shown_what_it_was_shown_in_training(kind, tmp_path):
+    folder = tmp_path / "task"
+    folder.mkdir()
+    write_dicom(folder / "a.dcm", picture(0, (30, 20)).astype(np.uint16) * 100, PixelSpacing=[1, 2])
+    rows = [{"image": "a.dcm", "mask": "m.png", "label": "ill", "split": "train", "case": "1"}]
+    said = SEGMENTATION if kind == "segmentation" else {}
+    task = Task.open(write(folder, rows, **said))
+    about = described(task)
+    shown = plane_image(read_plane(str(folder / "a.dcm")), about, Modality.XRAY)
+    assert np.array_equal(shown, task_image(task, task.rows[0]))
+    assert shown.shape == ((30, 20) if kind == "segmentation" else (30, 40))
+    vit = encoder()
+    vit.set_preprocessing((0.5,) * 3, (0.25,) * 3)
+    assert input_of(vit, about)(shown).shape == (3, 16, 16)
+
+
+def test_a_nifti_volume_gets_a_mask_volume_with_its_affine(tmp_path, capsys):
+    model = saved(tmp_path / "model", "segmentation", ("background", "lesion"), modalities=("MR",), axis="coronal")
+    voxels = np.random.default_rng(0).integers(0, 900, (9, 6, 8)).astype(np.int16)
+    affine = np.array([[0, -1.5, 0, 10], [1.2, 0, 0, -5], [0, 0, -3, 7], [0, 0, 0, 1]])
+    nibabel.save(nibabel.Nifti1Image(voxels, affine), tmp_path / "scan.nii.gz")
+    assert predict(model, tmp_path / "out", tmp_path / "scan.nii.gz") == 0
+    made = nibabel.load(tmp_path / "out" / "scan_mask.nii.gz")
+    assert made.shape == voxels.shape
+    np.testing.assert_allclose(made.affine, affine)
+    mask = np.asarray(made.dataobj)
+    assert made.get_data_dtype() == np.uint8
+    assert set(np.unique(mask)) == {0, 1}
+    # A slice by itself is the slice of the volume: coronal ones run along the file's first axis, the head on top.
+    one = f"{tmp_path / 'scan.nii.gz'}#coronal=3"
+    assert predict(model, tmp_path / "one", one, options=["--no-pictures"]) == 0
+    plane = np.asarray(Image.open(tmp_path / "one" / "scan_coronal3_mask.png"))
+    turned = nibabel.as_closest_canonical(made)
+    assert np.array_equal(np.asarray(turned.dataobj)[:, 3].T[::-1, ::-1], plane)
+    rows = rows_of(tmp_path / "out")
+    assert [row["image"] for row in rows] == [str(tmp_path / "scan.nii.gz"), *(
+        f"{tmp_path / 'scan.nii.gz'}#coronal={number}" for number in range(9)
+    )]  # fmt: skip
+    assert float(rows[0]["share of lesion"]) == pytest.approx(mask.mean(), abs=1e-5)
+    assert "(9 images)" in capsys.readouterr().out
+
+
+def test_frames_get_a_mask_each_and_a_volume_of_labels_the_mean_of_its_slices(tmp_path):
+    model, out = saved(tmp_path / "model", "segmentation", ("background", "lesion")), tmp_path / "out"
+    frames = np.stack([picture(number, (20, 24)) for number in range(3)])
+    dicom = write_dicom(tmp_path / "cine.dcm", frames)
+    assert predict(model, out, dicom, options=["--no-pictures"]) == 0
+    assert sorted(path.name for path in out.glob("*.png")) == [f"cine_{number}_mask.png" for number in range(3)]
+    labels = saved(tmp_path / "labels", modalities=("MR",))
+    nibabel.save(nibabel.Nifti1Image(frames.astype(np.int16), np.eye(4)), tmp_path / "scan.nii")
+    assert predict(labels, tmp_path / "other", tmp_path / "scan.nii") == 0
+    whole, *slices = [float(row["probability of ill"]) for row in rows_of(tmp_path / "other")]
+    assert len(slices) == 24
+    assert whole == pytest.approx(np.mean(slices), abs=1e-5)
+    assert (tmp_path / "other" / "scan_picture.png").is_file()
+
+
+@pytest.mark.parametrize("kind", ["multilabel", "multilabel_segmentation"])
+def test_a_multilabel_task_may_say_several_classes_or_none(kind, tmp_path, capsys):
+    model, out = saved(tmp_path / "model", kind, ("wet", "dry", "other")), tmp_path / "out"
+    image = save(tmp_path / "a.png", picture(3))
+    assert predict(model, out, image) == 0
+    (row,) = rows_of(out)
+    if kind == "multilabel":
+        above = [name for name in ("wet", "dry", "other") if float(row[f"probability of {name}"]) > 0.5]
+        assert row["label"] == ";".join(above)
+        return
+    mask = read_mask(str(out / "a_mask.png"), channels=3)
+    assert mask.shape == (3, 20, 24)
+    for number, name in enumerate(("wet", "dry", "other")):
+        assert float(row[f"share of {name}"]) == pytest.approx(mask[number].mean(), abs=1e-6)
+
+
+def test_a_dense_model_and_director_mode_have_no_experts_to_show(tmp_path, capsys):
+    image = save(tmp_path / "a.png", picture(0))
+    dense, dex = saved(tmp_path / "dense", dense=True), saved(tmp_path / "dex")
+    assert predict(dense, tmp_path / "1", image) == 0
+    assert predict(dex, tmp_path / "2", image) == 0
+    assert predict(dex, tmp_path / "3", image, options=["--mode", "director"]) == 0
+    widths = [Image.open(tmp_path / number / "a_picture.png").width for number in "123"]
+    assert widths[0] == widths[2] < widths[1]
+    assert predict(dense, tmp_path / "4", image, options=["--mode", "director"]) == 2
+    assert "is a dense model: it has no experts" in capsys.readouterr().err
+
+
+def test_a_broken_file_does_not_keep_others_from_being_predicted(tmp_path, capsys):
+    model, out = saved(tmp_path / "model"), tmp_path / "out"
+    good, bad = save(tmp_path / "good.png", picture(0)), tmp_path / "bad.png"
+    bad.write_bytes(b"\x89PNG\r\n\x1a\n damaged")
+    assert predict(model, out, bad, tmp_path / "missing.png", good, tmp_path) == 2
+    told = capsys.readouterr()
+    assert f"error: {bad}" in told.err
+    assert "missing.png: No such file" in told.err
+    assert f"{tmp_path}: is a folder, expected files" in told.err
+    assert "3 of 4 files could not be predicted" in told.err
+    assert [row["image"] for row in rows_of(out)] == [str(good)]
+
+
+def test_files_of_one_name_get_results_of_their_own_and_earlier_rows_stay(tmp_path):
+    model, out = saved(tmp_path / "model", "segmentation", ("background", "lesion")), tmp_path / "out"
+    images = [save(tmp_path / folder / "a.png", picture(number)) for number, folder in enumerate("xy")]
+    assert predict(model, out, *images, options=["--no-pictures"]) == 0
+    masks = [row["mask"] for row in rows_of(out)]
+    assert len(set(masks)) == 2
+    assert all((out / mask).is_file() for mask in masks)
+    third = save(tmp_path / "z" / "b.png", picture(2))
+    assert predict(model, out, third, images[0], options=["--no-pictures"]) == 0
+    assert sorted(row["image"] for row in rows_of(out)) == sorted(map(str, [*images, third]))
+
+
+def test_what_cannot_be_predicted_is_refused_before_anything_is_written(tmp_path, capsys):
+    image, out = save(tmp_path / "in" / "a.png", picture(0)), tmp_path / "out"
+    MaskedAutoencoder(encoder(), 8, 1, 2).save_pretrained(tmp_path / "mae")
+    several = saved(tmp_path / "several", modalities=("CT", "MR"))
+    labels, masks = saved(tmp_path / "labels"), saved(tmp_path / "masks", "segmentation")
+    run = tmp_path / "run"
+    saved(run / "seed-0" / "model"), saved(run / "seed-1" / "model")
+    for model, told in (
+        (
+            tmp_path / "mae",
+            "holds a pre-trained MaskedAutoencoder around a DEXVisionTransformer, which has no head for",
+        ),
+        (tmp_path / "none", "none: no such folder"),
+        (several, "the model is for images of CT, MR: say --modality"),
+        (run, "holds 2 models, expected one: pass"),
+    ):
+        assert predict(model, out, image) == 2
+        assert told in capsys.readouterr().err
+        assert not out.exists()
+    assert predict(several, out, image, options=["--modality", "Fundus"]) == 2
+    assert "--modality is Fundus, the model was fine-tuned on CT, MR" in capsys.readouterr().err
+    assert predict(labels, image.parent, image) == 2
+    assert "results could lie over files of yours" in capsys.readouterr().err
+    assert predict(labels, out, image, options=["--no-pictures"]) == 0
+    assert predict(masks, out, image) == 2
+    assert "is of another task" in capsys.readouterr().err
+    assert predict(run / "seed-1", tmp_path / "other", image, options=["--no-pictures"]) == 0
+    assert predict(several, tmp_path / "mr", image, options=["--modality", "mr", "--no-pictures"]) == 0
