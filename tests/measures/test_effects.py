@@ -16,7 +16,8 @@ from dexcore.measures.effects import (
 )
 from dexcore.measures.verdicts import Verdict, judge
 
-SEEDS, CASES, DRAWS = 5, 60, 100
+SEEDS, CASES = 5, 60
+WEIGHTS = np.random.default_rng(0).multinomial(CASES, np.full(CASES, 1 / CASES), size=100) / CASES
 
 
 def study(random, shift, between=1.0, own=0.0, shared=0.0, seeds=SEEDS):
@@ -27,8 +28,7 @@ def study(random, shift, between=1.0, own=0.0, shared=0.0, seeds=SEEDS):
         + shared * math.sqrt(CASES) * random.normal(size=(CASES, 1))
         + own * math.sqrt(CASES) * random.normal(size=(CASES, seeds))
     )
-    weight_dg = random.multinomial(CASES, np.full(CASES, 1 / CASES), size=DRAWS) / CASES
-    return effect(value_gs.mean(axis=0), weight_dg @ value_gs, CASES)
+    return effect(value_gs.mean(axis=0), WEIGHTS @ value_gs, CASES)
 
 
 @pytest.mark.parametrize(("own", "shared"), [(0.0, 0.0), (0.0, 1.0), (0.7, 0.3)])
