@@ -1,0 +1,101 @@
+"""Several runs of one experiment, each kept by all that it is made of: what is done is not done again.
+
+PLACE/NAME-KEY/
+    run/         the trainer's folder, which a killed run goes on in
+    summary.txt  what the run said at its end
+    done.json    what it was made of and how long it took; written last
+"""
+
+import hashlib
+import json
+import time
+from contextlib import redirect_stdout
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import dexcore
+from dexcore.files import write_whole
+from dexcore.train.config import MAY_CHANGE_ON_RESUME, PretrainConfig, flat
+from dexcore.train.run import pretrain
+
+_DONE, _RUN, _SUMMARY = "done.json", "run", "summary.txt"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A run that is done.
+
+    Attributes:
+        folder: of the series' own files about it.
+        seconds: that its last start took; of a run without a kill all of it.
+        again: it was done before, and nothing was computed.
+    """
+
+    folder: Path
+    seconds: float
+    again: bool
+
+    @property
+    def run(self) -> Path:
+        """The trainer's folder."""
+        return self.folder / _RUN
+
+
+class StoppedError(Exception):
+    """A signal stopped a run; the same call goes on with it."""
+
+
+def made_of(config: PretrainConfig, fingerprint: str) -> dict[str, Any]:
+    """All that decides a run's numbers: its configuration, the images and this version."""
+    fields = {name: value for name, value in flat(config) if name not in MAY_CHANGE_ON_RESUME}
+    fields["run.evaluate_images"] = config.run.evaluate_images  # decides what is measured
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+    return {"images": fingerprint, "dexcore": dexcore.__version__, "config": plain}
+
+
+def run_folder(name: str, config: PretrainConfig, fingerprint: str, place: Path) -> Path:
+    """Where a run is kept: its name, and a hash of all that it is made of."""
+    text = json.dumps(made_of(config, fingerprint), sort_keys=True)
+    return place / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def is_done(name: str, config: PretrainConfig, fingerprint: str, place: Path) -> Kept | None:
+    """A run that was done before; None where it was not."""
+    folder = run_folder(name, config, fingerprint, place)
+    try:
+        done = json.loads((folder / _DONE).read_text(encoding="utf-8"))
+        if done["made_of"] == made_of(config, fingerprint):
+            return Kept(folder, float(done["seconds"]), again=True)
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        pass  # not done, or the file is damaged: the trainer's folder still knows how far it came
+    return None
+
+
+def train_once(name: str, config: PretrainConfig, fingerprint: str, place: Path) -> Kept:
+    """Train, go on with what was stopped or killed, or find what is done.
+
+    Args:
+        name: of the run, in its folder's name.
+        config: its ``out`` is not looked at.
+        fingerprint: of the images.
+        place: the folder of the series.
+
+    Raises:
+        StoppedError: a signal stopped it.
+        As `dexcore.train.run.pretrain`.
+    """
+    done = is_done(name, config, fingerprint, place)
+    if done is not None:
+        return done
+    folder = run_folder(name, config, fingerprint, place)
+    folder.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+    with open(folder / _SUMMARY, "w", encoding="utf-8") as summary, redirect_stdout(summary):
+        result = pretrain(replace(config, out=str(folder / _RUN), resume=True))
+    if not result.finished:
+        raise StoppedError(f"{name}: stopped after step {result.step}; the same command goes on")
+    seconds = time.monotonic() - began
+    text = json.dumps({"made_of": made_of(config, fingerprint), "seconds": round(seconds, 1)}, indent=1)
+    write_whole(folder / _DONE, f"{text}\n".encode())
+    return Kept(folder, seconds, again=False)
