@@ -1,7 +1,7 @@
 """From numbers of models to effects of claims: which arms and numbers an effect is made of."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -32,7 +32,7 @@ class Asked:
     against_arm: str = ""
     against_number: str = ""
     beside: tuple[tuple[str, str], ...] = ()
-    controls: Mapping[str, Verdict] = ()  # type: ignore[assignment]
+    controls: Mapping[str, Verdict] = field(default_factory=dict)
 
     def terms(self, arm: str = "") -> list[tuple[float, str, str]]:
         """(sign, arm, number) of the effect; of a control's arm in the place of the claim's."""
@@ -131,7 +131,7 @@ def _beside(trained: Trained, asked: Asked) -> tuple[Beside, ...]:
 
 def _controls(trained: Trained, asked: Asked) -> tuple[Beside, ...]:
     found = []
-    for arm, expected in dict(asked.controls).items():
+    for arm, expected in asked.controls.items():
         one = measured(trained, asked.terms(arm))
         if one is not None:
             verdict = judge({arm: one}, {arm: asked.claim.margin})[arm]

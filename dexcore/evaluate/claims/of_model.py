@@ -1,0 +1,50 @@
+"""All numbers of a trained model that claims are made of, each part kept: a kill loses at most the part at work."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from dexcore.evaluate.claims.numbers import Measured
+from dexcore.evaluate.claims.of_run import run_numbers
+from dexcore.evaluate.claims.of_tasks import task_numbers
+from dexcore.evaluate.tasks import Task
+from dexcore.report.files import MODEL_FOLDER
+
+PROTOCOL = 1  # grows when a number would come out otherwise
+
+
+def measure(run: Path, out: Path, name: str, tasks: Sequence[Task], cache: Path) -> Measured:
+    """Measure a finished run, or find what was measured before.
+
+    Args:
+        run: the trainer's folder.
+        out: where parts are kept; a folder of this run alone.
+        name: of the model.
+        tasks: that it is probed on.
+        cache: of features.
+    """
+    model = run / MODEL_FOLDER
+    parts: dict[str, tuple[list[str], Callable[[], Measured]]] = {
+        "run": ([], lambda: Measured(run_numbers(run))),
+        "tasks": (
+            [task.fingerprint for task in tasks],
+            lambda: task_numbers(model, tasks, out / "probes", cache, name),
+        ),
+    }
+    found = [_kept(out, part, made_of, compute) for part, (made_of, compute) in parts.items()]
+    return Measured(
+        {key: number for one in found for key, number in one.numbers.items()},
+        tuple(dict.fromkeys(flag for one in found for flag in one.flags)),
+    )
+
+
+def _kept(out: Path, part: str, made_of: list[str], compute: Callable[[], Measured]) -> Measured:
+    key = hashlib.sha256(json.dumps([PROTOCOL, *made_of]).encode()).hexdigest()[:12]
+    path = out / f"numbers-{part}-{key}.npz"
+    try:
+        return Measured.load(path)
+    except (FileNotFoundError, ValueError):
+        done = compute()
+    done.save(path)
+    return done

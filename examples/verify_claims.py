@@ -1,0 +1,299 @@
+"""Put the claims of DEX to the test: train it and its twins, measure, and say which claims hold.
+
+    python examples/verify_claims.py --out claims                     # generated images
+    python examples/verify_claims.py --out claims --store STORE --tasks TASKS/*/*.yaml
+    python examples/verify_claims.py --out claims --quick             # minutes: tests the road, decides nothing
+    python examples/verify_claims.py --out claims --dry-run           # how long it would take
+
+The story, from top to bottom: find the images; train short pilots and write down the smallest effects that the
+experiment can show; train every arm with every seed; measure each model; judge, and write OUT/claims.html. All that is
+done is kept in OUT and found again: after a kill the same command goes on. Needs the extra `eval`; `--quick` without
+`--store` takes the sample images of the extra `samples`. Returns 0; 2 after an error; 75 when a signal stopped it.
+"""
+
+import argparse
+import json
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import timm
+import torch
+
+import dexcore
+from dexcore.data import SyntheticMVU, open_mvu
+from dexcore.data.store import write_store
+from dexcore.engine.memory import keep_freed_memory
+from dexcore.evaluate.claims import Measured, findings, smallest_effects
+from dexcore.evaluate.claims.effects import measured
+from dexcore.evaluate.claims.known import CLAIMS, DENSE, DEX, FIXED, ORACLE, WIDE
+from dexcore.evaluate.claims.of_model import measure
+from dexcore.evaluate.tasks import Task
+from dexcore.evaluate.tasks.importers.synthetic import synthetic_tasks
+from dexcore.files import write_whole
+from dexcore.measures.effects import ALPHA, POWER
+from dexcore.report.claims import Experiment
+from dexcore.report.claims_page import write_claims
+from dexcore.report.history import History
+from dexcore.train.config import PRESETS, PretrainConfig
+from dexcore.train.image_store import sample_store
+from dexcore.train.series import Kept, StoppedError, is_done, train_once
+
+ARMS = (DEX, WIDE, FIXED)
+MORE_ARMS = (DENSE, ORACLE)  # with --full
+PILOT_ARMS = (DEX, WIDE)  # those that effects are made of
+PILOT_SEED = 1000  # and on: none of the experiment's
+SIZE = 64  # pixels
+STOPPED, ERROR = 75, 2
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large the experiment is.
+
+    Attributes:
+        seeds, epochs: of every arm.
+        pilot_seeds, pilot_epochs: of the pilot's.
+        evaluated: images a modality that a run is measured on, of either split.
+        drawn, held_out: generated images of the store.
+        labelled: generated images of the tasks.
+    """
+
+    seeds: int
+    epochs: float
+    pilot_seeds: int
+    pilot_epochs: float
+    evaluated: int
+    drawn: int
+    held_out: int
+    labelled: int
+
+
+WHOLE = Scale(5, 52.0, 3, 8.0, 64, 3200, 640, 1200)
+QUICK = Scale(1, 4.0, 2, 1.0, 16, 400, 100, 300)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training: which arm, which seed, for the pilot or for the experiment."""
+
+    arm: str
+    seed: int
+    config: PretrainConfig
+    pilot: bool
+
+    @property
+    def name(self) -> str:
+        return f"{'pilot-' if self.pilot else ''}{self.arm}-{self.seed}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the experiment that the command line describes."""
+    given = parse(argv)
+    keep_freed_memory()
+    try:
+        return verify(given)
+    except StoppedError as stopped:
+        print(stopped, file=sys.stderr)
+        return STOPPED
+    except (OSError, ValueError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return ERROR
+
+
+def verify(given: argparse.Namespace) -> int:
+    """The story."""
+    out: Path = given.out
+    scale = QUICK if given.quick else WHOLE
+    store = images(given, scale)
+    tasks = labelled_images(given, scale)
+    fingerprint = open_mvu(store).fingerprint
+    runs = plan(store, scale, ARMS + (MORE_ARMS if given.full else ()))
+    if given.dry_run:
+        rehearse(runs, store, fingerprint, out)
+        return 0
+
+    # Before anything is trained for the experiment: what could it show?
+    trained = train_all([run for run in runs if run.pilot], fingerprint, out, tasks)
+    smallest = write_down(smallest_effects(trained, CLAIMS, scale.seeds), out)
+    pilot = trained
+
+    trained = train_all([run for run in runs if not run.pilot], fingerprint, out, tasks)
+    numbers = {key: one.numbers for key, one in trained.items()}
+    found = findings(numbers, CLAIMS, smallest)
+    experiment = Experiment(
+        name=open_mvu(store).name,
+        findings=found,
+        seeds=scale.seeds,
+        flags=flags(given, trained, pilot, scale),
+        facts=facts(given, runs, fingerprint, tasks),
+    )
+    page = write_claims(out, experiment)
+    for one in found:
+        print(f"{one.verdict:>12}  {one.claim.title}")
+    print(page)
+    return 0
+
+
+def images(given: argparse.Namespace, scale: Scale) -> Path:
+    """The store that all are trained on: the user's; with --quick the samples; else generated images."""
+    if given.store:
+        return given.store
+    if given.quick:
+        return sample_store()
+    store = given.out / "synthetic"
+    if not (store / "manifest.json").is_file():
+        say(f"drawing {scale.drawn + scale.held_out} images")
+        drawn = SyntheticMVU(size=SIZE)
+        records = (
+            drawn.record(index, "train" if index < scale.drawn else "heldout")
+            for index in range(scale.drawn + scale.held_out)
+        )
+        write_store(records, store, name="SyntheticMVU")
+    return store
+
+
+def labelled_images(given: argparse.Namespace, scale: Scale) -> list[Task]:
+    """Tasks of generated images that no run has seen, always, and the user's."""
+    _, findings_task = synthetic_tasks(given.out / "tasks", scale.labelled, SIZE, fractions=(0.5, 0.1, 0.4))
+    return [findings_task, *(Task.open(path) for path in given.tasks)]
+
+
+def plan(store: Path, scale: Scale, arms: Sequence[str]) -> list[Run]:
+    """All runs, pilots first; seed by seed, so that an experiment that is cut short has whole seeds."""
+    base = PRESETS["laptop"]
+    base = replace(base, data=replace(base.data, store=str(store)))
+    runs = []
+    for pilot, seeds, own_arms, epochs in (
+        (True, range(PILOT_SEED, PILOT_SEED + scale.pilot_seeds), PILOT_ARMS, scale.pilot_epochs),
+        (False, range(scale.seeds), arms, scale.epochs),
+    ):
+        for seed in seeds:
+            for arm in own_arms:
+                config = replace(
+                    base,
+                    model=replace(base.model, mlp=arm),
+                    optimizer=replace(base.optimizer, warmup_epochs=min(base.optimizer.warmup_epochs, epochs / 4)),
+                    run=replace(base.run, epochs=epochs, seed=seed, evaluate_images=scale.evaluated),
+                )
+                runs.append(Run(arm, seed, config, pilot))
+    return runs
+
+
+def train_all(
+    runs: Sequence[Run], fingerprint: str, out: Path, tasks: Sequence[Task]
+) -> dict[tuple[str, int], Measured]:
+    """Train and measure each run, or find what is done; say which one is at work and how long the rest may take."""
+    found = {}
+    spent, done = 0.0, 0.0
+    for place, run in enumerate(runs):
+        left = sum(steps(other) for other in runs[place:])
+        about = f", about {spent / done * left / 60:.0f} min left" if done else ""
+        say(f"run {place + 1} of {len(runs)}: {run.name}{about}")
+        began = time.monotonic()
+        kept = train_once(run.name, run.config, fingerprint, out / "runs")
+        found[run.arm, run.seed] = measure(kept.run, kept.folder, run.name, tasks, out / "features")
+        if not kept.again:
+            spent, done = spent + time.monotonic() - began, done + steps(run)
+            say(f"  trained in {kept.seconds:.0f} s, measured in {time.monotonic() - began - kept.seconds:.0f} s")
+    return found
+
+
+def steps(run: Run) -> float:
+    data = run.config.data
+    return run.config.run.epochs * data.epoch_size / data.batch_size
+
+
+def write_down(smallest: dict[str, float], out: Path) -> dict[str, float]:
+    """Keep the smallest effects: they stand before the first run of the experiment, and do not change after it."""
+    path = out / "smallest_effects.json"
+    told = {name: None if value != value else value for name, value in smallest.items()}
+    text = {"alpha": ALPHA, "power": POWER, "claims": len(CLAIMS), "smallest": told}
+    write_whole(path, (json.dumps(text, indent=1) + "\n").encode())
+    say(f"smallest effects that can be shown: {path}")
+    for name, value in smallest.items():
+        say(f"  {name}: {value:.3f}" if value == value else f"  {name}: not known")
+    return smallest
+
+
+def rehearse(runs: Sequence[Run], store: Path, fingerprint: str, out: Path) -> None:
+    """Tell how long the experiment will take, from a few steps of each arm."""
+    seconds = {}
+    for arm in dict.fromkeys(run.arm for run in runs):
+        run = next(run for run in runs if run.arm == arm)
+        short = replace(run.config, run=replace(run.config.run, epochs=30 * 32 / 1024, evaluate_images=1))
+        short = replace(short, optimizer=replace(short.optimizer, warmup_epochs=0.1))
+        kept = train_once(f"dry-run-{arm}", short, fingerprint, out / "dry-run")
+        speed = History.read(kept.run / "metrics.jsonl").scalars["images_per_second"]
+        seconds[arm] = run.config.data.batch_size / float(sorted(speed)[len(speed) // 2])
+        print(f"{arm:16} {seconds[arm]:.3f} s a step, {steps(runs[-1]) * seconds[arm] / 60:.1f} min a run")
+    done = [run for run in runs if is_done(run.name, run.config, fingerprint, out / "runs")]
+    left = sum(seconds[run.arm] * steps(run) for run in runs if run not in done)
+    print(f"{len(runs)} runs, {len(done)} of them done: {left / 60:.0f} min of training left, and the measurements")
+
+
+def flags(
+    given: argparse.Namespace,
+    trained: dict[tuple[str, int], Measured],
+    pilot: dict[tuple[str, int], Measured],
+    scale: Scale,
+) -> tuple[str, ...]:
+    """What must be read before a verdict is."""
+    told = []
+    if given.quick:
+        told.append("A quick run tests the road: one seed, a few steps. It decides nothing.")
+    for arm in (ORACLE, FIXED):
+        if arm not in {name for name, _ in trained}:
+            told.append(f"The control {arm} was not run: --full runs it.")
+    for one in CLAIMS:
+        before, after = (
+            measured({key: of.numbers for key, of in group.items()}, one.terms()) for group in (pilot, trained)
+        )
+        if before and after and after.deviation_seeds > 2 * before.deviation_seeds > 0:
+            told.append(
+                f"{one.claim.title}: seeds differ {after.deviation_seeds / before.deviation_seeds:.1f} times as much as "
+                "in the pilot, so the smallest effect that was computed from it is too small."
+            )
+    of_tasks = dict.fromkeys(flag for one in trained.values() for flag in one.flags)
+    return (*told, *of_tasks)
+
+
+def facts(given: argparse.Namespace, runs: Sequence[Run], fingerprint: str, tasks: Sequence[Task]) -> dict[str, str]:
+    """What was run, for people who want to do it again."""
+    longest = runs[-1]
+    versions = {"dexcore": dexcore.__version__, "torch": torch.__version__, "timm": timm.__version__}
+    return {
+        "Command": shlex.join(["python", *sys.argv]),
+        "Arms": ", ".join(dict.fromkeys(run.arm for run in runs)),
+        "Runs": f"{len([run for run in runs if not run.pilot])} of {steps(longest):.0f} steps, after "
+        f"{len([run for run in runs if run.pilot])} pilots of {steps(runs[0]):.0f}",
+        "Store": fingerprint,
+        "Tasks": ", ".join(f"{task.name} {task.fingerprint[:12]}" for task in tasks),
+        "Versions": ", ".join(f"{name} {version}" for name, version in versions.items())
+        + f", Python {platform.python_version()}",
+        "Machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
+    }
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--out", type=Path, required=True, metavar="DIR", help="the folder of all that is made; found again there")
+    add("--store", type=Path, metavar="STORE", help="images to train on (default: generated ones)")
+    add("--tasks", type=Path, nargs="+", default=[], metavar="YAML", help="tasks of classes beside the generated one")
+    add("--full", action="store_true", help=f"train {' and '.join(MORE_ARMS)} too")
+    add("--quick", action="store_true", help="one seed, a few steps: tests the road, decides nothing")
+    add("--dry-run", action="store_true", help="time a few steps of each arm and say how long all would take")
+    return parser.parse_args(argv)
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
