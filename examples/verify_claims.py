@@ -41,7 +41,7 @@ from dexcore.report.claims_page import write_claims
 from dexcore.report.history import History
 from dexcore.train.config import PRESETS, PretrainConfig
 from dexcore.train.image_store import sample_store
-from dexcore.train.series import Kept, StoppedError, is_done, train_once
+from dexcore.train.series import StoppedError, is_done, train_once
 
 ARMS = (DEX, WIDE, FIXED)
 MORE_ARMS = (DENSE, ORACLE)  # with --full
@@ -254,9 +254,10 @@ def flags(
             measured({key: of.numbers for key, of in group.items()}, one.terms()) for group in (pilot, trained)
         )
         if before and after and after.deviation_seeds > 2 * before.deviation_seeds > 0:
+            times = after.deviation_seeds / before.deviation_seeds
             told.append(
-                f"{one.claim.title}: seeds differ {after.deviation_seeds / before.deviation_seeds:.1f} times as much as "
-                "in the pilot, so the smallest effect that was computed from it is too small."
+                f"{one.claim.title}: seeds differ {times:.1f} times as much as in the pilot, so the smallest effect "
+                "that was computed from it is too small."
             )
     of_tasks = dict.fromkeys(flag for one in trained.values() for flag in one.flags)
     return (*told, *of_tasks)

@@ -1,0 +1,190 @@
+"""Numbers of models, the effects that claims are made of, and how they are judged."""
+
+import math
+
+import numpy as np
+import pytest
+
+from dexcore.evaluate.claims import Asked, Measured, Number, findings, mean_number, measured, of_model, smallest_effects
+from dexcore.evaluate.claims.known import CLAIMS
+from dexcore.evaluate.claims.of_run import routing_number, variance_number
+from dexcore.evaluate.claims.of_tasks import across_modalities
+from dexcore.measures.verdicts import Verdict
+from dexcore.report.claims import Claim
+from dexcore.report.evaluation import Evaluation, Examples
+
+IMAGES, EXPERTS = 40, 4  # a modality
+MODALITY = np.repeat(np.arange(4), IMAGES)
+
+
+def evaluation(gates, heldout=True, **changes):
+    """Four modalities, every image a group of its own."""
+    n = len(MODALITY)
+    none = np.zeros((0, 8, 8, 3))
+    fields = {
+        "heldout": np.full(n, heldout),
+        "synthetic": np.zeros(n, bool),
+        "group": [str(index) for index in range(n)],
+        "sample_id": np.arange(n),
+        "squared_error": np.full(n, 0.5),
+        "total": np.ones(n),
+    }
+    examples = Examples([], [], [], none, np.zeros((0, 8, 8), bool), none, none)
+    return Evaluation(modality_names="abcd", modality=MODALITY, gates=gates, examples=examples, **fields | changes)
+
+
+def one_hot(expert_n):
+    return np.eye(EXPERTS)[expert_n]
+
+
+def test_routing_is_one_where_each_modality_has_an_expert_and_nothing_where_chance_chooses():
+    random = np.random.default_rng(0)
+    told = routing_number(evaluation([one_hot(MODALITY)]))
+    blind = routing_number(evaluation([one_hot(random.integers(0, EXPERTS, len(MODALITY)))]))
+    half = routing_number(evaluation([one_hot(MODALITY), np.full((len(MODALITY), EXPERTS), 1 / EXPERTS)]))
+    assert told.value == pytest.approx(1, abs=0.05)
+    assert abs(blind.value) < 0.04
+    assert half.value == pytest.approx(told.value / 2, abs=0.03)
+    assert told.drawn_d.std() < blind.drawn_d.std() < 0.05
+    assert (told.groups, len(told.drawn_d)) == (len(MODALITY), 1000)
+
+
+def test_slices_of_a_volume_are_one_case_of_routing():
+    # A volume goes to one expert, whatever its modality: each slice for itself would look like a finding.
+    random, group = np.random.default_rng(1), np.arange(len(MODALITY)) // 5
+    values = {"volumes": [], "slices": []}
+    for _ in range(10):
+        gates = [one_hot(random.integers(0, EXPERTS, len(MODALITY) // 5)[group])]
+        values["volumes"].append(routing_number(evaluation(gates, group=group.astype(str))).value)
+        values["slices"].append(routing_number(evaluation(gates)).value)
+    assert abs(np.mean(values["volumes"])) < 0.04
+    assert np.mean(values["slices"]) > 0.08
+
+
+def test_only_images_that_training_never_saw_count():
+    heldout = np.arange(len(MODALITY)) % 2 == 0
+    wrong = np.where(heldout, MODALITY, (MODALITY + 1) % 4)
+    assert routing_number(evaluation([one_hot(wrong)], heldout)).value == pytest.approx(1, abs=0.1)
+    error = np.where(heldout, 0.25, 10.0)
+    assert variance_number(evaluation([], heldout, squared_error=error)).value == pytest.approx(0.75)
+    with pytest.raises(ValueError, match="holds no image out"):
+        variance_number(evaluation([], False))
+
+
+def test_variance_is_a_mean_over_modalities_of_ratios_of_sums():
+    error = np.where(MODALITY == 0, 0.0, 1.0)
+    total = np.where(MODALITY == 0, 1.0, 2.0)
+    found = variance_number(evaluation([], squared_error=error, total=total))
+    assert found.value == pytest.approx((1 + 3 * 0.5) / 4)
+
+
+def test_a_class_is_found_across_modalities_by_what_they_share_alone():
+    random = np.random.default_rng(2)
+    label, modality = np.arange(240) % 3, np.arange(240) // 3 % 4
+    code, place = random.normal(size=(3, 8)), 20 * random.normal(size=(4, 8))
+    own_code = random.normal(size=(4, 3, 8))
+    noise = 0.1 * random.normal(size=(240, 8))
+    case = np.arange(240)
+    shared = across_modalities(code[label] + place[modality] + noise, label, modality, case)
+    apart = across_modalities(own_code[modality, label] + place[modality] + noise, label, modality, case)
+    blind = across_modalities(place[modality] + random.normal(size=(240, 8)), label, modality, case)
+    assert shared.value > 0.6
+    assert apart.value < shared.value - 0.2
+    assert abs(blind.value) < 0.03
+    assert shared.groups == 240
+
+
+def asked(controls=None, **changes):
+    claim = Claim("c", "A claim", "Said.", "Somebody", "A number.", "Nothing.", margin=0.05)
+    fields = {"arm": "dex", "number": "score", "against_arm": "dense-wide", "controls": controls or {}}
+    return Asked(claim, **fields | changes)
+
+
+def number(value, cases=0.0):
+    drawn = value + cases * np.random.default_rng(0).normal(size=300)
+    return Number(value, drawn, 80)
+
+
+def trained(**values_of_arm):
+    return {
+        (arm.replace("_", "-"), seed): {"score": number(value)}
+        for arm, values in values_of_arm.items()
+        for seed, value in enumerate(values)
+    }
+
+
+def test_an_effect_is_a_difference_within_a_seed():
+    # Seeds weigh far more than arms: unpaired, nothing could be seen.
+    seeds = np.array([0.1, 0.9, 0.4, 0.7, 0.2])
+    found = measured(trained(dex=seeds + 0.1, dense_wide=seeds), asked().terms())
+    assert found.value == pytest.approx(0.1)
+    assert found.deviation_seeds == pytest.approx(0, abs=1e-12)
+    assert measured(trained(dex=seeds), asked().terms()) is None
+    only_common = measured(trained(dex=seeds + 0.1, dense_wide=seeds[:3]), asked().terms())
+    assert len(only_common.of_seeds) == 3
+
+
+def test_cases_are_paired_too_and_other_cases_are_refused():
+    both = {("dex", 0): {"score": number(0.6, 0.1)}, ("dense-wide", 0): {"score": number(0.5, 0.1)}}
+    assert measured(both, asked().terms()).deviation_cases == pytest.approx(0, abs=1e-12)
+    both["dense-wide", 0] = {"score": Number(0.5, np.zeros(300), 79)}
+    with pytest.raises(ValueError, match="measured on different cases"):
+        measured(both, asked().terms())
+
+
+def test_controls_are_judged_by_the_same_rule_and_missing_ones_are_left_out():
+    alone = asked({"oracle": Verdict.SUPPORTED, "fixed": Verdict.REFUTED, "absent": Verdict.REFUTED}, against_arm="")
+    around = np.linspace(-0.01, 0.01, 5)
+    (found,) = findings(trained(dex=0.3 + around, oracle=0.9 + around, fixed=around), [alone], {"c": 0.02})
+    assert found.judged.verdict is Verdict.SUPPORTED
+    assert [(one.label, one.judged.verdict, one.passed) for one in found.controls] == [
+        ("oracle", Verdict.SUPPORTED, True),
+        ("fixed", Verdict.REFUTED, True),
+    ]
+    (found,) = findings(trained(dex=0.3 + around, oracle=around, fixed=0.4 + around), [alone], {})
+    assert [one.passed for one in found.controls] == [False, False]
+
+
+def test_what_is_missing_is_said():
+    (found,) = findings(trained(dex=[0.5, 0.6]), [asked()], {})
+    assert (found.verdict, found.effect) == ("not measured", None)
+    assert "missing" in found.notes[0]
+    (found,) = findings(trained(dex=[0.5, 0.6], dense_wide=[0.4, 0.5]), [asked()], {})
+    assert any("Few seeds: 2" in note for note in found.notes)
+
+
+def test_a_pilot_says_what_more_seeds_will_show():
+    pilot = trained(dex=[0.50, 0.52, 0.51], dense_wide=[0.5, 0.5, 0.5])
+    five, ten = (smallest_effects(pilot, [asked()], seeds)["c"] for seeds in (5, 10))
+    assert 0 < ten < five
+    assert smallest_effects(pilot, [asked()] * 5, 5)["c"] > five
+    assert math.isnan(smallest_effects({}, [asked()], 5)["c"])
+
+
+def test_numbers_are_kept_with_what_must_be_known_and_made_again_where_damaged(tmp_path, monkeypatch):
+    calls = []
+
+    def tasks_measured(*_):
+        calls.append(1)
+        return Measured({"linear probe, a/b": number(0.7, 0.1)}, ("few cases",))
+
+    monkeypatch.setattr(of_model, "task_numbers", tasks_measured)
+    monkeypatch.setattr(of_model, "run_numbers", lambda _: {"routing": number(0.2)})
+    found = [of_model.measure(tmp_path / "run", tmp_path, "m", [], tmp_path) for _ in range(2)][1]
+    assert (len(calls), found.flags) == (1, ("few cases",))
+    assert found.numbers["linear probe, a/b"].drawn_d.tolist() == number(0.7, 0.1).drawn_d.tolist()
+    (path,) = tmp_path.glob("numbers-tasks-*.npz")
+    path.write_bytes(path.read_bytes()[:100])
+    of_model.measure(tmp_path / "run", tmp_path, "m", [], tmp_path)
+    assert len(calls) == 2
+
+
+def test_a_mean_over_tasks_keeps_the_fewest_cases():
+    found = mean_number([Number(0.4, np.full(5, 0.4), 30), Number(0.8, np.full(5, 0.9), 60)])
+    assert (found.value, found.groups, found.drawn_d[0]) == (pytest.approx(0.6), 30, pytest.approx(0.65))
+
+
+def test_every_claim_can_be_refuted_and_has_a_name_of_its_own():
+    names = [one.claim.name for one in CLAIMS]
+    assert len(set(names)) == len(names)
+    assert all(one.claim.margin > 0 and one.claim.refuted_by for one in CLAIMS)
