@@ -196,7 +196,15 @@ def train_all(
         say(f"run {place + 1} of {len(runs)}: {run.name}{about}")
         began = time.monotonic()
         kept = train_once(run.name, run.config, fingerprint, out / "runs")
-        found[run.arm, run.seed] = measure(kept.run, kept.folder, run.name, tasks, out / "features")
+        found[run.arm, run.seed] = measure(
+            kept.run,
+            kept.folder,
+            run.name,
+            store=Path(run.config.data.store),
+            images=run.config.run.evaluate_images,
+            tasks=tasks,
+            cache=out / "features",
+        )
         if not kept.again:
             spent, done = spent + time.monotonic() - began, done + steps(run)
             say(f"  trained in {kept.seconds:.0f} s, measured in {time.monotonic() - began - kept.seconds:.0f} s")

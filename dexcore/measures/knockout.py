@@ -12,7 +12,7 @@ from functools import cached_property
 
 import numpy as np
 
-from dexcore.measures.bootstrap import DRAWS, Estimate, estimate, resamples
+from dexcore.measures.bootstrap import DRAWS, Estimate, Statistic, estimate, resamples
 from dexcore.measures.information import PERMUTATIONS, permuted_labels
 from dexcore.measures.ratio import ratio
 
@@ -82,22 +82,19 @@ class Specificity:
     p_value: float
 
 
+def specificity_statistic(found: KnockOut) -> Statistic:
+    """`Specificity.value` in draws of cases."""
+    return lambda weight_dg: _correlations(found, found._damage(weight_dg))
+
+
 def specificity(found: KnockOut, draws: int = DRAWS, permutations: int = PERMUTATIONS, seed: int = 0) -> Specificity:
     """Measure it, with its interval over cases and its null."""
-    shares = _interaction(tuple(one[None] for one in found.shares))[0]
-
-    def correlations(damage_dme: np.ndarray) -> np.ndarray:
-        damage = _interaction(tuple(np.stack(one) for one in zip(*map(found._by_layer, damage_dme), strict=True)))
-        norms = np.linalg.norm(damage, axis=1) * np.linalg.norm(shares)
-        tiny = 1e-9 * np.abs(damage_dme).max(axis=(1, 2), initial=0.0) + 1e-15  # roundings of what cancels
-        norms = np.where(np.linalg.norm(damage, axis=1) > tiny, norms, 0.0)
-        return ratio(damage @ shares, norms)
-
-    whole = float(correlations(found._damage(np.ones((1, len(found.label_g)))))[0])
-    drawn = [correlations(found._damage(weight)) for weight in resamples(found.label_g, draws, seed)]
-    labels_pg = permuted_labels(found.label_g, permutations, seed)
     ones = np.ones((1, len(found.label_g)))
-    null = correlations(np.concatenate([found._damage(ones, labels) for labels in labels_pg]))
+    correlations = specificity_statistic(found)
+    whole = float(correlations(ones)[0])
+    drawn = [correlations(weight) for weight in resamples(found.label_g, draws, seed)]
+    labels_pg = permuted_labels(found.label_g, permutations, seed)
+    null = _correlations(found, np.concatenate([found._damage(ones, labels) for labels in labels_pg]))
     null = null[np.isfinite(null)]
     known = bool(len(null)) and math.isfinite(whole)
     return Specificity(
@@ -106,6 +103,16 @@ def specificity(found: KnockOut, draws: int = DRAWS, permutations: int = PERMUTA
         null_95=float(np.quantile(null, 0.95)) if known else math.nan,
         p_value=float(1 + (null >= whole - 1e-12).sum()) / (1 + len(null)) if known else math.nan,
     )
+
+
+def _correlations(found: KnockOut, damage_dme: np.ndarray) -> np.ndarray:
+    """Of damage and shares, float64 [d]."""
+    shares = _interaction(tuple(one[None] for one in found.shares))[0]
+    damage = _interaction(tuple(np.stack(one) for one in zip(*map(found._by_layer, damage_dme), strict=True)))
+    norms = np.linalg.norm(damage, axis=1) * np.linalg.norm(shares)
+    tiny = 1e-9 * np.abs(damage_dme).max(axis=(1, 2), initial=0.0) + 1e-15  # roundings of what cancels
+    norms = np.where(np.linalg.norm(damage, axis=1) > tiny, norms, 0.0)
+    return ratio(damage @ shares, norms)
 
 
 def _interaction(layers: tuple[np.ndarray, ...]) -> np.ndarray:

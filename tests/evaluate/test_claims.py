@@ -4,11 +4,14 @@ import math
 
 import numpy as np
 import pytest
+from planted import planted, write_stripes
 
 from dexcore.evaluate.claims import Asked, Measured, Number, findings, mean_number, measured, of_model, smallest_effects
 from dexcore.evaluate.claims.known import CLAIMS
+from dexcore.evaluate.claims.of_modules import module_numbers
 from dexcore.evaluate.claims.of_run import routing_number, variance_number
 from dexcore.evaluate.claims.of_tasks import across_modalities
+from dexcore.evaluate.modules import take_samples
 from dexcore.measures.verdicts import Verdict
 from dexcore.report.claims import Claim
 from dexcore.report.evaluation import Evaluation, Examples
@@ -94,6 +97,20 @@ def test_a_class_is_found_across_modalities_by_what_they_share_alone():
     assert shared.groups == 240
 
 
+def test_modules_that_are_there_are_found_and_others_are_not(tmp_path):
+    store = tmp_path / "store"
+    images = write_stripes(store)
+    found = {}
+    for reads in ("modality", "tag"):
+        planted(images, reads).save_pretrained(tmp_path / reads)
+        found[reads] = module_numbers(tmp_path / reads, store, 32)
+    assert found["modality"]["specificity"].value > 0.9
+    assert found["modality"]["saved share"].value == pytest.approx(1, abs=1e-3)
+    assert found["tag"]["specificity"].value < found["modality"]["specificity"].value - 0.3
+    assert found["tag"]["saved share"].value < 0.5
+    assert found["modality"]["specificity"].groups == len(take_samples(images).heldout.label_g)
+
+
 def asked(controls=None, **changes):
     claim = Claim("c", "A claim", "Said.", "Somebody", "A number.", "Nothing.", margin=0.05)
     fields = {"arm": "dex", "number": "score", "against_arm": "dense-wide", "controls": controls or {}}
@@ -170,12 +187,14 @@ def test_numbers_are_kept_with_what_must_be_known_and_made_again_where_damaged(t
 
     monkeypatch.setattr(of_model, "task_numbers", tasks_measured)
     monkeypatch.setattr(of_model, "run_numbers", lambda _: {"routing": number(0.2)})
-    found = [of_model.measure(tmp_path / "run", tmp_path, "m", [], tmp_path) for _ in range(2)][1]
+    monkeypatch.setattr(of_model, "module_numbers", lambda *_: {})
+    given = (tmp_path / "run", tmp_path, "m", tmp_path / "store", 4, [], tmp_path)
+    found = [of_model.measure(*given) for _ in range(2)][1]
     assert (len(calls), found.flags) == (1, ("few cases",))
     assert found.numbers["linear probe, a/b"].drawn_d.tolist() == number(0.7, 0.1).drawn_d.tolist()
     (path,) = tmp_path.glob("numbers-tasks-*.npz")
     path.write_bytes(path.read_bytes()[:100])
-    of_model.measure(tmp_path / "run", tmp_path, "m", [], tmp_path)
+    of_model.measure(*given)
     assert len(calls) == 2
 
 

@@ -46,6 +46,58 @@ CLAIMS = (
     ),
     Asked(
         Claim(
+            name="specialization",
+            title="Experts are of use to their modality",
+            statement="A modality loses by those experts that it uses: they compute something that is its own.",
+            source="What specialization must mean where it is no matter of routing alone",
+            effect=(
+                "Each expert of each layer is knocked out in turn. The correlation of how much a modality's loss grows "
+                "and how much it uses the expert, beyond what the expert is worth to all and the modality loses "
+                "anyway. Use is of training images, loss of images that training never saw."
+            ),
+            refuted_by="Losses that do not follow use: copies, or experts that all modalities need alike.",
+            margin=0.2,
+        ),
+        DEX,
+        "specificity",
+        controls=_CONTROLS,
+    ),
+    Asked(
+        Claim(
+            name="extraction",
+            title="A modality's module can be cut out",
+            statement="With the few experts that it uses most a modality loses less than with those that all use most.",
+            source="What modular must mean, after EMO (arXiv 2605.06663) and Mod-Squad (arXiv 2212.08066)",
+            effect=(
+                "Each layer keeps as few experts as an image uses. Of what the loss grows with those that all "
+                "modalities together use most, the share that a modality's own choice saves: 1 is all of it."
+            ),
+            refuted_by="Parts that serve a modality no better than common ones.",
+            margin=0.2,
+        ),
+        DEX,
+        "saved share",
+        controls=_CONTROLS,
+    ),
+    Asked(
+        Claim(
+            name="conflict",
+            title="Modalities pull a dense model apart",
+            statement="In a dense model the gradients of different modalities agree less than those of one modality.",
+            source=f"{_PAPER}: the reason for experts",
+            effect=(
+                "The cosine of the gradients of two halves of a modality's images minus that of the gradients of two "
+                "modalities, both means, in the encoder of dense-wide at the end of training."
+            ),
+            refuted_by="Gradients that agree across modalities as they do within one.",
+            margin=0.05,
+        ),
+        WIDE,
+        "conflict",
+        beside=((DEX, "conflict"), (FIXED, "conflict")),
+    ),
+    Asked(
+        Claim(
             name="shared-space",
             title="The director's space is shared",
             statement="In the director's features an image lies near images of its class of other modalities.",

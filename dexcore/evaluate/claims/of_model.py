@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dexcore.evaluate.claims.numbers import Measured
+from dexcore.evaluate.claims.of_modules import module_numbers
 from dexcore.evaluate.claims.of_run import run_numbers
 from dexcore.evaluate.claims.of_tasks import task_numbers
 from dexcore.evaluate.tasks import Task
@@ -14,19 +15,22 @@ from dexcore.report.files import MODEL_FOLDER
 PROTOCOL = 1  # grows when a number would come out otherwise
 
 
-def measure(run: Path, out: Path, name: str, tasks: Sequence[Task], cache: Path) -> Measured:
+def measure(run: Path, out: Path, name: str, store: Path, images: int, tasks: Sequence[Task], cache: Path) -> Measured:
     """Measure a finished run, or find what was measured before.
 
     Args:
         run: the trainer's folder.
         out: where parts are kept; a folder of this run alone.
         name: of the model.
+        store: that it was trained on; its modules are looked at on the held-out images.
+        images: most of a modality and a split.
         tasks: that it is probed on.
         cache: of features.
     """
     model = run / MODEL_FOLDER
     parts: dict[str, tuple[list[str], Callable[[], Measured]]] = {
         "run": ([], lambda: Measured(run_numbers(run))),
+        "modules": ([str(images)], lambda: Measured(module_numbers(model, store, images))),
         "tasks": (
             [task.fingerprint for task in tasks],
             lambda: task_numbers(model, tasks, out / "probes", cache, name),
