@@ -41,7 +41,7 @@ from dexcore.report.claims_page import write_claims
 from dexcore.report.history import History
 from dexcore.train.config import PRESETS, PretrainConfig
 from dexcore.train.image_store import sample_store
-from dexcore.train.series import StoppedError, is_done, train_once
+from dexcore.train.kept import StoppedError, is_done, train_once
 
 ARMS = (DEX, WIDE, FIXED)
 MORE_ARMS = (DENSE, ORACLE)  # with --full

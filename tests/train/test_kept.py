@@ -11,8 +11,8 @@ import pytest
 from runs import STEPS, metrics, tiny
 
 from dexcore.data import open_mvu
-from dexcore.train import series
-from dexcore.train.series import StoppedError, is_done, run_folder, train_once
+from dexcore.train import kept as kept_runs
+from dexcore.train.kept import StoppedError, is_done, run_folder, train_once
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def test_a_run_that_is_done_is_found_and_not_computed_again(store, fingerprint, 
     first = train_once("dex", config, fingerprint, tmp_path)
     assert not first.again
     assert (first.run / "model" / "model.safetensors").is_file()
-    monkeypatch.setattr(series, "pretrain", None)
+    monkeypatch.setattr(kept_runs, "pretrain", None)
     again = train_once("dex", replace(config, out="elsewhere", resume=True), fingerprint, tmp_path)
     assert (again.again, again.folder, again.seconds) == (True, first.folder, pytest.approx(first.seconds, abs=0.1))
     done = first.folder / "done.json"
