@@ -86,8 +86,8 @@ CLAIMS = (
             statement="In a dense model the gradients of different modalities agree less than those of one modality.",
             source=f"{_PAPER}: the reason for experts",
             effect=(
-                "The cosine of the gradients of two halves of a modality's images minus that of the gradients of two "
-                "modalities, both means, in the encoder of dense-wide at the end of training."
+                "The cosine of the gradients of two halves of a modality's images minus that of two modalities, both "
+                "means, of dense-wide at the end of training, in the encoder's weights that DEX has too (no MLP)."
             ),
             refuted_by="Gradients that agree across modalities as they do within one.",
             margin=0.05,
@@ -95,6 +95,21 @@ CLAIMS = (
         WIDE,
         "conflict",
         beside=((DEX, "conflict"), (FIXED, "conflict")),
+    ),
+    Asked(
+        Claim(
+            name="relief",
+            title="Experts relieve the shared weights",
+            statement="With experts the modalities pull the weights that they still share apart less.",
+            source=f"{_PAPER}: what experts are for",
+            effect="The same difference of cosines, of the same weights: of dense-wide minus that of DEX.",
+            refuted_by="Gradients that conflict in DEX as they do in the dense model.",
+            margin=0.02,
+        ),
+        WIDE,
+        "conflict",
+        against_arm=DEX,
+        beside=((FIXED, "conflict"), (ORACLE, "conflict")),
     ),
     Asked(
         Claim(

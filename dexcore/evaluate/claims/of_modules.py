@@ -1,8 +1,11 @@
-"""Numbers of a model's modules: whose loss grows without an expert, and what is left with a modality's own experts.
+"""Numbers of a model's modules: whose loss grows without an expert, what a modality's own experts are worth alone, and
+whether gradients conflict.
 
-All are of the masked loss of images that training never saw; cases (patient, volume, file) are drawn within modalities.
+Losses are of images that training never saw, gradients of training images; cases (patient, volume, file) are drawn
+within modalities.
 """
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -10,18 +13,20 @@ import torch
 
 from dexcore.data import open_mvu
 from dexcore.evaluate.claims.numbers import Number
-from dexcore.evaluate.modules import extract, knock_out, setting_of, take_samples
+from dexcore.evaluate.modules import Sample, extract, fold_gradients, knock_out, setting_of, take_samples
+from dexcore.evaluate.setting import Setting
 from dexcore.measures.extraction import Extraction
 from dexcore.measures.knockout import specificity_statistic
 from dexcore.measures.ratio import ratio
 from dexcore.models import MaskedAutoencoder
+from dexcore.nn import upcycle
 from dexcore.nn.mlp import DEXMlp
 
 _RANDOM = 2  # draws of experts; the numbers here are of others
 
 
 def module_numbers(model: Path, store: Path, images: int) -> dict[str, Number]:
-    """``specificity`` of knock-outs and ``saved share`` of extraction; nothing of a model without experts.
+    """``conflict`` of gradients; of models with experts ``specificity`` of knock-outs, ``saved share`` of extraction.
 
     Args:
         model: a folder of dexcore's.
@@ -32,16 +37,38 @@ def module_numbers(model: Path, store: Path, images: int) -> dict[str, Number]:
         StoreError: fewer than two modalities have training and held-out images.
     """
     opened = MaskedAutoencoder.from_pretrained(model).eval()
-    if not any(isinstance(layer, DEXMlp) for layer in opened.modules()):
-        return {}
     device, setting = torch.device("cpu"), setting_of(opened)
     samples = take_samples(open_mvu(store), images)
+    routed = any(isinstance(layer, DEXMlp) for layer in opened.modules())
+    numbers = {"conflict": _conflict(opened, routed, samples.train, setting, device)}
+    if not routed:
+        return numbers
     knocked = knock_out(opened, samples, setting, device)
     parts = extract(opened, samples, setting, device, random=_RANDOM)
-    return {
-        "specificity": Number.of(specificity_statistic(knocked), knocked.label_g, "held out"),
-        "saved share": saved_share(parts),
-    }
+    numbers["specificity"] = Number.of(specificity_statistic(knocked), knocked.label_g, "held out")
+    numbers["saved share"] = saved_share(parts)
+    return numbers
+
+
+def _conflict(model: MaskedAutoencoder, routed: bool, sample: Sample, setting: Setting, device: torch.device) -> Number:
+    """By how much gradients agree less between modalities than between halves of one.
+
+    Of the weights that models with and without experts have in common: a dense model's MLPs take no part. Folds of
+    training cases are drawn within halves; the draws lie a little low, as a drawn half holds less, and are used for
+    how far the number spreads.
+    """
+    models = {"own": model}
+    if not routed:
+        models["with experts"] = copy.deepcopy(model)
+        upcycle(models["with experts"].encoder, num_experts=1, top_k=1)
+    folds = fold_gradients(models, sample, setting, device)["own"]
+
+    def shortfall(weight_df: np.ndarray) -> np.ndarray:
+        cosines = folds.cosines(weight_df)
+        own = np.eye(len(folds.modalities), dtype=bool)
+        return np.asarray(cosines[:, own].mean(axis=1) - cosines[:, ~own].mean(axis=1))
+
+    return Number.of(shortfall, 2 * folds.label_f + folds.half_f, "folds")
 
 
 def saved_share(parts: Extraction) -> Number:

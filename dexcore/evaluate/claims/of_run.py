@@ -1,7 +1,6 @@
-"""Numbers that a run's own evaluation holds: how its routers follow modalities, what it predicts, how gradients agree.
+"""Numbers that a run's own evaluation holds: how its routers follow modalities, and what it predicts.
 
-Routes and predictions are of images that training never saw, drawn by group (file, volume, patient) within each
-modality.
+Both are of images that training never saw, drawn by group (file, volume, patient) within each modality.
 
 Axes: n images, g groups, m modalities, r experts, d draws.
 """
@@ -18,27 +17,20 @@ from dexcore.measures.information import (
     permuted_labels,
 )
 from dexcore.measures.ratio import ratio
-from dexcore.report.analysis import Analysis
 from dexcore.report.evaluation import Evaluation
-from dexcore.report.files import ANALYSIS_FILE, EVALUATION_FILE, STEP0_EVALUATION_FILE
-from dexcore.report.model_measures import conflicts
+from dexcore.report.files import EVALUATION_FILE, STEP0_EVALUATION_FILE
 
 _PERMUTATIONS = 200  # their mean alone is used
 
 
 def run_numbers(folder: Path) -> dict[str, Number]:
-    """The numbers of a finished run: ``variance explained``, ``conflict``; of routed models ``routing`` and ``routing
-    at step 0``.
+    """The numbers of a finished run: ``variance explained``; of routed models ``routing`` and ``routing at step 0``.
 
     Raises:
         FileNotFoundError, ValueError: the run's evaluation is missing or damaged.
     """
     evaluation = Evaluation.load(folder / EVALUATION_FILE)
     numbers = {"variance explained": variance_number(evaluation)}
-    of_gradients = conflicts(Analysis.load(folder / ANALYSIS_FILE))
-    if of_gradients:
-        shared = of_gradients[0]
-        numbers["conflict"] = Number.plain(shared.ceiling - shared.between)
     if evaluation.gates:
         numbers["routing"] = routing_number(evaluation)
         if (folder / STEP0_EVALUATION_FILE).is_file():

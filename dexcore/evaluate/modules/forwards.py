@@ -12,11 +12,11 @@ from torch import Tensor
 from dexcore.data.assemble.progress import Progress
 from dexcore.evaluate.embedding.encode import frozen, layers_of
 from dexcore.evaluate.modules.sample import Sample
-from dexcore.evaluate.reconstruct import Batch, image_losses
+from dexcore.evaluate.reconstruct import Batch, image_losses, names_of
 from dexcore.evaluate.setting import Setting
 from dexcore.models import MaskedAutoencoder
 from dexcore.models.precision import autocast
-from dexcore.nn import set_expert_mask
+from dexcore.nn import route_by_rule, set_expert_mask
 from dexcore.nn.expert_mask import REROUTE
 
 ExpertMask = Sequence[np.ndarray] | None  # bool [R] a layer; None: all experts
@@ -122,6 +122,7 @@ def masked_losses(
                 wanted = np.ones(len(places), bool) if asked is None else asked[sample.label_n[places], number]
                 if wanted.any():
                     part = Batch(batch.sample_id[wanted], batch.images[wanted], batch.noise[wanted])
+                    route_by_rule(model, *names_of(sample.images, part.sample_id))
                     with nullcontext() if mask is None else set_expert_mask(model, list(mask), instead):
                         found[places[wanted], number] = image_losses(model, part, setting, device)
                 if bar is not None:
