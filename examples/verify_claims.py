@@ -29,7 +29,7 @@ from dexcore.data import SyntheticMVU, open_mvu
 from dexcore.data.store import write_store
 from dexcore.engine.memory import keep_freed_memory
 from dexcore.evaluate.claims import Measured, findings, smallest_effects
-from dexcore.evaluate.claims.effects import measured
+from dexcore.evaluate.claims.effects import Trained, measured
 from dexcore.evaluate.claims.known import CLAIMS, DENSE, DEX, FIXED, ORACLE, WIDE
 from dexcore.evaluate.claims.of_model import measure
 from dexcore.evaluate.tasks import Task
@@ -39,7 +39,7 @@ from dexcore.measures.effects import ALPHA, POWER
 from dexcore.report.claims import Experiment
 from dexcore.report.claims_page import write_claims
 from dexcore.report.history import History
-from dexcore.train.config import PRESETS, PretrainConfig
+from dexcore.train.config import PRESETS, ModelConfig, PretrainConfig
 from dexcore.train.image_store import sample_store
 from dexcore.train.kept import StoppedError, is_done, train_once
 
@@ -61,6 +61,7 @@ class Scale:
         evaluated: images a modality that a run is measured on, of either split.
         drawn, held_out: generated images of the store.
         labelled: generated images of the tasks.
+        model: all but its MLPs.
     """
 
     seeds: int
@@ -71,10 +72,13 @@ class Scale:
     drawn: int
     held_out: int
     labelled: int
+    model: ModelConfig
 
 
-WHOLE = Scale(5, 52.0, 3, 8.0, 64, 3200, 640, 1200)
-QUICK = Scale(1, 4.0, 2, 1.0, 16, 400, 100, 300)
+_LAPTOP = PRESETS["laptop"]
+_SMALLER = replace(_LAPTOP.model, image_size=32, dim=64, depth=2, heads=2, decoder_dim=64, decoder_depth=1)
+WHOLE = Scale(5, 52.0, 3, 8.0, 64, 3200, 640, 1200, _LAPTOP.model)
+QUICK = Scale(1, 4.0, 2, 1.0, 8, 400, 100, 200, _SMALLER)
 
 
 @dataclass(frozen=True)
@@ -118,13 +122,11 @@ def verify(given: argparse.Namespace) -> int:
         return 0
 
     # Before anything is trained for the experiment: what could it show?
-    trained = train_all([run for run in runs if run.pilot], fingerprint, out, tasks)
-    smallest = write_down(smallest_effects(trained, CLAIMS, scale.seeds), out)
-    pilot = trained
+    pilot = train_all([run for run in runs if run.pilot], fingerprint, out, tasks)
+    smallest = write_down(smallest_effects(numbers_of(pilot), CLAIMS, scale.seeds), out)
 
     trained = train_all([run for run in runs if not run.pilot], fingerprint, out, tasks)
-    numbers = {key: one.numbers for key, one in trained.items()}
-    found = findings(numbers, CLAIMS, smallest)
+    found = findings(numbers_of(trained), CLAIMS, smallest)
     experiment = Experiment(
         name=open_mvu(store).name,
         findings=found,
@@ -165,8 +167,7 @@ def labelled_images(given: argparse.Namespace, scale: Scale) -> list[Task]:
 
 def plan(store: Path, scale: Scale, arms: Sequence[str]) -> list[Run]:
     """All runs, pilots first; seed by seed, so that an experiment that is cut short has whole seeds."""
-    base = PRESETS["laptop"]
-    base = replace(base, data=replace(base.data, store=str(store)))
+    base = replace(_LAPTOP, data=replace(_LAPTOP.data, store=str(store)))
     runs = []
     for pilot, seeds, own_arms, epochs in (
         (True, range(PILOT_SEED, PILOT_SEED + scale.pilot_seeds), PILOT_ARMS, scale.pilot_epochs),
@@ -176,7 +177,7 @@ def plan(store: Path, scale: Scale, arms: Sequence[str]) -> list[Run]:
             for arm in own_arms:
                 config = replace(
                     base,
-                    model=replace(base.model, mlp=arm),
+                    model=replace(scale.model, mlp=arm),
                     optimizer=replace(base.optimizer, warmup_epochs=min(base.optimizer.warmup_epochs, epochs / 4)),
                     run=replace(base.run, epochs=epochs, seed=seed, evaluate_images=scale.evaluated),
                 )
@@ -209,6 +210,10 @@ def train_all(
             spent, done = spent + time.monotonic() - began, done + steps(run)
             say(f"  trained in {kept.seconds:.0f} s, measured in {time.monotonic() - began - kept.seconds:.0f} s")
     return found
+
+
+def numbers_of(trained: dict[tuple[str, int], Measured]) -> Trained:
+    return {key: one.numbers for key, one in trained.items()}
 
 
 def steps(run: Run) -> float:
@@ -258,9 +263,7 @@ def flags(
         if arm not in {name for name, _ in trained}:
             told.append(f"The control {arm} was not run: --full runs it.")
     for one in CLAIMS:
-        before, after = (
-            measured({key: of.numbers for key, of in group.items()}, one.terms()) for group in (pilot, trained)
-        )
+        before, after = (measured(numbers_of(group), one.terms()) for group in (pilot, trained))
         if before and after and after.deviation_seeds > 2 * before.deviation_seeds > 0:
             times = after.deviation_seeds / before.deviation_seeds
             told.append(

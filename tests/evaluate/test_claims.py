@@ -105,9 +105,9 @@ def test_modules_that_are_there_are_found_and_others_are_not(tmp_path):
         planted(images, reads).save_pretrained(tmp_path / reads)
         found[reads] = module_numbers(tmp_path / reads, store, 32)
     assert found["modality"]["specificity"].value > 0.9
-    assert found["modality"]["saved share"].value == pytest.approx(1, abs=1e-3)
+    assert found["modality"]["saved loss"].value > 0.3
     assert found["tag"]["specificity"].value < found["modality"]["specificity"].value - 0.3
-    assert found["tag"]["saved share"].value < 0.5
+    assert found["tag"]["saved loss"].value < 0.1
     assert found["modality"]["specificity"].groups == len(take_samples(images).heldout.label_g)
 
 

@@ -17,7 +17,6 @@ from dexcore.evaluate.modules import Sample, extract, fold_gradients, knock_out,
 from dexcore.evaluate.setting import Setting
 from dexcore.measures.extraction import Extraction
 from dexcore.measures.knockout import specificity_statistic
-from dexcore.measures.ratio import ratio
 from dexcore.models import MaskedAutoencoder
 from dexcore.nn import upcycle
 from dexcore.nn.mlp import DEXMlp
@@ -26,7 +25,7 @@ _RANDOM = 2  # draws of experts; the numbers here are of others
 
 
 def module_numbers(model: Path, store: Path, images: int) -> dict[str, Number]:
-    """``conflict`` of gradients; of models with experts ``specificity`` of knock-outs, ``saved share`` of extraction.
+    """``conflict`` of gradients; of models with experts ``specificity`` of knock-outs, ``saved loss`` of extraction.
 
     Args:
         model: a folder of dexcore's.
@@ -46,7 +45,7 @@ def module_numbers(model: Path, store: Path, images: int) -> dict[str, Number]:
     knocked = knock_out(opened, samples, setting, device)
     parts = extract(opened, samples, setting, device, random=_RANDOM)
     numbers["specificity"] = Number.of(specificity_statistic(knocked), knocked.label_g, "held out")
-    numbers["saved share"] = saved_share(parts)
+    numbers["saved loss"] = saved_loss(parts)
     return numbers
 
 
@@ -71,15 +70,14 @@ def _conflict(model: MaskedAutoencoder, routed: bool, sample: Sample, setting: S
     return Number.of(shortfall, 2 * folds.label_f + folds.half_f, "folds")
 
 
-def saved_share(parts: Extraction) -> Number:
-    """Of what the loss grows with as few experts as can be, the share that a modality's own choice of them saves.
+def saved_loss(parts: Extraction) -> Number:
+    """What a modality's own choice of as few experts as can be saves: of what the loss grows, a share of the whole's.
 
-    0 where its own most used experts serve it no better than those that all modalities together use most; 1 where they
-    lose nothing. nan where the common ones lose nothing.
+    0 where its own most used experts serve it no better than those that all modalities together use most.
     """
 
     def saved(weight_dg: np.ndarray) -> np.ndarray:
         own, common = (parts.growth(weight_dg, one)[:, 0] for one in (parts.own_gs, parts.common_gs))
-        return ratio(common - own, common)
+        return np.asarray(common - own)
 
     return Number.of(saved, parts.label_g, "held out")
