@@ -94,7 +94,7 @@ def open_task_model(folder: str | os.PathLike[str]) -> TaskModel:
     except OtherModelError as error:
         raise NoHeadError(
             f"{folder} holds a pre-trained {error.found}, which has no head for a task: fine-tune it (dexcore "
-            f"finetune), and pass the folder of the fine-tuned model; for its features use dexcore embed"
+            f"finetune TASK {folder}), and pass the fine-tuned model; for its features use dexcore embed"
         ) from error
 
 
