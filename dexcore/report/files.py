@@ -4,6 +4,7 @@ from pathlib import Path
 
 METRICS_FILE = "metrics.jsonl"
 SIMILARITY_FILE = "similarity.jsonl"
+PROBE_FILE = "probe.jsonl"
 CONFIG_FILE = "config.yaml"
 COMPARISON_FILE = "comparison.json"
 EVALUATION_FILE = "evaluation.npz"

@@ -50,7 +50,7 @@ class History:
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file, expected one JSON object a step")
-        records = _records(path, every_step=True)
+        records = read_records(path, every_step=True)
         if not records:
             raise ValueError(f"{path}: no step in it, expected one JSON object a step")
         return cls(
@@ -90,7 +90,7 @@ class SimilarityCourse:
                 the message names the file.
         """
         path = Path(path)
-        records = _records(path) if path.is_file() else []
+        records = read_records(path) if path.is_file() else []
         blocks = _blocks(path, records, "blocks", axes=2)
         if any(block.shape[1] != block.shape[2] or block.shape[1] < 2 for block in blocks):
             raise ValueError(f"{path}: blocks holds something else than matrices of [experts + 1] twice")
@@ -98,7 +98,7 @@ class SimilarityCourse:
         return cls(np.array([record["step"] for record in records], dtype=np.int64), blocks, align, kind)
 
 
-def _records(path: Path, every_step: bool = False) -> list[dict[str, Any]]:
+def read_records(path: Path, every_step: bool = False) -> list[dict[str, Any]]:
     """The lines' objects; with ``every_step`` the first is of step 0, and none is left out."""
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     records: list[dict[str, Any]] = []

@@ -1,7 +1,7 @@
 """All that a report is made from: the numbers a run folder holds, read together and checked against each other."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,13 @@ from dexcore.report.files import (
     CONFIG_FILE,
     EVALUATION_FILE,
     METRICS_FILE,
+    PROBE_FILE,
     SIMILARITY_FILE,
     STEP0_ANALYSIS_FILE,
     STEP0_EVALUATION_FILE,
 )
 from dexcore.report.history import History, SimilarityCourse
+from dexcore.report.probe_course import ProbeCourse
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +52,7 @@ class RunNumbers:
         step0: the same measured before the first step, on the same images; None where it was not.
         step0_missing: then, what became of it, in words that follow "step 0 was".
         comparison: which model it is, its cost and order of images; None of a run that an older version began.
+        probe: what features were worth to a task meanwhile; no moment where the run was not probed.
     """
 
     config: Mapping[str, Any]
@@ -60,11 +63,12 @@ class RunNumbers:
     step0: Step0 | None = None
     step0_missing: str = "not measured"
     comparison: Comparison | None = None
+    probe: ProbeCourse = field(default_factory=lambda: ProbeCourse(np.zeros(0, np.int64), {}))
 
     @classmethod
     def read(cls, folder: str | Path) -> "RunNumbers":
         """Read metrics.jsonl, config.yaml, evaluation.npz, analysis.npz and, where they are there, similarity.jsonl,
-        evaluation_step0.npz, analysis_step0.npz and comparison.json.
+        evaluation_step0.npz, analysis_step0.npz, comparison.json and probe.jsonl.
 
         Raises:
             FileNotFoundError: the folder or one of the first four is missing.
@@ -87,6 +91,7 @@ class RunNumbers:
             step0=step0,
             step0_missing=missing,
             comparison=Comparison.read(folder / COMPARISON_FILE),
+            probe=ProbeCourse.read(folder / PROBE_FILE),
         )
         _check_steps(folder, len(numbers.history.step), similarity)
         _check_images(folder / ANALYSIS_FILE, analysis, evaluation, EVALUATION_FILE)

@@ -19,6 +19,7 @@ from dexcore.report.files import (
     EVALUATION_FILE,
     METRICS_FILE,
     PICTURES_FOLDER,
+    PROBE_FILE,
     REPORT_FILE,
     SIMILARITY_FILE,
     STEP0_ANALYSIS_FILE,
@@ -34,6 +35,7 @@ from dexcore.report.loads import flow_picture, hunger_picture, load_picture
 from dexcore.report.matrices import gradient_picture, similarity_picture
 from dexcore.report.numbers import RunNumbers
 from dexcore.report.pictures import Picture
+from dexcore.report.probe_course import probe_picture
 from dexcore.report.routes import flow
 from dexcore.report.similarity_course import similarity_course_picture
 from dexcore.report.summary import Summary, summarize
@@ -132,7 +134,11 @@ def _sections(numbers: RunNumbers, summary: Summary) -> list[_Section]:
             ),
             step0["modalities"],
         ),
-        _Section("course", "The course of training", tuple(course_pictures(history, numbers.similarity))),
+        _Section(
+            "course",
+            "The course of training",
+            of(*course_pictures(history, numbers.similarity), probe_picture(numbers.probe)),
+        ),
     ]
     return [section for section in sections if any(True for _ in section.all_pictures())]
 
@@ -216,6 +222,7 @@ _READ = (
     STEP0_EVALUATION_FILE,
     STEP0_ANALYSIS_FILE,
     COMPARISON_FILE,
+    PROBE_FILE,
 )
 _USE = ("use", "Use the model")
 

@@ -62,6 +62,7 @@ class Summary(Measures):
         step0_missing: then, why.
         files: where things are, by what they are.
         comparison: which model it is, what it costs, its order of images; None of a run that an older version began.
+        probe: what features were worth to a task meanwhile (`ProbeCourse.as_dict`); None where it was not asked.
     """
 
     steps: int
@@ -72,6 +73,7 @@ class Summary(Measures):
     step0_missing: str
     files: Mapping[str, str]
     comparison: Comparison | None = None
+    probe: Mapping[str, Any] | None = None
 
     @property
     def mlp(self) -> str:
@@ -121,6 +123,7 @@ class Summary(Measures):
             "step_0": None if self.compared is None else measures_dict(self.compared.step0),
             "step_0_missing": self.step0_missing or None,
             "change_since_step_0": None if self.compared is None else changes_dict(self.compared),
+            "probe": None if self.probe is None else dict(self.probe),
             "files": dict(self.files),
         }
 
@@ -341,6 +344,7 @@ def summarize(numbers: RunNumbers, files: Mapping[str, str | Path] | None = None
         step0_missing=numbers.step0_missing if numbers.step0 is None else "",
         files={name: str(path) for name, path in (files or {}).items()},
         comparison=numbers.comparison,
+        probe=numbers.probe.as_dict(),
     )
 
 

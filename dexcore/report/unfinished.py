@@ -15,6 +15,7 @@ from dexcore.report.files import (
     LOCK_FILE,
     METRICS_FILE,
     MODEL_FOLDER,
+    PROBE_FILE,
     REPORT_FILE,
     SIMILARITY_FILE,
     SUMMARY_FILE,
@@ -25,6 +26,7 @@ from dexcore.report.loads import hunger_picture, load_picture
 from dexcore.report.numbers import read_config
 from dexcore.report.page import page_title
 from dexcore.report.pictures import Picture
+from dexcore.report.probe_course import ProbeCourse, probe_picture
 from dexcore.report.routes import hunger
 from dexcore.report.similarity_course import similarity_course_picture
 
@@ -67,6 +69,7 @@ def report_unfinished(run_folder: str | Path) -> Unfinished:
     """
     folder = Path(run_folder)
     similarity = SimilarityCourse.read(folder / SIMILARITY_FILE)  # before the steps: a trainer may be writing both
+    probe = ProbeCourse.read(folder / PROBE_FILE)
     config = read_config(folder / CONFIG_FILE)
     history = History.read(folder / METRICS_FILE)
     under_way = _is_held(folder)
@@ -79,6 +82,7 @@ def report_unfinished(run_folder: str | Path) -> Unfinished:
     )
     pictures: list[Picture | None] = [
         *course_pictures(history, similarity),
+        probe_picture(probe),
         load_picture(history),
         hunger_picture(history, hunger(history)),
         similarity_course_picture(similarity),

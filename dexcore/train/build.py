@@ -9,7 +9,8 @@ import torch
 from timm.layers import Mlp
 from torch import nn
 
-from dexcore.models import DEXVisionTransformer, MaskedAutoencoder, load_dense_checkpoint
+from dexcore.engine.config import ConfigError
+from dexcore.models import DEXVisionTransformer, MaskedAutoencoder, ModelFileError, load_dense_checkpoint
 from dexcore.nn import RoutingRule, collapse, set_rule
 from dexcore.train.config import ModelConfig
 
@@ -28,11 +29,14 @@ def build_model(config: ModelConfig, seed: int = 0, modalities: Sequence[str] = 
         modalities: of the run's images, whose experts oracle routing decides.
 
     Raises:
-        FileNotFoundError, ModelFileError: ``init`` cannot be loaded.
+        ConfigError: ``init`` cannot be loaded.
     """
     model = _dex(config)
     if config.init:
-        load_dense_checkpoint(model, config.init)
+        try:
+            load_dense_checkpoint(model, config.init)
+        except (FileNotFoundError, ModelFileError) as error:
+            raise ConfigError(f"model.init: {error}") from error
     if config.mlp in ("dense", "dense-wide"):
         model = _collapsed(model)
     if config.mlp == "dense-wide":

@@ -292,6 +292,10 @@ class RunConfig:
     """Steps in a row with a non-finite loss or gradient after which the run gives up."""
     evaluate_images: int = 64
     """Images a modality, of the training and of the held-out ones each, that are evaluated at the end."""
+    probe_task: str = ""
+    """YAML of a labelled task on which the model is probed while it trains, by nearest neighbors; empty: on none."""
+    probe_every: float = 1.0
+    """Epochs between two probes; the first is before the first step, the last after the last."""
 
     def __post_init__(self) -> None:
         check_kinds(self, "run.")
@@ -299,6 +303,7 @@ class RunConfig:
         check_field(0 <= self.seed < 2**32, "run.seed", "0 to 2^32 - 1", self.seed)
         for name in ("checkpoint_every", "keep_checkpoints", "max_skipped", "evaluate_images"):
             check_field(getattr(self, name) >= 1, f"run.{name}", "at least 1", getattr(self, name))
+        check_field(self.probe_every > 0, "run.probe_every", "a number above 0", self.probe_every)
 
 
 @dataclass(frozen=True)
@@ -393,6 +398,8 @@ MAY_CHANGE_ON_RESUME = frozenset(
         "run.keep_checkpoints",
         "run.max_skipped",
         "run.evaluate_images",
+        "run.probe_task",  # it looks on, and changes nothing
+        "run.probe_every",
     }
 )
 

@@ -13,7 +13,7 @@ from dexcore.engine.folder import LineFile
 from dexcore.engine.progress import ProgressDisplay
 from dexcore.engine.ranks import Ranks
 from dexcore.evaluate.similarity import Alignment
-from dexcore.report.files import METRICS_FILE, SIMILARITY_FILE
+from dexcore.report.files import METRICS_FILE, PROBE_FILE, SIMILARITY_FILE
 from dexcore.train.run_folder import SKIPPED_FILE
 
 
@@ -26,9 +26,10 @@ class Journal:
             after this step or later ones.
         total_steps: of the run.
         ranks: who train.
+        probes: whether the model is probed meanwhile.
     """
 
-    def __init__(self, folder: Path, first_step: int, total_steps: int, ranks: Ranks) -> None:
+    def __init__(self, folder: Path, first_step: int, total_steps: int, ranks: Ranks, probes: bool = False) -> None:
         self._writes = ranks.main
         self.skipped_path = folder / SKIPPED_FILE
         if not self._writes:
@@ -36,6 +37,9 @@ class Journal:
         with ExitStack() as opened:
             self._metrics = opened.enter_context(closing(LineFile(folder / METRICS_FILE, first_step)))
             self._similarity = opened.enter_context(closing(LineFile(folder / SIMILARITY_FILE, first_step)))
+            self._probes = None
+            if probes:
+                self._probes = opened.enter_context(closing(LineFile(folder / PROBE_FILE, first_step)))
             self._skipped = opened.enter_context(closing(LineFile(self.skipped_path, first_step)))
             self._display = opened.enter_context(closing(ProgressDisplay(first_step, total_steps)))
             self._opened = opened.pop_all()
@@ -61,11 +65,17 @@ class Journal:
             alike = [np.round(block, 6).tolist() for block in blocks]
             self._similarity.write({"step": steps_done, "blocks": alike, "align": asdict(aligned)})
 
+    def write_probe(self, line: Mapping[str, Any]) -> None:
+        """Write what a probe found."""
+        if self._writes and self._probes is not None:
+            self._probes.write(line)
+
     def sync(self) -> None:
         """Have what was written survive a power cut."""
         if self._writes:
-            for file in (self._metrics, self._similarity, self._skipped):
-                file.sync()
+            for file in (self._metrics, self._similarity, self._probes, self._skipped):
+                if file is not None:
+                    file.sync()
 
     def __enter__(self) -> "Journal":
         return self

@@ -54,6 +54,7 @@ from dexcore.train.comparison import comparison_of, order_digest
 from dexcore.train.config import PretrainConfig
 from dexcore.train.image_store import folder_store, sample_store
 from dexcore.train.journal import Journal
+from dexcore.train.probe import TrainingProbe
 from dexcore.train.provenance import check_images, describe_images, record_start
 from dexcore.train.run_folder import CHECKPOINTS_FOLDER, check_not_begun, write_comparison, write_config
 from dexcore.train.schedules import Schedule, StepValues
@@ -108,6 +109,7 @@ class Pretraining:
             epoch_size=config.data.epoch_size or None,
         )
         self.schedule = Schedule(config, self.order.epoch_size)
+        self.probe = TrainingProbe(config, self.schedule, folder, ranks) if config.run.probe_task else None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.run.seed)
             model = build_model(config.model, config.run.seed, self.images.modality_names)
@@ -142,13 +144,13 @@ class Pretraining:
         if self.step_done == 0:
             measure_step0(self.folder, self.model, self.images, self.config, self.device, self.ranks)
         with (
-            Journal(self.folder, self.step_done, total, self.ranks) as journal,
+            Journal(self.folder, self.step_done, total, self.ranks, self.probe is not None) as journal,
             fast_layers(self.model, compute_dtype(self.device, self.config.run.precision)),
         ):
             self.warm_up()
             with signals_held_back():
-                batches = iter(self.batches(self.workers))  # workers begin while experts are measured
-            self._measure_experts(journal)
+                batches = iter(self.batches(self.workers))  # workers begin while the model is measured
+            self._measure(journal)
             started = time.perf_counter()
             for batch in batches:
                 limit.update(batch["replaced"])
@@ -159,7 +161,7 @@ class Pretraining:
                 skipped_ids = self.ranks.gather(batch["sample_id"]).tolist() if line["skipped"] else None
                 journal.write(line, skipped_ids)
                 self._check_skipped(journal.skipped_path)
-                self._measure_experts(journal)
+                self._measure(journal)
                 if self.stopping or self.step_done == total or self.step_done % every == 0:
                     journal.sync()
                     self.save()
@@ -351,8 +353,10 @@ class Pretraining:
             worker_init_fn=leave_signals_to_parent,
         )
 
-    def _measure_experts(self, journal: Journal) -> None:
-        """At the moments for it, have the main rank write down how alike the experts are; the others go on."""
+    def _measure(self, journal: Journal) -> None:
+        """At the moments for it, probe the model, and have the main rank write down how alike the experts are."""
+        if self.probe is not None and self.step_done in self.probe.moments:
+            journal.write_probe(self.probe.measure(self.model, self.step_done))
         if self.layers and self.ranks.main and self.step_done in moments(self.schedule.total_steps):
             given = self.model, self.images, self.config.setting, self.device
             journal.write_similarity(self.step_done, expert_similarity(*given), alignment(*given))

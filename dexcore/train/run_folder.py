@@ -5,6 +5,7 @@ comparison.json     what a comparison with another run has to know (`dexcore.rep
 starts.jsonl        a line a beginning or resumption: command, versions, git state, machine, images
 metrics.jsonl       a line a step
 similarity.jsonl    a line a moment at which the experts were compared, "step" being the steps done
+probe.jsonl         a line a moment at which the model was probed (`dexcore.train.probe`), if it was
 skipped.jsonl       a line a step that was skipped, with its sample ids
 checkpoints/        see `dexcore.engine.checkpoint`
 model/              the trained autoencoder, for `MaskedAutoencoder.from_pretrained`
@@ -30,6 +31,7 @@ from dexcore.report.files import (
     LOCK_FILE,
     METRICS_FILE,
     MODEL_FOLDER,
+    PROBE_FILE,
     SIMILARITY_FILE,
     STEP0_ANALYSIS_FILE,
     STEP0_EVALUATION_FILE,
@@ -46,6 +48,7 @@ _FIRST_FILES = frozenset(  # before any step
         STARTS_FILE,
         METRICS_FILE,
         SIMILARITY_FILE,
+        PROBE_FILE,
         SKIPPED_FILE,
         STEP0_EVALUATION_FILE,
         STEP0_ANALYSIS_FILE,

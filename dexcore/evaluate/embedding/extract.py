@@ -242,8 +242,11 @@ class _Work:
     def _run(self, numbers: list[int], images: Tensor, writers: dict[str, "_Writer"]) -> None:
         keys = [self.row_keys[number] for number in numbers]
         if isinstance(self.model, nn.Module):
-            given = zip(*((self.source.names[number], self.source.modality(number)) for number in numbers), strict=True)
-            route_by_rule(self.model, *given)
+            modalities = [self.source.modality(number) for number in numbers]
+            try:
+                route_by_rule(self.model, [self.source.names[number] for number in numbers], modalities)
+            except ValueError as error:
+                raise FeaturesError(f"{self.source.names[numbers[0]]}: {error}") from error
         for mode, writer in writers.items():
             if all(key in self.caches[mode] for key in keys):
                 continue

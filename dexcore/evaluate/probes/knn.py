@@ -1,5 +1,6 @@
 """The probe without training: the nearest training images vote."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -40,19 +41,64 @@ def knn_probe(task: Task, layers: Layers, model: str = "", draw: int | None = No
     """
     splits = Splits.of(task, draw)
     features = splits.check(layers)
-    held, held_label = (splits.val, splits.val_label) if len(splits.val) else (splits.train, splits.train_label)
+    tried = _tried(splits, features)
+    best = max(tried, key=lambda one: (one["measured"] == task.spec.metric, one["value"]))  # of equals the first
+    probability = _probability(splits, _found(splits, features[best["layer"]], splits.test), best["k"], best["votes"])
+    _, _, chosen_on = _held(splits)
+    choice = {"probe": "knn", **best, "temperature": TEMPERATURE, "chosen_on": chosen_on, "tried": tried}
+    flags = [*absent_flag(task, splits.train_label), *undefined_flag(task, best["measured"])]
+    return Probed(splits.predictions(probability, model, draw), choice, tuple(flags))
+
+
+@dataclass(frozen=True)
+class OnVal:
+    """What nearest neighbors tell of the images on which a probe chooses; no label of test, and no choice, is in it.
+
+    Attributes:
+        tried: a dict a layer and variant: ``layer``, ``k``, ``votes``, ``value`` and ``measured``, the number it is.
+        majority: the same number where every image is given the shares of the training labels.
+        measured_on: "val", or "train, by images of other cases" where there is no val.
+        images, cases: how many there are.
+    """
+
+    tried: tuple[dict[str, Any], ...]
+    majority: float
+    measured_on: str
+    images: int
+    cases: int
+
+
+def knn_on_val(task: Task, layers: Layers) -> OnVal:
+    """Classify the val images by their nearest training images, by each layer and variant of `knn_probe`.
+
+    Raises:
+        TaskError: the task or the features cannot be probed.
+    """
+    splits = Splits.of(task)
+    tried = _tried(splits, splits.check(layers))
+    held, label, measured_on = _held(splits)
+    share = one_hot(splits.train_label, splits.classes).mean(axis=0)
+    majority, _ = value_of(task, held, label, np.tile(share, (len(held), 1)))
+    return OnVal(tuple(tried), majority, measured_on, len(held), len(np.unique(held.case_n)))
+
+
+def _held(splits: Splits) -> tuple[Part, np.ndarray, str]:
+    """The images on which is chosen, their labels, and what they are called."""
+    if len(splits.val):
+        return splits.val, splits.val_label, "val"
+    return splits.train, splits.train_label, "train, by images of other cases"
+
+
+def _tried(splits: Splits, features: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+    """The number of each layer and variant on the images on which is chosen."""
+    held, label, _ = _held(splits)
     tried: list[dict[str, Any]] = []
     for layer, of_layer in features.items():
         found = _found(splits, of_layer, held)
         for k, votes in VARIANTS:
-            value, measured = value_of(task, held, held_label, _probability(splits, found, k, votes))
+            value, measured = value_of(splits.task, held, label, _probability(splits, found, k, votes))
             tried.append({"layer": layer, "k": k, "votes": votes, "value": value, "measured": measured})
-    best = max(tried, key=lambda one: (one["measured"] == task.spec.metric, one["value"]))  # of equals the first
-    probability = _probability(splits, _found(splits, features[best["layer"]], splits.test), best["k"], best["votes"])
-    chosen_on = "val" if len(splits.val) else "train, by images of other cases"
-    choice = {"probe": "knn", **best, "temperature": TEMPERATURE, "chosen_on": chosen_on, "tried": tried}
-    flags = [*absent_flag(task, splits.train_label), *undefined_flag(task, best["measured"])]
-    return Probed(splits.predictions(probability, model, draw), choice, tuple(flags))
+    return tried
 
 
 def _found(splits: Splits, features: np.ndarray, queries: Part) -> Nearest:
