@@ -26,7 +26,7 @@ def patch_picture(evaluation: Evaluation, analysis: Analysis) -> Picture | None:
     examples = evaluation.examples
     modes = analysis.modes
     routed = modes == MODES
-    side = (WIDTH - 2 * _GAP) / 3  # a dense encoder's column is missing, and blank
+    side = (WIDTH - len(modes) * _GAP) / (1 + len(modes))
     row = _LABEL + side + _GAP
     height = _HEADER + row * len(examples)
     with styled():

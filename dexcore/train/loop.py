@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
@@ -112,7 +113,8 @@ class Pretraining:
         self.probe = TrainingProbe(config, self.schedule, folder, ranks) if config.run.probe_task else None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.run.seed)
-            model = build_model(config.model, config.run.seed, self.images.modality_names)
+            there = [self.images.modality_names[index] for index in np.unique(self.images.modality)]
+            model = build_model(config.model, config.run.seed, there)
         self.model = model.to(self.device)
         self.layers = [layer for layer in self.model.modules() if isinstance(layer, DEXMlp)]  # none of a dense twin
         self.wrapped: torch.nn.Module = self.model
@@ -162,6 +164,7 @@ class Pretraining:
                 journal.write(line, skipped_ids)
                 self._check_skipped(journal.skipped_path)
                 self._measure(journal)
+                started += time.perf_counter() - now  # what is measured meanwhile is no training
                 if self.stopping or self.step_done == total or self.step_done % every == 0:
                     journal.sync()
                     self.save()
@@ -176,7 +179,7 @@ class Pretraining:
 
         self.ranks.say("compiling the kernels; on a machine that has not done so it takes a minute or so")
         size = self.config.model.image_size
-        route_by_rule(self.model, ["0"] * self.part_size, self.images.modality_names[:1] * self.part_size)
+        route_by_rule(self.model, *names_of(self.images, self.rows[:1].repeat(self.part_size)))
         with autocast(self.device, self.config.run.precision):
             seconds = warm_up(self.model, (self.part_size, 3, size, size))
         self.ranks.say(f"the kernels were ready after {seconds:.0f} s")
