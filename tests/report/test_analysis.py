@@ -52,7 +52,7 @@ def test_a_missing_file_and_another_npz_are_named(tmp_path):
     [
         ({"label": [2] * 8}, "label: an index is no index of 2 label_names, nor -1"),
         ({"label": [-2] * 8}, "label: an index is no index of 2 label_names, nor -1"),
-        ({"features": np.ones((2, 7, 3))}, r"features: shape \(2, 7, 3\), expected \(2, 8, any\)"),
+        ({"features": np.ones((2, 7, 3))}, r"features: shape \(2, 7, 3\), expected \(any, 8, any\)"),
         ({"features": "many"}, "features: expected numbers"),
         ({"patches": np.ones((1, 3, 2, 2, 3))}, r"patches: shape \(1, 3, 2, 2, 3\), expected \(2, any, any, any, 3\)"),
         ({"patch_variance": [1.0]}, r"patch_variance: shape \(1,\)"),
@@ -64,3 +64,15 @@ def test_a_missing_file_and_another_npz_are_named(tmp_path):
 def test_what_does_not_fit_is_named(change, message):
     with pytest.raises(ValueError, match=message):
         make_analysis(make_evaluation(), **change)
+
+
+def test_a_dense_encoder_has_one_mode_and_one_part(tmp_path):
+    evaluation = make_evaluation()
+    dense = make_analysis(evaluation)
+    one = {name: getattr(dense, name)[:1] for name in ("features", "patches", "gradient_cosines")}
+    dense = make_analysis(evaluation, **one)
+    assert dense.modes == ("dense",)
+    dense.save(tmp_path / "analysis.npz")
+    assert Analysis.load(tmp_path / "analysis.npz").modes == ("dense",)
+    with pytest.raises(ValueError, match="features: of 3 modes, expected 2, or 1 of a dense encoder"):
+        make_analysis(evaluation, features=np.ones((3, 8, 6)))

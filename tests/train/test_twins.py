@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from runs import metrics, state, tiny
+from runs import ends, flags, metrics, start_ranks, state, tiny
 
+from dexcore.engine.stop import StopRequest
 from dexcore.evaluate.embedding import features, open_model
 from dexcore.models import MaskedAutoencoder
 from dexcore.nn import rule_of
@@ -16,8 +17,11 @@ from dexcore.report import Analysis, Evaluation, build_report
 from dexcore.train import PRESETS, PretrainConfig, pretrain
 from dexcore.train.build import build_model
 from dexcore.train.comparison import cost
-from dexcore.train.config import ModelConfig
+from dexcore.train.config import DexConfig, ModelConfig
+from dexcore.train.loop import Pretraining
+from dexcore.train.run_folder import open_run_folder
 
+RANK_RUN = str(Path(__file__).with_name("rank_run.py"))
 KINDS = ("dex", "dense", "dense-wide", "fixed-routing", "oracle-routing")
 DENSE = ("dense", "dense-wide")
 
@@ -182,3 +186,23 @@ def test_the_halves_of_a_warm_started_wide_twin_differ_after_ten_steps(tmp_path)
 def cosines(rows: torch.Tensor) -> torch.Tensor:
     unit = torch.nn.functional.normalize(rows.detach(), dim=1)
     return unit @ unit.T
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mlp", ["dense", "fixed-routing"])
+def test_a_twin_on_two_ranks_computes_what_it_does_on_one(mlp, store, tmp_path):
+    config = tiny(store, tmp_path / "two", epochs=1.2, precision="fp32")
+    config = replace(config, model=replace(config.model, mlp=mlp), dex=DexConfig(lambda_align=0.1))
+    (tmp_path / "states").mkdir()
+    flags(config, tmp_path)
+    codes, _, errors = ends(start_ranks(2, [RANK_RUN, str(tmp_path / "two.yaml"), str(tmp_path / "states")]))
+    assert codes == [0, 0], errors
+    ranks = [np.load(tmp_path / "states" / f"rank{rank}.npz") for rank in range(2)]
+    assert all(np.array_equal(ranks[0][name], ranks[1][name]) for name in ranks[0].files)
+    alone = replace(config, out=str(tmp_path / "one"))
+    with open_run_folder(alone) as folder, StopRequest() as stop:
+        Pretraining(alone, folder).train(stop)
+    for one, two in zip(metrics(alone.out), metrics(config.out), strict=True):
+        assert one.keys() == two.keys()
+        assert one["loss"] == pytest.approx(two["loss"], rel=2e-5)
+        assert one.get("load") == two.get("load")  # a hash of the image's number says the same on every rank
