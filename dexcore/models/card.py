@@ -6,7 +6,7 @@ from typing import Any
 from timm.models.vision_transformer import VisionTransformer
 
 from dexcore.models.inputs import knows_view
-from dexcore.nn import DEXMlp
+from dexcore.nn import DEXMlp, rule_of
 
 CARD_FILE = "README.md"
 _FOLDER = "path/to/this/folder"
@@ -93,6 +93,15 @@ def _dex_layers(vit: VisionTransformer) -> list[DEXMlp]:
     return [block.mlp for block in vit.blocks if isinstance(block.mlp, DEXMlp)]
 
 
+def _ruled(vit: VisionTransformer) -> list[str]:
+    """The line that tells a model whose experts a rule chooses which images come."""
+    rule = rule_of(vit)
+    if rule is None:
+        return []
+    known = f"its modality, one of {', '.join(rule.modalities)}" if rule.kind == "oracle" else "its name"
+    return [f"dexcore.nn.route_by_rule(encoder, [name], [modality])  # each image's experts are chosen by {known}"]
+
+
 def _listed(numbers: list[int]) -> str:
     return str(numbers[0]) if len(set(numbers)) == 1 else ", ".join(map(str, numbers))
 
@@ -104,12 +113,14 @@ def _how_to_load(vit: VisionTransformer, kind: str) -> str:
             f'encoder = MaskedAutoencoder.from_pretrained("{_FOLDER}").encoder\n```'
         )
     lines = [
+        *(["import dexcore.nn"] if rule_of(vit) else []),
         "from dexcore.models import DEXVisionTransformer",
         f'encoder = DEXVisionTransformer.from_pretrained("{_FOLDER}")  # or "user/name" on the Hugging Face Hub',
     ]
     if knows_view(vit):
         lines += [
             "images = encoder.preprocess([image])  # each [H, W] or [H, W, 3]: uint8, uint16 or floats in [0, 1]",
+            *_ruled(vit),
             "features = encoder.forward_features(images)  # [1, tokens, width], the class token first",
         ]
     whole = ""

@@ -205,7 +205,7 @@ def _page(folder: Path, numbers: RunNumbers, summary: Summary, sections: list[_S
     read = [name for name in _READ if (folder / name).is_file()]
     body += [
         f'<h2 id="{_USE[0]}">{_USE[1]}</h2>',
-        f"<pre>{escape(_usage(folder))}</pre>",
+        f"<pre>{escape(_usage(folder, summary.mlp))}</pre>",
         folded("Configuration", (mapping(name, value) for name, value in numbers.config.items())),
         f'<p class="quiet">Made from {", ".join(read)} beside this '
         f"file; <code>dexcore report {escape(folder.as_posix())}</code> makes it again.</p>",
@@ -311,10 +311,13 @@ def _variance_table(summary: Summary) -> str:
     )
 
 
-def _usage(folder: Path) -> str:
+def _usage(folder: Path, mlp: str) -> str:
+    told = "dexcore.nn.route_by_rule(encoder, names, modalities)  # of the images: a rule chooses their experts\n"
+    ruled = mlp.endswith("routing")
     return (
-        "from dexcore.models import MaskedAutoencoder\n\n"
+        ("import dexcore.nn\n" if ruled else "") + "from dexcore.models import MaskedAutoencoder\n\n"
         f'model = MaskedAutoencoder.from_pretrained("{run_files(folder)["model"].as_posix()}")\n'
         "encoder = model.encoder.eval()  # a timm vision transformer\n"
+        f"{told if ruled else ''}"
         "tokens = encoder.forward_features(images)  # [B, 3, S, S] -> [B, N, D]"
     )

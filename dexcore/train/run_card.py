@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from dexcore.data.feed.augment import channel_statistics
 from dexcore.data.feed.pretrain_view import Images
 from dexcore.models import MaskedAutoencoder
 from dexcore.models.card import model_card
+from dexcore.report.comparison import KINDS
 from dexcore.report.summary import Summary
 from dexcore.train.config import PretrainConfig
 
@@ -85,6 +87,8 @@ def _data(images: Images) -> str:
 def _training(config: PretrainConfig, summary: Summary) -> str:
     seen = summary.steps * config.data.batch_size
     told: Mapping[str, Any] = {
+        "model": KINDS[config.model.mlp],
+        "begun with": Path(config.model.init).name or "new weights",
         "steps": f"{summary.steps:,} of {config.data.batch_size} images, {seen:,} views in all"
         + (f"; {summary.skipped:,} were skipped, their loss or gradient not finite" if summary.skipped else ""),
         "objective": f"masked autoencoder, {config.model.mask_ratio:.0%} of the patches hidden",

@@ -7,6 +7,7 @@ import yaml
 from timm.models.vision_transformer import VisionTransformer
 
 from dexcore.models import DEXVisionTransformer, MaskedAutoencoder
+from dexcore.nn import RoutingRule
 
 TINY = {"img_size": 16, "patch_size": 8, "embed_dim": 8, "depth": 2, "num_heads": 2}
 
@@ -47,3 +48,15 @@ def test_a_dense_autoencoder_gets_a_card_that_loads_its_encoder(tmp_path):
 def test_a_card_that_is_there_is_left_as_it_is(tmp_path):
     (tmp_path / "README.md").write_text("mine")
     assert card_of(DEXVisionTransformer(**TINY, num_experts=2), tmp_path) == "mine"
+
+
+def test_the_card_of_a_model_that_is_routed_by_rule_tells_it_the_image(tmp_path):
+    rule = RoutingRule("oracle", modalities=("CT", "MR"))
+    model = DEXVisionTransformer(**TINY, num_experts=3, num_classes=0, rule=rule)
+    model.set_preprocessing([0.45] * 3, [0.225] * 3)
+    card = card_of(model, tmp_path)
+    assert "one of CT, MR" in card
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    names = {"image": np.zeros((20, 20), np.uint8), "name": "a", "modality": "MR"}
+    exec(code.replace("path/to/this/folder", str(tmp_path)), names)
+    assert names["features"].shape == (1, 5, 8)
