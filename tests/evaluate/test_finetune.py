@@ -20,7 +20,8 @@ from dexcore.evaluate.finetuning.data import sound
 from dexcore.evaluate.finetuning.predictions import Predictor
 from dexcore.evaluate.scores.across import load_scores, table
 from dexcore.evaluate.tasks import Task, TaskError
-from dexcore.models import TaskModel
+from dexcore.models import DEXVisionTransformer, TaskModel
+from dexcore.nn import RoutingRule, set_rule
 from dexcore.nn.mlp import dex_layers
 
 
@@ -242,6 +243,17 @@ def test_a_dense_model_of_timms_is_trained_whole_and_has_no_director(place, tmp_
     assert folder.parts[-3:] == ("finetune", "sides", "seed-0")
     with pytest.raises(ConfigError, match=r"mode: .* test_vit has no directors"):
         finetune(replace(config, mode="director"))
+
+
+def test_a_model_whose_experts_a_rule_chooses_is_trained_through_its_director_alone(place, tmp_path):
+    ruled = DEXVisionTransformer(16, 4, num_classes=0, embed_dim=16, depth=2, num_heads=2, num_experts=3)
+    ruled.set_preprocessing((0.5,) * 3, (0.25,) * 3)
+    set_rule(ruled, RoutingRule("fixed"))
+    ruled.save_pretrained(tmp_path / "model")
+    config = config_of(place, "sides", model=str(tmp_path / "model"), steps=1, out=str(tmp_path / "out"))
+    with pytest.raises(ConfigError, match=r"mode: expected director, .* experts that a rule chooses by image"):
+        finetune(config)
+    assert finetune(replace(config, mode="director")).folders
 
 
 def test_layer_decay_slows_what_lies_deep_and_not_the_head(place, tmp_path):

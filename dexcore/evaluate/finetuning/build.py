@@ -19,7 +19,7 @@ from dexcore.evaluate.probes.baselines import redrawn
 from dexcore.evaluate.tasks import Task
 from dexcore.models import TaskModel
 from dexcore.models.inputs import normalization_of
-from dexcore.nn import set_aux, set_mode
+from dexcore.nn import rule_of, set_aux, set_mode
 from dexcore.nn.mlp import DEXMlp
 
 
@@ -54,6 +54,11 @@ def build_model(config: FinetuneConfig, task: Task, encoder: VisionTransformer, 
     experts = has_experts(encoder)
     if config.mode == "director" and not experts:
         raise ConfigError(f"mode: expected experts or scratch, {config.model} has no directors; got 'director'")
+    if config.mode != "director" and rule_of(encoder) is not None:
+        raise ConfigError(
+            f"mode: expected director, {config.model} has experts that a rule chooses by image, and the rule knows "
+            f"no image of a task; got {config.mode!r}"
+        )
     if (config.lambda_align or config.lambda_balance) and not experts:
         raise ConfigError(f"lambda_align, lambda_balance: expected 0, {config.model} has no experts")
     if config.mode == "scratch":
