@@ -30,7 +30,7 @@ def add_predict_command(parser: argparse.ArgumentParser) -> None:
     add("images", nargs="+", metavar="IMAGE", help="files")
     add("--model", type=Path, required=True, metavar="DIR", help="a fine-tuned model's folder, or its run's")
     add("--out", type=Path, default=Path("predictions"), metavar="DIR", help="default: predictions")
-    add("--modality", metavar="M", help="of the images, where the model is for several")
+    add("--modality", metavar="M", help="of the images, where the model is for several and files do not say theirs")
     add("--axis", choices=("sagittal", "coronal", "axial"), help="across which volumes are cut (default: the task's)")
     add("--mode", choices=("experts", "director"), help="of a model with experts (default: as it was saved)")
     add("--device", default="auto", metavar="D", help="auto, cpu, cuda, mps (default: auto)")
@@ -42,7 +42,7 @@ def run_predict(arguments: argparse.Namespace) -> int:
     """Run ``dexcore predict``; the return value is the process's: 2 where a file could not be predicted."""
     from dexcore.checks import check_whole
     from dexcore.engine.device import choose_device
-    from dexcore.evaluate.prediction.files import AskedFile, modality_of, unique_names
+    from dexcore.evaluate.prediction.files import AskedFile, asked_modality, unique_names
     from dexcore.evaluate.prediction.predict import open_task_model, predict_file
     from dexcore.evaluate.prediction.written import TABLE, Table, write_prediction
     from dexcore.nn import DEXMlp, set_mode
@@ -55,20 +55,22 @@ def run_predict(arguments: argparse.Namespace) -> int:
         if not any(isinstance(module, DEXMlp) for module in model.modules()):
             raise ValueError(f"--mode is {arguments.mode}, but {arguments.model} is a dense model: it has no experts")
         set_mode(model, arguments.mode)
-    modality = modality_of(model.task, arguments.modality)
+    modality = None if arguments.modality is None else asked_modality(model.task, arguments.modality)
     table = Table(out / TABLE, model.task)
-    out.mkdir(parents=True, exist_ok=True)
     model = model.to(choose_device(arguments.device))
     failed = 0
     for path, name in zip(arguments.images, unique_names(arguments.images), strict=True):
         try:
             file = AskedFile(path, model.task, modality, arguments.axis)
             found = predict_file(model, file, arguments.batch_size)
+            out.mkdir(parents=True, exist_ok=True)
             table.add(write_prediction(found, out, name, picture=not arguments.no_pictures))
         except ValueError as error:  # of this file; the others are predicted all the same
             print(f"error: {error}", file=sys.stderr)
             failed += 1
             continue
+        if file.said not in (None, file.modality):
+            print(f"note: {path} says that it is {file.said}, it was predicted as {file.modality}", file=sys.stderr)
         if file.volumes > 1:
             print(f"note: {path} holds {file.volumes} volumes, the first was predicted", file=sys.stderr)
         print(f"{path}: {_told(found)}")

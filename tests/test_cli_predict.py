@@ -187,6 +187,27 @@ def test_a_dense_model_and_director_mode_have_no_experts_to_show(tmp_path, capsy
     assert "is a dense model: it has no experts" in capsys.readouterr().err
 
 
+def test_a_file_that_says_its_modality_is_taken_at_its_word(tmp_path, capsys):
+    """The values of CT and MR come to [0, 1] in other ways."""
+    pixels = (picture(1, (24, 20)).astype(np.int16) - 128) * 9
+    both, one = saved(tmp_path / "both", modalities=("CT", "MR")), saved(tmp_path / "one", modalities=("MR",))
+    found = {}
+    for word, said in (("CT", "CT"), ("MR", "MR"), ("other", "CT")):
+        image = write_dicom(tmp_path / f"{word}.dcm", pixels, Modality=said, RescaleSlope=1, RescaleIntercept=0)
+        assert predict(both if word != "other" else one, tmp_path / word, image, options=["--no-pictures"]) == 0
+        found[word] = rows_of(tmp_path / word)[0]["probability of ill"]
+    assert found["CT"] != found["MR"]
+    assert found["other"] == found["MR"]
+    assert "other.dcm says that it is CT, it was predicted as MR" in capsys.readouterr().err
+
+
+def test_a_model_in_half_precision_predicts(tmp_path):
+    model = TaskModel.from_pretrained(saved(tmp_path / "model", "segmentation", ("background", "lesion"))).bfloat16()
+    model.save_pretrained(tmp_path / "half")
+    assert predict(tmp_path / "half", tmp_path / "out", save(tmp_path / "a.png", picture(0))) == 0
+    assert (tmp_path / "out" / "a_picture.png").is_file()
+
+
 def test_a_broken_file_does_not_keep_others_from_being_predicted(tmp_path, capsys):
     model, out = saved(tmp_path / "model"), tmp_path / "out"
     good, bad = save(tmp_path / "good.png", picture(0)), tmp_path / "bad.png"
@@ -225,7 +246,7 @@ def test_what_cannot_be_predicted_is_refused_before_anything_is_written(tmp_path
             "holds a pre-trained MaskedAutoencoder around a DEXVisionTransformer, which has no head for",
         ),
         (tmp_path / "none", "none: no such folder"),
-        (several, "the model is for images of CT, MR: say --modality"),
+        (several, f"{image}: does not say which of CT, MR it is of, for which the model is: say --modality"),
         (run, "holds 2 models, expected one: pass"),
     ):
         assert predict(model, out, image) == 2

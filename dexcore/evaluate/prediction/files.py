@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from dexcore.data.assemble.dicom_terms import modality_of
 from dexcore.data.assemble.slices import acquired_axis, restacked
 from dexcore.data.modality import Modality
 from dexcore.data.readers import UnreadableFileError
@@ -26,36 +27,52 @@ class AskedFile:
     Args:
         path: of a file, or of one image in it (``scan.nii.gz#axial=12``, ``stack.tif#3``).
         task: of the model.
-        modality: of the images.
+        modality: of the images, where it is asked for; None: the task's, and of a task of several the file's own.
         axis: across which a volume is cut; None: as the task says, else that of its acquisition.
 
     Attributes:
         path: as given.
         file: without the place.
+        modality: of the images.
+        said: the modality that the file says it is of, which may be another; None where it does not say.
         images: their names, the path and the place in the file; one of a picture.
         is_volume: whether they are all slices of a volume, in order.
         volumes: how many the file holds, of which the first is read.
 
     Raises:
-        PixelsError: the file is missing or cannot be read.
+        PixelsError: the file is missing or cannot be read, or nobody says its modality.
     """
 
-    def __init__(self, path: str, task: TaskDescription, modality: Modality, axis: str | None = None) -> None:
-        self.path, self.task, self.modality = path, task, modality
+    def __init__(
+        self, path: str, task: TaskDescription, modality: Modality | None = None, axis: str | None = None
+    ) -> None:
+        self.path, self.task = path, task
         self.file, _, index = located(path)
         if self.file.is_dir():
             raise PixelsError(f"{path}: is a folder, expected files, as {self.file / '*'}")
         if index is not None:
             self.images: tuple[str, ...] = (path,)
-            read_plane(path)
-            self.is_volume, self.volumes = False, 1
-            return
-        named = axis or task.axis
-        wanted = AXES.index(named) if named else None
-        self.images = tuple(f"{self.file}{place}" for place, _ in places_in(self.file, wanted))
+        else:
+            named = axis or task.axis
+            wanted = AXES.index(named) if named else None
+            self.images = tuple(f"{self.file}{place}" for place, _ in places_in(self.file, wanted))
         scan = read_plane(self.images[0]).opened.scan
-        self.is_volume, self.volumes = scan.layout == "volume", scan.volumes
-        self._axis = acquired_axis(scan.spacing) if wanted is None else wanted
+        self.said, _ = modality_of(scan.metadata.get("Modality"))
+        self.modality = self._modality(modality)
+        self.volumes = scan.volumes
+        self.is_volume = scan.layout == "volume" and index is None
+        if self.is_volume:
+            self._axis = acquired_axis(scan.spacing) if wanted is None else wanted
+
+    def _modality(self, given: Modality | None) -> Modality:
+        known = [Modality(name) for name in self.task.modalities]
+        if given is not None or len(known) == 1:
+            return given or known[0]
+        if self.said in known:
+            return self.said
+        raise PixelsError(
+            f"{self.path}: does not say which of {', '.join(known)} it is of, for which the model is: say --modality"
+        )
 
     def __len__(self) -> int:
         return len(self.images)
@@ -91,18 +108,12 @@ class AskedFile:
             raise PixelsError(str(error)) from error
 
 
-def modality_of(task: TaskDescription, given: str | None) -> Modality:
-    """The modality of a user's images.
+def asked_modality(task: TaskDescription, given: str) -> Modality:
+    """The modality that a user names.
 
     Raises:
-        ValueError: it is not said where the task has several, or is none of the task's.
+        ValueError: it is none of the task's.
     """
-    if given is None:
-        if len(task.modalities) > 1:
-            raise ValueError(
-                f"the model is for images of {', '.join(task.modalities)}: say --modality, one of them, of these images"
-            )
-        given = task.modalities[0]
     try:
         found = parse_modality(given)
     except ValueError as error:

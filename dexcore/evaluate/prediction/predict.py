@@ -107,11 +107,11 @@ def predict_file(model: TaskModel, file: AskedFile, batch_size: int = 16) -> Pre
         FeaturesError: the encoder does not say how its images are made.
     """
     task, view = model.task, input_of(model.encoder, model.task)
-    device = next(model.parameters()).device
+    weight = model.encoder.patch_embed.proj.weight
     probabilities: list[np.ndarray] = []
     masks: list[np.ndarray] = []
     for names, sizes, inputs in _batches(file, view, batch_size):
-        logits = model(inputs.to(device)).float()
+        logits = model(inputs.to(weight)).float()
         if not task.is_segmentation:
             probabilities += list(model.probabilities(logits).cpu().numpy())
             continue
@@ -129,7 +129,7 @@ def predict_file(model: TaskModel, file: AskedFile, batch_size: int = 16) -> Pre
         tuple(masks),
         pictured,
         _as_seen(shown, view),
-        look(model, shown.to(device)),
+        look(model, shown.to(weight)),
     )
 
 
