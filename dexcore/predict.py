@@ -75,7 +75,12 @@ def run_predict(arguments: argparse.Namespace) -> int:
             print(f"note: {path} holds {file.volumes} volumes, the first was predicted", file=sys.stderr)
         print(f"{path}: {_told(found)}")
     if failed < len(arguments.images):
-        print(f"written to {out}: {TABLE}{'' if arguments.no_pictures else ', pictures'}")
+        kinds = [
+            TABLE,
+            *(["masks"] if model.task.is_segmentation else []),
+            *([] if arguments.no_pictures else ["pictures"]),
+        ]
+        print(f"written to {out}: {', '.join(kinds)}")
     if failed:
         print(f"error: {failed} of {len(arguments.images)} files could not be predicted", file=sys.stderr)
     return _EXIT_SOME if failed else 0

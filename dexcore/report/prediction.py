@@ -12,6 +12,7 @@ from dexcore.report.pictures import BLUE, to_png
 _HEIGHT = 3.7  # inches
 _MOST_BARS = 10
 _MOST_CELLS = 16  # experts a block whose gates are written into their cells
+_FLAT = 3.0  # times the mean: attention that is never more is drawn as the flat map that it is
 _LISTED = 3  # experts a block that are named where there are more
 _INK = "#222222"
 _STYLE = {"font.family": "DejaVu Sans", "font.size": 8.5, "text.color": _INK, "axes.titlesize": 9.5}
@@ -100,16 +101,18 @@ def _draw_attention(axis: Any, shown: np.ndarray, attention: np.ndarray) -> None
     height, width = shown.shape[:2]
     gray = shown.mean(axis=2) if shown.ndim == 3 else shown
     _picture(axis, gray)
+    peaks = float(attention.max()) / max(float(attention.mean()), 1e-12)  # 1 where all patches count alike
     axis.imshow(
-        attention / max(float(attention.max()), 1e-12),
+        attention / max(float(attention.mean()), 1e-12),
         cmap="inferno",
         vmin=0,
-        vmax=1,
+        vmax=max(peaks, _FLAT),
         alpha=0.55,
         interpolation="bilinear",
         extent=(-0.5, width - 0.5, height - 0.5, -0.5),
     )
     axis.set_title("where it looked (last block)")
+    axis.set_xlabel(f"at most {peaks:.1f} times the mean", fontsize=8)
 
 
 def _picture(axis: Any, image: np.ndarray) -> None:
