@@ -5,6 +5,7 @@
     dexcore eval tasks [NAME]               the 26 tasks of the paper: how each must lie, and what is known of it
     dexcore eval features TASK MODEL        a frozen model's features of the images, computed once and kept
     dexcore eval probe TASK MODEL           a frozen model's features: k-NN, linear, few-shot, dense
+    dexcore eval modules MODEL STORE        whether a model's experts are modules, beside its twins
     dexcore eval score TASK PREDICTIONS     saved predictions become numbers with intervals
     dexcore eval compare A B                two models on the cases that both have
     dexcore eval table RUN...               models on tasks: means, ranks, wins
@@ -21,6 +22,7 @@ from shlex import quote
 from typing import TYPE_CHECKING
 
 from dexcore.eval_features import add_features_command
+from dexcore.eval_modules import add_modules_command
 from dexcore.eval_probe import add_probe_command
 from dexcore.eval_scores import add_score_commands
 
@@ -39,6 +41,7 @@ def add_eval_commands(parser: argparse.ArgumentParser) -> None:
     _add_tasks(commands.add_parser("tasks", help="list the paper's 26 tasks, or show one", description=_TASKS))
     add_features_command(commands)
     add_probe_command(commands)
+    add_modules_command(commands)
     add_score_commands(commands)
 
 

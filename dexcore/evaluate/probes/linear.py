@@ -166,6 +166,32 @@ def linear_probe(
         TaskError: the task or the features cannot be probed.
         MissingExtraError: scikit-learn is not installed.
     """
+    found = best_linear(task, layers, draw, costs)
+    probability = found.linear.probability(layers[found.layer][found.splits.test.place_n])
+    return Probed(found.splits.predictions(probability, model, draw), found.choice, found.flags)
+
+
+@dataclass(frozen=True, eq=False)
+class BestLinear:
+    """The probe that was chosen.
+
+    Attributes:
+        splits: the images.
+        layer: the layer whose features it takes.
+        linear: the fit on train and val.
+        choice: what was chosen, on what.
+        flags: what a reader must know.
+    """
+
+    splits: Splits
+    layer: str
+    linear: Linear
+    choice: dict[str, Any]
+    flags: tuple[str, ...]
+
+
+def best_linear(task: Task, layers: Layers, draw: int | None = None, costs: Sequence[float] = COSTS) -> BestLinear:
+    """Choose and fit the probe of `linear_probe`, which has the arguments and errors; no label of test is read."""
     splits = Splits.of(task, draw)
     features = splits.check(layers)
     flags = absent_flag(task, splits.train_label)
@@ -205,8 +231,7 @@ def linear_probe(
     if best.warned:
         flags.append(f"the solver warned at {len(best.warned)} of {len(costs)} C where C was chosen")
     flags += undefined_flag(task, best.measured)
-    probability = last.probability(of_layer[splits.test.place_n])
-    return Probed(splits.predictions(probability, model, draw), choice, tuple(dict.fromkeys(flags)))
+    return BestLinear(splits, layer, last, choice, tuple(dict.fromkeys(flags)))
 
 
 def _joined(one: Part, other: Part) -> tuple[np.ndarray, np.ndarray]:
