@@ -67,6 +67,19 @@ class ProbeCourse:
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"{path}: damaged, expected what a probe found ({error!r})") from error
 
+    def lines(self) -> list[str]:
+        """Plain text for a terminal: the first number and the last of every curve."""
+        metric, cases = self.metric.replace("_", " "), f"{self.images} images of {self.cases} cases"
+        head = f"Probe on the task {self.task} ({metric} of {self.measured_on}, {cases}), first moment to last"
+        return [head, *(f"  {told}" for told in self.told())]
+
+    def told(self) -> list[str]:
+        """Every curve in words, from its first number to its last."""
+        return [
+            f"{'' if mode == 'dense' else mode + ', '}{_LAYERS.get(layer, (layer,))[0]} {_from_to(values)}"
+            for (mode, layer), values in self.curves.items()
+        ]
+
     def as_dict(self) -> dict[str, Any] | None:
         """The course as an object for JSON; None where there is none."""
         if not self.curves:
@@ -109,10 +122,6 @@ def probe_picture(course: ProbeCourse) -> Picture | None:
         figure.legend(loc="outside lower left", ncols=2, fontsize=8.5, columnspacing=0.8)
         png = to_png(figure)
     where = "validation images" if course.measured_on == "val" else "training images, by images of other cases"
-    told = [
-        f"{'' if mode == 'dense' else mode + ', '}{_LAYERS.get(layer, (layer,))[0]} {_from_to(values)}"
-        for (mode, layer), values in course.curves.items()
-    ]
     return Picture(
         name="probe.png",
         title="What the features are worth to a task",
@@ -123,7 +132,7 @@ def probe_picture(course: ProbeCourse) -> Picture | None:
         ),
         bad="a curve that stays at step 0, or falls while the reconstruction loss still does: stop there.",
         png=png,
-        found=f"From the first moment to the last: {'; '.join(told)}.",
+        found=f"From the first moment to the last: {'; '.join(course.told())}.",
         detail=(
             f"The number is {metric}; neighbors vote by their likeness (cosine, temperature 0.07), an image of the "
             "same case is none. No label of a test image is read. With few cases a curve moves by chance: what is "

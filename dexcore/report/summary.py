@@ -19,6 +19,7 @@ from dexcore.report.compared import NEIGHBOR_LABELS, Compared, Measures, compare
 from dexcore.report.comparison import Comparison
 from dexcore.report.history import SimilarityCourse
 from dexcore.report.numbers import RunNumbers
+from dexcore.report.probe_course import ProbeCourse
 from dexcore.report.routes import STARVING, Hunger, hunger, starving_evaluated
 from dexcore.report.variance import SplitVariance, Variance
 
@@ -62,7 +63,7 @@ class Summary(Measures):
         step0_missing: then, why.
         files: where things are, by what they are.
         comparison: which model it is, what it costs, its order of images; None of a run that an older version began.
-        probe: what features were worth to a task meanwhile (`ProbeCourse.as_dict`); None where it was not asked.
+        probe: what features were worth to a task meanwhile.
     """
 
     steps: int
@@ -73,7 +74,7 @@ class Summary(Measures):
     step0_missing: str
     files: Mapping[str, str]
     comparison: Comparison | None = None
-    probe: Mapping[str, Any] | None = None
+    probe: ProbeCourse | None = None
 
     @property
     def mlp(self) -> str:
@@ -89,6 +90,7 @@ class Summary(Measures):
             *self._model_lines(),
             "",
             *textwrap.wrap(self.verdict(), _WIDTH),
+            *(["", *self.probe.lines()] if self.probe and self.probe.curves else []),
             *(["", *self.comparison.lines()] if self.comparison else []),
             *self._file_lines(),
         ]
@@ -123,7 +125,7 @@ class Summary(Measures):
             "step_0": None if self.compared is None else measures_dict(self.compared.step0),
             "step_0_missing": self.step0_missing or None,
             "change_since_step_0": None if self.compared is None else changes_dict(self.compared),
-            "probe": None if self.probe is None else dict(self.probe),
+            "probe": None if self.probe is None else self.probe.as_dict(),
             "files": dict(self.files),
         }
 
@@ -344,7 +346,7 @@ def summarize(numbers: RunNumbers, files: Mapping[str, str | Path] | None = None
         step0_missing=numbers.step0_missing if numbers.step0 is None else "",
         files={name: str(path) for name, path in (files or {}).items()},
         comparison=numbers.comparison,
-        probe=numbers.probe.as_dict(),
+        probe=numbers.probe,
     )
 
 

@@ -250,7 +250,8 @@ class Pretraining:
         if self.layers:
             sizes = [layer.num_experts for layer in self.layers]
             set_router_noise(self.model, part["router_noise"].split(sizes, dim=1))
-            route_by_rule(self.model, *names_of(self.images, part["sample_id"].numpy()))
+            if self.config.model.mlp != "dex":
+                route_by_rule(self.model, *names_of(self.images, part["sample_id"].numpy()))
         with autocast(self.device, self.config.run.precision):
             loss_self = self.wrapped(part["image"], noise=part["mask_noise"], hidden_only=True).loss
             zero = loss_self.new_zeros(())

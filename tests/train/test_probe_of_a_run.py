@@ -94,6 +94,7 @@ def test_curves_of_a_probe_are_read_with_what_a_diverged_model_lacks(tmp_path):
     np.testing.assert_array_equal(course.curves["experts", "cls"], [0.75, np.nan])
     assert (course.task, course.metric, course.majority) == ("made", "auroc", 0.5)
     assert probe_picture(course) is not None
+    assert course.lines()[1:] == ["  experts, class token 0.750 to 0.750"]
     assert course.as_dict()["curves"] == [{"mode": "experts", "layer": "cls", "value": [0.75, None]}]
     assert probe_picture(ProbeCourse.read(tmp_path / "none")) is None
     path.write_text('{"step": 0, "fingerprint": "f", "modes": {"experts": [{"k": 20}]}}\n{"step": 1}\n')
