@@ -4,6 +4,8 @@ Heavy imports wait until a command runs.
 """
 
 import argparse
+import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +15,11 @@ if TYPE_CHECKING:
 
 _PROBE = (
     "Probe the features of a frozen model on a task: nearest neighbors (knn), logistic regression (linear), a handful "
-    "of images a class (fewshot); of masks a linear head on patch tokens (dense). What is chosen is chosen on val. "
-    "Beside it stand the most frequent class, the intensity histogram with a thumbnail, and the same architecture with "
-    "new weights. Results lie in OUT/MODEL/PROBE/TASK, a folder a seed or draw, where `dexcore eval compare` and "
-    "`table` read them; what is there is not computed again."
+    "of images a class (fewshot), whether images of a class find each other (retrieval); of masks a linear head on "
+    "patch tokens (dense). What is chosen is chosen on val. Beside it stand the most frequent class, the intensity "
+    "histogram with a thumbnail, the same architecture with new weights, and the twins that are named. Results lie in "
+    "OUT/MODEL/PROBE/TASK, a folder a seed or draw, where `dexcore eval compare`, `table` and `page` read them; what "
+    "is there is not computed again."
 )
 
 
@@ -33,7 +36,7 @@ def add_probe_command(commands: Any) -> None:
         "--probe",
         action="append",
         default=[],
-        choices=("knn", "linear", "fewshot", "dense"),
+        choices=("knn", "linear", "fewshot", "retrieval", "dense"),
         help="one of them; may be given again (default: all that suit the task)",
     )
     add("--weights", metavar="FILE", help="of a model of timm's: a file, pretrained or random")
@@ -41,6 +44,14 @@ def add_probe_command(commands: Any) -> None:
     add("--img-size", type=int, metavar="PX", help="of the model's input (default: its own)")
     add("--cache", type=Path, metavar="DIR", help="of features (default: DEXCORE_CACHE, or the user's cache folder)")
     add("--name", metavar="NAME", help="of the model, in folders and tables (default: from MODEL and mode)")
+    add(
+        "--twin",
+        type=_twin,
+        action="append",
+        default=[],
+        metavar="NAME=MODEL",
+        help="a model to be beaten, such as the dense twin: a folder of dexcore's or a .parquet; may be given again",
+    )
     add("--draws", type=int, default=0, metavar="N", help="knn, linear: draw the training cases N times")
     add("--seeds", type=int, metavar="N", help="fewshot, dense: so many seeds (default: 1)")
     add("--no-baselines", action="store_true", help="leave out majority, histogram and new weights")
@@ -58,22 +69,22 @@ def _run(arguments: argparse.Namespace) -> int:
     task = Task.open(arguments.task)
     probes = probes_of(task, arguments.probe, arguments.draws, arguments.seeds)
     tables = _tables(arguments, task)
-    beside = "" if arguments.no_baselines else "histogram"
-    if beside:
-        print("\n".join(run_majority(task, arguments.out).lines()))
-    for model, table in tables:
+    command = shlex.join(["dexcore", *sys.argv[1:]])
+    if not arguments.no_baselines:
+        print("\n".join(run_majority(task, arguments.out, command).lines()))
+    for model, table, beside in tables:
         for probe in probes:
-            against = beside if model != beside else ""
-            done = run_probe(task, table, model, probe, arguments.out, against)
+            done = run_probe(task, table, model, probe, arguments.out, beside, command)
             print("\n".join(done.lines()))
     print(f"compare: dexcore eval table {arguments.out}")
     return 0
 
 
-def _tables(arguments: argparse.Namespace, task: "Task") -> list[tuple[str, "FeatureTable"]]:
-    """The features of each model that is probed, the baselines first."""
+def _tables(arguments: argparse.Namespace, task: "Task") -> list[tuple[str, "FeatureTable", tuple[str, ...]]]:
+    """The features of each model that is probed and the models it is flagged against, which stand before it."""
     from dexcore.evaluate.embedding import FeatureTable, features, open_model
-    from dexcore.evaluate.probes.baselines import HISTOGRAM, histogram_features, redrawn
+    from dexcore.evaluate.probes.baselines import histogram_features, redrawn
+    from dexcore.evaluate.probes.kept import HISTOGRAM, MAJORITY, RANDOM
 
     masks = task.spec.is_segmentation
     given: dict[str, Any] = {
@@ -82,22 +93,38 @@ def _tables(arguments: argparse.Namespace, task: "Task") -> list[tuple[str, "Fea
         "cache": arguments.cache,
         "progress": True,
     }
-    found = []
+    beside: tuple[str, ...] = ()
+    found: list[tuple[str, FeatureTable, tuple[str, ...]]] = []
     if not arguments.no_baselines:
-        found.append((HISTOGRAM, histogram_features(task, cache=arguments.cache)))
+        found.append((HISTOGRAM, histogram_features(task, cache=arguments.cache), ()))
+        beside = (HISTOGRAM,)
+    for twin, model in arguments.twin:
+        table = FeatureTable.load(model) if model.endswith(".parquet") else features(open_model(model), task, **given)
+        found.append((twin, table, beside))
     if arguments.model.endswith(".parquet"):
-        for name in ("weights", "mode", "img_size"):
-            if getattr(arguments, name) is not None:
-                raise ValueError(f"--{name.replace('_', '-')}: {arguments.model} holds features, no model runs")
-        table = FeatureTable.load(arguments.model)
-        return [*found, (arguments.name or Path(arguments.model).stem, table)]
-    model = open_model(arguments.model, arguments.weights, img_size=arguments.img_size)
-    table = features(model, task, mode=arguments.mode, **given)
-    name = arguments.name or "-".join(filter(None, (_name(Path(arguments.model)), table.mode)))
-    if not arguments.no_baselines:
-        fresh = redrawn(getattr(model, "encoder", model))
-        found.append((f"{name}-random", features(fresh, task, mode=arguments.mode, **given)))
-    return [*found, (name, table)]
+        for option in ("weights", "mode", "img_size"):
+            if getattr(arguments, option) is not None:
+                raise ValueError(f"--{option.replace('_', '-')}: {arguments.model} holds features, no model runs")
+        table, name = FeatureTable.load(arguments.model), arguments.name or Path(arguments.model).stem
+    else:
+        opened = open_model(arguments.model, arguments.weights, img_size=arguments.img_size)
+        table = features(opened, task, mode=arguments.mode, **given)
+        name = arguments.name or "-".join(filter(None, (_name(Path(arguments.model)), table.mode)))
+        if not arguments.no_baselines:
+            fresh = redrawn(getattr(opened, "encoder", opened))
+            found.append((f"{name}{RANDOM}", features(fresh, task, mode=arguments.mode, **given), beside))
+    found.append((name, table, (*beside, *(twin for twin, _ in arguments.twin))))
+    names = [name for name, _, _ in found]
+    if doubled := {one for one in names if names.count(one) > 1 or one == MAJORITY}:
+        raise ValueError(f"--name, --twin: {doubled.pop()} is the name of another model: expected one each")
+    return found
+
+
+def _twin(text: str) -> tuple[str, str]:
+    name, sign, model = text.partition("=")
+    if not (name and sign and model):
+        raise argparse.ArgumentTypeError(f"expected NAME=MODEL, got {text!r}")
+    return name, model
 
 
 def _name(model: Path) -> str:

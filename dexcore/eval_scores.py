@@ -33,6 +33,9 @@ def add_score_commands(commands: Any) -> None:
     table.add_argument(
         "--cluster", action="append", default=[], metavar="TASK,TASK", help="tasks of the same images: drawn as one"
     )
+    table.add_argument(
+        "--layer", default="mean", metavar="NAME", help="of few-shot and retrieval: whose numbers (default: mean)"
+    )
     table.add_argument("--json", action="store_true", help="print JSON")
     table.set_defaults(run=_table)
 
@@ -49,7 +52,8 @@ _COMPARE = (
 )
 _TABLE = (
     "A Markdown table: a row a task, a column a model, + and - where the interval of the difference excludes 0; the "
-    "mean with the tasks as they are and drawn, the mean rank, wins, ties and losses."
+    "mean with the tasks as they are and drawn, the mean rank, wins, ties and losses. Few-shot and retrieval follow, a "
+    "row a task and a setting."
 )
 
 
@@ -66,13 +70,15 @@ def _score(arguments: argparse.Namespace) -> int:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    from dexcore.evaluate.probes.fewshot import compare_few_shot_folders
-    from dexcore.evaluate.scores.across import compare_tasks, load_scores
+    from dexcore.evaluate.probes.kept import load_settings
+    from dexcore.evaluate.probes.settings import compare_folders
+    from dexcore.evaluate.scores.across import compare_tasks, find_scores, load_scores
 
-    few = [] if arguments.metric or arguments.json else compare_few_shot_folders(arguments.a, arguments.b)
+    by_setting = not (arguments.metric or arguments.json)
+    few = compare_folders(load_settings(arguments.a), load_settings(arguments.b)) if by_setting else []
     if few:
         print("\n".join(few))
-        if not all(any(side.rglob("scores.npz")) for side in (arguments.a, arguments.b)):
+        if not all(find_scores(side) for side in (arguments.a, arguments.b)):
             return 0
     found = compare_tasks(load_scores(arguments.a), load_scores(arguments.b), arguments.metric)
     if arguments.json:
@@ -83,10 +89,23 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 
 def _table(arguments: argparse.Namespace) -> int:
-    from dexcore.evaluate.scores.across import load_scores, table
+    from dexcore.evaluate.probes.kept import load_settings
+    from dexcore.evaluate.probes.settings import setting_table
+    from dexcore.evaluate.scores.across import find_scores, load_scores, table
 
-    scores = [one for run in arguments.runs for one in load_scores(run)]
     clusters = [cluster.split(",") for cluster in arguments.cluster]
-    found = table(scores, arguments.against, clusters)
-    print(json.dumps(found.as_json(), indent=1) if arguments.json else "\n".join(found.lines()))
+    scores, settings = [], []
+    for run in arguments.runs:
+        of_run = load_settings(run)
+        settings += of_run
+        if find_scores(run) or not of_run:  # where there is neither, that is the error
+            scores += load_scores(run)
+    told, lines = {}, []
+    if scores:
+        found = table(scores, arguments.against, clusters)
+        told, lines = found.as_json(), [*found.lines(), ""]
+    if settings:
+        by_setting = setting_table(settings, arguments.against, arguments.layer)
+        told, lines = {**told, "by_setting": by_setting.as_json()}, [*lines, *by_setting.lines()]
+    print(json.dumps(told, indent=1) if arguments.json else "\n".join(lines).rstrip())
     return 0

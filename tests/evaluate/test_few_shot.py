@@ -8,13 +8,14 @@ from test_probes import a_task, told
 from dexcore.evaluate.probes.fewshot import (
     FewShot,
     compare_few_shot,
-    compare_few_shot_folders,
     episodes,
     few_shot,
     score_few_shot,
 )
+from dexcore.evaluate.probes.kept import load_settings
 from dexcore.evaluate.probes.knn import knn_probe
 from dexcore.evaluate.probes.retrieval import class_retrieval
+from dexcore.evaluate.probes.settings import compare_folders
 from dexcore.evaluate.scores import score
 from dexcore.evaluate.scores.compare import ComparisonError
 from dexcore.evaluate.tasks import Task, TaskError
@@ -117,7 +118,7 @@ def test_a_comparison_of_folders_names_the_better_model_or_a_tie(tmp_path):
         ("bad", "good", "good is better"),
         ("good", "same", "tie"),
     ):
-        told_lines = compare_few_shot_folders(tmp_path / a, tmp_path / b)
+        told_lines = compare_folders(load_settings(tmp_path / a), load_settings(tmp_path / b))
         assert len(told_lines) == 2
         assert all(line.endswith(f"60 cases: {verdict}") for line in told_lines), told_lines
 

@@ -1,6 +1,8 @@
 """Probes from the command line: what they leave in the folder, baselines, restarts."""
 
+import contextlib
 import json
+import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,9 +18,11 @@ from test_probes import GRID, a_task, told
 from dexcore.cli import main
 from dexcore.eval_probe import _name
 from dexcore.evaluate.embedding import FeaturesError, FeatureTable
-from dexcore.evaluate.probes import linear_probe
+from dexcore.evaluate.probes import few_shot, linear_probe, score_few_shot
 from dexcore.evaluate.probes.baselines import histogram_features, intensities, majority, redrawn
 from dexcore.evaluate.probes.dense import dense_probe
+from dexcore.evaluate.probes.kept import is_baseline, load_settings
+from dexcore.evaluate.probes.retrieval import retrieve
 from dexcore.evaluate.probes.run import Probe, probes_of, run_majority, run_probe
 from dexcore.evaluate.scores import Scores, score
 from dexcore.evaluate.scores.across import load_scores, table
@@ -67,8 +71,8 @@ def test_a_probe_that_is_no_better_than_the_histogram_says_so(tmp_path):
     task = pictured(tmp_path / "task", 80)
     noise = told(task, grain=0.0)
     run_probe(task, histogram_features(task, tmp_path / "cache"), "histogram", Probe("knn"), tmp_path)
-    found = run_probe(task, of(task, noise), "noise", Probe("knn"), tmp_path, beside="histogram")
-    assert any(flag.startswith("does not beat the histogram") for flag in found.flags)
+    found = run_probe(task, of(task, noise), "noise", Probe("knn"), tmp_path, beside=("histogram",))
+    assert any(flag.startswith("does not beat histogram") for flag in found.flags)
     assert Scores.load(tmp_path / "noise" / "knn" / "pictured" / "all").flags == found.flags
 
 
@@ -91,10 +95,10 @@ def test_few_shot_is_left_beside_the_others_and_read_again(tmp_path, monkeypatch
     monkeypatch.setattr("dexcore.evaluate.probes.run.few_shot", lambda *given: _small(*given))
     for model, layers in (("histogram", told(task, grain=0.0)), ("a", told(task, grain=0.0, seed=1))):
         found = run_probe(
-            task, of(task, layers), model, Probe("fewshot"), tmp_path, beside=model == "a" and "histogram"
+            task, of(task, layers), model, Probe("fewshot"), tmp_path, beside=("histogram",) if model == "a" else ()
         )
-    assert any(flag.startswith("does not beat the histogram: 1 a class") for flag in found.flags)
-    again = run_probe(task, of(task, layers), "a", Probe("fewshot"), tmp_path, beside="histogram")
+    assert any(flag.startswith("does not beat histogram: 1 a class") for flag in found.flags)
+    again = run_probe(task, of(task, layers), "a", Probe("fewshot"), tmp_path, beside=("histogram",))
     assert again.as_json() == found.as_json()
     assert main(["eval", "compare", str(tmp_path / "a"), str(tmp_path / "histogram")]) == 0
     assert "made: 1 a class, centroid on cls: balanced_accuracy of a - histogram" in capsys.readouterr().out
@@ -224,3 +228,74 @@ def test_a_redrawn_model_has_other_weights_of_the_same_shapes_by_seed(name):
         if value.ndim > 1 and "bias" not in key:
             assert not torch.equal(one.state_dict()[key], value), key
             assert not torch.equal(one.state_dict()[key], other.state_dict()[key]), key
+
+
+def test_a_twin_is_probed_and_the_model_is_flagged_where_it_does_not_beat_it(tmp_path, capsys):
+    task = a_task(tmp_path / "task", {"train": 20, "val": 10, "test": 20})
+    of(task, told(task, grain=1.0)).save(tmp_path / "mine.parquet")
+    replace(of(task, told(task, grain=5.0)), key="other").save(tmp_path / "dense.parquet")
+    command = ["eval", "probe", str(task.spec.path), str(tmp_path / "mine.parquet"), "--out", str(tmp_path / "out")]
+    command += ["--no-baselines", "--probe", "knn", "--probe", "retrieval"]
+    assert main([*command, "--twin", f"dense={tmp_path / 'dense.parquet'}"]) == 0
+    found = {one.model: one for one in load_scores(tmp_path / "out")}
+    assert any(flag.startswith("does not beat dense: auroc") for flag in found["mine knn"].flags)
+    assert not any("does not beat" in flag for flag in found["dense knn"].flags)
+    by_setting = {one.model: one for one in load_settings(tmp_path / "out")}
+    assert "does not beat dense: on mean" in " ".join(by_setting["mine"].flags)
+    capsys.readouterr()
+    for twin, said in (("mine=x.parquet", "no such|No such|holds no features"), ("dense", "expected NAME=MODEL")):
+        with contextlib.suppress(SystemExit):
+            assert main([*command, "--twin", twin]) == 2
+        assert re.search(said, capsys.readouterr().err)
+    assert main([*command, "--twin", f"mine={tmp_path / 'dense.parquet'}"]) == 2
+    assert "mine is the name of another model" in capsys.readouterr().err
+
+
+def test_few_shot_and_retrieval_stand_in_the_table_with_marks_against_the_model_that_is_named(tmp_path, capsys):
+    task = a_task(tmp_path / "task", {"train": 20, "test": 60})
+    for model, grain in (("good", 3.0), ("bad", 0.0)):
+        layers = told(task, grain=grain)
+        if model == "bad":
+            layers = {"mean": layers["mean"]}  # one layer stands beside any
+        for seed in range(2):
+            found = score_few_shot(few_shot(task, layers, model, seed, count=5, shots=(1,)), task)
+            found.save(tmp_path / "out" / model / "fewshot" / "made" / f"seed-{seed}")
+        retrieve(task, layers, model).save(tmp_path / "out" / model / "retrieval" / "made" / "all")
+    assert main(["eval", "table", str(tmp_path / "out"), "--against", "bad knn"]) == 0
+    told_lines = capsys.readouterr().out.splitlines()
+    assert "| task | metric | setting | bad | good |" in told_lines
+    rows = [line for line in told_lines if line.startswith("| made |")]
+    assert len(rows) == 2 + 1  # methods; and retrieval
+    assert all(row.endswith("+ |") for row in rows)
+    assert main(["eval", "table", str(tmp_path / "out"), "--json"]) == 0
+    by_setting = json.loads(capsys.readouterr().out)["by_setting"]
+    assert by_setting["rows"][0]["numbers"]["good"]["value"] == pytest.approx(
+        np.mean(
+            [
+                one.numbers[one.settings.index(("mean", 1, "centroid"))].value
+                for one in load_settings(tmp_path / "out" / "good" / "fewshot")
+            ]
+        )
+    )
+    assert main(["eval", "table", str(tmp_path / "out"), "--against", "none"]) == 2
+    assert "no model 'none', expected one of bad, good" in capsys.readouterr().err
+
+
+def test_routes_of_the_test_images_are_left_beside_the_numbers(tmp_path):
+    task = a_task(tmp_path / "task", {"train": 10, "val": 5, "test": 10})
+    gates = np.zeros((len(task.rows), 2, 4), np.float32)
+    test = np.array([row.split == "test" for row in task.rows])
+    gates[test, :, 1] = 1.0
+    gates[~test, :, 0] = 1.0
+    run_probe(task, replace(of(task, told(task)), gates=gates), "a", Probe("knn"), tmp_path, command="dexcore eval")
+    folder = Probe("knn").folder(tmp_path, "a", "made")
+    routes = json.loads((folder / "routes.json").read_text())
+    assert routes == {"images": 10, "gates": [[0, 1, 0, 0]] * 2}
+    said = json.loads((folder / "made.json").read_text())
+    assert said["command"] == "dexcore eval"
+    assert {"torch", "dexcore"} <= set(said["versions"])
+
+
+def test_baselines_are_known_by_their_names():
+    assert all(map(is_baseline, ("majority", "histogram knn", "histogram linear, drawn", "mine-experts-random dense")))
+    assert not any(map(is_baseline, ("mine-experts knn", "a-random-walk linear", "majority vote knn")))

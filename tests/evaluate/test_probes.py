@@ -108,15 +108,16 @@ def test_nearest_neighbors_vote_as_they_are_counted_by_hand(tmp_path):
     task = a_task(tmp_path, {"train": 40, "val": 12, "test": 10}, classes=3)
     layers = {"only": told(task)["mean"]}
     found = knn_probe(task, layers)
-    rows = {name: [n for n, row in enumerate(task.rows) if row.split == name] for name in ("train", "test")}
+    rows = {name: [n for n, row in enumerate(task.rows) if row.split == name] for name in ("train", "val", "test")}
     features = layers["only"] - layers["only"][rows["train"]].mean(axis=0)
+    known = rows["train"] + rows["val"]  # as the linear probe's last fit
     features /= np.linalg.norm(features, axis=1, keepdims=True)
     label = task.reference().labels(task.rows)
     for row, probability in zip(rows["test"], found.predictions.values, strict=True):
-        cosine = features[rows["train"]] @ features[row]
+        cosine = features[known] @ features[row]
         order = np.argsort(-cosine)[: found.choice["k"]]
         weight = np.exp(cosine[order] / 0.07) if found.choice["votes"] == "weighted" else 1 + 1e-3 * 0.5 ** np.arange(5)
-        votes = np.bincount(label[rows["train"]][order], weight, 3)
+        votes = np.bincount(label[known][order], weight, 3)
         np.testing.assert_allclose(probability, votes / votes.sum(), rtol=1e-9)
 
 

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dexcore.evaluate.embedding import Features, FeatureTable, Preprocessing, features
+from dexcore.evaluate.probes.kept import HISTOGRAM, MAJORITY
 from dexcore.evaluate.probes.splits import Splits, one_hot
 from dexcore.evaluate.scores import Predictions
 from dexcore.evaluate.tasks import Task
 
-HISTOGRAM = "histogram"
 SIZE = 128  # pixels: what `Intensities` sees
 BINS = 32
 THUMBNAIL = 8
@@ -30,9 +30,8 @@ _KEY = f"intensities {SIZE} {BINS} {THUMBNAIL} {PATCH} {_PATCH_BINS}"
 def majority(task: Task) -> Predictions:
     """The shares of the classes among the images of train and val, for every test image."""
     splits = Splits.of(task)
-    label = np.concatenate([splits.train_label, splits.val_label])
-    share = one_hot(label, splits.classes).mean(axis=0)
-    return splits.predictions(np.tile(share, (len(splits.test), 1)), "majority", None)
+    share = one_hot(splits.known()[1], splits.classes).mean(axis=0)
+    return splits.predictions(np.tile(share, (len(splits.test), 1)), MAJORITY, None)
 
 
 def intensities(images: Tensor) -> tuple[Tensor, Tensor, tuple[int, int]]:

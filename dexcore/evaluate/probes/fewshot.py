@@ -1,6 +1,6 @@
 """Few-shot: what a handful of labelled images a class are worth, over many episodes that are the same for every model.
 
-Axes: e episodes, n test images, g cases, c classes, d draws or width.
+Axes: e episodes, n test images, d width.
 """
 
 import hashlib
@@ -10,28 +10,24 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
+from dexcore.evaluate.probes.settings import Setting, class_shares, compare_settings, estimated
 from dexcore.evaluate.probes.splits import Layers, Splits
-from dexcore.evaluate.scores.compare import ComparisonError, better_side
+from dexcore.evaluate.scores.saved import load_numbers, save_numbers
 from dexcore.evaluate.scores.score import flags_of
 from dexcore.evaluate.tasks import Task, TaskError
 from dexcore.extras import require
-from dexcore.files import write_whole
-from dexcore.measures.bootstrap import DRAWS, Estimate, estimate, resamples
+from dexcore.measures.bootstrap import Estimate
 from dexcore.measures.neighbors import unit
-from dexcore.measures.ratio import ratio
-from dexcore.report.arrays import read_arrays, write_arrays
 
 SHOTS = (1, 2, 4, 8, 16, 32)
 EPISODES = 200
 METHODS = ("centroid", "logistic")
 COST = 10.0  # scikit-learn's C, fixed: there is nothing to choose it on
-FILE = "fewshot.npz"
-_FORMAT = 1
+FILE = "fewshot"
 _ABOUT = ("task", "fingerprint", "model", "seed", "supports")
 
 
@@ -70,22 +66,27 @@ class FewShot(FewShotPredictions):
 
     label_n: np.ndarray
 
+    metric: ClassVar[str] = "balanced_accuracy"
+
     @cached_property
     def numbers(self) -> tuple[Estimate, ...]:
         """The balanced accuracy of each setting, a mean over episodes; drawn are cases and episodes."""
-        return tuple(self._estimate(right) for right in self._right())
+        return tuple(estimated(right, self.label_n, self.case_n) for right in self.values())
 
     def deviations(self) -> tuple[float, ...]:
         """Of each setting, between episodes: what other supports would do."""
-        shares = _class_shares(self.label_n)
-        return tuple(float((right @ shares).std(ddof=1)) if len(right) > 1 else np.nan for right in self._right())
+        shares = class_shares(self.label_n)
+        return tuple(float((right @ shares).std(ddof=1)) if len(right) > 1 else np.nan for right in self.values())
 
-    def _right(self) -> Iterator[np.ndarray]:
+    def values(self) -> Iterator[np.ndarray]:
+        """Of each setting, whether each test image is right in each episode: float32 [e, n]."""
         for predicted in self.predicted:
             yield (predicted == self.label_n).astype(np.float32)
 
-    def _estimate(self, right_en: np.ndarray) -> Estimate:
-        return _estimated(right_en, self.label_n, self.case_n)
+    def told(self, setting: Setting) -> str:
+        """A setting in words, but for its layer."""
+        _, shots, method = setting
+        return f"{shots} a class, {method}"
 
     def as_json(self) -> dict[str, Any]:
         """The numbers, by setting."""
@@ -95,7 +96,7 @@ class FewShot(FewShotPredictions):
                 "shots": shots,
                 "method": method,
                 "balanced_accuracy": number.as_json(),
-                "deviation": spread,
+                "deviation": spread if np.isfinite(spread) else None,
             }
             for (layer, shots, method), number, spread in zip(
                 self.settings, self.numbers, self.deviations(), strict=True
@@ -117,12 +118,9 @@ class FewShot(FewShotPredictions):
         Raises:
             OSError: they cannot be written.
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         about = {name: getattr(self, name) for name in (*_ABOUT, "settings", "flags")}
         arrays = {name: getattr(self, name) for name in ("predicted", "label_n", "case_n")}
-        write_whole(folder / "fewshot.json", (json.dumps(self.as_json(), indent=1) + "\n").encode())
-        write_arrays(folder / FILE, _FORMAT, {"about": np.array(json.dumps(about)), **arrays})
+        save_numbers(folder, FILE, self.as_json(), arrays, about)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "FewShot":
@@ -132,11 +130,8 @@ class FewShot(FewShotPredictions):
             FileNotFoundError: there is none.
             ValueError: it is damaged, or of another version.
         """
-        path = Path(path)
-        path = path / FILE if path.is_dir() else path
-        _, arrays = read_arrays(path, (_FORMAT,), "few-shot predictions")
+        path, about, arrays = load_numbers(path, FILE, "few-shot predictions")
         try:
-            about = json.loads(str(arrays.pop("about")))
             settings = tuple((str(layer), int(shots), str(method)) for layer, shots, method in about.pop("settings"))
             about["flags"] = tuple(about["flags"])
             return cls(**about | arrays, settings=settings)
@@ -263,46 +258,7 @@ def compare_few_shot(a: FewShot, b: FewShot) -> list[tuple[tuple[str, int, str],
     Raises:
         ComparisonError: they are of other tasks, episodes, or have no setting in common.
     """
-    for name in ("task", "fingerprint", "supports"):
-        if getattr(a, name) != getattr(b, name):
-            raise ComparisonError(f"task {a.task}: few-shot of {a.model} and {b.model}: not the same {name}")
-    alone = len({layer for layer, _, _ in b.settings}) == 1 or len({layer for layer, _, _ in a.settings}) == 1
-    found = []
-    for one, predicted in zip(a.settings, a.predicted, strict=True):
-        for other, of_other in zip(b.settings, b.predicted, strict=True):
-            if one[1:] == other[1:] and (alone or one[0] == other[0]):
-                right = (predicted == a.label_n).astype(np.float32) - (of_other == a.label_n).astype(np.float32)
-                found.append((one, _estimated(right, a.label_n, a.case_n)))
-    if not found:
-        raise ComparisonError(f"task {a.task}: few-shot of {a.model} and {b.model}: no layer and shots that both have")
-    return found
-
-
-def compare_few_shot_folders(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> list[str]:
-    """The comparisons of all few-shot probes that two folders share, for a terminal; [] where there are none.
-
-    Raises:
-        ComparisonError: as `compare_few_shot`, or a folder holds several models of a task and a seed.
-    """
-    sides = []
-    for folder in (a, b):
-        side: dict[tuple[str, int], FewShot] = {}
-        for path in sorted(Path(folder).rglob(FILE)):
-            found = FewShot.load(path)
-            if (found.task, found.seed) in side:
-                raise ComparisonError(f"{folder}: holds several few-shot models of task {found.task}; expected one")
-            side[found.task, found.seed] = found
-        sides.append(side)
-    told = []
-    for key in (key for key in sides[0] if key in sides[1]):
-        one, other = sides[0][key], sides[1][key]
-        for (layer, shots, method), number in compare_few_shot(one, other):
-            better = better_side(number, f"{one.model} is better", f"{other.model} is better")
-            told.append(
-                f"{one.task}: {shots} a class, {method} on {layer}: balanced_accuracy of {one.model} - {other.model} "
-                f"{number.value:+.3f} [{number.low:+.3f}, {number.high:+.3f}], {number.groups} cases: {better}"
-            )
-    return told
+    return [((layer, shots, method), number) for (layer, shots, method), number in compare_settings(a, b)]
 
 
 def _check(task: Task) -> None:
@@ -320,26 +276,3 @@ def _classify(method: str, support: np.ndarray, label: np.ndarray, queries: np.n
         warnings.simplefilter("always")
         solver.fit(support, label)
     return solver.predict(queries), bool(said)
-
-
-def _class_shares(label_n: np.ndarray) -> np.ndarray:
-    """The weight of each image in a balanced accuracy: every class that is there counts the same."""
-    count = np.bincount(label_n)
-    return np.asarray(1 / count[label_n] / (count > 0).sum())
-
-
-def _estimated(right_en: np.ndarray, label_n: np.ndarray, case_n: np.ndarray) -> Estimate:
-    """The mean over episodes and classes, and its interval: cases and episodes are drawn."""
-    value = float(right_en.mean(axis=0, dtype=np.float64) @ _class_shares(label_n))
-    classes = np.unique(label_n)
-    target_nc = (label_n[:, None] == classes).astype(np.float64)
-    random = np.random.default_rng(1)
-    cases, drawn = int(case_n.max()) + 1, []
-    for weight_dg in resamples(np.zeros(cases, dtype=np.int64), DRAWS, 0) if cases > 1 else ():
-        chosen = random.integers(0, len(right_en), (len(weight_dg), len(right_en)))
-        share_de = np.stack([np.bincount(one, minlength=len(right_en)) for one in chosen]) / len(right_en)
-        weight_dn = weight_dg[:, case_n]
-        right_dc = ((share_de.astype(np.float32) @ right_en) * weight_dn) @ target_nc
-        count_dc = weight_dn @ target_nc
-        drawn.append(ratio(right_dc, count_dc).mean(axis=1))
-    return estimate(value, np.concatenate([np.zeros(0), *drawn]), cases)

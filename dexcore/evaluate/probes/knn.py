@@ -1,4 +1,4 @@
-"""The probe without training: the nearest training images vote."""
+"""The probe without training: the nearest images of known class vote."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -25,10 +25,11 @@ _MOST = max(k for k, _ in VARIANTS)
 
 
 def knn_probe(task: Task, layers: Layers, model: str = "", draw: int | None = None) -> Probed:
-    """Classify the test images by their nearest training images: cosine, centred on the training features.
+    """Classify the test images by their nearest images of known class: cosine, centred on the training features.
 
     Layer and variant (`VARIANTS`) are those with the best number on val; where there is no val, of the training images
-    by those of other cases. An image of its own case is no neighbor of any.
+    by those of other cases. Then the images of train and val are the neighbors of test, as the last fit of
+    `linear_probe` is on both; what is subtracted is the mean of train. An image of its own case is no neighbor of any.
 
     Args:
         task: of classification.
@@ -43,10 +44,12 @@ def knn_probe(task: Task, layers: Layers, model: str = "", draw: int | None = No
     features = splits.check(layers)
     tried = _tried(splits, features)
     best = max(tried, key=lambda one: (one["measured"] == task.spec.metric, one["value"]))  # of equals the first
-    probability = _probability(splits, _found(splits, features[best["layer"]], splits.test), best["k"], best["votes"])
+    known, label = splits.known()
+    found = _found(splits, features[best["layer"]], splits.test, known)
+    probability = _probability(found, label, splits, best["k"], best["votes"])
     _, _, chosen_on = _held(splits)
     choice = {"probe": "knn", **best, "temperature": TEMPERATURE, "chosen_on": chosen_on, "tried": tried}
-    flags = [*absent_flag(task, splits.train_label), *undefined_flag(task, best["measured"])]
+    flags = [*absent_flag(task, label), *undefined_flag(task, best["measured"])]
     return Probed(splits.predictions(probability, model, draw), choice, tuple(flags))
 
 
@@ -94,23 +97,23 @@ def _tried(splits: Splits, features: dict[str, np.ndarray]) -> list[dict[str, An
     held, label, _ = _held(splits)
     tried: list[dict[str, Any]] = []
     for layer, of_layer in features.items():
-        found = _found(splits, of_layer, held)
+        found = _found(splits, of_layer, held, splits.train)
         for k, votes in VARIANTS:
-            value, measured = value_of(splits.task, held, label, _probability(splits, found, k, votes))
+            probability = _probability(found, splits.train_label, splits, k, votes)
+            value, measured = value_of(splits.task, held, label, probability)
             tried.append({"layer": layer, "k": k, "votes": votes, "value": value, "measured": measured})
     return tried
 
 
-def _found(splits: Splits, features: np.ndarray, queries: Part) -> Nearest:
-    rows = features[splits.train.place_n]
-    center = rows.mean(axis=0, dtype=np.float64)
-    return nearest(features[queries.place_n], rows, _MOST, queries.case_n, splits.train.case_n, center)
+def _found(splits: Splits, features: np.ndarray, queries: Part, known: Part) -> Nearest:
+    center = features[splits.train.place_n].mean(axis=0, dtype=np.float64)
+    return nearest(features[queries.place_n], features[known.place_n], _MOST, queries.case_n, known.case_n, center)
 
 
-def _probability(splits: Splits, found: Nearest, k: int, votes: str) -> np.ndarray:
+def _probability(found: Nearest, label: np.ndarray, splits: Splits, k: int, votes: str) -> np.ndarray:
     found = Nearest(found.index_qk[:, :k], found.likeness_qk[:, :k])
     weight = near_votes(found.likeness_qk, TEMPERATURE) if votes == "weighted" else equal_votes(k)
-    target = one_hot(splits.train_label, splits.classes)
+    target = one_hot(label, splits.classes)
     probability = shares(found, target, weight)
     lost = found.index_qk[:, 0] < 0  # no image of another case
     probability[lost] = target.mean(axis=0)

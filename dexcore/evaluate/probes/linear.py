@@ -12,7 +12,6 @@ import numpy as np
 
 from dexcore.evaluate.probes.splits import (
     Layers,
-    Part,
     Probed,
     Splits,
     absent_flag,
@@ -194,7 +193,7 @@ def best_linear(task: Task, layers: Layers, draw: int | None = None, costs: Sequ
     """Choose and fit the probe of `linear_probe`, which has the arguments and errors; no label of test is read."""
     splits = Splits.of(task, draw)
     features = splits.check(layers)
-    flags = absent_flag(task, splits.train_label)
+    flags = absent_flag(task, splits.known()[1])
     tried: dict[str, _Tried] = {}
     for name, of_layer in features.items():
         tried[name], said = _on_val(splits, of_layer, costs) if len(splits.val) else _on_folds(splits, of_layer, costs)
@@ -203,10 +202,7 @@ def best_linear(task: Task, layers: Layers, draw: int | None = None, costs: Sequ
     layer = max(tried, key=lambda name: (tried[name].measured == task.spec.metric, max(tried[name].value)))
     best = tried[layer]
     place = int(np.argmax(best.value))
-    known, label = splits.train, splits.train_label
-    if len(splits.val):
-        known = Part(known.rows + splits.val.rows, *_joined(known, splits.val))
-        label = np.concatenate([label, splits.val_label])
+    known, label = splits.known()
     of_layer = features[layer]
     [last] = fit_linear(
         of_layer[known.place_n], label, splits.classes, costs[place : place + 1], of_layer[splits.train.place_n]
@@ -232,10 +228,6 @@ def best_linear(task: Task, layers: Layers, draw: int | None = None, costs: Sequ
         flags.append(f"the solver warned at {len(best.warned)} of {len(costs)} C where C was chosen")
     flags += undefined_flag(task, best.measured)
     return BestLinear(splits, layer, last, choice, tuple(dict.fromkeys(flags)))
-
-
-def _joined(one: Part, other: Part) -> tuple[np.ndarray, np.ndarray]:
-    return np.concatenate([one.place_n, other.place_n]), np.concatenate([one.case_n, other.case_n])
 
 
 def _on_val(splits: Splits, features: np.ndarray, costs: Sequence[float]) -> tuple[_Tried, list[str]]:

@@ -5,6 +5,9 @@ OUT/MODEL/PROBE/TASK/(all, draw-N or seed-N)
     predictions.parquet      of the test images (dense: and a PNG each, in masks/)
     scores.json, scores.npz  as `dexcore eval score` writes them
     fewshot.json, .npz       in the place of the last three where the probe is few-shot
+    retrieval.json, .npz     in their place where it is retrieval
+    routes.json              of features with gates: what each expert of each layer received of the test images
+    made.json                when, by which command and versions
     probe.json               what all of it was made from; written last: with the same again nothing is computed
 """
 
@@ -12,25 +15,36 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dexcore.evaluate.embedding import FeaturesError, FeatureTable
-from dexcore.evaluate.probes.fewshot import FewShot, compare_few_shot, few_shot, score_few_shot
+from dexcore.evaluate.probes.fewshot import FewShot, few_shot, score_few_shot
+from dexcore.evaluate.probes.kept import MAJORITY
 from dexcore.evaluate.probes.knn import knn_probe
 from dexcore.evaluate.probes.linear import linear_probe
+from dexcore.evaluate.probes.retrieval import Retrieval, retrieve
+from dexcore.evaluate.probes.settings import not_beaten
 from dexcore.evaluate.probes.splits import Layers, Probed
 from dexcore.evaluate.scores import Scores, compare, score
 from dexcore.evaluate.tasks import Task
 from dexcore.files import write_whole
 
-PROTOCOL = 2  # grows when a probe would choose or predict otherwise
-LABELLED, DENSE = ("knn", "linear", "fewshot"), ("dense",)
+PROTOCOL = 3  # grows when a probe would choose or predict otherwise
+LABELLED, DENSE = ("knn", "linear", "fewshot", "retrieval"), ("dense",)
 DRAWN = ("knn", "linear")  # without randomness: training cases are drawn in the place of seeds
+FIXED = (*DRAWN, "retrieval")  # without seeds
+ONE_CLASS = ("fewshot", "retrieval")  # of tasks with one class an image
 KEPT = "probe.json"
+ROUTES = "routes.json"
+MADE = "made.json"
+_PACKAGES = ("dexcore", "torch", "timm", "scikit-learn", "scipy", "numpy")
 
 
 @dataclass(frozen=True)
@@ -38,7 +52,7 @@ class Probe:
     """One probe of one model on one task.
 
     Attributes:
-        name: "knn", "linear", "fewshot" or "dense".
+        name: "knn", "linear", "fewshot", "retrieval" or "dense".
         draw: key of the training cases that are drawn; None: all of them.
         seed: of episodes, or of a head.
     """
@@ -50,7 +64,7 @@ class Probe:
     def folder(self, out: Path, model: str, task: str) -> Path:
         """Where it is written: what is of all training cases, of a draw of them and of a seed each has its own."""
         own = f"seed-{self.seed}"
-        if self.name in DRAWN:
+        if self.name in FIXED:
             own = "all" if self.draw is None else f"draw-{self.draw}"
         return out / safe(model) / self.name / safe(task) / own
 
@@ -74,7 +88,7 @@ def probes_of(task: Task, names: Sequence[str], draws: int = 0, seeds: int | Non
     suited = (
         DENSE
         if task.spec.is_segmentation
-        else tuple(name for name in LABELLED if name != "fewshot" or task.kind != "multilabel")
+        else tuple(name for name in LABELLED if name not in ONE_CLASS or task.kind != "multilabel")
     )
     names = list(dict.fromkeys(names or suited))
     for name in names:
@@ -82,10 +96,10 @@ def probes_of(task: Task, names: Sequence[str], draws: int = 0, seeds: int | Non
             raise ValueError(
                 f"task {task.name}: is of kind {task.kind}, the probe {name} is not for it: {_list(suited)}"
             )
-    if seeds is not None and (fixed := [name for name in names if name in DRAWN]):
+    if seeds is not None and (fixed := [name for name in names if name in FIXED]):
         raise ValueError(
-            f"seeds: the probe {_list(fixed)} has no randomness, every seed gives the same numbers: draw "
-            "training cases instead (--draws)"
+            f"seeds: the probe {_list(fixed)} has no randomness, every seed gives the same numbers: ask for others "
+            "(--probe), or draw training cases instead (--draws; of knn and linear)"
         )
     if draws and not any(name in DRAWN for name in names):
         raise ValueError(f"draws: are for {_list(DRAWN)}; {_list(names)} has seeds")
@@ -93,6 +107,8 @@ def probes_of(task: Task, names: Sequence[str], draws: int = 0, seeds: int | Non
     for name in names:
         if name in DRAWN:
             found += [Probe(name, draw) for draw in range(draws)] or [Probe(name)]
+        elif name in FIXED:
+            found.append(Probe(name))
         else:
             found += [Probe(name, seed=seed) for seed in range(seeds or 1)]
     return found
@@ -109,8 +125,14 @@ def layers_of(table: FeatureTable, task: Task) -> dict[str, np.ndarray]:
 
 
 def run_probe(
-    task: Task, table: FeatureTable, model: str, probe: Probe, out: Path, beside: str = ""
-) -> Scores | FewShot:
+    task: Task,
+    table: FeatureTable,
+    model: str,
+    probe: Probe,
+    out: Path,
+    beside: tuple[str, ...] = (),
+    command: str = "",
+) -> Scores | FewShot | Retrieval:
     """Run a probe, score and write it; what was written from the same before is read.
 
     Args:
@@ -119,14 +141,15 @@ def run_probe(
         model: the name of the features.
         probe: that is run.
         out: the folder of all.
-        beside: the model that this one should beat, which was probed before into ``out``; "" for none.
+        beside: the models that this one should beat, which were probed before into ``out``: a flag says so otherwise.
+        command: that was called, to be told beside the numbers.
 
     Raises:
         TaskError, FeaturesError: task and features cannot be probed, or the folder holds another model of this name.
         OSError: the folder cannot be written.
     """
     folder = probe.folder(out, model, task.name)
-    before = probe.folder(out, beside, task.name) if beside else None
+    before = {name: probe.folder(out, name, task.name) for name in beside}
     made_from = {
         "protocol": PROTOCOL,
         "task": task.fingerprint,
@@ -134,37 +157,63 @@ def run_probe(
         "features": _features_hash(table, task, probe),
         "model": model,
         "probe": vars(probe),
-        "beside": _read(before / KEPT) if before else None,
+        "beside": {name: _read(other / KEPT) for name, other in before.items()},
     }
     _make_room(folder.parent, made_from)
-    few = probe.name == "fewshot"
+    kind: type[Scores | FewShot | Retrieval] = {"fewshot": FewShot, "retrieval": Retrieval}.get(probe.name, Scores)
     if _read(folder / KEPT) == made_from:
-        return FewShot.load(folder) if few else Scores.load(folder)
+        return kind.load(folder)
     (folder / KEPT).unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
-    done: Scores | FewShot
-    if few:
-        done = score_few_shot(few_shot(task, layers_of(table, task), model, probe.seed), task)
-        if before:
-            done = replace(done, flags=(*done.flags, *_few_shot_flag(done, FewShot.load(before), beside)))
-    else:
-        probed = _probed(task, table, probe.model(model), probe, folder)
-        probed.predictions.save(folder / "predictions.parquet")
-        _write(folder / "choice.json", probed.choice)
-        done = score(probed.predictions, task)
-        flags = (*probed.flags, *(_flag(done, Scores.load(before), beside) if before else ()))
-        done = replace(done, flags=tuple(dict.fromkeys((*done.flags, *flags))))
+    done, flags = _done(task, table, model, probe, folder)
+    for name, other in before.items():
+        flags += _flags(done, kind.load(other), name)
+    done = replace(done, flags=tuple(dict.fromkeys((*done.flags, *flags))))
     done.save(folder)
+    _write_routes(folder / ROUTES, table, task)
+    _write(folder / MADE, made(command))
     _write(folder / KEPT, made_from)
     return done
 
 
-def run_majority(task: Task, out: Path) -> Scores:
+def made(command: str) -> dict[str, Any]:
+    """When and by what numbers are made: plain values, which decide nothing."""
+    versions = {}
+    for package in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    return {"time": datetime.now(UTC).isoformat(timespec="seconds"), "command": command, "versions": versions}
+
+
+def _done(
+    task: Task, table: FeatureTable, model: str, probe: Probe, folder: Path
+) -> tuple[Scores | FewShot | Retrieval, list[str]]:
+    """What a probe is worth, and what else there is to flag."""
+    if probe.name == "fewshot":
+        return score_few_shot(few_shot(task, layers_of(table, task), model, probe.seed), task), []
+    if probe.name == "retrieval":
+        return retrieve(task, layers_of(table, task), model), []
+    probed = _probed(task, table, probe.model(model), probe, folder)
+    probed.predictions.save(folder / "predictions.parquet")
+    _write(folder / "choice.json", probed.choice)
+    return score(probed.predictions, task), list(probed.flags)
+
+
+def _write_routes(path: Path, table: FeatureTable, task: Task) -> None:
+    """The mean gate of each expert over the test images, [layers, experts]; nothing of features without gates."""
+    path.unlink(missing_ok=True)
+    if table.gates is not None:
+        test = table.of([row.image for row in task.split("test")])
+        assert test.gates is not None
+        _write(path, {"images": len(test), "gates": test.gates.mean(axis=0, dtype=np.float64).tolist()})
+
+
+def run_majority(task: Task, out: Path, command: str = "") -> Scores:
     """The baseline that looks at no image, written as the probes are."""
     from dexcore.evaluate.probes.baselines import majority
     from dexcore.evaluate.probes.dense import majority_masks
 
-    folder = out / "majority" / safe(task.name)
+    folder = out / MAJORITY / safe(task.name)
     made_from = {"protocol": PROTOCOL, "task": task.fingerprint}
     if _read(folder / KEPT) == made_from:
         return Scores.load(folder)
@@ -174,6 +223,7 @@ def run_majority(task: Task, out: Path) -> Scores:
     predictions.save(folder / "predictions.parquet")
     scores = score(predictions, task)
     scores.save(folder)
+    _write(folder / MADE, made(command))
     _write(folder / KEPT, made_from)
     return scores
 
@@ -204,21 +254,18 @@ def _make_room(place: Path, made_from: dict[str, Any]) -> None:
             )
 
 
-def _flag(scores: Scores, baseline: Scores, name: str) -> list[str]:
-    found = compare(scores, baseline)
-    if found.verdict == "a":
-        return []
-    more = found.difference
-    return [f"does not beat the {name}: {found.metric} {more.value:+.3f} [{more.low:+.3f}, {more.high:+.3f}]"]
-
-
-def _few_shot_flag(found: FewShot, baseline: FewShot, name: str) -> list[str]:
-    lost = [
-        f"{shots} a class, {method} on {layer}"
-        for (layer, shots, method), difference in compare_few_shot(found, baseline)
-        if not difference.low > 0
-    ]
-    return [f"does not beat the {name}: {'; '.join(lost)}"] if lost else []
+def _flags(done: Scores | FewShot | Retrieval, other: Scores | FewShot | Retrieval, name: str) -> list[str]:
+    """That a model does not beat another one, unless it does."""
+    if isinstance(done, Scores) and isinstance(other, Scores):
+        found = compare(done, other)
+        if found.verdict == "a":
+            return []
+        more = found.difference
+        return [f"does not beat {name}: {found.metric} {more.value:+.3f} [{more.low:+.3f}, {more.high:+.3f}]"]
+    assert not isinstance(done, Scores)
+    assert not isinstance(other, Scores)
+    lost = not_beaten(done, other)
+    return [f"does not beat {name}: {'; '.join(lost)}"] if lost else []
 
 
 def _features_hash(table: FeatureTable, task: Task, probe: Probe) -> str:

@@ -38,6 +38,11 @@ class Part:
         """Some of the images, by index."""
         return Part(tuple(self.rows[n] for n in chosen.tolist()), self.place_n[chosen], self.case_n[chosen])
 
+    def with_(self, other: "Part") -> "Part":
+        """These images, and behind them others."""
+        places, cases = (np.concatenate([getattr(self, one), getattr(other, one)]) for one in ("place_n", "case_n"))
+        return Part(self.rows + other.rows, places, cases)
+
 
 @dataclass(frozen=True, eq=False)
 class Splits:
@@ -82,6 +87,12 @@ class Splits:
     def classes(self) -> int:
         """How many there are."""
         return len(self.task.classes)
+
+    def known(self) -> tuple[Part, np.ndarray]:
+        """Train and val together, and their labels: what fits once everything is chosen."""
+        if not len(self.val):
+            return self.train, self.train_label
+        return self.train.with_(self.val), np.concatenate([self.train_label, self.val_label])
 
     def check(self, layers: Layers) -> dict[str, np.ndarray]:
         """The same features, float32 or float64; refused where they do not fit or are not finite.

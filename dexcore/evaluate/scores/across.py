@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from dexcore.evaluate.scores.compare import Comparison, ComparisonError, adjusted, check_alike, common_cases, compare
-from dexcore.evaluate.scores.score import Scores
+from dexcore.evaluate.scores.score import FILE, Scores
 from dexcore.evaluate.scores.seeds import check_seeds
 from dexcore.measures.bootstrap import DRAWS, Estimate, drawn_numbers, estimate, two_level
 
@@ -248,16 +248,21 @@ def _flags(
     return tuple(flags)
 
 
+def find_scores(path: str | os.PathLike[str]) -> list[Path]:
+    """The files of all scores in a folder and below it, sorted; the path itself where it is no folder."""
+    path = Path(path)
+    return sorted(path.rglob(f"{FILE}.npz")) if path.is_dir() else [path]
+
+
 def load_scores(path: str | os.PathLike[str]) -> list[Scores]:
     """All scores in a folder and below it.
 
     Raises:
         FileNotFoundError: there are none.
     """
-    path = Path(path)
-    files = sorted(path.rglob("scores.npz")) if path.is_dir() else [path]
+    files = find_scores(path)
     if not files:
-        raise FileNotFoundError(f"{path}: holds no scores.npz, which `dexcore eval score` writes")
+        raise FileNotFoundError(f"{path}: holds no {FILE}.npz, which `dexcore eval score` writes")
     return [Scores.load(file) for file in files]
 
 

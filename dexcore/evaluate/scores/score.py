@@ -4,11 +4,9 @@ Whatever the order of the predictions, and however they were batched or parted, 
 images are sorted by their names first, and pixels are counted in whole numbers.
 """
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,16 +15,15 @@ from dexcore.evaluate.scores.classified import Classified
 from dexcore.evaluate.scores.counted import PER_SLICE, SURFACES, Counted
 from dexcore.evaluate.scores.gather import check, classified, counted, matched
 from dexcore.evaluate.scores.predictions import Predictions
+from dexcore.evaluate.scores.saved import load_numbers, save_numbers
 from dexcore.evaluate.tasks import Row, Task
 from dexcore.evaluate.tasks.table import SplitName
-from dexcore.files import write_whole
 from dexcore.measures.bootstrap import DRAWS, FEWEST_CASES, Estimate, Statistic, bootstrap
-from dexcore.report.arrays import read_arrays, write_arrays
 
 PROTOCOL = 1  # grows when a number would come out otherwise
 SECONDARY = frozenset({PER_SLICE, *SURFACES})
 LOWER_IS_BETTER = frozenset({"brier", "ece", "false_alarm", "hd95_2d"})  # of all others more is better
-_FORMAT = 1
+FILE = "scores"
 _ABOUT = ("task", "fingerprint", "kind", "metric", "split", "model", "seed")
 
 
@@ -115,16 +112,12 @@ class Scores:
         Raises:
             OSError: they cannot be written.
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         made_of = {
             name: np.array(value) if isinstance(value, tuple | str | int) else value
             for name, value in vars(self.made_of).items()
             if name in type(self.made_of).__dataclass_fields__
         }
-        about = np.array(json.dumps(self.as_json()))
-        write_arrays(folder / "scores.npz", _FORMAT, {"about": about, **made_of})
-        write_whole(folder / "scores.json", (json.dumps(self.as_json(), indent=1) + "\n").encode())
+        save_numbers(folder, FILE, self.as_json(), made_of)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Scores":
@@ -134,11 +127,8 @@ class Scores:
             FileNotFoundError: there is none.
             ValueError: it is damaged, or of another version.
         """
-        path = Path(path)
-        path = path / "scores.npz" if path.is_dir() else path
-        _, arrays = read_arrays(path, (_FORMAT,), "scores")
+        path, about, arrays = load_numbers(path, FILE, "scores")
         try:
-            about = json.loads(str(arrays.pop("about")))
             if about["protocol"] != PROTOCOL:
                 raise ValueError(f"{path}: of protocol {about['protocol']}, expected {PROTOCOL}: score again")
             kind = Counted if "counts_ic" in arrays else Classified
