@@ -4,11 +4,12 @@
     dexcore eval import FORMAT SRC --out    folders, tables and volumes of labelled images become a task
     dexcore eval tasks [NAME]               the 26 tasks of the paper: how each must lie, and what is known of it
     dexcore eval features TASK MODEL        a frozen model's features of the images, computed once and kept
-    dexcore eval probe TASK MODEL           a frozen model's features: k-NN, linear, few-shot, dense
+    dexcore eval probe TASK MODEL           a frozen model's features: k-NN, linear, few-shot, retrieval, dense
     dexcore eval modules MODEL STORE        whether a model's experts are modules, beside its twins
     dexcore eval score TASK PREDICTIONS     saved predictions become numbers with intervals
     dexcore eval compare A B                two models on the cases that both have
     dexcore eval table RUN...               models on tasks: means, ranks, wins
+    dexcore eval page RUN... --out HTML     the same and more on one page, to be read anywhere
 
 Heavy imports wait until a command runs.
 """

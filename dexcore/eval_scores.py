@@ -1,10 +1,12 @@
-"""``dexcore eval score``, ``compare`` and ``table``: numbers of saved predictions. No model runs.
+"""``dexcore eval score``, ``compare``, ``table`` and ``page``: numbers of saved predictions. No model runs.
 
 Heavy imports wait until a command runs.
 """
 
 import argparse
 import json
+import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,23 @@ def add_score_commands(commands: Any) -> None:
     )
     table.add_argument("--json", action="store_true", help="print JSON")
     table.set_defaults(run=_table)
+    page = commands.add_parser("page", help="one page of models on tasks, to be read anywhere", description=_PAGE)
+    page.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a folder with scores, and those below it")
+    page.add_argument("--out", type=Path, required=True, metavar="HTML", help="the file to write")
+    page.add_argument(
+        "--task",
+        type=Path,
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="TASK",
+        help="the YAML of a task: its worst and median cases are shown as pictures",
+    )
+    page.add_argument("--against", metavar="MODEL", help="the model that the others are compared with")
+    page.add_argument(
+        "--cluster", action="append", default=[], metavar="TASK,TASK", help="tasks of the same images: drawn as one"
+    )
+    page.set_defaults(run=_page)
 
 
 _SCORE = (
@@ -54,6 +73,12 @@ _TABLE = (
     "A Markdown table: a row a task, a column a model, + and - where the interval of the difference excludes 0; the "
     "mean with the tasks as they are and drawn, the mean rank, wins, ties and losses. Few-shot and retrieval follow, a "
     "row a task and a setting."
+)
+
+_PAGE = (
+    "One HTML file that carries its pictures and asks for nothing: a task's models with intervals and baselines, its "
+    "classes, calibration, confusion, routes and flags; with --task its worst and median cases. Probes, fine-tuned "
+    "models and what `dexcore eval score` wrote stand side by side."
 )
 
 
@@ -108,4 +133,24 @@ def _table(arguments: argparse.Namespace) -> int:
         by_setting = setting_table(settings, arguments.against, arguments.layer)
         told, lines = {**told, "by_setting": by_setting.as_json()}, [*lines, *by_setting.lines()]
     print(json.dumps(told, indent=1) if arguments.json else "\n".join(lines).rstrip())
+    return 0
+
+
+def _page(arguments: argparse.Namespace) -> int:
+    from dexcore.evaluate.page import evaluation_page
+    from dexcore.evaluate.tasks import Task
+    from dexcore.files import write_whole
+
+    if arguments.out.is_dir():
+        raise ValueError(f"--out {arguments.out} is a folder: expected the file to write")
+    page = evaluation_page(
+        arguments.runs,
+        [Task.open(path) for path in arguments.task],
+        arguments.against,
+        [cluster.split(",") for cluster in arguments.cluster],
+        {"command": shlex.join(["dexcore", *sys.argv[1:]])},
+    )
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(arguments.out, page.html().encode())
+    print(f"{arguments.out}: {len(page.tasks)} tasks")
     return 0

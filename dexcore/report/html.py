@@ -40,17 +40,26 @@ def folded(title: str, parts: Iterable[str]) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of texts; each row's first is its heading."""
-    top = "".join(f"<th>{escape(text)}</th>" for text in head)
+    """A table of texts; each row's first is its heading. A cell may have several lines."""
+    top = "".join(f"<th>{_lines(text)}</th>" for text in head)
     lines = [
-        f"<tr><th>{escape(label)}</th>" + "".join(f"<td>{escape(text)}</td>" for text in cells) + "</tr>"
+        f"<tr><th>{escape(label)}</th>" + "".join(f"<td>{_lines(text)}</td>" for text in cells) + "</tr>"
         for label, *cells in rows
     ]
     return f"<table>\n<thead><tr>{top}</tr></thead>\n<tbody>\n" + "\n".join(lines) + "\n</tbody>\n</table>"
 
 
+def _lines(text: str) -> str:
+    return escape(text).replace("\n", "<br>")
+
+
+def scrolled(part: str) -> str:
+    """HTML that is scrolled sideways where it is wider than the page."""
+    return f'<div class="wide">{part}</div>'
+
+
 def tile(name: str, pictures: Sequence[str], lines: Sequence[str]) -> str:
-    """One small image of a `strip`, or two that belong together, with lines of text.
+    """One small image of a `strip`, or two or three that belong together, with lines of text.
 
     Args:
         name: of the image, told by hovering and to screen readers.
@@ -65,7 +74,7 @@ def tile(name: str, pictures: Sequence[str], lines: Sequence[str]) -> str:
         f'<span class="found">{escape(line)}</span>' if number == 0 else escape(line)
         for number, line in enumerate(lines)
     )
-    kind = "tile pair" if len(pictures) > 1 else "tile"
+    kind = ("tile", "tile pair", "tile three")[min(len(pictures), 3) - 1]
     return f'<figure class="{kind}"><div>{images}</div><figcaption>{text}</figcaption></figure>'
 
 

@@ -28,6 +28,12 @@ img { display: block; width: 100%; max-width: 40rem; height: auto; margin: 0.75r
 .tile img { margin: 0; width: 100%; min-width: 0; aspect-ratio: 1; object-fit: contain; background: #000; }
 .tile figcaption { font-size: 0.82rem; line-height: 1.3; overflow-wrap: anywhere; }
 .pair { grid-column: span 2; }
+.three { grid-column: 1 / -1; max-width: 30rem; }
+.wide { overflow-x: auto; }
+.wide th:first-child { min-width: 6rem; }
+.wide td, .wide th { padding-left: 0.7rem; }
+.keys { display: flex; flex-wrap: wrap; gap: 0.2rem 1rem; font-size: 0.92rem; }
+.keys i { display: inline-block; width: 0.8em; height: 0.8em; margin-right: 0.35em; border-radius: 2px; }
 table { border-collapse: collapse; width: 100%; margin: 0.75rem 0; font-size: 0.92rem; }
 th, td { padding: 0.25rem 0 0.25rem 0.4rem; border-bottom: 1px solid var(--line); text-align: right;
   font-weight: 400; font-variant-numeric: tabular-nums; }

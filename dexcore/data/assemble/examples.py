@@ -92,16 +92,17 @@ def _rank(path: str) -> bytes:
     return hashlib.sha256(path.encode()).digest()
 
 
-def picture(image: np.ndarray) -> str:
+def picture(image: np.ndarray, side: int = _SIDE) -> str:
     """An image, small, as base64 of a JPEG file without metadata.
 
     Args:
         image: [height, width] or [height, width, 3] (RGB); integers of their whole range, or floats in [0, 1].
+        side: pixels that the longer one has at most.
     """
     cv2 = require("cv2", "train")
     whole = np.iinfo(image.dtype).max if image.dtype.kind == "u" else 1
     height, width = image.shape[:2]
-    scale = _SIDE / max(height, width)
+    scale = side / max(height, width)
     small = np.nan_to_num(image.astype(np.float32) / np.float32(whole)).clip(0, 1)
     if scale < 1:
         size = max(1, round(width * scale)), max(1, round(height * scale))

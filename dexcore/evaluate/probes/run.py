@@ -265,7 +265,8 @@ def _flags(done: Scores | FewShot | Retrieval, other: Scores | FewShot | Retriev
     assert not isinstance(done, Scores)
     assert not isinstance(other, Scores)
     lost = not_beaten(done, other)
-    return [f"does not beat {name}: {'; '.join(lost)}"] if lost else []
+    every = len(lost) == len(done.settings)
+    return [f"does not beat {name}{' in any setting' if every else ': ' + '; '.join(lost)}"] if lost else []
 
 
 def _features_hash(table: FeatureTable, task: Task, probe: Probe) -> str:

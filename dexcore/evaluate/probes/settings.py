@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from dexcore.evaluate.scores.across import flags_of_task
 from dexcore.evaluate.scores.compare import ComparisonError, better_side
 from dexcore.measures.bootstrap import DRAWS, Estimate, estimate, resamples
 from dexcore.measures.ratio import ratio
@@ -166,6 +167,7 @@ class SettingRow:
 
     Attributes:
         task, metric, setting: what was measured.
+        parts: of the setting, but for the layer: the number of images a class and the classifier; none of retrieval.
         numbers: by model, over its seeds.
         better: of the difference from the model that all are compared with: "+", "-" or "" for a tie, by model.
     """
@@ -173,6 +175,7 @@ class SettingRow:
     task: str
     metric: str
     setting: str
+    parts: Setting
     numbers: Mapping[str, Estimate]
     better: Mapping[str, str]
 
@@ -262,7 +265,7 @@ def setting_table(found: Sequence[BySetting], against: str | None = None, layer:
         rows += _rows(first, values, beside)
         if any(len(seeds) > len(common) for seeds in of_models.values()):
             flags.append(f"{task}: {metric} is of the seeds that all models have: {', '.join(map(str, common))}")
-        flags += _flags(task, [seeds[seed] for seeds in of_models.values() for seed in common])
+        flags += flags_of_task(task, [seeds[seed] for seeds in of_models.values() for seed in common])
     return SettingTable(models, beside, layer, tuple(rows), tuple(dict.fromkeys(flags)))
 
 
@@ -288,16 +291,4 @@ def _rows(first: BySetting, values: Mapping[str, Mapping[Setting, np.ndarray]], 
             if against in there and model != against
         }
         better = {model: "" if side == "tie" else side for model, side in better.items()}
-        yield SettingRow(first.task, first.metric, first.told(("", *setting)), numbers, better)
-
-
-def _flags(task: str, found: Sequence[BySetting]) -> list[str]:
-    """A flag names the models that it is of, unless it is of all."""
-    said: dict[str, list[str]] = {}
-    for one in found:
-        for flag in one.flags:
-            said.setdefault(flag, []).append(one.model)
-    models = {one.model for one in found}
-    return [
-        f"{task}{'' if set(by) == models else ', ' + ', '.join(dict.fromkeys(by))}: {flag}" for flag, by in said.items()
-    ]
+        yield SettingRow(first.task, first.metric, first.told(("", *setting)), setting, numbers, better)

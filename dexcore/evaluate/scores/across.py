@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -53,6 +53,7 @@ class Table:
         mean_of_other_tasks: the same, tasks drawn too: what other tasks of their kind would do.
         rank: by model, the mean over the same tasks.
         flags: what a reader must know.
+        flags_of_means: those of them that are about the means.
     """
 
     models: tuple[str, ...]
@@ -62,6 +63,7 @@ class Table:
     mean_of_other_tasks: Mapping[str, Estimate]
     rank: Mapping[str, float]
     flags: tuple[str, ...]
+    flags_of_means: tuple[str, ...]
 
     def outcomes(self, model: str) -> tuple[int, int, int]:
         """Wins, ties and losses of a model against the one that all are compared with."""
@@ -150,7 +152,8 @@ def table(
         rows.append(row)
     rows = _adjusted(rows)
     whole = [row for row in rows if len(row.ranks) == len(models)]
-    flags = _flags(rows, whole, models, scores)
+    flags_of_means = _flags_of_means(rows, whole, models)
+    flags = [flag for row in rows for flag in flags_of_task(row.task, [one for one in scores if one.task == row.task])]
     mean, others, rank = {}, {}, {}
     if whole:
         weight_dt = _drawn_tasks([row.task for row in whole], clusters, by_task, draws, seed)
@@ -161,7 +164,7 @@ def table(
             mean[model] = estimate(value, drawn_dt.mean(axis=1), len(whole))
             others[model] = estimate(value, of_other, len(whole))
             rank[model] = float(np.mean([row.ranks[model] for row in whole]))
-    return Table(models, against, tuple(rows), mean, others, rank, flags)
+    return Table(models, against, tuple(rows), mean, others, rank, (*flags_of_means, *flags), flags_of_means)
 
 
 def _row(
@@ -225,9 +228,7 @@ def _drawn_tasks(
     return count[:, [names.index(cluster_of[task]) for task in tasks]].astype(np.float64)
 
 
-def _flags(
-    rows: list[TaskRow], whole: list[TaskRow], models: Sequence[str], scores: Sequence[Scores]
-) -> tuple[str, ...]:
+def _flags_of_means(rows: list[TaskRow], whole: list[TaskRow], models: Sequence[str]) -> tuple[str, ...]:
     flags = []
     if missing := [row.task for row in rows if len(row.numbers) < len(models)]:
         flags.append(f"the means leave out what not all models have done: {', '.join(missing)}")
@@ -237,15 +238,38 @@ def _flags(
     metrics = sorted({row.metric for row in whole})
     if len(metrics) > 1:
         flags.append(f"the mean mixes {' and '.join(metrics)}")
-    for row in rows:
-        said: dict[str, list[str]] = {}
-        for one in scores:
-            for flag in one.flags if one.task == row.task else ():
-                said.setdefault(flag, []).append(one.model)
-        for flag, by in said.items():
-            of = "" if set(by) == set(row.numbers) else f", {', '.join(dict.fromkeys(by))}"
-            flags.append(f"{row.task}{of}: {flag}")
     return tuple(flags)
+
+
+class Flagged(Protocol):
+    """Numbers of a model."""
+
+    @property
+    def model(self) -> str:
+        """Its name."""
+
+    @property
+    def flags(self) -> Sequence[str]:
+        """What a reader must know."""
+
+
+def flags_of_task(task: str, found: Sequence[Flagged]) -> list[str]:
+    """What the numbers of a task say: ``task: flag`` where all models say it, else ``task, model, model: flag``.
+
+    Args:
+        task: the name that goes before; "" for none.
+        found: all numbers of the task.
+    """
+    models = {one.model for one in found}
+    said: dict[str, list[str]] = {}
+    for one in found:
+        for flag in one.flags:
+            said.setdefault(flag, []).append(one.model)
+    told = []
+    for flag, by in said.items():
+        of = [] if set(by) == models else list(dict.fromkeys(by))
+        told.append(": ".join(filter(None, (", ".join(filter(None, [task, *of])), flag))))
+    return told
 
 
 def find_scores(path: str | os.PathLike[str]) -> list[Path]:
