@@ -256,7 +256,7 @@ def shots_picture(courses: Mapping[str, Mapping[str, Mapping[int, Estimate]]], m
         name="shots.png",
         title="Few images a class",
         reading=f"{metric.replace('_', ' ').capitalize()} of the whole test split from so many training images a "
-        "class, a mean over episodes, which are the same for all models; bars are 95 % intervals over cases and episodes.",
+        "class, a mean over episodes, the same for all models; bars are 95 % intervals over cases and episodes.",
         bad="a line that does not rise, or does not leave the baselines'.",
         png=png,
         detail=f"Features: {layer}, or the only ones that a model has. Nothing is chosen; no validation image is used.",

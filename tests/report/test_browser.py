@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from browser import BROWSERS, find_browser, look_at
+from made_evaluations import page as evaluated
 from made_runs import make_evaluation, write_run
 from PIL import Image
 
@@ -106,3 +107,16 @@ def test_a_page_with_faults_is_found_out(browser, tmp_path):
     assert seen.requests == ["/elsewhere.png"]
     assert any("a fault" in line for line in seen.console)
     assert seen.smallest_text == 9
+
+
+@pytest.mark.slow
+def test_the_page_of_an_evaluation_fits_a_phone_and_a_desk(browser, tmp_path):
+    page = tmp_path / "page.html"
+    page.write_text(evaluated().html(), encoding="utf-8")
+    for width, dark in ((PHONE, True), (DESK, False)):
+        seen = look_at(browser, page, tmp_path / f"profile{width}", width, dark)
+        assert seen.width == width
+        assert seen.scroll_width <= width
+        assert seen.pictures > 15
+        assert seen.missing == seen.console == seen.requests == []
+        assert seen.smallest_text >= 13

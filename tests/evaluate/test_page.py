@@ -1,0 +1,144 @@
+"""What a page takes from folders of scores, and the cases that it shows."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from made_predictions import classified, logits_of, masks_of, segmented
+
+from dexcore.cli import main
+from dexcore.evaluate.page import evaluation_page
+from dexcore.evaluate.page.cases import chosen_cases, shown_cases
+from dexcore.evaluate.scores import score
+from dexcore.evaluate.scores.compare import ComparisonError
+from dexcore.evaluate.tasks import Task
+
+DRAWS = 50
+
+
+def predicted(folder, out, models, cases=24, **keys):
+    """A task of two classes, and models of several strengths in the folders that probes and fine-tuning write."""
+    labels = (np.arange(cases) % 2).tolist()
+    task, label_n = classified(folder, labels, **keys)
+    for row in task.split("test"):
+        (folder / row.image).write_bytes((folder / "one.png").read_bytes())
+    for model, strength, seeds in models:
+        for seed in range(seeds):
+            noise = np.random.default_rng([seed, len(model)]).normal(size=(len(label_n), 2))
+            whole = logits_of(task, noise + strength * np.eye(2)[label_n], model=model, seed=seed)
+            scores = score(whole, task, draws=DRAWS)
+            if model.startswith("weak"):
+                scores = replace(scores, flags=(*scores.flags, "C at the edge of the grid: 10000"))
+            place = out / model.replace(" ", "/") / task.name / f"seed-{seed}"
+            scores.save(place)
+            whole.save(place / "predictions.parquet")
+    return task
+
+
+MODELS = (("strong finetune", 3.0, 2), ("weak linear", 0.5, 1), ("histogram linear", 0.3, 1), ("majority", 0.0, 1))
+
+
+def test_fine_tuned_models_and_probes_and_baselines_stand_side_by_side_the_best_first(tmp_path):
+    task = predicted(tmp_path / "task", tmp_path / "out", MODELS)
+    tuned = tmp_path / "out" / "strong" / "finetune" / "made" / "seed-0"
+    (tuned / "choice.json").write_text(json.dumps({"checkpoint": "last", "rate": 1e-4, "tried": [1, 2]}))
+    (tuned / "made.json").write_text(json.dumps({"command": "dexcore finetune", "versions": {"torch": "2"}}))
+    (tuned / "routes.json").write_text(json.dumps({"images": 24, "gates": [[0.5, 0.5], [1, 0]]}))
+    page = evaluation_page([tmp_path / "out"], [task], draws=DRAWS)
+    (part,) = page.tasks
+    assert part.models[0].name == "strong finetune"
+    assert {row.name: row.baseline for row in part.models} == {
+        "strong finetune": False,
+        "weak linear": False,
+        "histogram linear": True,
+        "majority": True,
+    }
+    assert part.models[0].seeds == 2
+    assert part.models[0].better == "+"
+    assert page.against == "histogram linear"  # what must be beaten
+    assert [detail.model for detail in part.details] == ["strong finetune", "weak linear"]
+    first = part.details[0]
+    assert first.about == "the first of 2 trainings, seed 0; in out/strong/finetune/made/seed-0"
+    assert str(tmp_path) not in str((first.about, first.made))
+    assert first.made["chosen: checkpoint"] == "last"
+    assert "chosen: tried" not in first.made
+    assert (first.made["command"], first.made["versions"]) == ("dexcore finetune", "torch 2")
+    assert first.made["task"] == task.fingerprint
+    gates, images = part.routes["strong finetune"]
+    assert (gates.tolist(), images) == ([[0.5, 0.5], [1, 0]], 24)
+    assert "C at the edge of the grid: weak linear" in part.flags
+    assert "weak linear: C at the edge of the grid: 10000" in part.flags_in_full
+    assert any(flag.startswith("few cases") for flag in part.flags)
+    assert first.confusion_cc.sum() == 24
+    assert sum(items for items, _, _ in first.reliability) == 24
+
+
+def test_the_worst_and_the_median_cases_are_chosen_by_value_and_name():
+    values = {f"c{n}": n / 10 for n in range(10)} | {"none": None, "b0": 0.0}
+    assert chosen_cases(values, 3) == (["b0", "c0", "c1"], ["c3", "c4", "c5"])
+    assert chosen_cases(values, 3, lower_is_better=True)[0] == ["c9", "c8", "c7"]
+    assert chosen_cases({"a": 0.1, "b": 0.2, "c": 0.3}, 3) == (["a", "b"], ["c"])
+    assert chosen_cases({"a": 0.1}, 3) == (["a"], [])
+    assert chosen_cases({"a": None}, 3) == ([], [])
+
+
+def test_a_classified_case_has_its_label_and_the_probabilities(tmp_path):
+    task = predicted(tmp_path / "task", tmp_path / "out", [("weak linear", 0.0, 1)], images=1)
+    page = evaluation_page([tmp_path / "out"], [task], draws=DRAWS)
+    (detail,) = page.tasks[0].details
+    assert [case.group.split(":")[0] for case in detail.cases] == ["Worst"] * 3 + [
+        "Median probability of the truth"
+    ] * 3
+    lines = detail.cases[0].lines
+    assert lines[0].startswith("label: class ")
+    label = lines[0].removeprefix("label: ")
+    told = dict(part.rsplit(" ", 1) for part in lines[1].removeprefix("predicted: ").split(", "))
+    assert float(told[label]) < 0.5  # the worst: the truth was given least
+    assert detail.cases[0].image.ndim == 2
+
+
+def test_of_a_volume_the_slice_with_the_largest_reference_is_shown(tmp_path):
+    small, large = np.zeros((2, 8, 8), np.uint8)
+    small[0, 0], large[2:6, 2:6] = 1, 1
+    task = segmented(tmp_path / "task", [[small, large], [large, small]])
+    whole = masks_of(task, tmp_path / "out", [small, small, small, large])
+    whole.save(tmp_path / "out" / "predictions.parquet")
+    scores = score(whole, task, draws=DRAWS)
+    cases, without = shown_cases(scores, task, tmp_path / "out")
+    assert without == ""
+    worst = next(case for case in cases if case.group.startswith("Worst"))
+    assert worst.name == "c01"  # 1 of 17 pixels is right
+    assert worst.reference.sum() == 16
+    assert worst.predicted.sum() == 1
+    assert "1 of 2 images" in worst.lines[1]
+    (tmp_path / "out" / "predictions.parquet").unlink()
+    assert shown_cases(scores, task, tmp_path / "out") == (
+        [],
+        "No pictures: predictions.parquet does not lie beside the scores.",
+    )
+
+
+def test_the_command_writes_a_page_and_refuses_tasks_of_another_state(tmp_path, capsys):
+    task = predicted(tmp_path / "task", tmp_path / "out", [("weak linear", 0.5, 1)], cases=6)
+    command = ["eval", "page", str(tmp_path / "out"), "--out", str(tmp_path / "new" / "page.html")]
+    assert main(command) == 0
+    html = (tmp_path / "new" / "page.html").read_text(encoding="utf-8")
+    assert "give the task (--task)" in html
+    table = task.spec.table
+    table.write_text(table.read_text().replace("c0001", "c0000"))
+    assert main([*command, "--task", str(task.spec.path)]) == 2
+    assert "the scores are of another state of it" in capsys.readouterr().err
+    assert (tmp_path / "new" / "page.html").read_text(encoding="utf-8") == html  # as it was
+    with pytest.raises(ComparisonError, match="is in none of the folders, which hold made"):
+        evaluation_page([tmp_path / "out"], [Task.open(_other(tmp_path))])
+    (tmp_path / "empty").mkdir()
+    assert main(["eval", "page", str(tmp_path / "empty"), "--out", str(tmp_path / "p.html")]) == 2
+    assert "no scores" in capsys.readouterr().err
+    assert main([*command[:3], "--out", str(tmp_path)]) == 2
+    assert "is a folder" in capsys.readouterr().err
+
+
+def _other(tmp_path):
+    task, _ = classified(tmp_path / "other", [0, 1], name="other")
+    return task.spec.path
