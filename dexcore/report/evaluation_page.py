@@ -79,6 +79,7 @@ class TaskPart:
     Attributes:
         name, kind, metric: of the task; ``metric`` is "" where no scores are there but few-shot's.
         lower_is_better: of the metric.
+        against: the model that all are compared with.
         about: what it is, in words.
         models: the best one first.
         details: of the models that are shown closer, the best one first.
@@ -92,6 +93,7 @@ class TaskPart:
     kind: str
     metric: str
     lower_is_better: bool
+    against: str
     about: str
     models: Sequence[ModelRow]
     details: Sequence[Detail]
@@ -113,23 +115,36 @@ class AcrossRow:
 
 
 @dataclass(frozen=True, eq=False)
+class AcrossPart:
+    """Models over several tasks.
+
+    Attributes:
+        name: of the tasks.
+        against: the model that all are compared with.
+        rows: a model each.
+        flags: of the means.
+    """
+
+    name: str
+    against: str
+    rows: Sequence[AcrossRow]
+    flags: Sequence[str]
+
+
+@dataclass(frozen=True, eq=False)
 class EvaluationPage:
     """What the page is made from.
 
     Attributes:
         title: of the page.
-        against: the model that all are compared with; "" where there are no scores.
-        rows: over the tasks.
-        flags: of the means.
+        across: over the tasks.
         tasks: one by one.
         published: what was published, with its mark; never beside our numbers.
         made: command and versions of the page.
     """
 
     title: str
-    against: str
-    rows: Sequence[AcrossRow]
-    flags: Sequence[str]
+    across: Sequence[AcrossPart]
     tasks: Sequence[TaskPart]
     published: str
     made: Mapping[str, str]
@@ -149,7 +164,7 @@ class EvaluationPage:
         if several:
             body += ['<h2 id="across">Over all tasks</h2>', *self._across()]
         for (name, _), task in zip(parts, self.tasks, strict=True):
-            body += [f'<h2 id="{name}">{escape(task.name)}</h2>', *_task(task, self.against)]
+            body += [f'<h2 id="{name}">{escape(task.name)}</h2>', *_task(task)]
         body += ['<h2 id="made">How it was made</h2>', *(mapping(name, value) for name, value in self.made.items())]
         body += ["<h3>Published averages</h3>", f'<p class="warning">{escape(self.published)}</p>']
         if any(detail.cases for task in self.tasks for detail in task.details):
@@ -164,25 +179,18 @@ class EvaluationPage:
         return f"{_counted(len(self.tasks), 'task')}, {_counted(models, 'model')}, {baselines} of them baselines."
 
     def _across(self) -> Iterator[str]:
-        head = ("model", "mean", "rank", "win / tie\n/ loss", "other tasks")
-        rows = [
-            (
-                row.model,
-                _cell(row.mean),
-                "–" if row.rank is None else f"{row.rank:.2f}",
-                "–" if row.outcomes is None else " / ".join(map(str, row.outcomes)),
-                _cell(row.other_tasks),
-            )
-            for row in self.rows
-        ]
-        if rows:
+        if self.across:
             yield (
                 "<p>The mean over the tasks that all models have done, with the interval over cases; under other tasks "
-                "the tasks are drawn too: what others of their kind would do. Rank 1 is the best. Wins, ties and "
-                f"losses are against <b>{escape(self.against)}</b>, a task each.</p>"
+                "the tasks are drawn too: what others of their kind would do. Rank 1 is the best.</p>"
             )
-            yield scrolled(table(head, rows))
-        yield from _flags(self.flags)
+        for part in self.across:
+            yield f"<h3>{escape(part.name)}</h3>"
+            yield f'<p class="quiet">Wins, ties and losses are against {escape(part.against)}, a task each.</p>'
+            yield scrolled(
+                table(("model", "mean", "rank", "win / tie\n/ loss", "other tasks"), map(_across_cells, part.rows))
+            )
+            yield from _flags(part.flags)
         routed: dict[str, dict[str, np.ndarray]] = {}
         for task in self.tasks:
             for features, (gates, _) in task.routes.items():
@@ -192,13 +200,23 @@ class EvaluationPage:
                 yield figure(routes_by_task_picture(gates_of, features))
 
 
-def _task(task: TaskPart, against: str) -> Iterator[str]:
+def _across_cells(row: AcrossRow) -> tuple[str, ...]:
+    return (
+        row.model,
+        _cell(row.mean),
+        "–" if row.rank is None else f"{row.rank:.2f}",
+        "–" if row.outcomes is None else " / ".join(map(str, row.outcomes)),
+        _cell(row.other_tasks),
+    )
+
+
+def _task(task: TaskPart) -> Iterator[str]:
     yield f'<p class="quiet">{escape(task.about)}</p>'
     yield from _flags(task.flags)
     if task.flags_in_full:
         yield folded("Flags in full", (f"<p>{escape(flag)}</p>" for flag in task.flags_in_full))
     if task.models:
-        yield figure(forest_picture(task.models, task.metric, against, task.lower_is_better))
+        yield figure(forest_picture(task.models, task.metric, task.against, task.lower_is_better))
     if task.settings is not None:
         yield from _settings(task.settings)
     for number, detail in enumerate(task.details[:_MOST_DETAILS]):
@@ -256,17 +274,16 @@ def _detail(detail: Detail) -> Iterator[str]:
 
 
 def _class_table(detail: Detail) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    kinds = list(dict.fromkeys(kind for counts in detail.counts.values() for kind in counts))
     metrics = list(dict.fromkeys(metric for numbers in detail.per_class.values() for metric in numbers))
-    head = ("class", *(f"n {kind}".replace("n items", "n") for kind in kinds), *(m.replace("_", " ") for m in metrics))
     rows = [
         (
             name,
-            *(str(detail.counts[name].get(kind, "–")) for kind in kinds),
+            "\n".join(f"{count} {kind}".removesuffix(" items") for kind, count in detail.counts[name].items()),
             *(_cell(numbers.get(metric)) for metric in metrics),
         )
         for name, numbers in detail.per_class.items()
     ]
+    head = ("class", "n", *(metric.replace("_", " ") for metric in metrics))
     return head, rows
 
 

@@ -56,7 +56,7 @@ def test_fine_tuned_models_and_probes_and_baselines_stand_side_by_side_the_best_
     }
     assert part.models[0].seeds == 2
     assert part.models[0].better == "+"
-    assert page.against == "histogram linear"  # what must be beaten
+    assert part.against == "histogram linear"  # what must be beaten
     assert [detail.model for detail in part.details] == ["strong finetune", "weak linear"]
     first = part.details[0]
     assert first.about == "the first of 2 trainings, seed 0; in out/strong/finetune/made/seed-0"

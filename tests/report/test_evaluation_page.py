@@ -35,7 +35,7 @@ def test_every_part_stands_on_the_page(html):
     assert "ECE" in html
     assert "not comparable" in html
     assert html.index("not comparable") > html.index("Routes of mine")  # apart from our numbers
-    assert "n present" in html
+    assert "30 present<br>30 empty" in html
     assert "0.700<br>0.60 to 0.80" in html
 
 

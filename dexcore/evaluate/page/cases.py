@@ -1,7 +1,7 @@
 """The cases that a page shows: the worst and the median ones of a model, chosen by rule."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 
@@ -127,7 +127,7 @@ def _classified(scores: Scores, task: Task, case: str, rows: Sequence[Row], rule
 
 
 def _named(case: str, row: Row, images: int) -> str:
-    """The case and, where it has several images, which one this is."""
+    """The case and, where it has several images, which one this is; of paths the last part."""
     if images == 1:
-        return case
-    return f"{case}: {row.image}, 1 of {images} images"
+        return PurePath(case).name
+    return f"{PurePath(case).name}: {PurePath(row.image).name}, 1 of {images} images"

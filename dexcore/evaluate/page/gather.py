@@ -21,7 +21,7 @@ from dexcore.evaluate.scores.score import LOWER_IS_BETTER, SECONDARY
 from dexcore.evaluate.tasks import Task
 from dexcore.measures.bootstrap import DRAWS
 from dexcore.report.evaluation_cases import Case
-from dexcore.report.evaluation_page import AcrossRow, Detail, EvaluationPage, SettingNumbers, TaskPart
+from dexcore.report.evaluation_page import AcrossPart, AcrossRow, Detail, EvaluationPage, SettingNumbers, TaskPart
 from dexcore.report.evaluation_pictures import ModelRow
 
 LAYER = "mean"  # of few-shot and retrieval: every model has it, or no other
@@ -62,34 +62,68 @@ def evaluation_page(
     settings = [one for run in runs for one in load_settings(run)]
     if not found and not settings:
         raise FileNotFoundError(f"{', '.join(map(str, runs))}: no scores, which `dexcore eval probe` and `score` write")
-    _check_tasks(tasks, {one.scores.task: one.scores.fingerprint for one in found})
-    against = against or _usual([one.scores for one in found])
-    whole = table([one.scores for one in found], against, clusters, draws) if found else None
+    known = {one.scores.task: one.scores.fingerprint for one in found}
+    known |= {one.task: one.fingerprint for one in settings if one.task not in known}
+    _check_tasks(tasks, known)
+    if unknown := {task for cluster in clusters for task in cluster} - known.keys():
+        raise ComparisonError(f"clusters: no task {min(unknown)!r}, expected of {', '.join(known)}")
     by_setting = setting_table(settings, _features_of(against, settings), LAYER) if settings else None
     opened = {task.name: task for task in tasks}
-    rows = {row.task: row for row in whole.rows} if whole else {}
-    names = dict.fromkeys([*rows, *(one.task for one in settings)])
-    parts = [
-        _part(
-            name,
-            rows.get(name),
-            [one for one in found if one.scores.task == name],
-            whole.models if whole else (),
-            settings,
-            by_setting,
-            opened.get(name),
-        )
-        for name in names
-    ]
+    tables = _tables([one.scores for one in found], against, clusters, draws)
+    parts = []
+    for name in dict.fromkeys([*(one.scores.task for one in found), *known]):
+        of_task = [one for one in found if one.scores.task == name]
+        of_settings = [one for one in settings if one.task == name]
+        row = next(((row, of) for of in tables.values() for row in of.rows if row.task == name), None)
+        parts.append(_part(name, row, of_task, of_settings, by_setting, opened.get(name)))
     return EvaluationPage(
         title="Evaluation" if len(parts) > 1 else f"Evaluation: {parts[0].name}",
-        against=whole.against if whole else "",
-        rows=_across(whole) if whole else (),
-        flags=whole.flags_of_means if whole else (),
+        across=_across([one.scores for one in found], tables, against, clusters, draws),
         tasks=parts,
         published=PUBLISHED,
         made={**(made or {}), "versions": _versions()},
     )
+
+
+def _tables(
+    scores: Sequence[Scores], against: str | None, clusters: Sequence[Sequence[str]], draws: int
+) -> dict[str, Table]:
+    """A table of the tasks with labels and one of those with masks: probes of one have no numbers of the other."""
+    of_kinds: dict[str, list[Scores]] = {}
+    for one in scores:
+        of_kinds.setdefault("Segmentation" if "segmentation" in one.kind else "Classification", []).append(one)
+    tables = {}
+    for kind, own in of_kinds.items():
+        beside = against if any(one.model == against for one in own) else _usual(own)
+        tables[kind] = table(own, beside, _of(clusters, own), draws)
+    if against is not None and scores and all(against not in of.models for of in tables.values()):
+        models = ", ".join(dict.fromkeys(one.model for one in scores))
+        raise ComparisonError(f"against: no model {against!r}, expected one of {models}")
+    return tables
+
+
+def _across(
+    scores: Sequence[Scores],
+    tables: Mapping[str, Table],
+    against: str | None,
+    clusters: Sequence[Sequence[str]],
+    draws: int,
+) -> list[AcrossPart]:
+    """The tables with several tasks; that of all tasks goes first, where models have done all."""
+    parts = {kind: of for kind, of in tables.items() if len(of.rows) > 1}
+    if len(tables) > 1:
+        models = set.intersection(*(set(of.models) for of in tables.values()))
+        everywhere = [one for one in scores if one.model in models]
+        if not all(map(is_baseline, models)):
+            beside = against if against in models else _usual(everywhere)
+            parts = {"All tasks": table(everywhere, beside, _of(clusters, everywhere), draws), **parts}
+    return [AcrossPart(name, of.against, _across_rows(of), of.flags_of_means) for name, of in parts.items()]
+
+
+def _of(clusters: Sequence[Sequence[str]], scores: Sequence[Scores]) -> list[Sequence[str]]:
+    """The clusters whose tasks are all there."""
+    tasks = {one.task for one in scores}
+    return [cluster for cluster in clusters if tasks.issuperset(cluster)]
 
 
 def _found(run: Path, file: Path) -> _Found:
@@ -98,12 +132,14 @@ def _found(run: Path, file: Path) -> _Found:
 
 
 def _usual(scores: Sequence[Scores]) -> str | None:
-    """The baseline of most tasks, a histogram's before others; None without any: the first model."""
+    """The baseline that models are compared with: a histogram's, of most tasks; None without any: the first model."""
     tasks: dict[str, set[str]] = {}
     for one in scores:
         if is_baseline(one.model):
             tasks.setdefault(one.model, set()).add(one.task)
-    return max(tasks, key=lambda model: (len(tasks[model]), model.startswith(HISTOGRAM)), default=None)
+    return max(
+        tasks, key=lambda model: (model.startswith(HISTOGRAM), len(tasks[model]), "linear" in model), default=None
+    )
 
 
 def _features_of(against: str | None, settings: Sequence[Any]) -> str | None:
@@ -124,7 +160,7 @@ def _check_tasks(tasks: Sequence[Task], fingerprints: Mapping[str, str]) -> None
             )
 
 
-def _across(whole: Table) -> list[AcrossRow]:
+def _across_rows(whole: Table) -> list[AcrossRow]:
     order = sorted(whole.models, key=lambda model: whole.rank.get(model, 0.0))
     return [
         AcrossRow(
@@ -140,24 +176,24 @@ def _across(whole: Table) -> list[AcrossRow]:
 
 def _part(
     name: str,
-    row: TaskRow | None,
+    row_of: tuple[TaskRow, Table] | None,
     found: Sequence[_Found],
-    models: Sequence[str],
-    by_setting: Sequence[BySetting],
-    table_of_settings: SettingTable | None,
+    of_settings: Sequence[BySetting],
+    by_setting: SettingTable | None,
     task: Task | None,
 ) -> TaskPart:
-    of_settings = [one for one in by_setting if one.task == name]
-    settings = _settings(of_settings, table_of_settings)
+    settings = _settings(of_settings, by_setting)
     scores = [one.scores for one in found]
-    flags = [*_in_short(scores), *(f"few-shot, retrieval: {flag}" for flag in _in_short(of_settings))]
+    flags = _in_short(scores)
+    flags += [f"few-shot, retrieval: {flag}" for flag in _in_short(of_settings) if flag not in flags]
     in_full = list(dict.fromkeys([*flags_of_task("", scores), *flags_of_task("", of_settings)]))
-    if row is None:
-        return TaskPart(name, "", "", False, "Few-shot and retrieval alone.", (), (), {}, settings, flags, in_full)
+    if row_of is None:
+        return TaskPart(name, "", "", False, "", "Few-shot and retrieval alone.", (), (), {}, settings, flags, in_full)
+    row, of = row_of
     first = found[0].scores
     lower = row.metric in LOWER_IS_BETTER
     rows = sorted(
-        (_model_row(row, model, found) for model in models if model in row.numbers),
+        (_model_row(row, model, found) for model in of.models if model in row.numbers),
         key=lambda one: (one.rank is None, one.number.value if lower else -one.number.value),
     )
     shown = [one for one in rows if not one.baseline] or rows
@@ -170,6 +206,7 @@ def _part(
         kind=first.kind,
         metric=row.metric,
         lower_is_better=lower,
+        against=of.against,
         about=f"{first.kind.replace('_', ' ')}, split {first.split}: {row.cases} cases that all models have; the "
         f"number is {row.metric.replace('_', ' ')}; task {first.fingerprint[:12]}.",
         models=rows,
