@@ -268,8 +268,11 @@ def _detail(of_model: Sequence[_Found], task: Task | None, with_cases: bool) -> 
 
 def _made(found: _Found) -> dict[str, str]:
     """What was chosen, and what the numbers were made by: what lies beside them."""
-    choice, made, kept = (_read(found.folder / f"{name}.json") for name in ("choice", "made", "probe"))
+    choice, made, kept, tuned = (
+        _read(found.folder / f"{name}.json") for name in ("choice", "made", "probe", "finetune")
+    )
     told = {f"chosen: {name}": str(value) for name, value in choice.items() if isinstance(value, str | int | float)}
+    told |= {f"trained: {name}": str(value) for name, value in tuned.items() if isinstance(value, str | int | float)}
     for name in ("command", "time"):
         told |= {name: str(made[name])} if made.get(name) else {}
     told |= {"versions": _joined(made["versions"])} if isinstance(made.get("versions"), dict) else {}

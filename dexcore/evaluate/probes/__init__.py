@@ -3,18 +3,20 @@
 from dexcore.evaluate.probes.fewshot import FewShot, FewShotPredictions, compare_few_shot, few_shot, score_few_shot
 from dexcore.evaluate.probes.knn import knn_probe
 from dexcore.evaluate.probes.linear import linear_probe
-from dexcore.evaluate.probes.retrieval import Retrieved, class_retrieval
+from dexcore.evaluate.probes.retrieval import Retrieval, Retrieved, class_retrieval, retrieve
 from dexcore.evaluate.probes.splits import Probed
 
 __all__ = [
     "FewShot",
     "FewShotPredictions",
     "Probed",
+    "Retrieval",
     "Retrieved",
     "class_retrieval",
     "compare_few_shot",
     "few_shot",
     "knn_probe",
     "linear_probe",
+    "retrieve",
     "score_few_shot",
 ]
