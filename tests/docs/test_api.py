@@ -18,6 +18,7 @@ API = Path(__file__).parents[2] / "docs" / "api"
         "data",
         "evaluate",
         "evaluate.embedding",
+        "evaluate.modules",
         "evaluate.probes",
         "evaluate.scores",
         "evaluate.tasks",
