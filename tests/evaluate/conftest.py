@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from made_models import Counted
 from runs import write_images
 
 
@@ -16,3 +17,10 @@ def _one_thread():
 @pytest.fixture(scope="package")
 def store(tmp_path_factory):
     return write_images(tmp_path_factory.mktemp("images") / "store")
+
+
+@pytest.fixture(autouse=True)
+def _counts_no_longer():
+    yield
+    while Counted.hooks:
+        Counted.hooks.pop().remove()
