@@ -26,6 +26,7 @@ from dexcore.eval_features import add_features_command
 from dexcore.eval_modules import add_modules_command
 from dexcore.eval_probe import add_probe_command
 from dexcore.eval_scores import add_score_commands
+from dexcore.listing import add_listing
 
 if TYPE_CHECKING:
     from dexcore.evaluate.tasks import Task
@@ -39,7 +40,8 @@ def add_eval_commands(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(dest="eval", metavar="COMMAND", required=True)
     _add_check(commands.add_parser("check", help="refuse what would make a number worthless", description=_CHECK))
     _add_import(commands.add_parser("import", help="write the table of a labelled data set", description=_IMPORT))
-    _add_tasks(commands.add_parser("tasks", help="list the paper's 26 tasks, or show one", description=_TASKS))
+    tasks = commands.add_parser("tasks", help="list the paper's 26 tasks, or show one", description=_TASKS)
+    add_listing(tasks, "a task", _tasks)
     add_features_command(commands)
     add_probe_command(commands)
     add_modules_command(commands)
@@ -237,15 +239,7 @@ _TASKS = (
 )
 
 
-def _add_tasks(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", nargs="?", metavar="NAME", help="a task")
-    parser.add_argument("--root", type=Path, metavar="DIR", help="the folder with your downloads")
-    parser.set_defaults(run=_tasks)
-
-
-def _tasks(arguments: argparse.Namespace) -> int:
+def _tasks(name: str | None, root: Path | None) -> list[str]:
     from dexcore.evaluate.tasks.catalog import task_page, tasks_table
 
-    lines = task_page(arguments.name, arguments.root) if arguments.name else tasks_table(arguments.root)
-    print("\n".join(lines))
-    return 0
+    return task_page(name, root) if name else tasks_table(root)

@@ -19,12 +19,15 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
+from dexcore.listing import add_listing
+
 
 def add_commands(parser: argparse.ArgumentParser) -> None:
     """Add the commands to the parser of ``dexcore mvu``."""
     commands = parser.add_subparsers(dest="mvu", metavar="COMMAND", required=True)
     _add_build(commands.add_parser("build", help="make a store of all images in a folder", description=_BUILD))
-    _add_sources(commands.add_parser("sources", help="list the sources of MVU, or show one", description=_SOURCES))
+    sources = commands.add_parser("sources", help="list the sources of MVU, or show one", description=_SOURCES)
+    add_listing(sources, "a source", _sources)
     _add(commands, "check", _check, "compare every hash of a store")
     _add(commands, "stats", _stats, "count a store's images by modality and source, beside the paper's")
     _add(commands, "report", _report, "make the page of what a build kept and dropped again")
@@ -68,18 +71,10 @@ _SOURCES = (
 )
 
 
-def _add_sources(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", nargs="?", metavar="NAME", help="a source")
-    parser.add_argument("--root", type=Path, metavar="DIR", help="the folder with your downloads")
-    parser.set_defaults(run=_sources)
-
-
-def _sources(arguments: argparse.Namespace) -> int:
+def _sources(name: str | None, root: Path | None) -> list[str]:
     from dexcore.data.assemble.found import source_page, sources_table
 
-    lines = source_page(arguments.name, arguments.root) if arguments.name else sources_table(arguments.root)
-    print("\n".join(lines))
-    return 0
+    return source_page(name, root) if name else sources_table(root)
 
 
 def _add_build(parser: argparse.ArgumentParser) -> None:

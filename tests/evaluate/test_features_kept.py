@@ -150,7 +150,7 @@ def test_code_of_others_needs_a_key_and_the_weights_still_count(tmp_path):
     for change in (with_hook, with_module, with_forward):
         model = dex()
         change(model)
-        with pytest.raises(FeaturesError, match=r"test_features\..* expected key="):
+        with pytest.raises(FeaturesError, match=r"test_features_kept\..* expected key="):
             features(model, pictures(1), cache=tmp_path)
     model = dex()
     with_module(model)

@@ -5,7 +5,8 @@ from shlex import quote
 
 from dexcore.data.assemble.walk import Found, SourceFiles, take_and_leave, walk
 from dexcore.data.modality import SOURCES
-from dexcore.data.sources.catalog import layout_word, recipe, recipe_text, recipes
+from dexcore.data.sources.catalog import recipe, recipe_text, recipes
+from dexcore.data.sources.listing import layout_word, listed
 
 _ARCHIVES = (".zip", ".rar", ".tar", ".gz", ".tgz", ".7z", ".001", ".z01", ".change2zip")
 
@@ -17,18 +18,16 @@ def sources_table(root: Path | None) -> list[str]:
         ValueError: the folder cannot be read.
     """
     files = walk(root).files if root is not None else []
-    lines = [
-        f"{'source':<36}{'modality':<12}{'images':>9}  {'layout':<14}{'files' if root is not None else ''}".rstrip()
-    ]
+    rows: list[tuple[object, ...]] = []
     there = 0
     for source, one in zip(SOURCES, recipes(), strict=True):
         taken = take_and_leave(one, root, files).files if root is not None else []
         there += bool(taken)
         count = (str(len(taken)) if taken else "-") if root is not None else ""
-        lines.append(
-            f"{source.name:<36}{source.modality:<12}{source.images:>9}  {layout_word(one):<14}{count}".rstrip()
-        )
-    lines.append(f"{'in all':<48}{sum(source.images for source in SOURCES):>9}")
+        rows.append((source.name, source.modality, source.images, "", layout_word(one.confirmed), count))
+    rows.append(("in all", "", sum(source.images for source in SOURCES), "", "", ""))
+    last = "files" if root is not None else ""
+    lines = listed([("source", 36), ("modality", 12), ("images", -9), ("", 2), ("layout", 14), (last, 0)], rows)
     if root is not None:
         lines += [f"{there} of {len(SOURCES)} sources lie below {root}", *_advice(root, files, "all", there)]
     return lines

@@ -3,15 +3,13 @@
 Modality, anatomy and normalization stand in mvu_sources.csv, once.
 """
 
-import difflib
-import re
 from dataclasses import replace
 from functools import cache
-from importlib import resources
 from pathlib import Path
 
 from dexcore.data.modality import SOURCES, Source
-from dexcore.data.sources.recipe import Recipe, RecipeError
+from dexcore.data.sources.listing import by_name, layout_word, recipe_file, slug
+from dexcore.data.sources.recipe import Recipe
 from dexcore.data.sources.schema import load_recipe
 
 
@@ -35,21 +33,15 @@ def source_of(name: str) -> Source:
     Raises:
         RecipeError: there is none of this name.
     """
-    by_slug = {_slug(source.name): source for source in SOURCES}
-    wanted = _slug(name)
-    if wanted not in by_slug:
-        near = [by_slug[slug].name for slug in by_slug if wanted and slug.startswith(wanted)]
-        near = near or [by_slug[slug].name for slug in difflib.get_close_matches(wanted, by_slug, 3, 0.5)]
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise RecipeError(f"{name!r} is no source of MVU: `dexcore mvu sources` lists the {len(SOURCES)}{hint}")
-    return by_slug[wanted]
+    refused = f"{name!r} is no source of MVU: `dexcore mvu sources` lists the {len(SOURCES)}"
+    return by_name(slug(name), {slug(source.name): source for source in SOURCES}, refused)
 
 
 def recipe_text(name: str) -> str:
     """A source's recipe as a dataset.yaml, with what is known of its layout, home and terms."""
     source = source_of(name)
     lines = [
-        f"# {source.images:,} images in the paper. The layout is {layout_word(_recipe(source))}.",
+        f"# {source.images:,} images in the paper. The layout is {layout_word(_recipe(source).confirmed)}.",
         _file(source).read_text(encoding="utf-8").rstrip(),
         f"modality: {source.modality}",
         f"anatomy: {source.anatomy}",
@@ -58,18 +50,8 @@ def recipe_text(name: str) -> str:
     return "\n".join(lines)
 
 
-def layout_word(recipe: Recipe) -> str:
-    """How well a layout is known."""
-    return "confirmed" if recipe.confirmed else "partly known"
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-
-
 def _file(source: Source) -> Path:
-    # An installed package is a folder: setup tools unpack wheels.
-    return Path(str(resources.files("dexcore.data.sources"))) / "recipes" / f"{_slug(source.name)}.yaml"
+    return recipe_file("dexcore.data.sources", slug(source.name))
 
 
 @cache

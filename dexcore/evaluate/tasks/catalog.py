@@ -1,7 +1,6 @@
 """The 26 downstream tasks of the paper: how each download must lie, and what is known of it."""
 
 import csv
-import difflib
 import re
 from dataclasses import dataclass
 from functools import cache
@@ -10,7 +9,7 @@ from pathlib import Path
 from shlex import quote
 
 from dexcore.data.assemble.walk import walk
-from dexcore.data.sources.recipe import RecipeError
+from dexcore.data.sources.listing import by_name, layout_word, listed, recipe_file, slug
 from dexcore.evaluate.tasks.layout import Layout, load_layout
 from dexcore.evaluate.tasks.table import SPLITS
 
@@ -29,12 +28,11 @@ class Downstream:
     @property
     def slug(self) -> str:
         """The name as a file's: "idrid", "slsc-seg"."""
-        return slug(re.sub(r"\(.*\)", "", self.name))
+        return _slug(self.name)
 
 
-def slug(name: str) -> str:
-    """A name in small letters, digits and hyphens."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+def _slug(name: str) -> str:
+    return slug(re.sub(r"\(.*\)", "", name))
 
 
 @cache
@@ -60,14 +58,8 @@ def downstream_task(name: str) -> Downstream:
     Raises:
         RecipeError: there is none of this name; the message names those nearest to it.
     """
-    by_slug = {one.slug: one for one in downstream()}
-    wanted = slug(re.sub(r"\(.*\)", "", name))
-    if wanted not in by_slug:
-        near = [one.name for known, one in by_slug.items() if wanted and known.startswith(wanted)]
-        near = near or [by_slug[known].name for known in difflib.get_close_matches(wanted, by_slug, 3, 0.5)]
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise RecipeError(f"{name!r} is no task of the paper: `dexcore eval tasks` lists the 26{hint}")
-    return by_slug[wanted]
+    refused = f"{name!r} is no task of the paper: `dexcore eval tasks` lists the 26"
+    return by_name(_slug(name), {one.slug: one for one in downstream()}, refused)
 
 
 def layout_of(task: Downstream) -> Layout:
@@ -82,16 +74,16 @@ def tasks_table(root: Path | None = None) -> list[str]:
         ValueError: the folder cannot be read.
     """
     paths = [found.path for found in walk(root).files] if root is not None else []
-    head = f"{'task':<18}{'modality':<12}{'kind':<16}{'train':>8}{'val':>8}{'test':>8}  {'layout':<14}"
-    lines = [f"{head}{'files' if root is not None else ''}".rstrip()]
+    rows: list[tuple[object, ...]] = []
     for task in downstream():
         layout = layout_of(task)
-        counts = "".join(f"{count:>8}" for count in task.counts)
-        known = "confirmed" if layout.confirmed else "partly known"
         files = str(len(layout.images(paths)) or "-") if root is not None else ""
-        lines.append(f"{task.name:<18}{task.modality:<12}{task.task:<16}{counts}  {known:<14}{files}".rstrip())
-    sums = "".join(f"{sum(task.counts[split] for task in downstream()):>8}" for split in range(3))
-    return [*lines, f"{'in all':<46}{sums}"]
+        rows.append((task.name, task.modality, task.task, *task.counts, "", layout_word(layout.confirmed), files))
+    sums = (sum(task.counts[split] for task in downstream()) for split in range(len(SPLITS)))
+    rows.append(("in all", "", "", *sums, "", "", ""))
+    counts = [(split, -8) for split in SPLITS]
+    last = "files" if root is not None else ""
+    return listed([("task", 18), ("modality", 12), ("kind", 16), *counts, ("", 2), ("layout", 14), (last, 0)], rows)
 
 
 def task_page(name: str, root: Path | None = None) -> list[str]:
@@ -107,7 +99,7 @@ def task_page(name: str, root: Path | None = None) -> list[str]:
     lines = [
         f"# {task.name}: {task.targets} ({task.anatomy}, {task.modality}).",
         f"# In the paper, images or slices: {counts}. No lists of files, no seeds: other splits, not comparable.",
-        f"# The layout is {'confirmed' if layout.confirmed else 'partly known'}.",
+        f"# The layout is {layout_word(layout.confirmed)}.",
     ]
     if not layout.take:
         lines.append("# Its files are not known: make a table of them (dexcore eval import csv).")
@@ -122,5 +114,4 @@ def task_page(name: str, root: Path | None = None) -> list[str]:
 
 
 def _file(task: Downstream) -> Path:
-    # An installed package is a folder: setup tools unpack wheels.
-    return Path(str(resources.files("dexcore.evaluate.tasks"))) / "recipes" / f"{task.slug}.yaml"
+    return recipe_file("dexcore.evaluate.tasks", task.slug)

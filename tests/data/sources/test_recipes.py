@@ -16,7 +16,8 @@ from dexcore.data.assemble.hand import Hand
 from dexcore.data.assemble.split import Grouping
 from dexcore.data.assemble.walk import sources_by, walk
 from dexcore.data.modality import SOURCES
-from dexcore.data.sources.catalog import layout_word, recipe, recipes
+from dexcore.data.sources.catalog import recipe, recipes
+from dexcore.data.sources.listing import layout_word
 from dexcore.data.sources.recipe import RecipeError
 from dexcore.data.store import Manifest, Store
 
@@ -146,7 +147,8 @@ def test_sources_lists_all_with_what_is_known_of_their_layouts(capsys):
 def test_the_docs_list_the_sources_as_the_package_does():
     page = (Path(__file__).parents[3] / "docs" / "mvu_sources.md").read_text(encoding="utf-8")
     rows = [
-        f"| {source.name} | {source.modality} | {source.images:,} | {layout_word(one)} | {one.home} | {one.terms} |"
+        f"| {source.name} | {source.modality} | {source.images:,} | {layout_word(one.confirmed)} | {one.home} | "
+        f"{one.terms} |"
         for source, one in zip(SOURCES, recipes(), strict=True)
     ]
     assert page.split("|---|---|---|---|---|---|\n")[1].splitlines() == rows
