@@ -26,22 +26,32 @@ import torch
 
 import dexcore
 from dexcore.data import SyntheticMVU, open_mvu
+from dexcore.data.readers import UnreadableFileError
 from dexcore.data.store import write_store
+from dexcore.data.store.manifest import StoreError
+from dexcore.engine.checkpoint import CheckpointError
+from dexcore.engine.config import ConfigError
+from dexcore.engine.folder import RunFolderError
 from dexcore.engine.memory import keep_freed_memory
 from dexcore.evaluate.claims import Measured, findings, smallest_effects
 from dexcore.evaluate.claims.effects import Trained, measured
 from dexcore.evaluate.claims.known import CLAIMS, DENSE, DEX, FIXED, ORACLE, WIDE
 from dexcore.evaluate.claims.of_model import measure
-from dexcore.evaluate.tasks import Task
+from dexcore.evaluate.embedding import FeaturesError
+from dexcore.evaluate.tasks import Task, TaskError
 from dexcore.evaluate.tasks.importers.synthetic import synthetic_tasks
+from dexcore.extras import MissingExtraError
 from dexcore.files import write_whole
 from dexcore.measures.effects import ALPHA, POWER
 from dexcore.report.claims import Experiment
 from dexcore.report.claims_page import write_claims
+from dexcore.report.comparison import KINDS, Comparison
+from dexcore.report.files import COMPARISON_FILE
 from dexcore.report.history import History
 from dexcore.train.config import PRESETS, ModelConfig, PretrainConfig
 from dexcore.train.image_store import sample_store
-from dexcore.train.kept import StoppedError, is_done, train_once
+from dexcore.train.kept import Kept, StoppedError, is_done, run_folder, train_once
+from dexcore.train.loop import TrainingError
 
 ARMS = (DEX, WIDE, FIXED)
 MORE_ARMS = (DENSE, ORACLE)  # with --full
@@ -49,6 +59,10 @@ PILOT_ARMS = (DEX, WIDE)  # those that effects are made of
 PILOT_SEED = 1000  # and on: none of the experiment's
 SIZE = 64  # pixels
 STOPPED, ERROR = 75, 2
+_TOLD = (
+    *(CheckpointError, ConfigError, FeaturesError, MissingExtraError, OSError),
+    *(RunFolderError, StoreError, TaskError, TrainingError, UnreadableFileError),
+)  # errors that say in a line what is wrong
 
 
 @dataclass(frozen=True)
@@ -104,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except StoppedError as stopped:
         print(stopped, file=sys.stderr)
         return STOPPED
-    except (OSError, ValueError, RuntimeError) as error:
+    except _TOLD as error:
         print(f"error: {error}", file=sys.stderr)
         return ERROR
 
@@ -114,11 +128,11 @@ def verify(given: argparse.Namespace) -> int:
     out: Path = given.out
     scale = QUICK if given.quick else WHOLE
     store = images(given, scale)
-    tasks = labelled_images(given, scale)
     fingerprint = open_mvu(store).fingerprint
+    tasks = labelled_images(given, scale)
     runs = plan(store, scale, ARMS + (MORE_ARMS if given.full else ()))
     if given.dry_run:
-        rehearse(runs, store, fingerprint, out)
+        rehearse(runs, fingerprint, out, tasks)
         return 0
 
     # Before anything is trained for the experiment: what could it show?
@@ -127,12 +141,13 @@ def verify(given: argparse.Namespace) -> int:
 
     trained = train_all([run for run in runs if not run.pilot], fingerprint, out, tasks)
     found = findings(numbers_of(trained), CLAIMS, smallest)
+    costs = costs_of(runs, fingerprint, out)
     experiment = Experiment(
         name=open_mvu(store).name,
         findings=found,
         seeds=scale.seeds,
-        flags=flags(given, trained, pilot, scale),
-        facts=facts(given, runs, fingerprint, tasks),
+        flags=flags(given, trained, pilot, costs, scale),
+        facts=facts(runs, costs, fingerprint, tasks),
     )
     page = write_claims(out, experiment)
     for one in found:
@@ -197,19 +212,24 @@ def train_all(
         say(f"run {place + 1} of {len(runs)}: {run.name}{about}")
         began = time.monotonic()
         kept = train_once(run.name, run.config, fingerprint, out / "runs")
-        found[run.arm, run.seed] = measure(
-            kept.run,
-            kept.folder,
-            run.name,
-            store=Path(run.config.data.store),
-            images=run.config.run.evaluate_images,
-            tasks=tasks,
-            cache=out / "features",
-        )
+        found[run.arm, run.seed] = measure_run(run, kept, out, tasks)
         if not kept.again:
             spent, done = spent + time.monotonic() - began, done + steps(run)
             say(f"  trained in {kept.seconds:.0f} s, measured in {time.monotonic() - began - kept.seconds:.0f} s")
     return found
+
+
+def measure_run(run: Run, kept: Kept, out: Path, tasks: Sequence[Task]) -> Measured:
+    """All numbers of a trained model, or those that were measured before."""
+    return measure(
+        kept.run,
+        kept.folder,
+        run.name,
+        store=Path(run.config.data.store),
+        images=run.config.run.evaluate_images,
+        tasks=tasks,
+        cache=out / "features",
+    )
 
 
 def numbers_of(trained: dict[tuple[str, int], Measured]) -> Trained:
@@ -233,26 +253,33 @@ def write_down(smallest: dict[str, float], out: Path) -> dict[str, float]:
     return smallest
 
 
-def rehearse(runs: Sequence[Run], store: Path, fingerprint: str, out: Path) -> None:
-    """Tell how long the experiment will take, from a few steps of each arm."""
-    seconds = {}
+def rehearse(runs: Sequence[Run], fingerprint: str, out: Path, tasks: Sequence[Task]) -> None:
+    """Tell how long the experiment will take: an epoch of each arm, evaluated and measured as all are."""
+    of_step, of_rest = {}, {}
     for arm in dict.fromkeys(run.arm for run in runs):
         run = next(run for run in runs if run.arm == arm)
-        short = replace(run.config, run=replace(run.config.run, epochs=30 * 32 / 1024, evaluate_images=1))
-        short = replace(short, optimizer=replace(short.optimizer, warmup_epochs=0.1))
-        kept = train_once(f"dry-run-{arm}", short, fingerprint, out / "dry-run")
+        config = replace(run.config, run=replace(run.config.run, epochs=1.0))
+        config = replace(config, optimizer=replace(config.optimizer, warmup_epochs=0.25))
+        short = Run(arm, run.seed, config, pilot=True)
+        began = time.monotonic()
+        kept = train_once(f"dry-run-{arm}", config, fingerprint, out / "dry-run")
+        measure_run(short, kept, out, tasks)
+        seconds = kept.seconds + time.monotonic() - began if kept.again else time.monotonic() - began
         speed = History.read(kept.run / "metrics.jsonl").scalars["images_per_second"]
-        seconds[arm] = run.config.data.batch_size / float(sorted(speed)[len(speed) // 2])
-        print(f"{arm:16} {seconds[arm]:.3f} s a step, {steps(runs[-1]) * seconds[arm] / 60:.1f} min a run")
-    done = [run for run in runs if is_done(run.name, run.config, fingerprint, out / "runs")]
-    left = sum(seconds[run.arm] * steps(run) for run in runs if run not in done)
-    print(f"{len(runs)} runs, {len(done)} of them done: {left / 60:.0f} min of training left, and the measurements")
+        of_step[arm] = config.data.batch_size / float(sorted(speed)[len(speed) // 2])
+        of_rest[arm] = max(0.0, seconds - steps(short) * of_step[arm])
+        whole = of_rest[arm] + steps(runs[-1]) * of_step[arm]
+        print(f"{arm:16} {of_step[arm]:.3f} s a step, {of_rest[arm]:.0f} s to measure: {whole / 60:.1f} min a run")
+    left = [run for run in runs if not is_done(run.name, run.config, fingerprint, out / "runs")]
+    minutes = sum(of_rest[run.arm] + of_step[run.arm] * steps(run) for run in left) / 60
+    print(f"{len(runs)} runs with the pilots, {len(runs) - len(left)} of them done: about {minutes:.0f} min to go")
 
 
 def flags(
     given: argparse.Namespace,
     trained: dict[tuple[str, int], Measured],
     pilot: dict[tuple[str, int], Measured],
+    costs: dict[tuple[str, int], Comparison],
     scale: Scale,
 ) -> tuple[str, ...]:
     """What must be read before a verdict is."""
@@ -262,6 +289,9 @@ def flags(
     for arm in (ORACLE, FIXED):
         if arm not in {name for name, _ in trained}:
             told.append(f"The control {arm} was not run: --full runs it.")
+    for seed in range(scale.seeds):
+        if len({costs[key].order_sha256 for key in costs if key[1] == seed}) > 1:
+            told.append(f"The arms of seed {seed} did not see the same images in the same order: nothing is paired.")
     for one in CLAIMS:
         before, after = (measured(numbers_of(group), one.terms()) for group in (pilot, trained))
         if before and after and after.deviation_seeds > 2 * before.deviation_seeds > 0:
@@ -274,13 +304,25 @@ def flags(
     return (*told, *of_tasks)
 
 
-def facts(given: argparse.Namespace, runs: Sequence[Run], fingerprint: str, tasks: Sequence[Task]) -> dict[str, str]:
+def costs_of(runs: Sequence[Run], fingerprint: str, out: Path) -> dict[tuple[str, int], Comparison]:
+    """What each model costs and which images it was shown when, as the trainer counted."""
+    found = {}
+    for run in runs:
+        told = Comparison.read(run_folder(run.name, run.config, fingerprint, out / "runs") / "run" / COMPARISON_FILE)
+        if told is not None and not run.pilot:
+            found[run.arm, run.seed] = told
+    return found
+
+
+def facts(
+    runs: Sequence[Run], costs: dict[tuple[str, int], Comparison], fingerprint: str, tasks: Sequence[Task]
+) -> dict[str, str]:
     """What was run, for people who want to do it again."""
     longest = runs[-1]
     versions = {"dexcore": dexcore.__version__, "torch": torch.__version__, "timm": timm.__version__}
     return {
         "Command": shlex.join(["python", *sys.argv]),
-        "Arms": ", ".join(dict.fromkeys(run.arm for run in runs)),
+        **{arm: f"{KINDS[arm]}. {one.costs()}." for (arm, seed), one in costs.items() if seed == 0},
         "Runs": f"{len([run for run in runs if not run.pilot])} of {steps(longest):.0f} steps, after "
         f"{len([run for run in runs if run.pilot])} pilots of {steps(runs[0]):.0f}",
         "Store": fingerprint,
@@ -299,7 +341,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--tasks", type=Path, nargs="+", default=[], metavar="YAML", help="tasks of classes beside the generated one")
     add("--full", action="store_true", help=f"train {' and '.join(MORE_ARMS)} too")
     add("--quick", action="store_true", help="one seed, a few steps: tests the road, decides nothing")
-    add("--dry-run", action="store_true", help="time a few steps of each arm and say how long all would take")
+    add("--dry-run", action="store_true", help="train a short run of each arm and say how long all would take")
     return parser.parse_args(argv)
 
 
