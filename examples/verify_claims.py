@@ -147,7 +147,7 @@ def verify(given: argparse.Namespace) -> int:
         findings=found,
         seeds=scale.seeds,
         flags=flags(given, trained, pilot, costs, scale),
-        facts=facts(runs, costs, fingerprint, tasks),
+        facts=facts(runs, trained, costs, fingerprint, tasks),
     )
     page = write_claims(out, experiment)
     for one in found:
@@ -288,7 +288,7 @@ def flags(
         told.append("A quick run tests the road: one seed, a few steps. It decides nothing.")
     for arm in (ORACLE, FIXED):
         if arm not in {name for name, _ in trained}:
-            told.append(f"The control {arm} was not run: --full runs it.")
+            told.append(f"The control {arm} was not run; with the flag full it is.")
     for seed in range(scale.seeds):
         if len({costs[key].order_sha256 for key in costs if key[1] == seed}) > 1:
             told.append(f"The arms of seed {seed} did not see the same images in the same order: nothing is paired.")
@@ -300,8 +300,19 @@ def flags(
                 f"{one.claim.title}: seeds differ {times:.1f} times as much as in the pilot, so the smallest effect "
                 "that was computed from it is too small."
             )
-    of_tasks = dict.fromkeys(flag for one in trained.values() for flag in one.flags)
-    return (*told, *of_tasks)
+    return (*told, *of_all(trained))
+
+
+def of_all(trained: dict[tuple[str, int], Measured]) -> list[str]:
+    """What must be known of every model: of the tasks, then, and not of a solver that stumbled once."""
+    first, *others = trained.values()
+    return [flag for flag in first.flags if all(flag in other.flags for other in others)]
+
+
+def of_some(trained: dict[tuple[str, int], Measured]) -> list[str]:
+    """What must be known of single models."""
+    common = of_all(trained)
+    return [f"{arm} {seed}: {flag}" for (arm, seed), one in trained.items() for flag in one.flags if flag not in common]
 
 
 def costs_of(runs: Sequence[Run], fingerprint: str, out: Path) -> dict[tuple[str, int], Comparison]:
@@ -315,7 +326,11 @@ def costs_of(runs: Sequence[Run], fingerprint: str, out: Path) -> dict[tuple[str
 
 
 def facts(
-    runs: Sequence[Run], costs: dict[tuple[str, int], Comparison], fingerprint: str, tasks: Sequence[Task]
+    runs: Sequence[Run],
+    trained: dict[tuple[str, int], Measured],
+    costs: dict[tuple[str, int], Comparison],
+    fingerprint: str,
+    tasks: Sequence[Task],
 ) -> dict[str, str]:
     """What was run, for people who want to do it again."""
     longest = runs[-1]
@@ -327,6 +342,7 @@ def facts(
         f"{len([run for run in runs if run.pilot])} pilots of {steps(runs[0]):.0f}",
         "Store": fingerprint,
         "Tasks": ", ".join(f"{task.name} {task.fingerprint[:12]}" for task in tasks),
+        "Flags of single models": "; ".join(of_some(trained)) or "none",
         "Versions": ", ".join(f"{name} {version}" for name, version in versions.items())
         + f", Python {platform.python_version()}",
         "Machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",

@@ -122,7 +122,7 @@ def _section(finding: Finding) -> Iterator[str]:
 
 def _effect_rows(finding: Finding, found: Effect) -> Iterator[tuple[str, str, str]]:
     yield "seeds and cases", _number(found.value), _ends(found.interval)
-    yield f"{len(found.of_seeds)} seeds alone", "", _ends(found.seeds_interval)
+    yield "seeds alone", "", _ends(found.seeds_interval)
     yield f"{found.groups} cases alone" if found.deviation_cases else "cases not drawn", "", _ends(found.cases_interval)
     if finding.judged is not None:
         yield "p, adjusted: zero or less", "", _p(finding.judged.p_above)
