@@ -13,12 +13,14 @@ done is kept in OUT and found again: after a kill the same command goes on. Need
 
 import argparse
 import json
+import math
 import platform
 import shlex
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import timm
@@ -137,7 +139,8 @@ def verify(given: argparse.Namespace) -> int:
 
     # Before anything is trained for the experiment: what could it show?
     pilot = train_all([run for run in runs if run.pilot], fingerprint, out, tasks)
-    smallest = write_down(smallest_effects(numbers_of(pilot), CLAIMS, scale.seeds), out)
+    smallest = smallest_effects(numbers_of(pilot), CLAIMS, scale.seeds)
+    written = write_down(smallest, out)
 
     trained = train_all([run for run in runs if not run.pilot], fingerprint, out, tasks)
     found = findings(numbers_of(trained), CLAIMS, smallest)
@@ -147,7 +150,7 @@ def verify(given: argparse.Namespace) -> int:
         findings=found,
         seeds=scale.seeds,
         flags=flags(given, trained, pilot, costs, scale),
-        facts=facts(runs, trained, costs, fingerprint, tasks),
+        facts=facts(runs, trained, costs, fingerprint, tasks) | {"Smallest effects": written},
     )
     page = write_claims(out, experiment)
     for one in found:
@@ -241,16 +244,20 @@ def steps(run: Run) -> float:
     return run.config.run.epochs * data.epoch_size / data.batch_size
 
 
-def write_down(smallest: dict[str, float], out: Path) -> dict[str, float]:
-    """Keep the smallest effects: they stand before the first run of the experiment, and do not change after it."""
+def write_down(smallest: dict[str, float], out: Path) -> str:
+    """Keep the smallest effects before the first run of the experiment; when they were written, as text."""
     path = out / "smallest_effects.json"
-    told = {name: None if value != value else value for name, value in smallest.items()}
-    text = {"alpha": ALPHA, "power": POWER, "claims": len(CLAIMS), "smallest": told}
-    write_whole(path, (json.dumps(text, indent=1) + "\n").encode())
-    say(f"smallest effects that can be shown: {path}")
-    for name, value in smallest.items():
-        say(f"  {name}: {value:.3f}" if value == value else f"  {name}: not known")
-    return smallest
+    told = {name: value if math.isfinite(value) else None for name, value in smallest.items()}
+    content = {"alpha": ALPHA, "power": POWER, "claims": len(CLAIMS), "smallest": told}
+    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    written = before.pop("written", "")
+    if before != content:
+        written = datetime.now(UTC).isoformat(timespec="seconds")
+        write_whole(path, (json.dumps(content | {"written": written}, indent=1) + "\n").encode())
+    say(f"smallest effects that can be shown, written {written}: {path}")
+    for name, value in told.items():
+        say(f"  {name}: " + ("not known" if value is None else f"{value:.3f}"))
+    return f"{written} ({path.name}), from pilots that were done before"
 
 
 def rehearse(runs: Sequence[Run], fingerprint: str, out: Path, tasks: Sequence[Task]) -> None:

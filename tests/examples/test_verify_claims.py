@@ -59,11 +59,17 @@ def test_the_plan_pairs_all_arms_of_a_seed_and_keeps_the_pilots_seeds_apart(exam
     assert [run.seed for run in own] == sorted(run.seed for run in own)  # whole seeds first
 
 
-def test_effects_that_were_written_down_are_null_where_nobody_knows_them(example, tmp_path):
-    example.write_down({"routing": 0.125, "transfer": float("nan")}, tmp_path)
-    found = json.loads((tmp_path / "smallest_effects.json").read_text())
-    assert found["smallest"] == {"routing": 0.125, "transfer": None}
-    assert found["claims"] == len(CLAIMS)
+def test_what_could_be_shown_is_written_once_and_is_null_where_nobody_knows_it(example, tmp_path):
+    smallest = {"routing": 0.125, "transfer": float("nan")}
+    first = example.write_down(smallest, tmp_path)
+    path = tmp_path / "smallest_effects.json"
+    text = path.read_text()
+    assert json.loads(text)["smallest"] == {"routing": 0.125, "transfer": None}
+    path.write_text(text.replace(json.loads(text)["written"], "earlier"))
+    again = example.write_down(smallest, tmp_path)
+    assert again.startswith("earlier")
+    assert not first.startswith("earlier")
+    assert not example.write_down(smallest | {"routing": 0.25}, tmp_path).startswith("earlier")
 
 
 def test_a_store_that_is_not_there_is_an_error_in_a_line(example, tmp_path, capsys):

@@ -1,17 +1,21 @@
 """Numbers of frozen features on tasks: probes, and how far classes are found across modalities."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from torch import nn
 
 from dexcore.evaluate.claims.numbers import Measured, Number, mean_number
-from dexcore.evaluate.embedding import FeatureTable, features_by_mode
+from dexcore.evaluate.embedding import FeatureTable, features_by_mode, open_model
 from dexcore.evaluate.probes.retrieval import class_retrieval
 from dexcore.evaluate.probes.run import Probe, layers_of, run_probe
 from dexcore.evaluate.scores import Scores
 from dexcore.evaluate.tasks import Task
 from dexcore.measures.bootstrap import mean_statistic
+from dexcore.nn import rule_of
 
 PROBES = {"linear": "linear probe", "knn": "k-NN"}
 FEWEST = 2  # modalities that share a class
@@ -37,11 +41,15 @@ def task_numbers(model: Path, tasks: Sequence[Task], out: Path, cache: Path, nam
     """
     numbers: dict[str, Number] = {}
     flags: dict[str, None] = {}
-    of_probe: dict[str, list[Number]] = {probe: [] for probe in PROBES}
+    parts: defaultdict[str, list[Number]] = defaultdict(list)  # of which a number is the mean
+    opened = open_model(model)
     for task in tasks:
         if task.spec.is_segmentation:
             continue
-        tables = features_by_mode(model, task, cache=cache, name=name)
+        if strange := _not_routed(opened, task):
+            flags[f"{name}: {task.name} is left out, the model has no experts for {', '.join(strange)}"] = None
+            continue
+        tables = features_by_mode(opened, task, cache=cache, name=name)
         table = tables.get("experts") or next(iter(tables.values()))
         for probe, told in PROBES.items():
             scores = run_probe(task, table, name, Probe(probe), out)
@@ -49,18 +57,24 @@ def task_numbers(model: Path, tasks: Sequence[Task], out: Path, cache: Path, nam
             number = Number.of(
                 scores.made_of.statistics()[scores.metric], scores.made_of.strata(scores.metric), task.name
             )
-            of_probe[probe].append(number)
+            parts[told].append(number)
             numbers[f"{told}, {task.name}"] = number
             flags |= dict.fromkeys(f"{task.name}, {told}: {flag}" for flag in scores.flags)
-        numbers |= _across(task, tables)
-    for probe, told in PROBES.items():
-        if of_probe[probe]:
-            numbers[told] = mean_number(of_probe[probe])
+        for told, number in _across(task, tables).items():
+            parts[told].append(number)
+    numbers |= {told: mean_number(own) for told, own in parts.items()}
     return Measured(numbers, tuple(flags))
 
 
+def _not_routed(model: Any, task: Task) -> list[str]:
+    """Modalities of the task that a model which is routed by modality does not know."""
+    rule = rule_of(model) if isinstance(model, nn.Module) else None
+    known = rule.modalities if rule is not None and rule.kind == "oracle" else task.modalities
+    return [str(modality) for modality in task.modalities if modality not in known]
+
+
 def _across(task: Task, tables: Mapping[str, FeatureTable]) -> dict[str, Number]:
-    if len({row.modality for row in task.rows}) < FEWEST:
+    if len(task.modalities) < FEWEST or task.kind == "multilabel":
         return {}
     found = {}
     for mode, table in tables.items():
