@@ -79,7 +79,8 @@ def test_a_store_that_is_not_there_is_an_error_in_a_line(example, tmp_path, caps
 
 
 @pytest.mark.slow
-def test_oracle_routing_passes_the_claims_of_specialization_and_fixed_routing_fails_them(tmp_path):
+def test_oracle_routing_passes_the_claims_of_specialization_and_fixed_routing_fails_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("DEXCORE_BACKEND", "eager")  # no kernel is interpreted
     drawn = SyntheticMVU(size=32)
     records = (drawn.record(n, "train" if n < _TRAIN else "heldout") for n in range(_TRAIN + _HELDOUT))
     store = tmp_path / "store"
