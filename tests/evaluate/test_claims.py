@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 from planted import planted, write_stripes
 
+from dexcore.data.modality import Modality
 from dexcore.evaluate.claims import Asked, Measured, Number, findings, mean_number, measured, of_model, smallest_effects
 from dexcore.evaluate.claims.known import CLAIMS
 from dexcore.evaluate.claims.of_modules import module_numbers
 from dexcore.evaluate.claims.of_run import routing_number, variance_number
-from dexcore.evaluate.claims.of_tasks import across_modalities
+from dexcore.evaluate.claims.of_tasks import across_modalities, task_numbers
 from dexcore.evaluate.modules import take_samples
+from dexcore.evaluate.tasks.importers.synthetic import synthetic_tasks
 from dexcore.measures.verdicts import Verdict
+from dexcore.nn import RoutingRule, set_rule
 from dexcore.report.claims import Claim
 from dexcore.report.evaluation import Evaluation, Examples
 
@@ -109,6 +112,36 @@ def test_modules_that_are_there_are_found_and_others_are_not(tmp_path):
     assert found["tag"]["specificity"].value < found["modality"]["specificity"].value - 0.3
     assert found["tag"]["saved loss"].value < 0.1
     assert found["modality"]["specificity"].groups == len(take_samples(images).heldout.label_g)
+
+
+@pytest.mark.slow
+def test_probes_of_all_tasks_are_paired_cases_and_say_what_they_left_out(tmp_path, monkeypatch):
+    monkeypatch.setenv("DEXCORE_BACKEND", "eager")  # no kernel is interpreted
+    tasks = synthetic_tasks(
+        tmp_path / "tasks", 60, 32, modalities=(Modality.PET, Modality.OCT), fractions=(0.4, 0.2, 0.4)
+    )
+    images = write_stripes(tmp_path / "store")
+    found = {}
+    for name, rule in (("dex", None), ("oracle", RoutingRule("oracle", modalities=("CT",)))):
+        model = planted(images, "modality")
+        set_rule(model, rule)
+        model.save_pretrained(tmp_path / name)
+        found[name] = task_numbers(tmp_path / name, tasks, tmp_path / f"{name} probes", tmp_path / "cache", name)
+    dex, oracle = found["dex"].numbers, found["oracle"]
+    assert {
+        "linear probe",
+        "k-NN",
+        "linear probe, findings",
+        "across modalities",
+        "across modalities, director",
+    } <= set(dex)
+    assert dex["linear probe"].value == dex["linear probe, findings"].value
+    assert dex["linear probe"].groups == len(tasks[1].split("test"))
+    assert dex["across modalities"].groups == 60
+    assert any("few cases" in flag for flag in found["dex"].flags)
+    assert oracle.numbers == {}
+    assert "findings is left out" in oracle.flags[0]
+    assert "PET" in oracle.flags[0]
 
 
 def asked(controls=None, **changes):
