@@ -1,0 +1,33 @@
+"""The fine-tuning example, from the command line, in quick form."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "finetune.py"
+
+
+def run(*arguments):
+    return subprocess.run(
+        [sys.executable, EXAMPLE, *map(str, arguments)], capture_output=True, text=True, timeout=900, check=False
+    )
+
+
+@pytest.mark.slow
+def test_it_pretrains_tunes_in_three_ways_and_shows_pictures_and_a_table(tmp_path):
+    done = run("--quick", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    out = tmp_path / "quick"
+    (head,) = [line for line in done.stdout.splitlines() if line.startswith("| task ")]
+    assert [cell.strip() for cell in head.strip("|").split("|")][3:] == [
+        f"small finetune-{mode}" for mode in ("director", "experts", "scratch")
+    ]
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("| lesions ")]
+    assert line.count("[") == 3  # each number has its interval
+    for mode in ("experts", "director", "scratch"):
+        assert (out / f"lesions_{mode}.png").read_bytes().startswith(b"\x89PNG")
+    again = run("--quick", "--out", tmp_path)
+    assert again.returncode == 0
+    assert again.stderr.count("is done, and not run again") == 3
