@@ -13,6 +13,7 @@ which of the three is better: that takes seeds (--seeds 5) and your own data.
 
 import argparse
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from dexcore.extras import require
 from dexcore.report.pictures import WIDTH, new_figure, styled, to_png
 from dexcore.train import pretrain
 from dexcore.train.config import PRESETS as PRETRAIN_PRESETS
+from dexcore.train.config import PretrainConfig
 
 SIZE = 64  # pixels of the pre-training images
 MODES = ("experts", "director", "scratch")
@@ -48,9 +50,7 @@ def pretrained(out: Path, images: int, epochs: float) -> Path:
     return model
 
 
-def _pretraining(out: Path, store: Path, images: int, epochs: float) -> Any:
-    from dataclasses import replace
-
+def _pretraining(out: Path, store: Path, images: int, epochs: float) -> PretrainConfig:
     laptop = PRETRAIN_PRESETS["laptop"]
     return replace(
         laptop,
@@ -97,15 +97,13 @@ def picture(task: Task, result: RunResult) -> bytes:
         for (name, value, row), line in zip(chosen, axes, strict=True):
             image, reference = task.image(row), task.reference().mask(row)
             mask = predictions.mask(predictions.image.index(row.image))
-            for axis, shown, title in zip(
-                line, (None, reference, mask), ("image", "reference", "prediction"), strict=True
-            ):
+            titles = {f"{name} {value:.2f}, {row.modality.value}": None, "reference": reference, "prediction": mask}
+            for axis, (title, shown) in zip(line, titles.items(), strict=True):
                 axis.imshow(image, cmap="gray", vmin=0, vmax=1)
                 if shown is not None:
                     axis.imshow(np.ma.masked_equal(shown, 0), cmap="autumn", alpha=0.6, interpolation="nearest")
                 axis.set_axis_off()
-                axis.set_title(title, loc="center", fontsize=9)
-            line[0].set_title(f"{name}: {value:.2f}\n{row.modality.value}", loc="left", fontsize=9)
+                axis.set_title(title, loc="left", fontsize=9)
         return to_png(figure)
 
 
@@ -130,7 +128,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="so short that it only shows that all parts work")
     asked = parser.parse_args(argv)
     out = asked.out / "quick" if asked.quick else asked.out
-    images, steps, epochs = (96, 12, 2.0) if asked.quick else (600, 250, 12.0)
+    images, steps, epochs = (96, 12, 2.0) if asked.quick else (600, 200, 10.0)
 
     model = asked.model or str(pretrained(out, images, epochs))
     if asked.task == "mni":
@@ -146,7 +144,7 @@ def main(argv: list[str] | None = None) -> int:
             return result.exit_code
         (out / f"{task.name}_{mode}.png").write_bytes(picture(task, result))
     scores = load_scores(results)
-    print("\n".join(scores[0].lines()[:1] + table(scores).lines()))
+    print("\n".join(table(scores, against="small finetune-scratch").lines()))
     if asked.task == "mni":
         print(f"\n{ONE_CASE}")
     print(f"\npictures  {out}/{task.name}_{{{','.join(MODES)}}}.png")
