@@ -100,7 +100,7 @@ def save_checkpoint(
         shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(
             f"{final}: the checkpoint cannot be written: {_no_room(folder, model, optimizer) or _reason(error)}; "
-            "older checkpoints are untouched, go on with --resume when there is room"
+            "older checkpoints are untouched, go on from them when there is room"
         ) from error
     for old in _checkpoints(folder)[keep:]:
         _remove(old)

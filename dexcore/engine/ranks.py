@@ -187,7 +187,7 @@ def join_ranks(device: str, patience: float = 300.0) -> Iterator[Ranks]:
             raise
         raise LostRankError(
             f"another rank has ended, which ends this one too ({str(error).splitlines()[0]}); its own message says "
-            "why, and --resume goes on from the newest checkpoint"
+            "why; the run can go on from its newest checkpoint"
         ) from error
     finally:
         if dist.is_initialized():  # not where a signal came first

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from dexcore.engine.ranks import ALONE, Ranks
+from dexcore.engine.stop import leave_signals_to_parent
 from dexcore.evaluate.finetuning.data import TestView, sorted_rows
 from dexcore.evaluate.prediction.images import input_of
 from dexcore.evaluate.prediction.native import at_size, decided
@@ -97,7 +98,13 @@ class Predictor:
         device = next(self.model.parameters()).device
         view = TestView(self.task, rows, input_of(self.model.encoder, self.model.task))
         batches = [numbers[start : start + self.batch_size] for start in range(0, len(numbers), self.batch_size)]
-        loader = DataLoader(view, batch_sampler=batches, num_workers=self.workers, collate_fn=list)
+        loader = DataLoader(
+            view,
+            batch_sampler=batches,
+            num_workers=self.workers,
+            collate_fn=list,
+            worker_init_fn=leave_signals_to_parent,
+        )
         before = self.model.training
         self.model.eval()
         try:
