@@ -45,6 +45,7 @@ def add_eval_commands(parser: argparse.ArgumentParser) -> None:
     add_features_command(commands)
     add_probe_command(commands)
     add_modules_command(commands)
+    commands.add_parser("finetune", help="the same as `dexcore finetune`: train a model on a task", add_help=False)
     add_score_commands(commands)
 
 

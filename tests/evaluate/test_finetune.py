@@ -367,3 +367,46 @@ def test_a_tiny_task_is_learned_by_heart(place, tmp_path):
     assert scores.primary.value > 0.9
     labels = sides(tmp_path / "labels", images=4)  # two of train, one of val
     assert labels.is_file()
+
+
+@pytest.mark.parametrize("kind", ["multilabel", "ordinal", "multilabel_segmentation"])
+def test_every_kind_of_task_is_trained_predicted_and_scored(place, tmp_path, kind):
+    keys = {"kind": kind, "classes": ["left", "right"]}
+    task = sides(tmp_path / "task", **keys)
+    if kind == "multilabel_segmentation":
+        text = (tmp_path / "task" / "sides.csv").read_text()
+        head, *lines = text.splitlines()
+        rows = [f"{line},{line.split(',')[1]}" for line in lines]
+        table_text = [head.replace(",mask,", ",mask_left,") + ",mask_right", *rows]
+        (tmp_path / "task" / "sides.csv").write_text("\n".join(table_text) + "\n")
+    result = finetune(tiny(task, place / "mine", tmp_path / "out", steps=1))
+    (scores,) = result.scores
+    assert scores.kind == kind
+    assert set(scores.per_class) == {"left", "right"}
+    predictions = Predictions.load(result.folders[0] / "predictions.parquet")
+    assert predictions.kind == ("mask" if "segmentation" in kind else "logits")
+
+
+def test_a_task_without_val_has_no_best_state(place, tmp_path):
+    task = sides(tmp_path / "task")
+    table_file = tmp_path / "task" / "sides.csv"
+    table_file.write_text(table_file.read_text().replace(",val,", ",train,"))
+    (folder,) = finetune(tiny(task, place / "mine", tmp_path / "out", steps=1)).folders
+    assert json.loads((folder / "choice.json").read_text())["best_on_val"] is None
+    assert not (folder / "best").exists()
+    assert not (folder / "val").exists()
+
+
+def test_nothing_of_test_is_read_before_it_is_scored(place, tmp_path, monkeypatch):
+    """Of masks, which no fingerprint holds: a training and its predictions, while references cannot be read."""
+    from dexcore.evaluate.tasks.task import Reference
+
+    def asked(self, row):
+        raise AssertionError(f"the reference of {row.image} was read")
+
+    monkeypatch.setattr(Reference, "mask", asked)
+    training = begun(config_of(place), tmp_path / "seed")
+    training.train(StopRequest())
+    found = training.predictor.predict("test", tmp_path / "masks", "m", 0)
+    with pytest.raises(AssertionError, match="was read"):
+        score(found, training.task)
