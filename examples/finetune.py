@@ -103,7 +103,7 @@ def picture(task: Task, result: RunResult) -> bytes:
                 if shown is not None:
                     axis.imshow(np.ma.masked_equal(shown, 0), cmap="autumn", alpha=0.6, interpolation="nearest")
                 axis.set_axis_off()
-                axis.set_title(title, loc="left", fontsize=9)
+                axis.set_title(title, loc="left", fontsize=8, weight="normal")
         return to_png(figure)
 
 
