@@ -16,7 +16,7 @@ from dexcore.evaluate.finetuning import FinetuneConfig
 from dexcore.evaluate.finetuning.run import seed_folder
 from dexcore.evaluate.tasks import Task
 
-STEPS = 60
+STEPS = 150
 SAME = ("model/model.safetensors", "best/model.safetensors", "predictions.parquet", "choice.json", "scores.json")
 
 
@@ -31,7 +31,7 @@ def place(tmp_path_factory):
 
 
 def config_of(place, out, task="spots", **changes):
-    config = tiny(place / task / f"{task}.yaml", place / "mine", out, steps=STEPS, validations=4, checkpoint_every=5)
+    config = tiny(place / task / f"{task}.yaml", place / "mine", out, steps=STEPS, validations=4, checkpoint_every=10)
     return replace(config, **{"batch_size": 6} | changes)
 
 
@@ -68,7 +68,7 @@ def test_one_that_was_killed_and_then_stopped_ends_as_if_nothing_had_been(place,
     """SIGKILL before the first checkpoint, SIGKILL after some, SIGTERM; then to the end: the same bytes."""
     config = config_of(place, str(tmp_path))
     folder = folder_of(config)
-    for number, steps in ((signal.SIGKILL, 2), (signal.SIGKILL, 13), (signal.SIGTERM, 31)):
+    for number, steps in ((signal.SIGKILL, 2), (signal.SIGKILL, 33), (signal.SIGTERM, 71)):
         (process,) = start_ranks(1, arguments(config))
         wait_for_steps(process, folder, steps)
         os.kill(process.pid, number)
