@@ -63,6 +63,15 @@ class KnockOut:
         return np.stack(found, axis=1)
 
 
+def damage_bounds(
+    found: KnockOut, draws: int = DRAWS, seed: int = 0
+) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
+    """The interval of each damage over cases: low and high, a layer each, float64 [m, r], as `KnockOut.damage`."""
+    drawn = np.concatenate([found._damage(weight) for weight in resamples(found.label_g, draws, seed)])
+    low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
+    return found._by_layer(low), found._by_layer(high)
+
+
 @dataclass(frozen=True)
 class Specificity:
     """Whether a modality loses by those experts that it uses.

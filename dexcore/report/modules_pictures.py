@@ -92,11 +92,14 @@ def damage_pictures(numbers: Numbers) -> list[Picture]:
         return []
     damage = [np.array(one, dtype=float) for one in knocked["damage"]]
     order = sorted(range(len(damage)), key=lambda block: -float(np.nanmax(np.abs(damage[block]), initial=0.0)))
-    shares = [np.array(one, dtype=float) for one in knocked["shares"]]
-    return [_damage(block, shares[block], damage[block], numbers) for block in order]
+    shares, low, high = (
+        [np.array(one, dtype=float) for one in knocked[name]] for name in ("shares", "damage_low", "damage_high")
+    )
+    sure = [(one > 0) | (other < 0) for one, other in zip(low, high, strict=True)]
+    return [_damage(block, shares[block], damage[block], sure[block], numbers) for block in order]
 
 
-def _damage(block: int, shares: np.ndarray, damage: np.ndarray, numbers: Numbers) -> Picture:
+def _damage(block: int, shares: np.ndarray, damage: np.ndarray, sure: np.ndarray, numbers: Numbers) -> Picture:
     names = numbers["modalities"]
     figure = new_figure(1.5 + 0.27 * len(names))
     left, right = figure.subplots(1, 2, sharey=True)
@@ -117,12 +120,15 @@ def _damage(block: int, shares: np.ndarray, damage: np.ndarray, numbers: Numbers
         bar.outline.set_visible(False)
         bar.ax.locator_params(nbins=4)
     left.set_yticks(range(len(names)), names)
+    rows, columns = np.nonzero(sure)
+    right.plot(columns, rows, ".", color="black", markersize=4)
     return Picture(
         name=f"damage_block_{block + 1:02d}.png",
         title=f"Block {block + 1}: use of experts, and damage without them",
         reading=(
             "Left, how much of a modality's training images each expert gets; right, by how much the masked loss of "
-            "its held-out images grows without the expert. Modules show the same pattern twice."
+            "its held-out images grows without the expert. Modules show the same pattern twice. Dots: the "
+            "interval over cases excludes 0."
         ),
         bad="a right half that is pale (experts can be exchanged), or striped by expert alone (all lose alike).",
         png=to_png(figure),

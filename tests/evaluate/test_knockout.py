@@ -5,13 +5,21 @@ import pytest
 import torch
 from planted import planted, write_stripes
 
-from dexcore.evaluate.modules import knock_out, masked_losses, setting_of, take_samples
+from dexcore.evaluate.modules import extract, knock_out, masked_losses, setting_of, take_samples
 from dexcore.evaluate.reconstruct import image_losses
 from dexcore.measures.knockout import MEAN, own_damage, specificity
-from dexcore.nn import set_mode
+from dexcore.nn import rule_of, set_mode, set_rule
 from dexcore.nn.mlp import dex_layers
 
 _CPU = torch.device("cpu")
+
+
+@torch.no_grad()
+def shake(model, amount):
+    torch.manual_seed(1)
+    for parameter in model.parameters():
+        parameter.add_(torch.randn_like(parameter), alpha=amount)
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -103,10 +111,49 @@ def test_losses_are_those_of_the_same_masks_of_patches_and_only_of_what_is_asked
     sample, setting = take_samples(images, 4).heldout, setting_of(model)
     asked = np.array([[True, False], [True, True], [True, False]])
     mask = [np.array([True, True, False, True])] * 2
+    asked = asked[sample.label_n]
     found = masked_losses(model, sample, setting, _CPU, [None, mask], asked=asked)
-    assert (np.isfinite(found) == asked[sample.label_n]).all()
+    assert (np.isfinite(found) == asked).all()
     ((places, batch),) = sample.batches(model, setting)
     assert np.array_equal(places, np.arange(len(sample)))
     np.testing.assert_allclose(found[:, 0], image_losses(model, batch, setting, _CPU), rtol=1e-6)
     whole = model(batch.images, noise=batch.noise).loss.item()
     assert found[:, 0].mean() == pytest.approx(whole, rel=1e-5)
+
+
+@pytest.mark.parametrize("instead", ["reroute", "zero", "director"])
+def test_images_that_do_not_use_an_expert_need_no_forward_without_it(images, instead):
+    model = shake(planted(images, reads="tag"), 0.1)
+    samples, setting = take_samples(images, 5), setting_of(model)
+    found = knock_out(model, samples, setting, _CPU, instead=instead)
+    sizes = [layer.num_experts for layer in dex_layers(model)]
+    masks = [
+        [np.arange(size) != expert if number == block else np.ones(size, bool) for number, size in enumerate(sizes)]
+        for block in range(2)
+        for expert in range(4)
+    ]
+    losses = masked_losses(model, samples.heldout, setting, _CPU, [None, *masks], instead=instead)
+    gained = samples.heldout.sums(losses[:, 1:] - losses[:, :1])
+    np.testing.assert_allclose(np.concatenate(found.gained, axis=1), gained, atol=1e-5)
+    assert np.abs(gained).max() > 0.01
+
+
+@pytest.mark.parametrize("kind", ["fixed", "oracle"])
+def test_routing_by_rule_is_knocked_out_and_extracted_like_any(images, kind):
+    model = planted(images)
+    modalities = {"modalities": ["PET", "OCT", "Photo"]} if kind == "oracle" else {}
+    set_rule(model, {"kind": kind} | modalities)
+    samples, setting = take_samples(images), setting_of(model)
+    found = knock_out(model, samples, setting, _CPU)
+    told = specificity(found, draws=50, permutations=50)
+    parts = extract(model, samples, setting, _CPU, random=1)
+    assert np.isfinite(parts.random_qgs).all()
+    use = np.concatenate(found.shares, axis=1)
+    if kind == "oracle":
+        assert set(np.unique(use.round(6))) == {0.0, 1.0}
+        assert own_damage(found, 50)[MEAN].own_minus_random.low > 0
+    else:
+        assert 0.0 < use.min()
+        assert use.max() < 0.6
+        assert told.value.groups == 12
+    assert rule_of(model).kind == kind

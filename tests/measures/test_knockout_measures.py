@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dexcore.measures.knockout import MEAN, KnockOut, own_damage, specificity
+from dexcore.measures.knockout import MEAN, KnockOut, damage_bounds, own_damage, specificity
 
 LABEL = np.repeat(np.arange(3), 10)
 
@@ -18,6 +18,17 @@ def found(shares_mr, gained_gr, loss=1.0):
 def test_damage_is_a_share_of_the_modalitys_own_loss():
     made = found(np.eye(3), np.eye(3)[LABEL], loss=4.0)
     assert np.allclose(made.damage[0], np.eye(3) / 4)
+
+
+def test_each_damage_has_an_interval_over_cases():
+    gained = np.random.default_rng(0).normal(1, 0.5, (30, 3))
+    made = found(np.eye(3), gained)
+    (low,), (high,) = damage_bounds(made, 500)
+    assert (low < made.damage[0]).all()
+    assert (made.damage[0] < high).all()
+    assert (high - low).mean() == pytest.approx(2 * 1.96 * 0.5 / 10**0.5, rel=0.2)
+    (same,), _ = damage_bounds(found(np.eye(3), np.eye(3)[LABEL]), 20)
+    assert np.allclose(same, np.eye(3))
 
 
 def test_an_experts_load_and_its_worth_to_all_are_no_specificity():

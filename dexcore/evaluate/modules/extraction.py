@@ -61,7 +61,9 @@ def extract(
             masks.append(_first(order, layers, size))
             asked.append(np.arange(modalities) == number if number < modalities else asked[0])
     told = "extracting experts," if progress else ""
-    losses = masked_losses(model, heldout, setting, device, masks, told=told, asked=np.stack(asked, axis=1))
+    losses = masked_losses(
+        model, heldout, setting, device, masks, told=told, asked=np.stack(asked, axis=1)[heldout.label_n]
+    )
     parts_nos = losses[:, 1:].reshape(len(heldout), len(orders), len(sizes))
     own_ns = parts_nos[np.arange(len(heldout)), heldout.label_n]
     return Extraction(

@@ -111,23 +111,40 @@ def masked_losses(
     Args:
         instead: what stands in for experts that may not run (`dexcore.nn.set_expert_mask`).
         told: what is counted, for the line of progress; "" for none.
-        asked: bool [m, masks], which modality is asked about under which mask; others are nan. None: all.
+        asked: bool [n, masks], which image is asked about under which mask; others are nan. None: all.
     """
     layers = layers_of(model)
     found = np.full((len(sample), len(masks)), np.nan)
-    with frozen(model), _shown(len(sample) * len(masks), told) as bar, torch.no_grad():
+    asked = np.ones(found.shape, bool) if asked is None else asked
+    with frozen(model), _shown(int(asked.sum()), told) as bar:
         _set_modes(layers, "experts")
         for places, batch in sample.batches(model, setting):
             for number, mask in enumerate(masks):
-                wanted = np.ones(len(places), bool) if asked is None else asked[sample.label_n[places], number]
+                wanted = asked[places, number]
                 if wanted.any():
                     part = Batch(batch.sample_id[wanted], batch.images[wanted], batch.noise[wanted])
                     route_by_rule(model, *names_of(sample.images, part.sample_id))
                     with nullcontext() if mask is None else set_expert_mask(model, list(mask), instead):
                         found[places[wanted], number] = image_losses(model, part, setting, device)
                 if bar is not None:
-                    bar.update(len(places))
+                    bar.update(int(wanted.sum()))
     return found
+
+
+def used_experts(
+    model: MaskedAutoencoder, sample: Sample, setting: Setting, device: torch.device
+) -> tuple[np.ndarray, ...]:
+    """Which experts take an image with hidden patches, as in `masked_losses`: a layer each, bool [n, R]."""
+    layers = layers_of(model)
+    found = [np.zeros((len(sample), layer.num_experts), bool) for layer in layers]
+    with frozen(model):
+        _set_modes(layers, "experts")
+        for places, batch in sample.batches(model, setting):
+            image_losses(model, batch, setting, device)
+            for used, layer in zip(found, layers, strict=True):
+                assert layer.routing is not None
+                used[places[:, None], layer.routing.indices.cpu().numpy()] = True
+    return tuple(found)
 
 
 @contextmanager

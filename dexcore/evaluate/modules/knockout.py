@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from dexcore.evaluate.modules.forwards import collect, masked_losses
+from dexcore.evaluate.modules.forwards import collect, masked_losses, used_experts
 from dexcore.evaluate.modules.sample import Sample, Samples
 from dexcore.evaluate.setting import Setting
 from dexcore.measures.information import gate_shares
@@ -33,7 +33,8 @@ def knock_out(
     """Measure what each modality loses without each expert of each layer, the others running.
 
     Masks of images are the same in all forwards. P(expert | modality) is measured on the training images, damage on the
-    held-out ones. The model is left as it was.
+    held-out ones. An image is computed without those experts alone that its layer sends it to: without others nothing
+    changes. The model is left as it was.
 
     Args:
         model: has DEX layers.
@@ -52,9 +53,11 @@ def knock_out(
     shares = shares_of(model, samples.train, setting, device)
     heldout = samples.heldout
     masks = [_without(sizes, number, expert) for number, size in enumerate(sizes) for expert in range(size)]
+    used = np.concatenate(used_experts(model, heldout, setting, device), axis=1)
+    asked = np.concatenate([np.ones((len(heldout), 1), bool), used], axis=1)
     told = "knocking out experts," if progress else ""
-    losses = masked_losses(model, heldout, setting, device, [None, *masks], instead=instead, told=told)
-    gained = heldout.sums(losses[:, 1:] - losses[:, :1])
+    losses = masked_losses(model, heldout, setting, device, [None, *masks], instead=instead, told=told, asked=asked)
+    gained = heldout.sums(np.where(used, losses[:, 1:] - losses[:, :1], 0.0))
     return KnockOut(
         modalities=heldout.modalities,
         label_g=heldout.label_g,

@@ -23,7 +23,7 @@ from dexcore.evaluate.tasks import Task
 from dexcore.measures.bootstrap import FEWEST_CASES, Estimate
 from dexcore.measures.conflict import conflict, conflict_minus
 from dexcore.measures.extraction import Extraction, curve, twin_minus_own
-from dexcore.measures.knockout import KnockOut, own_damage, specificity
+from dexcore.measures.knockout import KnockOut, damage_bounds, own_damage, specificity
 from dexcore.measures.shared_space import across_minus
 from dexcore.models import MaskedAutoencoder
 from dexcore.nn.expert_mask import REROUTE
@@ -203,8 +203,11 @@ def _knocked(
 ) -> dict[str, Any]:
     say(f"{name}: knock-outs")
     found = knock_out(model, samples, setting, device, instead=plan.instead, progress=plan.progress)
+    low, high = damage_bounds(found, seed=plan.seed)
     return {
         "damage": plain(found.damage),
+        "damage_low": plain(low),
+        "damage_high": plain(high),
         "shares": plain(found.shares),
         "loss": _loss(found),
         "specificity": plain(specificity(found, seed=plan.seed)),
