@@ -9,8 +9,11 @@ import numpy as np
 from dexcore.data.assemble.examples import picture
 from dexcore.extras import require
 from dexcore.report.html import strip, tile
-from dexcore.report.pictures import modality_color
 
+# Of classes: bright, to be told apart on gray, on tissue and on each other.
+COLORS = (
+    "#18d0e6", "#ffb000", "#ff4fa3", "#7be04b", "#a58bff", "#ff6b3d", "#ffe14d", "#4f9dff", "#d0d0d0", "#00c08b",
+)  # fmt: skip
 _SIDE = 224  # pixels of a picture's longer side
 _FILLED = 0.4  # how much of a mask's color covers the image
 
@@ -35,11 +38,16 @@ class Case:
     predicted: np.ndarray | None = None
 
 
+def class_color(number: int) -> str:
+    """The color of a class of masks, the same in every picture of a task."""
+    return COLORS[number % len(COLORS)]
+
+
 def case_strips(cases: Sequence[Case], classes: Sequence[str]) -> Iterator[str]:
     """The pictures by rule, as HTML; ``classes`` are those of the masks, in their order."""
     if any(case.reference is not None for case in cases):
         marks = "".join(
-            f'<span><i style="background:{modality_color(number)}"></i>{escape(name)}</span>'
+            f'<span><i style="background:{class_color(number)}"></i>{escape(name)}</span>'
             for number, name in enumerate(classes)
         )
         yield f'<p class="keys">{marks}</p>'
@@ -77,7 +85,7 @@ def _covered(image: np.ndarray, mask_chw: np.ndarray) -> np.ndarray:
         large = cv2.resize(mask.astype(np.float32), image.shape[1::-1], interpolation=cv2.INTER_LINEAR) >= 0.5
         if mask.any() and not large.any():  # smaller than a pixel of the picture
             large = cv2.resize(mask.astype(np.float32), image.shape[1::-1], interpolation=cv2.INTER_AREA) > 0
-        color = np.array([int(modality_color(number)[at : at + 2], 16) / 255 for at in (1, 3, 5)], np.float32)
+        color = np.array([int(class_color(number)[at : at + 2], 16) / 255 for at in (1, 3, 5)], np.float32)
         inner = cv2.erode(large.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
         shown[inner] = (1 - _FILLED) * shown[inner] + _FILLED * color
         shown[large & ~inner] = color

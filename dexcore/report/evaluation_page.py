@@ -50,7 +50,7 @@ class Detail:
     cases: Sequence[Case]
     masks: Sequence[str]
     without: str
-    made: Mapping[str, str]
+    made: Mapping[str, object]
 
 
 @dataclass(frozen=True, eq=False)

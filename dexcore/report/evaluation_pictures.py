@@ -79,8 +79,12 @@ def forest_picture(rows: Sequence[ModelRow], metric: str, against: str, lower_is
         reading=(
             f"A dot is a model's number, its bar the 95 % interval over cases; {side} is better. Gray squares are "
             f"baselines that have learned nothing, the dotted line is the best of them.{marks}"
+            if beat
+            else f"A dot is a model's number, its bar the 95 % interval over cases; {side} is better.{marks}"
         ),
-        bad="a model at or behind the dotted line: its number says how images were exposed, and little of features.",
+        bad="no gray baseline: what these numbers are worth is not known."
+        if not beat
+        else "a model at or behind the dotted line: its number says how images were exposed, and little of features.",
         png=png,
     )
 

@@ -61,8 +61,7 @@ def test_fine_tuned_models_and_probes_and_baselines_stand_side_by_side_the_best_
     first = part.details[0]
     assert first.about == "the first of 2 trainings, seed 0; in out/strong/finetune/made/seed-0"
     assert str(tmp_path) not in str((first.about, first.made))
-    assert first.made["chosen: checkpoint"] == "last"
-    assert "chosen: tried" not in first.made
+    assert first.made["chosen"] == {"checkpoint": "last", "rate": 1e-4}
     assert (first.made["command"], first.made["versions"]) == ("dexcore finetune", "torch 2")
     assert first.made["task"] == task.fingerprint
     gates, images = part.routes["strong finetune"]
@@ -87,6 +86,7 @@ def test_a_classified_case_has_its_label_and_the_probabilities(tmp_path):
     task = predicted(tmp_path / "task", tmp_path / "out", [("weak linear", 0.0, 1)], images=1)
     page = evaluation_page([tmp_path / "out"], [task], draws=DRAWS)
     (detail,) = page.tasks[0].details
+    assert "no baseline stands beside these models: what they must beat is not known" in page.tasks[0].flags
     assert [case.group.split(":")[0] for case in detail.cases] == ["Worst"] * 3 + [
         "Median probability of the truth"
     ] * 3

@@ -10,9 +10,8 @@ import pytest
 from made_evaluations import EVIL, classification, number, page, segmentation
 from PIL import Image
 
-from dexcore.report.evaluation_cases import Case, case_strips
+from dexcore.report.evaluation_cases import Case, case_strips, class_color
 from dexcore.report.evaluation_pictures import ModelRow, forest_picture, plain
-from dexcore.report.pictures import modality_color
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +72,7 @@ def test_reference_and_prediction_lie_where_their_masks_are():
     case = Case("one", "Worst", ("dice 0.000",), np.full((40, 40), 0.5), reference, predicted)
     image, above, below = _pixels("".join(case_strips([case], ["lesion"])))
     assert np.ptp(image) < 8
-    color = np.array([int(modality_color(0)[at : at + 2], 16) for at in (1, 3, 5)], float)
+    color = np.array([int(class_color(0)[at : at + 2], 16) for at in (1, 3, 5)], float)
     covered = 0.6 * 127.5 + 0.4 * color
     half = len(image) // 2
     for shown, inside, outside in ((above, slice(0, half - 8), slice(half + 8, None)),) * 1 + (

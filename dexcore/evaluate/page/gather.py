@@ -185,6 +185,8 @@ def _part(
     settings = _settings(of_settings, by_setting)
     scores = [one.scores for one in found]
     flags = _in_short(scores)
+    if scores and not any(is_baseline(one.model) for one in scores):
+        flags.append("no baseline stands beside these models: what they must beat is not known")
     flags += [f"few-shot, retrieval: {flag}" for flag in _in_short(of_settings) if flag not in flags]
     in_full = list(dict.fromkeys([*flags_of_task("", scores), *flags_of_task("", of_settings)]))
     if row_of is None:
@@ -266,13 +268,15 @@ def _detail(of_model: Sequence[_Found], task: Task | None, with_cases: bool) -> 
     )
 
 
-def _made(found: _Found) -> dict[str, str]:
+def _made(found: _Found) -> dict[str, object]:
     """What was chosen, and what the numbers were made by: what lies beside them."""
     choice, made, kept, tuned = (
         _read(found.folder / f"{name}.json") for name in ("choice", "made", "probe", "finetune")
     )
-    told = {f"chosen: {name}": str(value) for name, value in choice.items() if isinstance(value, str | int | float)}
-    told |= {f"trained: {name}": str(value) for name, value in tuned.items() if isinstance(value, str | int | float)}
+    told: dict[str, object] = {}
+    for words, values in (("chosen", choice), ("trained", tuned)):
+        plain = {name: value for name, value in values.items() if isinstance(value, str | int | float)}
+        told |= {words: plain} if plain else {}
     for name in ("command", "time"):
         told |= {name: str(made[name])} if made.get(name) else {}
     told |= {"versions": _joined(made["versions"])} if isinstance(made.get("versions"), dict) else {}
