@@ -6,10 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from made_predictions import classified, logits_of, masks_of, segmented
+from test_probes import a_task, told
 
 from dexcore.cli import main
 from dexcore.evaluate.page import evaluation_page
 from dexcore.evaluate.page.cases import chosen_cases, shown_cases
+from dexcore.evaluate.probes import few_shot, retrieve, score_few_shot
 from dexcore.evaluate.scores import score
 from dexcore.evaluate.scores.compare import ComparisonError
 from dexcore.evaluate.tasks import Task
@@ -142,3 +144,59 @@ def test_the_command_writes_a_page_and_refuses_tasks_of_another_state(tmp_path, 
 def _other(tmp_path):
     task, _ = classified(tmp_path / "other", [0, 1], name="other")
     return task.spec.path
+
+
+def masked(folder, out, models, cases=8):
+    """A segmentation, and models that are right in so many pixels of each mask."""
+    truth = np.zeros((8, 8), np.uint8)
+    truth[2:6, 2:6] = 1
+    task = segmented(folder, [[truth]] * cases, name="lesions")
+    for model, rows in models:
+        found = truth.copy()
+        found[6 - rows : 6] = 0
+        whole = masks_of(task, out / model / "masks", [found] * cases, model=model, seed=0)
+        score(whole, task, draws=DRAWS).save(out / model)
+    return task
+
+
+def test_tasks_with_labels_and_with_masks_have_means_apart_and_together_where_models_did_all(tmp_path):
+    tuned = ("mine finetune", 2.0, 1)
+    probes = (tuned, ("mine linear", 1.0, 1), ("histogram linear", 0.3, 1), ("majority", 0.0, 1))
+    for name in ("films", "scans"):
+        predicted(tmp_path / name, tmp_path / "out", probes, cases=10, name=name)
+    masked(tmp_path / "lesions", tmp_path / "out" / "masks", (("mine finetune", 0), ("majority", 4), ("mine dense", 2)))
+    page = evaluation_page([tmp_path / "out"], draws=DRAWS, clusters=[("films", "lesions")])
+    across = {part.name: part for part in page.across}
+    assert list(across) == ["All tasks", "Classification"]  # of masks there is one task
+    assert {row.model for row in across["All tasks"].rows} == {"mine finetune", "majority"}
+    assert across["All tasks"].rows[0].model == "mine finetune"
+    assert across["All tasks"].rows[0].outcomes == (3, 0, 0)
+    assert across["All tasks"].flags == ("the mean mixes auroc and dice",)
+    assert across["Classification"].against == "histogram linear"
+    assert {task.name: task.against for task in page.tasks} == {
+        "films": "histogram linear",
+        "scans": "histogram linear",
+        "lesions": "majority",
+    }
+    with pytest.raises(ComparisonError, match="clusters: no task 'film', expected of films, scans, lesions"):
+        evaluation_page([tmp_path / "out"], clusters=[("film", "scans")], draws=DRAWS)
+    with pytest.raises(ComparisonError, match="against: no model 'mine'"):
+        evaluation_page([tmp_path / "out"], against="mine", draws=DRAWS)
+
+
+def test_few_shot_and_retrieval_stand_on_the_page_also_alone(tmp_path):
+    task = a_task(tmp_path / "task", {"train": 10, "test": 12})
+    for model, grain in (("good", 3.0), ("histogram", 0.0)):
+        layers = told(task, grain=grain)
+        shots = score_few_shot(few_shot(task, layers, model, count=3, shots=(1, 2)), task)
+        shots.save(tmp_path / "out" / model / "fewshot" / "made" / "seed-0")
+        retrieve(task, layers, model).save(tmp_path / "out" / model / "retrieval" / "made" / "all")
+    (part,) = evaluation_page([tmp_path / "out"], draws=DRAWS).tasks
+    assert (part.models, part.details) == ((), ())
+    assert {method: set(of_model) for method, of_model in part.settings.shots.items()} == {
+        method: {"good", "histogram"} for method in ("centroid", "logistic")
+    }
+    assert list(part.settings.shots["logistic"]["good"]) == [1, 2]
+    assert part.settings.retrieval["good"].value > part.settings.retrieval["histogram"].value
+    assert part.settings.chance == pytest.approx(0.5)
+    assert any(flag.startswith("few-shot, retrieval: few cases") for flag in part.flags)
