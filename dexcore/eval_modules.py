@@ -31,6 +31,14 @@ def add_modules_command(commands: Any) -> None:
     add("store", type=Path, metavar="STORE", help="a store with training and held-out images of several modalities")
     add("--out", type=Path, required=True, metavar="DIR", help="the folder of the page and the numbers")
     add("--twin", type=_named, action="append", default=[], metavar="NAME=MODEL", help="beside it; may be given again")
+    add(
+        "--other-seed",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="MODEL",
+        help="the same training from another seed, for the stability of experts; may be given again",
+    )
     add("--task", type=Path, metavar="TASK", help="the YAML of a task: what its probe loses without an expert")
     add("--images", type=int, default=64, metavar="N", help="most of a modality and split (default: 64)")
     add(
@@ -77,7 +85,12 @@ def _run(arguments: argparse.Namespace) -> int:
         progress=True,
     )
     numbers = measure_modules(
-        models, open_mvu(arguments.store), device, plan, lambda line: print(line, file=sys.stderr, flush=True)
+        models,
+        open_mvu(arguments.store),
+        device,
+        plan,
+        lambda line: print(line, file=sys.stderr, flush=True),
+        [_opened(path, device) for path in arguments.other_seed],
     )
     arguments.out.mkdir(parents=True, exist_ok=True)
     write_whole(arguments.out / NUMBERS_FILE, (json.dumps(numbers, indent=1) + "\n").encode())

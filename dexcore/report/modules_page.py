@@ -124,6 +124,14 @@ def told_estimate(one: Mapping[str, Any]) -> str:
 def lines(numbers: Mapping[str, Any]) -> dict[str, list[str]]:
     """What was found of each model, a line a measure."""
     told = {name: list(_of_model(model)) for name, model in numbers["models"].items()}
+    if numbers["stability"]:
+        seeds, blocks = numbers["stability"]["seeds"], numbers["stability"]["blocks"]
+        known = [block for block in blocks if block["value"]["value"] is not None]
+        for worst in sorted(known, key=lambda block: block["value"]["value"] - block["null_mean"])[:1]:
+            told[numbers["model"]].append(
+                f"experts of {seeds} seeds, matched, are alike by {told_estimate(worst['value'])} in the least stable "
+                f"block; with permuted modalities {worst['null_mean']:.3f}, p = {worst['p_value']:.3f}"
+            )
     for name, one in numbers["gradients"].get("models", {}).items():
         told[name].append(
             f"modalities' gradients of shared weights have cosine {told_estimate(one['between'])}, halves of one "

@@ -18,6 +18,7 @@ sys.path.append(str(Path(__file__).parents[1] / "report"))
 from browser import find_browser, look_at
 
 from dexcore.cli import main
+from dexcore.data import open_mvu
 from dexcore.evaluate.modules.run import plain
 from dexcore.measures.bootstrap import Estimate
 from dexcore.models import MaskedAutoencoder
@@ -63,13 +64,15 @@ def test_the_command_measures_a_model_and_its_twins(folder, tmp_path, capsys):
     twins = [f"--twin={name}={folder / name}" for name in ("tag", "dense")]
     task = ["--task", str(stripes_task(tmp_path / "task")), "--cache", str(tmp_path / "cache")]
     command = ["eval", "modules", str(folder / "modality"), str(folder / "store"), "--out", str(out), "--device", "cpu"]
-    assert main([*command, *twins, *task]) == 0
+    planted(open_mvu(folder / "store"), seed=1).save_pretrained(folder / "again")
+    assert main([*command, *twins, *task, "--other-seed", str(folder / "again")]) == 0
     told = capsys.readouterr().out.splitlines()
     assert told[-1] == f"page: {out / 'modules.html'}"
     assert any(line.startswith("modality: damage follows use with correlation 0.") for line in told)
     numbers = json.loads((out / "modules.json").read_text())
     assert (numbers["model"], numbers["twins"]) == ("modality", ["tag", "dense"])
     assert numbers["cases"] == {"train": 24, "heldout": 12}
+    assert [block["value"]["value"] for block in numbers["stability"]["blocks"]] == pytest.approx([1, 1])
     own, tag, dense = (numbers["models"][name] for name in ("modality", "tag", "dense"))
     assert own["routing"]["trained"]["blocks"][0]["nmi"] == pytest.approx(1)
     assert own["knock_out"]["specificity"]["p_value"] < 0.01 < tag["knock_out"]["specificity"]["p_value"]

@@ -15,7 +15,7 @@ from dexcore.evaluate.modules.extraction import RANDOM, extract
 from dexcore.evaluate.modules.forwards import collect
 from dexcore.evaluate.modules.knockout import knock_out
 from dexcore.evaluate.modules.on_task import task_damage
-from dexcore.evaluate.modules.routing import measure_routing
+from dexcore.evaluate.modules.routing import measure_routing, routing_masses
 from dexcore.evaluate.modules.sample import IMAGES, Samples, setting_of, take_samples
 from dexcore.evaluate.modules.shared import DENSE, SharedSpace, measure_shared_space
 from dexcore.evaluate.setting import Setting
@@ -24,6 +24,7 @@ from dexcore.measures.bootstrap import FEWEST_CASES, Estimate
 from dexcore.measures.conflict import conflict, conflict_minus
 from dexcore.measures.extraction import Extraction, curve, twin_minus_own
 from dexcore.measures.knockout import KnockOut, damage_bounds, own_damage, specificity
+from dexcore.measures.routing import stability
 from dexcore.measures.shared_space import across_minus
 from dexcore.models import MaskedAutoencoder
 from dexcore.nn.expert_mask import REROUTE
@@ -72,6 +73,7 @@ def measure_modules(
     device: torch.device,
     plan: Plan | None = None,
     say: Say = lambda line: None,
+    other_seeds: Sequence[MaskedAutoencoder] = (),
 ) -> dict[str, Any]:
     """Measure the first model, and its twins on the same images.
 
@@ -84,19 +86,24 @@ def measure_modules(
         device: where they run.
         plan: what is measured.
         say: told what is under way.
+        other_seeds: trainings of the first model from other seeds, for the stability of its experts.
 
     Returns:
         Numbers for JSON; what is not defined is None.
 
     Raises:
         StoreError: the store lacks such images.
-        ValueError: the models take images of different kinds.
+        ValueError: the models take images of different kinds, or those of other seeds have other layers.
+        MissingExtraError: SciPy is not installed, and other seeds are given.
     """
     plan = plan or Plan()
     samples = take_samples(images, plan.images)
     settings = {name: setting_of(model, plan.precision, plan.seed) for name, model in models.items()}
-    _check_alike(settings, models)
     own, *twins = models
+    seeds = {f"other seed {number}": model for number, model in enumerate(other_seeds, start=1)}
+    seen = {name: setting_of(model, plan.precision, plan.seed) for name, model in seeds.items()}
+    _check_alike(settings | seen, {**models, **seeds})
+    stable = _stability([models[own], *other_seeds], samples, settings[own], device, plan, say) if other_seeds else None
     found = {name: _of_model(name, model, samples, settings[name], device, plan, say) for name, model in models.items()}
     say("gradients of shared weights")
     return {
@@ -109,6 +116,7 @@ def measure_modules(
         "images": {split: len(sample) for split, sample in samples._asdict().items()},
         "cases": {split: len(sample.label_g) for split, sample in samples._asdict().items()},
         "flags": _flags(samples),
+        "stability": stable,
         "models": {name: one.numbers for name, one in found.items()},
         "twin_minus_model": {name: _minus(found[own], found[name], plan) for name in twins},
         "gradients": _gradients(models, samples, settings[own], device, plan),
@@ -182,6 +190,24 @@ def _of_model(
     except ValueError as error:
         numbers["shared_space"] = {"left_out": str(error)}
     return _Measured(numbers, extraction, spaces)
+
+
+def _stability(
+    models: Sequence[MaskedAutoencoder],
+    samples: Samples,
+    setting: Setting,
+    device: torch.device,
+    plan: Plan,
+    say: Say,
+) -> dict[str, Any]:
+    """Of each block, over all seeds."""
+    say(f"experts of {len(models)} seeds")
+    sample = samples.heldout
+    masses = [routing_masses(collect(one, sample, setting, device, spaces=False), sample) for one in models]
+    if len({len(one) for one in masses}) > 1 or not masses[0]:
+        raise ValueError(f"other seeds: expected as many DEX layers as the model's {len(masses[0])}, at least one")
+    blocks = [stability(block, sample.label_g, seed=plan.seed) for block in zip(*masses, strict=True)]
+    return {"seeds": len(models), "blocks": plain(blocks)}
 
 
 def _left_out(measure: Callable[[], Any]) -> Any:
