@@ -29,7 +29,7 @@ LAYER = "mean"  # of few-shot and retrieval: every model has it, or no other
 
 @dataclass(frozen=True, eq=False)
 class _Found:
-    """Scores, the folder that they lie in, and how the page calls it: nobody's disk is told."""
+    """Scores, the folder that they lie in, and how the page calls it."""
 
     folder: Path
     scores: Scores
@@ -275,7 +275,11 @@ def _made(found: _Found) -> dict[str, object]:
     )
     told: dict[str, object] = {}
     for words, values in (("chosen", choice), ("trained", tuned)):
-        plain = {name: value for name, value in values.items() if isinstance(value, str | int | float)}
+        plain = {
+            name: float(f"{value:.4g}") if isinstance(value, float) else value
+            for name, value in values.items()
+            if isinstance(value, str | int | float)
+        }
         told |= {words: plain} if plain else {}
     for name in ("command", "time"):
         told |= {name: str(made[name])} if made.get(name) else {}
