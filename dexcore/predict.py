@@ -28,7 +28,12 @@ def add_predict_command(parser: argparse.ArgumentParser) -> None:
     parser.description = _PREDICT
     add = parser.add_argument
     add("images", nargs="+", metavar="IMAGE", help="files")
-    add("--model", type=Path, required=True, metavar="DIR", help="a fine-tuned model's folder, or its run's")
+    add(
+        "--model",
+        required=True,
+        metavar="DIR",
+        help="a fine-tuned model's folder, or its run's; or user/name on the Hub",
+    )
     add("--out", type=Path, default=Path("predictions"), metavar="DIR", help="default: predictions")
     add("--modality", metavar="M", help="of the images, where the model is for several and files do not say theirs")
     add("--axis", choices=("sagittal", "coronal", "axial"), help="across which volumes are cut (default: the task's)")

@@ -117,6 +117,7 @@ def test_it_equals_timms_own_feature_maps_and_trains(mode):
     assert vit.patch_embed.proj.weight.grad.abs().sum() > 0
 
 
+@pytest.mark.slow  # it imports MONAI
 def test_a_monai_decoder_takes_the_maps():
     """UNETR's own blocks of MONAI, as a user's network would hold them."""
     blocks = pytest.importorskip("monai.networks.blocks")

@@ -74,11 +74,11 @@ def test_training_repeats_to_the_bit_on_the_cpu():
     for _ in range(2):
         torch.manual_seed(0)
         head = decoder(14)
-        optimizer = torch.optim.AdamW(head.parameters(), lr=1e-2)
         for _ in range(2):
-            optimizer.zero_grad()
-            head(*given(14, (14, 28))).square().mean().backward()
-            optimizer.step()
+            gradients = torch.autograd.grad(head(*given(14, (14, 28))).square().mean(), list(head.parameters()))
+            with torch.no_grad():
+                for parameter, gradient in zip(head.parameters(), gradients, strict=True):
+                    parameter -= 0.1 * gradient
         ends.append(torch.cat([parameter.detach().flatten() for parameter in head.parameters()]))
     assert torch.equal(*ends)
 
