@@ -13,7 +13,7 @@ import torch
 
 from dexcore.data import open_mvu
 from dexcore.evaluate.claims.numbers import Number
-from dexcore.evaluate.modules import Sample, extract, fold_gradients, knock_out, setting_of, take_samples
+from dexcore.evaluate.modules import Sample, Samples, extract, fold_gradients, knock_out, setting_of, take_samples
 from dexcore.evaluate.setting import Setting
 from dexcore.measures.extraction import Extraction
 from dexcore.measures.knockout import specificity_statistic
@@ -40,13 +40,19 @@ def module_numbers(model: Path, store: Path, images: int) -> dict[str, Number]:
     samples = take_samples(open_mvu(store), images)
     routed = any(isinstance(layer, DEXMlp) for layer in opened.modules())
     numbers = {"conflict": _conflict(opened, routed, samples.train, setting, device)}
-    if not routed:
-        return numbers
-    knocked = knock_out(opened, samples, setting, device)
-    parts = extract(opened, samples, setting, device, random=_RANDOM)
-    numbers["specificity"] = Number.of(specificity_statistic(knocked), knocked.label_g, "held out")
-    numbers["saved loss"] = saved_loss(parts)
-    return numbers
+    return numbers | (expert_numbers(opened, samples, setting, device) if routed else {})
+
+
+def expert_numbers(
+    model: MaskedAutoencoder, samples: Samples, setting: Setting, device: torch.device
+) -> dict[str, Number]:
+    """``specificity`` and ``saved loss`` of a model with experts."""
+    knocked = knock_out(model, samples, setting, device)
+    parts = extract(model, samples, setting, device, random=_RANDOM)
+    return {
+        "specificity": Number.of(specificity_statistic(knocked), knocked.label_g, "held out"),
+        "saved loss": saved_loss(parts),
+    }
 
 
 def _conflict(model: MaskedAutoencoder, routed: bool, sample: Sample, setting: Setting, device: torch.device) -> Number:
