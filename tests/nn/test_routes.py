@@ -164,6 +164,7 @@ def test_a_rule_is_saved_with_its_model(rule, tmp_path):
     assert torch.equal(model(images), loaded(images))
 
 
+@pytest.mark.slow
 def test_a_compiled_layer_takes_routes_without_compiling_again():
     layer = DEXMlp(8, 12, num_experts=4).eval()
     compiled = torch.compile(layer, backend="eager", fullgraph=True)

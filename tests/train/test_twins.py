@@ -50,7 +50,7 @@ def test_a_twin_begins_with_the_numbers_of_dex_where_it_has_the_same_parts(mlp):
         assert all(np.array_equal(dex[name], twin[name]) for name in dex)
 
 
-@pytest.mark.parametrize("preset", ["laptop", "paper"])
+@pytest.mark.parametrize("preset", ["laptop", pytest.param("paper", marks=pytest.mark.slow)])
 def test_the_wide_twin_costs_at_inference_what_dex_does(preset):
     config = PRESETS[preset].model
     dex, wide, dense = (cost(replace(config, mlp=kind)) for kind in ("dex", "dense-wide", "dense"))
