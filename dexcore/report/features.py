@@ -101,7 +101,7 @@ def map_picture(evaluation: Evaluation, analysis: Analysis, neighbors_told: Sequ
     modes = analysis.modes
     routed = modes == MODES
     with styled():
-        figure = new_figure((5.9 if columns == 2 else 6.4) * (1 if routed else 0.62))
+        figure = new_figure((5.9 if columns == 2 else 6.4) * (1 if routed else 0.7))
         axes = figure.subplots(len(modes), columns, sharex=True, sharey=True, squeeze=False)
         for row, mode in enumerate(modes):
             for index in present:
