@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -145,11 +146,10 @@ def test_a_probe_s_numbers_are_of_val_in_both_modes_and_stand_in_the_report(pair
 
 @pytest.mark.slow
 def test_a_resumed_run_is_probed_as_one_that_was_not_stopped(pair, tmp_path):
-    config = replace(pair[0], out=str(tmp_path / "again"), run=replace(pair[0].run, keep_checkpoints=3))
+    config = replace(pair[0], out=str(tmp_path / "again"), resume=True)
+    shutil.copytree(pair[0].out, config.out)
+    shutil.rmtree(tmp_path / "again" / "checkpoints" / "step-00000015")  # it goes on after step 10
     assert pretrain(config).finished
-    for step in (10, 15):  # back to the middle: the lines of later moments are cut off
-        (tmp_path / "again" / "checkpoints" / f"step-{step:08d}").rename(tmp_path / f"gone-{step}")
-    assert pretrain(replace(config, resume=True)).finished
     assert lines(config.out) == lines(pair[0].out)
     assert metrics(config.out) == metrics(pair[0].out)
 
