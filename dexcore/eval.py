@@ -6,6 +6,7 @@
     dexcore eval features TASK MODEL        a frozen model's features of the images, computed once and kept
     dexcore eval probe TASK MODEL           a frozen model's features: k-NN, linear, few-shot, retrieval, dense
     dexcore eval modules MODEL STORE        whether a model's experts are modules, beside its twins
+    dexcore eval predict TASK MODEL         a fine-tuned model on a task's images, another hospital's, say
     dexcore eval score TASK PREDICTIONS     saved predictions become numbers with intervals
     dexcore eval compare A B                two models on the cases that both have
     dexcore eval table RUN...               models on tasks: means, ranks, wins
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING
 
 from dexcore.eval_features import add_features_command
 from dexcore.eval_modules import add_modules_command
+from dexcore.eval_predict import add_predict_task_command
 from dexcore.eval_probe import add_probe_command
 from dexcore.eval_scores import add_score_commands
 from dexcore.listing import add_listing
@@ -46,6 +48,7 @@ def add_eval_commands(parser: argparse.ArgumentParser) -> None:
     add_probe_command(commands)
     add_modules_command(commands)
     commands.add_parser("finetune", help="the same as `dexcore finetune`: train a model on a task", add_help=False)
+    add_predict_task_command(commands)
     add_score_commands(commands)
 
 

@@ -10,6 +10,7 @@ import torch
 from made_finetunings import SIZE, begun, losses, sides, small_model, spots, tiny
 from made_tasks import save
 
+from dexcore.cli import main
 from dexcore.engine.config import ConfigError
 from dexcore.engine.folder import RunFolderError
 from dexcore.engine.stop import StopRequest
@@ -139,6 +140,30 @@ def test_a_loaded_model_predicts_what_was_saved(ended, place, tmp_path):
     saved = Predictions.load(folder / "predictions.parquet")
     assert found.image == saved.image
     np.testing.assert_allclose(found.values.astype(float), saved.values.astype(float), atol=2e-3)
+
+
+@pytest.mark.parametrize("name", ["spots", "sides"])
+def test_a_trained_model_predicts_another_task_of_the_same_classes(ended, tmp_path, capsys, name):
+    (folder,) = ended[name].folders
+    make = {"spots": spots, "sides": sides}[name]
+    other = make(tmp_path / "other", images=9)
+    assert main(["eval", "predict", str(other), str(folder), "--out", str(tmp_path / "there"), "--device", "cpu"]) == 0
+    predictions, task = Predictions.load(tmp_path / "there" / "predictions.parquet"), Task.open(other)
+    assert sorted(predictions.image) == sorted(row.image for row in task.split("test"))
+    (scores,) = load_scores(tmp_path / "there")
+    assert (scores.task, scores.fingerprint, scores.model) == (name, task.fingerprint, f"fine-tuned on {name}")
+    assert score(predictions, task).as_json() == scores.as_json()
+    told = capsys.readouterr().out
+    assert str(scores.primary) in told
+
+
+def test_a_model_of_other_classes_is_refused_with_both_named(ended, tmp_path, capsys):
+    (folder,) = ended["sides"].folders
+    other = sides(tmp_path / "other", classes=["right", "left"])
+    assert main(["eval", "predict", str(other), str(folder), "--out", str(tmp_path / "there")]) == 2
+    told = capsys.readouterr().err
+    assert "classes right, left, but the model was fine-tuned on sides with left, right: expected the same" in told
+    assert not (tmp_path / "there").exists()
 
 
 def test_tables_and_comparisons_read_it(ended, place):

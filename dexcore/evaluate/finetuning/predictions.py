@@ -38,7 +38,7 @@ class Predictor:
         self.model, self.task, self.precision = model, task, precision
         self.batch_size, self.workers, self.ranks = batch_size, workers, ranks
 
-    def predict(self, split: SplitName, folder: Path, name: str, seed: int) -> Predictions:
+    def predict(self, split: SplitName, folder: Path, name: str, seed: int | None) -> Predictions:
         """Predictions of a split, the same on all processes; masks are written into ``folder`` at native size.
 
         Raises:
@@ -80,7 +80,7 @@ class Predictor:
         return decided(self.task.spec.kind, at_size(logits[None], height, width)[0])
 
     def _gathered(
-        self, rows: Sequence[Row], kind: Kind, own: list[Tensor], shape: tuple[int, ...], name: str, seed: int
+        self, rows: Sequence[Row], kind: Kind, own: list[Tensor], shape: tuple[int, ...], name: str, seed: int | None
     ) -> Predictions:
         """What all processes found, in the order of the rows: each has a run of them."""
         empty = torch.empty((0, *shape), dtype=torch.float16 if kind == "logits" else torch.int64)
