@@ -156,6 +156,12 @@ class OwnDamage:
 MEAN = "mean"
 
 
+def own_damage_statistic(found: KnockOut) -> Statistic:
+    """``own_minus_matched`` of `OwnDamage`, the mean over modalities, in draws of cases."""
+    own, matched, _ = _chosen(found.shares)
+    return lambda weight_dg: np.asarray(np.einsum("dme,me->dm", found._damage(weight_dg), own - matched).mean(axis=1))
+
+
 def own_damage(found: KnockOut, draws: int = DRAWS, seed: int = 0) -> dict[str, OwnDamage]:
     """Of each modality by name, and under ``MEAN`` of all. Which expert is whose is told by ``shares``."""
     chosen = _chosen(found.shares)

@@ -109,6 +109,8 @@ def test_modules_that_are_there_are_found_and_others_are_not(tmp_path):
         found[reads] = module_numbers(tmp_path / reads, store, 32)
     assert found["modality"]["specificity"].value > 0.9
     assert found["modality"]["saved loss"].value > 0.3
+    assert found["modality"]["own damage"].value > 0.1
+    assert found["tag"]["own damage"].value < found["modality"]["own damage"].value / 3
     assert found["tag"]["specificity"].value < found["modality"]["specificity"].value - 0.3
     assert found["tag"]["saved loss"].value < 0.1
     assert found["modality"]["specificity"].groups == len(take_samples(images).heldout.label_g)

@@ -7,7 +7,7 @@ from planted import planted, write_stripes
 
 from dexcore.evaluate.modules import extract, knock_out, masked_losses, setting_of, take_samples
 from dexcore.evaluate.reconstruct import image_losses
-from dexcore.measures.knockout import MEAN, own_damage, specificity
+from dexcore.measures.knockout import MEAN, own_damage, own_damage_statistic, specificity
 from dexcore.nn import rule_of, set_mode, set_rule
 from dexcore.nn.mlp import dex_layers
 
@@ -70,6 +70,8 @@ def test_routing_by_what_is_not_the_modality_damages_all_alike(images):
     assert told.p_value > 0.05
     assert told.value.low < told.null_95
     own = own_damage(found, draws=200)[MEAN]
+    whole = np.ones((1, len(found.label_g)))
+    assert own_damage_statistic(found)(whole)[0] == pytest.approx(own.own_minus_matched.value)
     assert own.own_minus_matched.low < 0 < own.own_minus_matched.high
 
 

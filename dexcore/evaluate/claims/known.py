@@ -51,15 +51,15 @@ CLAIMS = (
             statement="A modality loses by those experts that it uses: they compute something that is its own.",
             source="What specialization must mean where it is no matter of routing alone",
             effect=(
-                "Each expert of each layer is knocked out in turn. The correlation of how much a modality's loss grows "
-                "and how much it uses the expert, beyond what the expert is worth to all and the modality loses "
-                "anyway. Use is of training images, loss of images that training never saw."
+                "Each expert of each layer is knocked out in turn. By how much a modality's loss grows without the "
+                "expert that it uses most, minus that without another of equal load: a share of the loss, the mean "
+                "over modalities and layers. Use is of training images, loss of images that training never saw."
             ),
-            refuted_by="Losses that do not follow use: copies, or experts that all modalities need alike.",
-            margin=0.2,
+            refuted_by="A loss that grows no more without a modality's own expert: copies, or experts that all need.",
+            margin=0.005,
         ),
         DEX,
-        "specificity",
+        "own damage",
         controls=_CONTROLS,
     ),
     Asked(

@@ -16,7 +16,7 @@ from dexcore.evaluate.claims.numbers import Number
 from dexcore.evaluate.modules import Sample, Samples, extract, fold_gradients, knock_out, setting_of, take_samples
 from dexcore.evaluate.setting import Setting
 from dexcore.measures.extraction import Extraction
-from dexcore.measures.knockout import specificity_statistic
+from dexcore.measures.knockout import own_damage_statistic, specificity_statistic
 from dexcore.models import MaskedAutoencoder
 from dexcore.nn import upcycle
 from dexcore.nn.mlp import DEXMlp
@@ -25,7 +25,7 @@ _RANDOM = 2  # draws of experts; the numbers here are of others
 
 
 def module_numbers(model: Path, store: Path, images: int) -> dict[str, Number]:
-    """``conflict`` of gradients; of models with experts ``specificity`` of knock-outs, ``saved loss`` of extraction.
+    """``conflict`` of gradients; of models with experts those of `expert_numbers` too.
 
     Args:
         model: a folder of dexcore's.
@@ -46,10 +46,11 @@ def module_numbers(model: Path, store: Path, images: int) -> dict[str, Number]:
 def expert_numbers(
     model: MaskedAutoencoder, samples: Samples, setting: Setting, device: torch.device
 ) -> dict[str, Number]:
-    """``specificity`` and ``saved loss`` of a model with experts."""
+    """``own damage``, ``specificity`` and ``saved loss`` of a model with experts."""
     knocked = knock_out(model, samples, setting, device)
     parts = extract(model, samples, setting, device, random=_RANDOM)
     return {
+        "own damage": Number.of(own_damage_statistic(knocked), knocked.label_g, "held out"),
         "specificity": Number.of(specificity_statistic(knocked), knocked.label_g, "held out"),
         "saved loss": saved_loss(parts),
     }
