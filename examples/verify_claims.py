@@ -260,13 +260,21 @@ def write_down(smallest: dict[str, float], out: Path) -> str:
     return f"{written} ({path.name}), from pilots that were done before"
 
 
+def shortened(config: PretrainConfig) -> PretrainConfig:
+    """The same run for one epoch."""
+    return replace(
+        config,
+        optimizer=replace(config.optimizer, warmup_epochs=0.25),
+        run=replace(config.run, epochs=1.0),
+    )
+
+
 def rehearse(runs: Sequence[Run], fingerprint: str, out: Path, tasks: Sequence[Task]) -> None:
     """Tell how long the experiment will take: an epoch of each arm, evaluated and measured as all are."""
     of_step, of_rest = {}, {}
     for arm in dict.fromkeys(run.arm for run in runs):
         run = next(run for run in runs if run.arm == arm)
-        config = replace(run.config, run=replace(run.config.run, epochs=1.0))
-        config = replace(config, optimizer=replace(config.optimizer, warmup_epochs=0.25))
+        config = shortened(run.config)
         short = Run(arm, run.seed, config, pilot=True)
         began = time.monotonic()
         kept = train_once(f"dry-run-{arm}", config, fingerprint, out / "dry-run")

@@ -50,6 +50,13 @@ def test_the_plan_pairs_all_arms_of_a_seed_and_keeps_the_pilots_seeds_apart(exam
     assert [run.seed for run in own] == sorted(run.seed for run in own)  # whole seeds first
 
 
+def test_every_arm_can_be_rehearsed_at_either_scale(example):
+    for scale in (example.WHOLE, example.QUICK):
+        for run in example.plan(Path("store"), scale, (*example.ARMS, *example.MORE_ARMS)):
+            short = example.shortened(run.config)
+            assert (short.run.epochs, short.model) == (1.0, run.config.model)
+
+
 def test_what_could_be_shown_is_written_once_and_is_null_where_nobody_knows_it(example, tmp_path):
     smallest = {"routing": 0.125, "transfer": float("nan")}
     first = example.write_down(smallest, tmp_path)
