@@ -47,7 +47,7 @@ def run_predict(arguments: argparse.Namespace) -> int:
     """Run ``dexcore predict``; the return value is the process's: 2 where a file could not be predicted."""
     from dexcore.checks import check_whole
     from dexcore.engine.device import choose_device
-    from dexcore.evaluate.prediction.files import AskedFile, asked_modality, unique_names
+    from dexcore.evaluate.prediction.files import AskedFile, asked_modality
     from dexcore.evaluate.prediction.predict import open_task_model, predict_file
     from dexcore.evaluate.prediction.written import TABLE, Table, write_prediction
     from dexcore.nn import DEXMlp, set_mode
@@ -64,12 +64,12 @@ def run_predict(arguments: argparse.Namespace) -> int:
     table = Table(out / TABLE, model.task)
     model = model.to(choose_device(arguments.device))
     failed = 0
-    for path, name in zip(arguments.images, unique_names(arguments.images), strict=True):
+    for path in arguments.images:
         try:
             file = AskedFile(path, model.task, modality, arguments.axis)
             found = predict_file(model, file, arguments.batch_size)
             out.mkdir(parents=True, exist_ok=True)
-            table.add(write_prediction(found, out, name, picture=not arguments.no_pictures))
+            write_prediction(found, out, table, picture=not arguments.no_pictures)
         except ValueError as error:  # of this file; the others are predicted all the same
             print(f"error: {error}", file=sys.stderr)
             failed += 1

@@ -234,6 +234,44 @@ def test_files_of_one_name_get_results_of_their_own_and_earlier_rows_stay(tmp_pa
     assert sorted(row["image"] for row in rows_of(out)) == sorted(map(str, [*images, third]))
 
 
+@pytest.mark.parametrize("kind", ["segmentation", "classification"])
+def test_no_call_writes_over_the_results_of_another_image(kind, tmp_path):
+    """A shell loop over CASE/img.png; frames whose masks are called as another file's."""
+    model, out = saved(tmp_path / "model", kind, ("background", "lesion")), tmp_path / "out"
+    images = [save(tmp_path / folder / "img.png", picture(number)) for number, folder in enumerate("xyz")]
+    for image in images:
+        assert predict(model, out, image) == 0
+    frames = tmp_path / "x" / "stack.dcm"
+    write_dicom(frames, np.stack([picture(number, (20, 24)) for number in range(2)]))
+    images += [save(tmp_path / "x" / "stack_0.png", picture(9, (12, 14)))]
+    assert predict(model, out, frames, images[-1]) == 0
+    rows = {row["image"]: row for row in rows_of(out)}
+    files = [row[name] for row in rows.values() for name in ("mask", "picture") if row.get(name)]
+    assert len(files) == (6 + 5 if kind == "segmentation" else 5)
+    assert len({name.casefold() for name in files}) == len(files)
+    assert sorted(files) == sorted(path.name for path in out.glob("*.png"))
+    if kind == "segmentation":
+        for row in (row for row in rows.values() if row["mask"]):
+            share = float(row["share of lesion"])
+            assert read_mask(str(out / row["mask"])).mean() == pytest.approx(share, abs=1e-6), row["image"]
+    assert predict(model, out, images[1]) == 0  # again: in its own place
+    assert sorted(files) == sorted(path.name for path in out.glob("*.png"))
+
+
+def test_a_volume_cut_across_another_axis_leaves_no_row_that_names_its_new_mask(tmp_path):
+    model, out = (
+        saved(tmp_path / "model", "segmentation", ("background", "lesion"), modalities=("MR",)),
+        tmp_path / "out",
+    )
+    nibabel.save(
+        nibabel.Nifti1Image(np.random.default_rng(0).integers(0, 900, (5, 6, 7)).astype(np.int16), np.eye(4)),
+        tmp_path / "scan.nii",
+    )
+    for axis, slices in (("axial", 7), ("coronal", 6)):
+        assert predict(model, out, tmp_path / "scan.nii", options=["--no-pictures", "--axis", axis]) == 0
+        assert [row["image"].split("#")[-1] for row in rows_of(out)][1:] == [f"{axis}={n}" for n in range(slices)]
+
+
 def test_what_cannot_be_predicted_is_refused_before_anything_is_written(tmp_path, capsys):
     image, out = save(tmp_path / "in" / "a.png", picture(0)), tmp_path / "out"
     MaskedAutoencoder(encoder(), 8, 1, 2).save_pretrained(tmp_path / "mae")

@@ -1,5 +1,6 @@
 """A file that a user asks about: its images, one after the other, and masks of a volume put back together."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -123,18 +124,15 @@ def asked_modality(task: TaskDescription, given: str) -> Modality:
     return found
 
 
-def unique_names(paths: Sequence[str]) -> list[str]:
-    """A name for the results of each: the file's without its ending, with more of the path where two are alike."""
-    named: list[str] = []
-    for path in paths:
-        file, inside, index = located(path)
-        stem = file.name.removesuffix(".gz") if file.name.endswith(".nii.gz") else file.name
-        place = "" if index is None else f"_{inside or ''}{index}"
-        choices = (
-            f"{Path(stem).stem or stem}{place}",
-            f"{file.name}{place}",
-            "_".join([*file.parts[-3:-1], file.name]).replace(file.anchor or "\0", "") + place,
-        )
-        name = next((name for name in choices if name not in named), f"{choices[-1]}_{len(named)}")
-        named.append(name)
-    return named
+def result_names(path: str) -> Iterator[str]:
+    """Names for the results of a path, each other than those before: the file's own, then with more of the path."""
+    file, inside, index = located(path)
+    whole = file.name.removesuffix(".gz") if file.name.endswith(".nii.gz") else file.name
+    stem = Path(whole).stem or whole
+    place = "" if index is None else f"_{inside or ''}{index}"
+    yield f"{stem}{place}"
+    yield f"{file.name}{place}"
+    yield "_".join([*file.parts[-3:-1], file.name]).replace(file.anchor or "\0", "") + place
+    digest = hashlib.sha256(path.encode()).hexdigest()
+    yield f"{stem}{place}_{digest[:8]}"
+    yield f"{stem}{place}_{digest}"

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
+from dexcore.evaluate.prediction.files import AskedFile, result_names
 from dexcore.evaluate.prediction.predict import Predicted, labels_of, pixels_of
 from dexcore.evaluate.scores.predictions import mask_png
-from dexcore.evaluate.tasks.places import parted
+from dexcore.evaluate.tasks.places import file_of, parted
 from dexcore.files import write_whole
 from dexcore.models import TaskDescription
 from dexcore.report.prediction import Overlay, prediction_picture
@@ -24,18 +25,22 @@ from dexcore.report.prediction import Overlay, prediction_picture
 TABLE = "predictions.csv"
 
 
-def write_prediction(found: Predicted, folder: Path, name: str, picture: bool = True) -> list[dict[str, str]]:
-    """Write masks and picture of a file under ``name``; give the rows of the table.
+def write_prediction(found: Predicted, folder: Path, table: "Table", picture: bool = True) -> None:
+    """Write masks and picture of a file, under names that no other image's results have, and its rows of the table.
 
     Raises:
         PredictionsError: more than 16 channels.
         OSError: a file cannot be written.
     """
-    task = found.file.task
-    rows = _mask_rows(found, folder, name) if task.is_segmentation else _label_rows(found)
+    file = found.file
+    name = table.name_of(file)
+    rows = _mask_rows(found, folder, name) if file.task.is_segmentation else _label_rows(found)
+    for row in rows:
+        row["picture"] = ""
     if picture:
-        write_whole(folder / f"{name}_picture.png", _picture(found))
-    return rows
+        rows[0]["picture"] = _picture_name(name)
+        write_whole(folder / _picture_name(name), _picture(found))
+    table.add(rows)
 
 
 def _label_rows(found: Predicted) -> list[dict[str, str]]:
@@ -53,18 +58,12 @@ def _label_rows(found: Predicted) -> list[dict[str, str]]:
 
 def _mask_rows(found: Predicted, folder: Path, name: str) -> list[dict[str, str]]:
     file, task = found.file, found.file.task
-    written: list[str] = []
+    written = _mask_names(file, name)
     if file.is_nifti:
-        path = folder / f"{name}_mask.nii.gz"
-        write_whole(path, gzip.compress(file.volume(found.masks).to_bytes(), mtime=0))
-        written = [path.name] * len(file)
+        write_whole(folder / written[0], gzip.compress(file.volume(found.masks).to_bytes(), mtime=0))
     else:
-        for image, mask in zip(file.images, found.masks, strict=True):
-            _, inside, index = parted(image)
-            place = "" if len(file) == 1 else f"_{inside or ''}{index}"
-            path = folder / f"{name}{place}_mask.png"
-            write_whole(path, mask_png(image, mask))
-            written.append(path.name)
+        for image, mask, own in zip(file.images, found.masks, written, strict=True):
+            write_whole(folder / own, mask_png(image, mask))
     classes = len(task.classes)
     told = [
         (image, mask, pixels_of(pixels, classes, task.is_multilabel) / pixels.size)
@@ -77,6 +76,20 @@ def _mask_rows(found: Predicted, folder: Path, name: str) -> list[dict[str, str]
         | {_column(task, name): f"{value:.6f}" for name, value in zip(task.classes, shares, strict=True)}
         for image, mask, shares in told
     ]
+
+
+def _mask_names(file: AskedFile, name: str) -> list[str]:
+    """The file of each image's mask."""
+    if file.is_nifti:
+        return [f"{name}_mask.nii.gz"] * len(file)
+    if len(file) == 1:
+        return [f"{name}_mask.png"]
+    places = [parted(image)[1:] for image in file.images]
+    return [f"{name}_{inside or ''}{index}_mask.png" for inside, index in places]
+
+
+def _picture_name(name: str) -> str:
+    return f"{name}_picture.png"
 
 
 def _column(task: TaskDescription, name: str) -> str:
@@ -113,6 +126,8 @@ def _picture(found: Predicted) -> bytes:
 class Table:
     """The table of a folder; rows of earlier calls stay, but for those of the same images.
 
+    It knows which files are whose: an image is known by its path as it was given.
+
     Args:
         path: of the CSV, which may be there.
         task: of the model.
@@ -124,7 +139,7 @@ class Table:
     def __init__(self, path: Path, task: TaskDescription) -> None:
         self.path = path
         self._columns = ["image", "mask" if task.is_segmentation else "label"]
-        self._columns += [_column(task, name) for name in task.classes]
+        self._columns += [*(_column(task, name) for name in task.classes), "picture"]
         self._rows: dict[str, dict[str, str]] = {}
         if path.exists():
             with open(path, newline="", encoding="utf-8") as file:
@@ -136,15 +151,33 @@ class Table:
                     )
                 self._rows = {row["image"]: row for row in reader}
 
+    def name_of(self, file: AskedFile) -> str:
+        """A name for a file's results, under which nothing lies that is another file's."""
+        own = file_of(file.path)
+        taken = {
+            written.casefold()
+            for image, row in self._rows.items()
+            for written in (row.get("mask"), row["picture"])
+            if written and file_of(image) != own
+        }
+        names = [
+            name
+            for name in result_names(file.path)
+            if taken.isdisjoint(one.casefold() for one in (*_mask_names(file, name), _picture_name(name)))
+        ]
+        return names[0]  # the last of them has the whole path in it
+
     def add(self, rows: Sequence[dict[str, str]]) -> None:
         """Write it with more rows.
 
         Raises:
             OSError: it cannot be written.
         """
-        for row in rows:
-            self._rows.pop(row["image"], None)
-            self._rows[row["image"]] = row
+        new = {row["image"]: row for row in rows}
+        masks = {row["mask"] for row in rows if row.get("mask")}
+        # An earlier row goes too where its mask has been written over: the same volume's, cut across another axis.
+        kept = {image: row for image, row in self._rows.items() if image not in new and row.get("mask") not in masks}
+        self._rows = kept | new
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, self._columns, lineterminator="\n")
         writer.writeheader()
