@@ -9,14 +9,17 @@ PLACE/NAME-KEY/
 import hashlib
 import json
 import time
+from collections.abc import Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import dexcore
+from dexcore.engine.config import ConfigError
 from dexcore.files import write_whole
 from dexcore.train.config import MAY_CHANGE_ON_RESUME, PretrainConfig, flat
+from dexcore.train.provenance import read_starts
 from dexcore.train.run import pretrain
 
 _DONE, _RUN, _SUMMARY = "done.json", "run", "summary.txt"
@@ -47,11 +50,56 @@ class StoppedError(Exception):
 
 
 def made_of(config: PretrainConfig, fingerprint: str) -> dict[str, Any]:
-    """All that decides a run's numbers: its configuration, the images and this version."""
+    """What decides a run's numbers: its configuration, the images, the weights it begins with and this version.
+
+    Changes of the code within a version are not in it: `code_of` says by which a run was made.
+
+    Raises:
+        ConfigError: the file of ``model.init`` cannot be read.
+    """
     fields = {name: value for name, value in flat(config) if name not in MAY_CHANGE_ON_RESUME}
     fields["run.evaluate_images"] = config.run.evaluate_images  # decides what is measured
+    if config.model.init:
+        fields["model.init"] = _content(config.model.init)
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
     return {"images": fingerprint, "dexcore": dexcore.__version__, "config": plain}
+
+
+def _content(init: str) -> str:
+    """SHA-256 of the weights that a model begins with, wherever they lie."""
+    try:
+        with open(init, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ConfigError(f"model.init: {init} cannot be read: {error.strerror}") from error
+
+
+@dataclass(frozen=True)
+class Code:
+    """By which code a run was made, start by start, and when it began.
+
+    Attributes:
+        began: time of its first start, ISO 8601, UTC; "" where it has not begun.
+        states: of the code at its starts: the commit, with "and changes" where files differed from it, or the version
+            where dexcore was installed.
+    """
+
+    began: str
+    states: tuple[str, ...]
+
+
+def code_of(run: Path) -> Code:
+    """By which code the run in a trainer's folder was made; a folder that is not there has not begun."""
+    starts = read_starts(run)
+    states = dict.fromkeys(_state(start) for start in starts)
+    return Code(str(starts[0].get("time", "")) if starts else "", tuple(states))
+
+
+def _state(start: Mapping[str, Any]) -> str:
+    git = start.get("git")
+    if not git:
+        return f"dexcore {start.get('versions', {}).get('dexcore', 'of a version that is not known')}"
+    return f"commit {git['commit'][:12]}{' and changes' if git['changed'] else ''}"
 
 
 def run_folder(name: str, config: PretrainConfig, fingerprint: str, place: Path) -> Path:

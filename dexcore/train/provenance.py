@@ -70,6 +70,23 @@ def record_start(folder: Path, step: int, device: torch.device, images: Mapping[
         starts.sync()
 
 
+def read_starts(folder: Path) -> list[dict[str, Any]]:
+    """The lines that `record_start` wrote, the first start first; those that are damaged are left out."""
+    try:
+        lines = (folder / STARTS_FILE).read_text(encoding="utf-8").splitlines()
+    except (FileNotFoundError, UnicodeDecodeError):
+        return []
+    found = []
+    for line in lines:
+        try:
+            start = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(start, dict):
+            found.append(start)
+    return found
+
+
 def check_images(folder: Path, fingerprint: str, now: Mapping[str, Any]) -> None:
     """Refuse to resume a run with other images.
 
@@ -93,7 +110,7 @@ def check_images(folder: Path, fingerprint: str, now: Mapping[str, Any]) -> None
 def _image_differences(folder: Path, now: Mapping[str, Any]) -> list[str]:
     """Lines ``training.CT: 12 -> 13``: how the images differ from those that the run in ``folder`` began with."""
     try:
-        then = json.loads((folder / STARTS_FILE).read_text(encoding="utf-8").splitlines()[0])["images"]
+        then = read_starts(folder)[0]["images"]
         before, after = ({**images, **_prefixed(images["training"])} for images in (then, now))
     except (OSError, ValueError, LookupError, TypeError):
         return []  # the fingerprints alone have to say it

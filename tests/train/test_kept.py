@@ -11,8 +11,9 @@ import pytest
 from runs import STEPS, metrics, tiny
 
 from dexcore.data import open_mvu
+from dexcore.engine.config import ConfigError
 from dexcore.train import kept as kept_runs
-from dexcore.train.kept import StoppedError, is_done, run_folder, train_once
+from dexcore.train.kept import Code, StoppedError, code_of, is_done, run_folder, train_once
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +31,8 @@ def test_a_run_that_is_done_is_found_and_not_computed_again(store, fingerprint, 
     first = train_once("dex", config, fingerprint, tmp_path)
     assert not first.again
     assert (first.run / "model" / "model.safetensors").is_file()
+    assert code_of(first.run).began
+    assert len(code_of(first.run).states) == 1
     monkeypatch.setattr(kept_runs, "pretrain", None)
     again = train_once("dex", replace(config, out="elsewhere", resume=True), fingerprint, tmp_path)
     assert (again.again, again.folder, again.seconds) == (True, first.folder, pytest.approx(first.seconds, abs=0.1))
@@ -51,6 +54,40 @@ def test_every_setting_and_the_images_make_another_run(store, fingerprint, tmp_p
     assert len(folders) == 1 + len(others)
     moved = replace(config, out="elsewhere", data=replace(config.data, store="moved", workers=1))
     assert run_folder("dex", moved, fingerprint, tmp_path) in folders
+
+
+def test_other_weights_to_begin_with_make_another_run_wherever_they_lie(store, fingerprint, tmp_path):
+    config = short(store, tmp_path)
+
+    def folder_of(init):
+        return run_folder("dex", replace(config, model=replace(config.model, init=str(init))), fingerprint, tmp_path)
+
+    first, moved = tmp_path / "first.safetensors", tmp_path / "moved.safetensors"
+    first.write_bytes(b"weights")
+    moved.write_bytes(b"weights")
+    before = folder_of(first)
+    assert folder_of(moved) == before != run_folder("dex", config, fingerprint, tmp_path)
+    first.write_bytes(b"others!")
+    assert folder_of(first) != before
+    with pytest.raises(ConfigError, match=r"model.init: .*none.*cannot be read"):
+        folder_of(tmp_path / "none")
+
+
+def test_a_run_says_by_which_code_it_was_made_at_every_start(tmp_path):
+    git = {"commit": "0123456789abcdef", "changed": []}
+    starts = [
+        {"time": "2026-01-01T10:00:00+00:00", "git": git},
+        {"time": "2026-01-01T11:00:00+00:00", "git": git | {"changed": ["dexcore/train/loop.py"]}},
+        {"time": "2026-01-01T12:00:00+00:00", "git": git},
+        {"time": "2026-01-01T13:00:00+00:00", "git": None, "versions": {"dexcore": "9.9"}},
+    ]
+    lines = [json.dumps(start) for start in starts]
+    (tmp_path / "starts.jsonl").write_text("\n".join([*lines, lines[0][:20]]))  # the last is cut
+    assert code_of(tmp_path) == Code(
+        "2026-01-01T10:00:00+00:00",
+        ("commit 0123456789ab", "commit 0123456789ab and changes", "dexcore 9.9"),
+    )
+    assert code_of(tmp_path / "none") == Code("", ())
 
 
 @pytest.mark.slow
