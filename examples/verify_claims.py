@@ -5,22 +5,22 @@
     python examples/verify_claims.py --out claims --quick             # minutes: tests the road, decides nothing
     python examples/verify_claims.py --out claims --dry-run           # how long it would take
 
-The story, from top to bottom: find the images; train short pilots and write down the smallest effects that the
-experiment can show; train every arm with every seed; measure each model; judge, and write OUT/claims.html. All that is
-done is kept in OUT and found again: after a kill the same command goes on. Needs the extra `eval`; `--quick` without
-`--store` takes the sample images of the extra `samples`. Returns 0; 2 after an error; 75 when a signal stopped it.
+The story, from top to bottom: find the images, and see that they and the tasks will do; train short pilots and write
+down, once, the smallest effects that the experiment can show; train every arm with every seed; measure each model;
+judge, and write OUT/claims.html. All that is done is kept in OUT and found again: after a kill the same command goes
+on. Needs the extra `eval`; `--quick` without `--store` takes the sample images of the extra `samples`. Returns 0; 2
+after an error; 75 when a signal stopped it.
 """
 
 import argparse
-import json
 import math
 import platform
 import shlex
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import timm
@@ -36,15 +36,22 @@ from dexcore.engine.config import ConfigError
 from dexcore.engine.folder import RunFolderError
 from dexcore.engine.memory import keep_freed_memory
 from dexcore.evaluate.claims import Measured, findings, smallest_effects
-from dexcore.evaluate.claims.effects import Trained, measured
+from dexcore.evaluate.claims.before import (
+    SMALLEST_FILE,
+    ExperimentError,
+    Written,
+    check_images,
+    check_tasks,
+    settle,
+    write_once,
+)
+from dexcore.evaluate.claims.effects import Trained
 from dexcore.evaluate.claims.known import CLAIMS, DENSE, DEX, FIXED, ORACLE, WIDE
 from dexcore.evaluate.claims.of_model import measure
 from dexcore.evaluate.embedding import FeaturesError
 from dexcore.evaluate.tasks import Task, TaskError
 from dexcore.evaluate.tasks.importers.synthetic import synthetic_tasks
-from dexcore.extras import MissingExtraError
-from dexcore.files import write_whole
-from dexcore.measures.effects import ALPHA, POWER
+from dexcore.extras import MissingExtraError, require
 from dexcore.report.claims import Experiment
 from dexcore.report.claims_page import write_claims
 from dexcore.report.comparison import KINDS, Comparison
@@ -52,17 +59,18 @@ from dexcore.report.files import COMPARISON_FILE
 from dexcore.report.history import History
 from dexcore.train.config import PRESETS, ModelConfig, PretrainConfig
 from dexcore.train.image_store import sample_store
-from dexcore.train.kept import Kept, StoppedError, is_done, run_folder, train_once
+from dexcore.train.kept import Kept, StoppedError, code_of, is_done, run_folder, train_once
 from dexcore.train.loop import TrainingError
 
 ARMS = (DEX, WIDE, FIXED)
 MORE_ARMS = (DENSE, ORACLE)  # with --full
 PILOT_ARMS = (DEX, WIDE)  # those that effects are made of
 PILOT_SEED = 1000  # and on: none of the experiment's
+PILOT_NAME = "pilot-"  # begins theirs
 SIZE = 64  # pixels
 STOPPED, ERROR = 75, 2
 _TOLD = (
-    *(CheckpointError, ConfigError, FeaturesError, MissingExtraError, OSError),
+    *(CheckpointError, ConfigError, ExperimentError, FeaturesError, MissingExtraError, OSError),
     *(RunFolderError, StoreError, TaskError, TrainingError, UnreadableFileError),
 )  # errors that say in a line what is wrong
 
@@ -108,7 +116,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        return f"{'pilot-' if self.pilot else ''}{self.arm}-{self.seed}"
+        return f"{PILOT_NAME if self.pilot else ''}{self.arm}-{self.seed}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -129,28 +137,38 @@ def verify(given: argparse.Namespace) -> int:
     """The story."""
     out: Path = given.out
     scale = QUICK if given.quick else WHOLE
+    for module, extra in (("scipy.stats", "eval"), ("sklearn.linear_model", "eval"), ("matplotlib", "train")):
+        require(module, extra)  # else missed after hours
     store = images(given, scale)
-    fingerprint = open_mvu(store).fingerprint
+    opened = open_mvu(store)
+    fingerprint = opened.fingerprint
+    settle(out, {"scale": "quick" if given.quick else "whole", "images": fingerprint})
     tasks = labelled_images(given, scale)
+    known = [*check_images(opened, scale.evaluated), *check_tasks(tasks.all, store), *tasks.flags]
+    for flag in known:
+        say(f"note: {flag}")
     runs = plan(store, scale, ARMS + (MORE_ARMS if given.full else ()))
     if given.dry_run:
         rehearse(runs, fingerprint, out, tasks)
         return 0
 
     # Before anything is trained for the experiment: what could it show?
-    pilot = train_all([run for run in runs if run.pilot], fingerprint, out, tasks)
-    smallest = smallest_effects(numbers_of(pilot), CLAIMS, scale.seeds)
-    written = write_down(smallest, out)
+    pilots, own = ([run for run in runs if run.pilot is pilot] for pilot in (True, False))
+    pilot = train_all(pilots, fingerprint, out, tasks, later=own)
+    written = write_once(out, smallest_effects(numbers_of(pilot), CLAIMS, scale.seeds), CLAIMS, begun(out))
+    say_what_could_be_shown(written)
 
-    trained = train_all([run for run in runs if not run.pilot], fingerprint, out, tasks)
-    found = findings(numbers_of(trained), CLAIMS, smallest)
+    trained = train_all(own, fingerprint, out, tasks)
+    found = findings(numbers_of(trained), CLAIMS, written.shown)
     costs = costs_of(runs, fingerprint, out)
+    codes = codes_of(runs, fingerprint, out)
     experiment = Experiment(
-        name=open_mvu(store).name,
+        name=opened.name,
         findings=found,
         seeds=scale.seeds,
-        flags=flags(given, trained, pilot, costs, scale),
-        facts=facts(runs, trained, costs, fingerprint, tasks) | {"Smallest effects": written},
+        flags=(*flags(given, trained, costs, codes, scale), *written.flags, *known, *of_all(trained)),
+        facts=facts(runs, trained, costs, fingerprint, tasks)
+        | {"Smallest effects": f"{written.when} ({SMALLEST_FILE})", "Code": ", ".join(codes)},
     )
     page = write_claims(out, experiment)
     for one in found:
@@ -177,10 +195,37 @@ def images(given: argparse.Namespace, scale: Scale) -> Path:
     return store
 
 
-def labelled_images(given: argparse.Namespace, scale: Scale) -> list[Task]:
-    """Tasks of generated images that no run has seen, always, and the user's."""
-    _, findings_task = synthetic_tasks(given.out / "tasks", scale.labelled, SIZE, fractions=(0.5, 0.1, 0.4))
-    return [findings_task, *(Task.open(path) for path in given.tasks)]
+@dataclass(frozen=True)
+class Tasks:
+    """What models are probed on.
+
+    Attributes:
+        asked: tasks that claims are judged on.
+        beside: of generated images, where a user gives tasks: their numbers stand beside.
+        flags: what must be known of the choice.
+    """
+
+    asked: list[Task]
+    beside: list[Task]
+    flags: list[str]
+
+    @property
+    def all(self) -> list[Task]:
+        return [*self.asked, *self.beside]
+
+
+def labelled_images(given: argparse.Namespace, scale: Scale) -> Tasks:
+    """The user's tasks of classes; a task of generated images that no run has seen beside them, or in their place."""
+    asked = [Task.open(path) for path in given.tasks]
+    masks = [task.name for task in asked if task.spec.is_segmentation]
+    asked = [task for task in asked if not task.spec.is_segmentation]
+    if masks and not asked:
+        raise ExperimentError(f"--tasks: {', '.join(masks)} are of masks, expected a task of classes")
+    told = [f"Left out, since claims are judged on tasks of classes: {', '.join(masks)}."] if masks else []
+    if given.store and not asked:
+        told.append("No task is given: transfer and the shared space are of generated images, unlike the store's.")
+    _, generated = synthetic_tasks(given.out / "tasks", scale.labelled, SIZE, fractions=(0.5, 0.1, 0.4))
+    return Tasks(asked or [generated], [generated] if asked else [], told)
 
 
 def plan(store: Path, scale: Scale, arms: Sequence[str]) -> list[Run]:
@@ -204,13 +249,15 @@ def plan(store: Path, scale: Scale, arms: Sequence[str]) -> list[Run]:
 
 
 def train_all(
-    runs: Sequence[Run], fingerprint: str, out: Path, tasks: Sequence[Task]
+    runs: Sequence[Run], fingerprint: str, out: Path, tasks: Tasks, later: Sequence[Run] = ()
 ) -> dict[tuple[str, int], Measured]:
-    """Train and measure each run, or find what is done; say which one is at work and how long the rest may take."""
+    """Train and measure each run, or find what is done; say which one is at work and how long all may take, with those
+    that come later."""
     found = {}
     spent, done = 0.0, 0.0
     for place, run in enumerate(runs):
-        left = sum(steps(other) for other in runs[place:])
+        rest = [other for other in (*runs[place:], *later) if not known_run(other, fingerprint, out)]
+        left = sum(steps(other) for other in rest)
         about = f", about {spent / done * left / 60:.0f} min left" if done else ""
         say(f"run {place + 1} of {len(runs)}: {run.name}{about}")
         began = time.monotonic()
@@ -222,7 +269,11 @@ def train_all(
     return found
 
 
-def measure_run(run: Run, kept: Kept, out: Path, tasks: Sequence[Task]) -> Measured:
+def known_run(run: Run, fingerprint: str, out: Path) -> bool:
+    return is_done(run.name, run.config, fingerprint, out / "runs") is not None
+
+
+def measure_run(run: Run, kept: Kept, out: Path, tasks: Tasks) -> Measured:
     """All numbers of a trained model, or those that were measured before."""
     return measure(
         kept.run,
@@ -230,7 +281,8 @@ def measure_run(run: Run, kept: Kept, out: Path, tasks: Sequence[Task]) -> Measu
         run.name,
         store=Path(run.config.data.store),
         images=run.config.run.evaluate_images,
-        tasks=tasks,
+        tasks=tasks.asked,
+        generated=tasks.beside,
         cache=out / "features",
     )
 
@@ -244,20 +296,18 @@ def steps(run: Run) -> float:
     return run.config.run.epochs * data.epoch_size / data.batch_size
 
 
-def write_down(smallest: dict[str, float], out: Path) -> str:
-    """Keep the smallest effects before the first run of the experiment; when they were written, as text."""
-    path = out / "smallest_effects.json"
-    told = {name: value if math.isfinite(value) else None for name, value in smallest.items()}
-    content = {"alpha": ALPHA, "power": POWER, "claims": len(CLAIMS), "smallest": told}
-    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    written = before.pop("written", "")
-    if before != content:
-        written = datetime.now(UTC).isoformat(timespec="seconds")
-        write_whole(path, (json.dumps(content | {"written": written}, indent=1) + "\n").encode())
-    say(f"smallest effects that can be shown, written {written}: {path}")
-    for name, value in told.items():
-        say(f"  {name}: " + ("not known" if value is None else f"{value:.3f}"))
-    return f"{written} ({path.name}), from pilots that were done before"
+def begun(out: Path) -> str:
+    """When the first run of the experiment began, that is no pilot; "" where none has."""
+    folders = (out / "runs").glob("*/run")
+    times = [code_of(folder).began for folder in folders if not folder.parent.name.startswith(PILOT_NAME)]
+    return min((time for time in times if time), default="")
+
+
+def say_what_could_be_shown(written: Written) -> None:
+    say(f"smallest effects, and in how many studies the margin would be called supported; written {written.when}:")
+    for name, shown in written.shown.items():
+        known = math.isfinite(shown.smallest)
+        say(f"  {name}: " + (f"{shown.smallest:.3f}, {100 * shown.power:.0f} of 100" if known else "not known"))
 
 
 def shortened(config: PretrainConfig) -> PretrainConfig:
@@ -269,7 +319,7 @@ def shortened(config: PretrainConfig) -> PretrainConfig:
     )
 
 
-def rehearse(runs: Sequence[Run], fingerprint: str, out: Path, tasks: Sequence[Task]) -> None:
+def rehearse(runs: Sequence[Run], fingerprint: str, out: Path, tasks: Tasks) -> None:
     """Tell how long the experiment will take: an epoch of each arm, evaluated and measured as all are."""
     of_step, of_rest = {}, {}
     for arm in dict.fromkeys(run.arm for run in runs):
@@ -285,7 +335,7 @@ def rehearse(runs: Sequence[Run], fingerprint: str, out: Path, tasks: Sequence[T
         of_rest[arm] = max(0.0, seconds - steps(short) * of_step[arm])
         whole = of_rest[arm] + steps(runs[-1]) * of_step[arm]
         print(f"{arm:16} {of_step[arm]:.3f} s a step, {of_rest[arm]:.0f} s to measure: {whole / 60:.1f} min a run")
-    left = [run for run in runs if not is_done(run.name, run.config, fingerprint, out / "runs")]
+    left = [run for run in runs if not known_run(run, fingerprint, out)]
     minutes = sum(of_rest[run.arm] + of_step[run.arm] * steps(run) for run in left) / 60
     print(f"{len(runs)} runs with the pilots, {len(runs) - len(left)} of them done: about {minutes:.0f} min to go")
 
@@ -293,11 +343,11 @@ def rehearse(runs: Sequence[Run], fingerprint: str, out: Path, tasks: Sequence[T
 def flags(
     given: argparse.Namespace,
     trained: dict[tuple[str, int], Measured],
-    pilot: dict[tuple[str, int], Measured],
     costs: dict[tuple[str, int], Comparison],
+    codes: Sequence[str],
     scale: Scale,
-) -> tuple[str, ...]:
-    """What must be read before a verdict is."""
+) -> list[str]:
+    """What must be read before a verdict is: of how the experiment was made."""
     told = []
     if given.quick:
         told.append("A quick run tests the road: one seed, a few steps. It decides nothing.")
@@ -307,15 +357,19 @@ def flags(
     for seed in range(scale.seeds):
         if len({costs[key].order_sha256 for key in costs if key[1] == seed}) > 1:
             told.append(f"The arms of seed {seed} did not see the same images in the same order: nothing is paired.")
-    for one in CLAIMS:
-        before, after = (measured(numbers_of(group), one.terms()) for group in (pilot, trained))
-        if before and after and after.deviation_seeds > 2 * before.deviation_seeds > 0:
-            times = after.deviation_seeds / before.deviation_seeds
-            told.append(
-                f"{one.claim.title}: seeds differ {times:.1f} times as much as in the pilot, so the smallest effect "
-                "that was computed from it is too small."
-            )
-    return (*told, *of_all(trained))
+    if len(codes) > 1:
+        told.append(f"Runs were trained by different code, and may differ by that: {'; '.join(codes)}.")
+    elif any("and changes" in code for code in codes):
+        told.append("The code had changes that no commit holds: these numbers cannot be made again from a commit.")
+    return told
+
+
+def codes_of(runs: Sequence[Run], fingerprint: str, out: Path) -> list[str]:
+    """By which states of the code the runs were trained, and how many by each."""
+    count: Counter[str] = Counter()
+    for run in runs:
+        count.update(code_of(run_folder(run.name, run.config, fingerprint, out / "runs") / "run").states)
+    return [f"{state} ({number} runs)" for state, number in count.items()]
 
 
 def of_all(trained: dict[tuple[str, int], Measured]) -> list[str]:
@@ -345,7 +399,7 @@ def facts(
     trained: dict[tuple[str, int], Measured],
     costs: dict[tuple[str, int], Comparison],
     fingerprint: str,
-    tasks: Sequence[Task],
+    tasks: Tasks,
 ) -> dict[str, str]:
     """What was run, for people who want to do it again."""
     longest = runs[-1]
@@ -356,7 +410,12 @@ def facts(
         "Runs": f"{len([run for run in runs if not run.pilot])} of {steps(longest):.0f} steps, after "
         f"{len([run for run in runs if run.pilot])} pilots of {steps(runs[0]):.0f}",
         "Store": fingerprint,
-        "Tasks": ", ".join(f"{task.name} {task.fingerprint[:12]}" for task in tasks),
+        "Tasks": ", ".join(f"{task.name} {task.fingerprint[:12]}" for task in tasks.asked),
+        **(
+            {"Tasks beside": ", ".join(f"{one.name} {one.fingerprint[:12]}" for one in tasks.beside)}
+            if tasks.beside
+            else {}
+        ),
         "Flags of single models": "; ".join(of_some(trained)) or "none",
         "Versions": ", ".join(f"{name} {version}" for name, version in versions.items())
         + f", Python {platform.python_version()}",
@@ -369,7 +428,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--out", type=Path, required=True, metavar="DIR", help="the folder of all that is made; found again there")
     add("--store", type=Path, metavar="STORE", help="images to train on (default: generated ones)")
-    add("--tasks", type=Path, nargs="+", default=[], metavar="YAML", help="tasks of classes beside the generated one")
+    add(
+        "--tasks",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="YAML",
+        help="tasks of classes, in place of the generated one",
+    )
     add("--full", action="store_true", help=f"train {' and '.join(MORE_ARMS)} too")
     add("--quick", action="store_true", help="one seed, a few steps: tests the road, decides nothing")
     add("--dry-run", action="store_true", help="train a short run of each arm and say how long all would take")

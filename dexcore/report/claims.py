@@ -1,5 +1,6 @@
 """Claims and what an experiment found of them: what the page of claims is made from."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,19 @@ class Claim:
     effect: str
     refuted_by: str
     margin: float
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What an experiment can show of a claim; nan where it is not known.
+
+    Attributes:
+        smallest: the effect that lies above zero by its interval with a probability of 80 %.
+        power: the probability that an effect as large as the margin is called supported.
+    """
+
+    smallest: float = math.nan
+    power: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -64,7 +78,7 @@ class Finding:
         claim: that was asked.
         effect: that was measured; None where it could not be.
         judged: the verdict; None where there is no effect.
-        smallest: the effect that so many seeds would show, computed before the runs; nan where it is not known.
+        shown: what so many seeds can show, as it was written down before the runs.
         numbers: of the arms that the effect is made of, and of others beside it.
         controls: of the instrument.
         notes: what a reader must know.
@@ -73,7 +87,7 @@ class Finding:
     claim: Claim
     effect: Effect | None
     judged: Judged | None
-    smallest: float
+    shown: Shown
     numbers: tuple[Beside, ...] = ()
     controls: tuple[Beside, ...] = ()
     notes: tuple[str, ...] = ()
@@ -91,7 +105,8 @@ class Finding:
             "effect": _effect(self.effect),
             "p_above": None if self.judged is None else number_or_none(self.judged.p_above),
             "p_below": None if self.judged is None else number_or_none(self.judged.p_below),
-            "smallest": number_or_none(self.smallest),
+            "smallest": number_or_none(self.shown.smallest),
+            "power_at_margin": number_or_none(self.shown.power),
             "numbers": [_beside(one) for one in self.numbers],
             "controls": [_beside(one) for one in self.controls],
             "notes": list(self.notes),

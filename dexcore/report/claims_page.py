@@ -56,10 +56,10 @@ _INTERVALS = (
     "<p>An effect is the mean over seeds. Its interval holds what other seeds and other cases (patients, volumes, "
     "files) would change: Student's, with the deviation between seeds and the deviation of the mean over draws of "
     "cases, and degrees of freedom by Welch and Satterthwaite. Seeds alone and cases alone stand beside it.</p>",
-    f"<p>The smallest effect is what so many seeds would show with a probability of {100 * POWER:.0f} %, at the "
-    "strictest step of Holm's method. It was computed from a pilot of short runs, before the runs of this page; the "
-    "deviation between its few seeds was raised to what the true one stays below in "
-    f"{100 * PILOT_CONFIDENCE:.0f} of 100 pilots.</p>",
+    f"<p>The smallest effect is what would lie above zero with a probability of {100 * POWER:.0f} %, at the strictest "
+    "step of Holm's method. It is a guess from a pilot of few and short runs: the deviation between its seeds was "
+    f"raised to what the true one stays below in {100 * PILOT_CONFIDENCE:.0f} of 100 pilots, but longer runs may "
+    "differ more, or less. Where the runs of this page did spread more, a note says so.</p>",
     "<p>Arms of one seed are trained on the same images in the same order with the same masks; effects are "
     "differences within a seed, on the same cases.</p>",
 )
@@ -88,18 +88,22 @@ def _controls_table(findings: Sequence[Finding]) -> str:
     controls = [(finding, one) for finding in findings for one in finding.controls]
     if not controls:
         return '<p class="warning">The instrument was not tested: no control was run.</p>'
-    failed = [f"{one.label} ({finding.claim.title})" for finding, one in controls if one.passed is False]
     rows = [
         (f"{finding.claim.title}: {one.label}", str(one.expected), one.judged.verdict if one.judged else "-")
         for finding, one in controls
     ]
-    said = (
-        f'<p class="warning">The instrument failed a control, so its verdict says nothing: '
-        f"{escape('; '.join(failed))}.</p>"
-        if failed
-        else ""
-    )
-    return "<h3>Controls of the instrument</h3>" + said + table(("control", "must be", "is"), rows)
+    said = ["<h3>Controls of the instrument</h3>"]
+    for passed, sentence in (
+        (False, "The instrument failed a control, so its verdict says nothing"),
+        (None, "A control did not decide, so nothing says that the instrument works"),
+    ):
+        wrong = [f"{one.label} ({finding.claim.title})" for finding, one in controls if one.passed is passed]
+        if wrong:
+            said.append(f'<p class="warning">{sentence}: {escape("; ".join(wrong))}.</p>')
+    without = [finding.claim.title for finding in findings if not finding.controls]
+    if without:
+        said.append(f"<p>No control stands behind: {escape('; '.join(without))}.</p>")
+    return "\n".join(said) + table(("control", "must be", "is"), rows)
 
 
 def _section(finding: Finding) -> Iterator[str]:
@@ -110,6 +114,7 @@ def _section(finding: Finding) -> Iterator[str]:
     yield mapping("Measured:", claim.effect)
     yield mapping("Would refute it:", f"{claim.refuted_by} The margin is {_number(claim.margin)}.")
     yield mapping("Smallest effect that could be shown:", _smallest(finding))
+    yield mapping("Controls:", _controls(finding))
     yield from (f'<p class="warning">{escape(note)}</p>' for note in finding.notes)
     if finding.effect is None:
         return
@@ -142,8 +147,8 @@ def _picture(finding: Finding, found: Effect) -> Picture:
     top = axes[0, 0]
     top.axvline(0, color=NEUTRAL, linewidth=1)
     top.axvline(claim.margin, color=RED, linewidth=1.2, linestyle="--")
-    if math.isfinite(finding.smallest):
-        top.axvline(finding.smallest, color=NEUTRAL, linewidth=1, linestyle=":")
+    if math.isfinite(finding.shown.smallest):
+        top.axvline(finding.shown.smallest, color=NEUTRAL, linewidth=1, linestyle=":")
     for place, one in enumerate(rows):
         _row(top, -place, one.effect, BLUE if place == 0 else NEUTRAL)
     _name_rows(top, [one.label if number == 0 else f"control: {one.label}" for number, one in enumerate(rows)])
@@ -184,12 +189,26 @@ def _name_rows(axis: object, labels: Sequence[str]) -> None:
 
 
 def _smallest(finding: Finding) -> str:
-    if not math.isfinite(finding.smallest):
+    shown, margin = finding.shown, finding.claim.margin
+    if not math.isfinite(shown.smallest):
         return "not known: one seed, or no pilot."
-    told = f"{_number(finding.smallest)}, computed before the runs."
-    if finding.smallest > finding.claim.margin:
+    told = f"{_number(shown.smallest)}, by the pilots."
+    if shown.smallest > margin:
         told += " It is larger than the margin: effects between the two may stay undecided."
+    else:
+        told += " Effects between it and the margin may be called refuted: there, and too small to matter."
+    if math.isfinite(shown.power):
+        told += (
+            f" An effect as large as the margin would be called supported in {100 * shown.power:.0f} of 100 studies."
+        )
     return told
+
+
+def _controls(finding: Finding) -> str:
+    if not finding.controls:
+        return "none. Whether this number would tell nothing from something was not put to the test."
+    said = {True: "as it must be", False: "failed", None: "did not decide"}
+    return "; ".join(f"{one.label}: {said[one.passed]}" for one in finding.controls) + "."
 
 
 def _number(value: float) -> str:

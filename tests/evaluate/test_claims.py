@@ -1,6 +1,7 @@
 """Numbers of models, the effects that claims are made of, and how they are judged."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,9 +15,10 @@ from dexcore.evaluate.claims.of_run import routing_number, variance_number
 from dexcore.evaluate.claims.of_tasks import across_modalities, task_numbers
 from dexcore.evaluate.modules import take_samples
 from dexcore.evaluate.tasks.importers.synthetic import synthetic_tasks
+from dexcore.measures.bootstrap import mean_statistic
 from dexcore.measures.verdicts import Verdict
 from dexcore.nn import RoutingRule, set_rule
-from dexcore.report.claims import Claim
+from dexcore.report.claims import Claim, Shown
 from dexcore.report.evaluation import Evaluation, Examples
 
 IMAGES, EXPERTS = 40, 4  # a modality
@@ -187,7 +189,7 @@ def test_cases_are_paired_too_and_other_cases_are_refused():
 def test_controls_are_judged_by_the_same_rule_and_missing_ones_are_left_out():
     alone = asked({"oracle": Verdict.SUPPORTED, "fixed": Verdict.REFUTED, "absent": Verdict.REFUTED}, against_arm="")
     around = np.linspace(-0.01, 0.01, 5)
-    (found,) = findings(trained(dex=0.3 + around, oracle=0.9 + around, fixed=around), [alone], {"c": 0.02})
+    (found,) = findings(trained(dex=0.3 + around, oracle=0.9 + around, fixed=around), [alone], {"c": Shown(0.02)})
     assert found.judged.verdict is Verdict.SUPPORTED
     assert [(one.label, one.judged.verdict, one.passed) for one in found.controls] == [
         ("oracle", Verdict.SUPPORTED, True),
@@ -195,6 +197,41 @@ def test_controls_are_judged_by_the_same_rule_and_missing_ones_are_left_out():
     ]
     (found,) = findings(trained(dex=0.3 + around, oracle=around, fixed=0.4 + around), [alone], {})
     assert [one.passed for one in found.controls] == [False, False]
+
+
+def test_a_control_can_come_out_otherwise():
+    # What routes by a rule is the same before training and after: its gain is 0 whatever the instrument does.
+    assert not any(one.controls for one in CLAIMS if one.against_number == "routing at step 0")
+    assert not any(one.controls for one in CLAIMS if one.against_arm)
+
+
+def test_what_a_number_is_held_against_stands_beside_its_verdict():
+    around = np.linspace(-0.01, 0.01, 5)
+    one = asked(against_arm="", minus=(("dense-wide", "score"),))
+    (found,) = findings(trained(dex=0.3 + around, dense_wide=0.3 + around), [one], {})
+    assert found.judged.verdict is Verdict.SUPPORTED
+    assert [(told.label, told.effect.value) for told in found.numbers] == [
+        ("dex, minus dense-wide, score", pytest.approx(0))
+    ]
+
+
+def test_few_cases_of_one_modality_are_said_and_lend_their_freedom():
+    label = np.repeat([0, 1], [2, 80])
+    value = np.random.default_rng(3).normal(size=82) * np.where(label == 0, 1.0, 0.1)
+
+    def mean(weight_dg):
+        return np.mean([weight_dg[:, label == m] @ value[label == m] / (label == m).sum() for m in (0, 1)], axis=0)
+
+    few = Number.of(mean, label)
+    assert (few.groups, few.fewest) == (82, 2)
+    assert few.freedom == pytest.approx(1, abs=0.3)
+    numbers = {("dex", seed): {"score": few} for seed in range(5)}
+    (found,) = findings(numbers, [asked(against_arm="")], {})
+    assert any("A modality or class has 2 cases" in note for note in found.notes)
+    assert found.effect.freedom_cases == few.freedom
+    many = Number.of(mean_statistic(value[:, None]), np.zeros(82, np.int64))
+    (found,) = findings({("dex", seed): {"score": many} for seed in range(5)}, [asked(against_arm="")], {})
+    assert not any("modality or class" in note for note in found.notes)
 
 
 def test_what_is_missing_is_said():
@@ -207,10 +244,16 @@ def test_what_is_missing_is_said():
 
 def test_a_pilot_says_what_more_seeds_will_show():
     pilot = trained(dex=[0.50, 0.52, 0.51], dense_wide=[0.5, 0.5, 0.5])
-    five, ten = (smallest_effects(pilot, [asked()], seeds)["c"] for seeds in (5, 10))
+    five, ten = (smallest_effects(pilot, [asked()], seeds)["c"].smallest for seeds in (5, 10))
     assert 0 < ten < five
-    assert smallest_effects(pilot, [asked()] * 5, 5)["c"] > five
-    assert math.isnan(smallest_effects({}, [asked()], 5)["c"])
+    assert smallest_effects(pilot, [asked()] * 5, 5)["c"].smallest > five
+    assert math.isnan(smallest_effects({}, [asked()], 5)["c"].smallest)
+
+
+def test_runs_that_spread_more_than_their_pilots_are_said():
+    runs = trained(dex=0.5 + np.array([0.0, 0.05, -0.05, 0.02, 0.01]), dense_wide=[0.5] * 5)
+    notes = [findings(runs, [asked()], {"c": Shown(least)})[0].notes for least in (0.02, 0.5)]
+    assert [any("spread more than their pilots" in note for note in own) for own in notes] == [True, False]
 
 
 def test_numbers_are_kept_with_what_must_be_known_and_made_again_where_damaged(tmp_path, monkeypatch):
@@ -227,10 +270,14 @@ def test_numbers_are_kept_with_what_must_be_known_and_made_again_where_damaged(t
     found = [of_model.measure(*given) for _ in range(2)][1]
     assert (len(calls), found.flags) == (1, ("few cases",))
     assert found.numbers["linear probe, a/b"].drawn_d.tolist() == number(0.7, 0.1).drawn_d.tolist()
+    assert (found.numbers["linear probe, a/b"].freedom, found.numbers["linear probe, a/b"].fewest) == (79, 80)
     (path,) = tmp_path.glob("numbers-tasks-*.npz")
     path.write_bytes(path.read_bytes()[:100])
     of_model.measure(*given)
     assert len(calls) == 2
+    beside = of_model.measure(*given, generated=[SimpleNamespace(fingerprint="f")]).numbers
+    assert len(calls) == 3
+    assert {"linear probe, a/b", "linear probe, a/b, generated"} <= set(beside)
 
 
 def test_a_mean_over_tasks_keeps_the_fewest_cases():

@@ -13,10 +13,12 @@ import torch
 from dexcore.data import SyntheticMVU, open_mvu
 from dexcore.data.store import write_store
 from dexcore.evaluate.claims import findings
+from dexcore.evaluate.claims.before import ExperimentError
 from dexcore.evaluate.claims.known import CLAIMS, FIXED, ORACLE
 from dexcore.evaluate.claims.of_run import routing_number
 from dexcore.evaluate.reconstruct import batches, evaluate
 from dexcore.evaluate.setting import Setting
+from dexcore.evaluate.tasks.importers.synthetic import synthetic_tasks
 from dexcore.measures.verdicts import Verdict
 from dexcore.nn import param_groups, update_directors
 from dexcore.train.build import build_model
@@ -57,23 +59,58 @@ def test_every_arm_can_be_rehearsed_at_either_scale(example):
             assert (short.run.epochs, short.model) == (1.0, run.config.model)
 
 
-def test_what_could_be_shown_is_written_once_and_is_null_where_nobody_knows_it(example, tmp_path):
-    smallest = {"routing": 0.125, "transfer": float("nan")}
-    first = example.write_down(smallest, tmp_path)
-    path = tmp_path / "smallest_effects.json"
-    text = path.read_text()
-    assert json.loads(text)["smallest"] == {"routing": 0.125, "transfer": None}
-    path.write_text(text.replace(json.loads(text)["written"], "earlier"))
-    again = example.write_down(smallest, tmp_path)
-    assert again.startswith("earlier")
-    assert not first.startswith("earlier")
-    assert not example.write_down(smallest | {"routing": 0.25}, tmp_path).startswith("earlier")
-
-
 def test_a_store_that_is_not_there_is_an_error_in_a_line(example, tmp_path, capsys):
     assert example.main(["--out", str(tmp_path / "out"), "--quick", "--store", str(tmp_path / "none")]) == 2
     (line,) = [one for one in capsys.readouterr().err.splitlines() if one.startswith("error: ")]
     assert str(tmp_path / "none") in line
+
+
+def test_the_whole_is_refused_in_a_quick_ones_folder_and_the_other_way_round(example, store, tmp_path, capsys):
+    example.settle(tmp_path, {"scale": "whole", "images": open_mvu(store).fingerprint})
+    assert example.main(["--out", str(tmp_path), "--quick", "--store", str(store)]) == 2
+    (line,) = [one for one in capsys.readouterr().err.splitlines() if one.startswith("error: ")]
+    assert f"{tmp_path} holds another experiment" in line
+    assert "scale: whole -> quick" in line
+    assert not (tmp_path / "tasks").exists()
+
+
+def test_a_users_tasks_stand_alone_and_the_generated_one_beside_them(example, tmp_path):
+    scale = replace(example.QUICK, labelled=40)
+    masks, classes = synthetic_tasks(tmp_path / "own", 40, 32)
+    given = [f"--out={tmp_path}", "--tasks"]
+
+    def chosen(*arguments):
+        return example.labelled_images(example.parse(arguments), scale)
+
+    alone = chosen(f"--out={tmp_path}")
+    assert ([task.name for task in alone.asked], alone.beside, alone.flags) == (["findings"], [], [])
+    both = chosen(*given, str(classes.spec.path), str(masks.spec.path))
+    assert [task.fingerprint for task in both.asked] == [classes.fingerprint]
+    assert [task.fingerprint for task in both.beside] == [alone.asked[0].fingerprint] != [classes.fingerprint]
+    assert "lesions" in both.flags[0]
+    with pytest.raises(ExperimentError, match="expected a task of classes"):
+        chosen(*given, str(masks.spec.path))
+    assert "No task is given" in chosen(f"--out={tmp_path}", "--store=somewhere").flags[0]
+
+
+def test_the_first_run_of_an_experiment_is_no_pilot(example, tmp_path):
+    assert example.begun(tmp_path) == ""
+    for name, hour in (("pilot-dex-1000-abc", 1), ("dex-0-abc", 3), ("dense-wide-0-abc", 2)):
+        folder = tmp_path / "runs" / name / "run"
+        folder.mkdir(parents=True)
+        (folder / "starts.jsonl").write_text(json.dumps({"time": f"2026-01-01T0{hour}:00:00+00:00"}) + "\n")
+    assert example.begun(tmp_path) == "2026-01-01T02:00:00+00:00"
+
+
+def test_runs_of_different_code_are_flagged(example):
+    given = example.parse(["--out=out"])
+    for codes, told in (
+        (["commit a (8 runs)", "commit b (7 runs)"], "trained by different code"),
+        (["commit a and changes (15 runs)"], "had changes that no commit holds"),
+        (["commit a (15 runs)"], None),
+    ):
+        found = example.flags(given, {}, {}, codes, example.WHOLE)
+        assert [told in flag for flag in found if "control" not in flag] == ([True] if told else [])
 
 
 def trained(arm, seed, images, setting):
@@ -95,6 +132,15 @@ def trained(arm, seed, images, setting):
         optimizer.step()
         update_directors(model, 0.99)
     return model.eval()
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    drawn = SyntheticMVU(size=32)
+    records = (drawn.record(n, "train" if n < 40 else "heldout") for n in range(60))
+    folder = tmp_path_factory.mktemp("small") / "store"
+    write_store(records, folder, name="small")
+    return folder
 
 
 @pytest.mark.slow

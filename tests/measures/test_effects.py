@@ -11,10 +11,11 @@ from dexcore.measures.effects import (
     POWER,
     effect,
     smallest_effect,
+    stratified_freedom,
     two_level_error,
     upper_deviation,
 )
-from dexcore.measures.verdicts import Verdict, judge
+from dexcore.measures.verdicts import Verdict, judge, support_power
 
 SEEDS, CASES = 5, 60
 WEIGHTS = np.random.default_rng(0).multinomial(CASES, np.full(CASES, 1 / CASES), size=100) / CASES
@@ -46,7 +47,7 @@ def test_two_level_intervals_hold_the_truth_where_percentiles_of_five_seeds_do_n
 @pytest.mark.parametrize(("between", "shared"), [(1.0, 0.0), (1.0, 0.6)])
 def test_the_smallest_effect_is_supported_as_often_as_stated_and_none_at_most_at_alpha(between, shared):
     random = np.random.default_rng(2)
-    least = smallest_effect(between, SEEDS, shared, CASES)
+    least = smallest_effect(between, SEEDS, shared, CASES - 1)
 
     def supported(shift):
         verdicts = [
@@ -58,6 +59,24 @@ def test_the_smallest_effect_is_supported_as_often_as_stated_and_none_at_most_at
     assert supported(least) == pytest.approx(POWER, abs=0.06)
     assert supported(0.0) <= 0.04  # one side of 0.05
     assert supported(least / 2) < POWER - 0.2
+
+
+@pytest.mark.parametrize("times", [0.5, 1.0, 2.0, 4.0])
+def test_a_claim_is_supported_as_often_as_its_power_says_given_its_margin(times):
+    random = np.random.default_rng(8)
+    spread = (1.0, SEEDS, 0.6, CASES - 1)
+    least = smallest_effect(*spread)
+    margin = times * least
+
+    def supported(shift):
+        found = [judge({"c": study(random, shift, shared=0.6)}, {"c": margin})["c"].verdict for _ in range(400)]
+        return np.mean([one is Verdict.SUPPORTED for one in found])
+
+    for shift in (least, margin):
+        assert supported(shift) == pytest.approx(support_power(shift, margin, *spread), abs=0.07)
+    if times == 4:
+        assert support_power(least, margin, *spread) < 0.1  # there, and too small to matter
+        assert support_power(margin, margin, *spread) > 0.95
 
 
 def test_an_experiment_that_a_pilots_upper_deviation_planned_keeps_its_promise_as_often_as_said():
@@ -92,3 +111,37 @@ def test_one_seed_has_an_interval_of_cases_and_no_other():
     assert found.cases_interval[0] < found.value < found.cases_interval[1]
     assert math.isnan(smallest_effect(math.nan, 1, 0.1, 50))
     assert two_level_error(0.0, 5, 0.0, 10) == (0.0, 4.0)
+
+
+def test_a_small_stratum_that_carries_the_variance_lends_its_freedom_alone():
+    random = np.random.default_rng(6)
+    stratum = np.repeat([0, 1, 2], [3, 80, 80])
+    change = random.normal(size=len(stratum))
+    alike = np.where(stratum == 0, 0.0, change)
+    assert stratified_freedom(alike, stratum) == pytest.approx(158, rel=0.1)
+    assert stratified_freedom(np.where(stratum == 0, 30 * change, change), stratum) == pytest.approx(2, abs=0.1)
+    assert stratified_freedom(change, np.zeros(len(stratum))) == len(stratum) - 1
+    assert stratified_freedom(np.ones(3), np.arange(3)) == 0
+
+
+def test_intervals_over_strata_of_few_cases_hold_the_truth_where_all_cases_as_freedom_do_not():
+    # A mean over two modalities: 4 cases of one, which differ much, and 96 of the other.
+    random = np.random.default_rng(7)
+    stratum = np.repeat([0, 1], [4, 96])
+    weight_gs = np.stack([(stratum == m) / (stratum == m).sum() / 2 for m in (0, 1)], axis=1).sum(axis=1)
+    held = {"own": [], "all": []}
+    for _ in range(600):
+        value_g = random.normal(size=100) * np.where(stratum == 0, 1.0, 0.5)
+        changes = weight_gs * (value_g - np.array([value_g[stratum == m].mean() for m in (0, 1)])[stratum])
+        deviation = math.sqrt(sum((changes[stratum == m] ** 2).sum() for m in (0, 1)))
+        for name, freedom in (("own", stratified_freedom(changes, stratum)), ("all", None)):
+            drawn = deviation * np.array([[-1.0], [1.0]]) + np.zeros(2)
+            found = effect([float(weight_gs @ value_g)] * 2, drawn, 100, freedom)
+            held[name].append(found.cases_interval[0] < 0 < found.cases_interval[1])
+    assert np.mean(held["all"]) < 0.88
+    assert np.mean(held["own"]) > 0.92
+
+
+def test_cases_without_freedom_give_no_interval_and_undrawn_ones_do_not_count():
+    assert all(map(math.isnan, two_level_error(1.0, 5, 0.1, 0.0)))
+    assert two_level_error(1.0, 5, 0.0, 0.0) == pytest.approx((1 / math.sqrt(5), 4.0))

@@ -1,12 +1,10 @@
 """An experiment on claims with known numbers."""
 
-import math
-
 import numpy as np
 
 from dexcore.measures.effects import effect
 from dexcore.measures.verdicts import Verdict, judge
-from dexcore.report.claims import Beside, Claim, Experiment, Finding
+from dexcore.report.claims import Beside, Claim, Experiment, Finding, Shown
 
 
 def made_effect(value, spread=0.02, seeds=5):
@@ -42,10 +40,11 @@ def made_experiment(seeds=5):
         )
     ]
     arms = tuple(Beside(f"{arm}, linear probe", made_effect(0.7, seeds=seeds)) for arm in ("dex", "dense-wide"))
+    few, sizes = ("Few cases: 12.",), Shown(0.08, 0.4)
     findings = (
-        Finding(made_claim("routing"), effects["routing"], judged["routing"], 0.03, (), tuple(controls)),
-        Finding(made_claim("transfer"), effects["transfer"], judged["transfer"], 0.08, arms, (), ("Few cases: 12.",)),
-        Finding(made_claim("missing"), None, None, math.nan, notes=("Not measured: there is no arm dense-wide.",)),
+        Finding(made_claim("routing"), effects["routing"], judged["routing"], Shown(0.03, 0.97), (), tuple(controls)),
+        Finding(made_claim("transfer"), effects["transfer"], judged["transfer"], sizes, arms, (), few),
+        Finding(made_claim("missing"), None, None, Shown(), notes=("Not measured: there is no arm dense-wide.",)),
     )
     long = "a-long-name-of-a-folder-without-any-place-to-break-it-and-so-on-and-on-to-the-end"
     facts = {"Command": f"python examples/verify_claims.py --out {long}", "Store": "f" * 64}

@@ -7,8 +7,10 @@ import re
 
 import pytest
 from browser import BROWSERS, find_browser, look_at
-from made_claims import made_experiment
+from made_claims import made_effect, made_experiment
 
+from dexcore.measures.verdicts import judge
+from dexcore.report.claims import Beside
 from dexcore.report.claims_page import claims_page, write_claims
 
 
@@ -27,8 +29,9 @@ def test_every_claim_has_its_verdict_on_top_and_what_would_refute_it_in_its_sect
     for name, verdict in (("routing", "supported"), ("transfer", "refuted"), ("missing", "not measured")):
         assert text.index(f"What {name} says {verdict}") < text.index(f"What {name} says: {verdict}")
     assert text.count("Would refute it:") == 3
-    assert "0.030, computed before the runs." in text
-    assert "It is larger than the margin" in text
+    assert "0.030, by the pilots. Effects between it and the margin may be called refuted" in text
+    assert "0.080, by the pilots. It is larger than the margin" in text
+    assert "An effect as large as the margin would be called supported in 97 of 100 studies." in text
     assert "A flag that all must read." in text
     assert "&amp; &lt;asked&gt;" in text
 
@@ -54,6 +57,24 @@ def test_a_control_that_fails_is_said_before_any_section():
     text = text_of(claims_page(experiment))
     assert "The instrument failed a control" in text
     assert text.index("failed a control") < text.index("Would refute it:")
+
+
+def test_a_control_that_decided_nothing_is_said_too_and_a_claim_without_one(page):
+    told = text_of(page.read_text(encoding="utf-8"))
+    assert "did not decide" not in told
+    assert "No control stands behind: What transfer says; What missing says." in told
+    experiment = made_experiment()
+    routing = experiment.findings[0]
+    open_one = made_effect(0.03, spread=0.3)
+    oracle, fixed = routing.controls
+    undecided = Beside(oracle.label, open_one, oracle.expected, judge({"c": open_one}, {"c": 0.05})["c"])
+    object.__setattr__(routing, "controls", (undecided, fixed))
+    text = text_of(claims_page(experiment))
+    warning = "A control did not decide, so nothing says that the instrument works: oracle-routing (What routing says)."
+    assert text.index(warning) < text.index("Would refute it:")
+    assert "Controls: oracle-routing: did not decide; fixed-routing: as it must be." in text
+    assert text.count("Controls: none.") == 2
+    assert "failed a control" not in text
 
 
 def test_one_seed_is_shown_without_an_interval_of_seeds():

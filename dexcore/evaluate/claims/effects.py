@@ -1,14 +1,18 @@
 """From numbers of models to effects of claims: which arms and numbers an effect is made of."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from dexcore.evaluate.claims.numbers import Number
+from dexcore.measures.bootstrap import FEWEST_CASES
 from dexcore.measures.effects import ALPHA, Effect, effect, smallest_effect, upper_deviation
-from dexcore.measures.verdicts import Verdict, judge
-from dexcore.report.claims import Beside, Claim, Finding
+from dexcore.measures.verdicts import Verdict, judge, support_power
+from dexcore.report.claims import Beside, Claim, Finding, Shown
+
+_FEWEST_OF_STRATUM = 5  # of a modality or class; of fewer a note is made
 
 Trained = Mapping[tuple[str, int], Mapping[str, Number]]  # (arm, seed) -> numbers by name
 
@@ -22,8 +26,9 @@ class Asked:
         arm, number: what should be larger.
         against_arm, against_number: what is subtracted; "" for nothing, or for the same arm or number.
         beside: further (arm, number) that the page shows.
-        controls: arm -> the verdict that the same effect must have of this arm. Where the effect is a difference of two
-            arms there is none.
+        minus: (arm, number) that the page shows the number of ``arm`` held against, beside the verdict.
+        controls: arm -> the verdict that the same effect must have of this arm. There is none where the effect is a
+            difference of two arms, or could not come out otherwise.
     """
 
     claim: Claim
@@ -32,6 +37,7 @@ class Asked:
     against_arm: str = ""
     against_number: str = ""
     beside: tuple[tuple[str, str], ...] = ()
+    minus: tuple[tuple[str, str], ...] = ()
     controls: Mapping[str, Verdict] = field(default_factory=dict)
 
     def terms(self, arm: str = "") -> list[tuple[float, str, str]]:
@@ -56,7 +62,7 @@ def measured(trained: Trained, terms: Sequence[tuple[float, str, str]]) -> Effec
         ValueError: a number of two models is not of the same cases.
     """
     seeds = seeds_of(trained, {arm for _, arm, _ in terms})
-    values, drawn, groups = [], [], []
+    values, drawn, groups, freedoms = [], [], [], []
     for seed in seeds:
         numbers = []
         for sign, arm, name in terms:
@@ -69,37 +75,45 @@ def measured(trained: Trained, terms: Sequence[tuple[float, str, str]]) -> Effec
         values.append(sum(sign * number.value for sign, number in numbers))
         drawn.append(sum(sign * number.drawn_d for sign, number in numbers))
         groups.append(numbers[0][1].groups)
+        freedoms += [number.freedom for _, number in numbers]
     if not values:
         return None
-    return effect(values, np.stack(drawn, axis=1), min(groups))
+    return effect(values, np.stack(drawn, axis=1), min(groups), min(freedoms))
 
 
-def smallest_effects(pilot: Trained, asked: Sequence[Asked], seeds: int) -> dict[str, float]:
-    """The smallest effect of each claim that so many seeds can show, from the spread in a pilot; nan: not known.
+def smallest_effects(pilot: Trained, asked: Sequence[Asked], seeds: int) -> dict[str, Shown]:
+    """What so many seeds can show of each claim, from the spread in a pilot.
 
-    Tested at alpha over the number of claims, the strictest step of Holm's method.
+    Tested at alpha over the number of claims, the strictest step of Holm's method. The pilot's deviation between seeds
+    is raised to what the true one stays below in most pilots (`upper_deviation`).
     """
     found = {}
     for one in asked:
         spread = measured(pilot, one.terms())
-        found[one.claim.name] = (
-            float("nan")
-            if spread is None
-            else smallest_effect(
-                upper_deviation(spread.deviation_seeds, len(spread.of_seeds)),
-                seeds,
-                spread.deviation_cases,
-                spread.groups,
-                alpha=ALPHA / len(asked),
-            )
-        )
+        if spread is None:
+            found[one.claim.name] = Shown()
+            continue
+        between = upper_deviation(spread.deviation_seeds, len(spread.of_seeds))
+        found[one.claim.name] = _of_spread(spread, one.claim.margin, between, seeds, len(asked))
     return found
 
 
+def _of_spread(spread: Effect, margin: float, deviation_seeds: float, seeds: int, claims: int) -> Shown:
+    known = (deviation_seeds, seeds, spread.deviation_cases, spread.freedom_cases, ALPHA / claims)
+    return Shown(smallest_effect(*known), support_power(margin, margin, *known))
+
+
 def findings(
-    trained: Trained, asked: Sequence[Asked], smallest: Mapping[str, float], few_seeds: int = 5
+    trained: Trained, asked: Sequence[Asked], shown: Mapping[str, Shown], few_seeds: int = 5
 ) -> tuple[Finding, ...]:
-    """Judge all claims together, and each control alone by the same rule."""
+    """Judge all claims together, and each control alone by the same rule.
+
+    Args:
+        trained: the experiment's models.
+        asked: the claims.
+        shown: what was written down before, by claim.
+        few_seeds: of fewer a note is made.
+    """
     effects = {one.claim.name: measured(trained, one.terms()) for one in asked}
     known = {name: found for name, found in effects.items() if found is not None}
     judged = judge(known, {one.claim.name: one.claim.margin for one in asked})
@@ -111,10 +125,10 @@ def findings(
                 claim=one.claim,
                 effect=found,
                 judged=judged.get(name),
-                smallest=smallest.get(name, float("nan")),
+                shown=shown.get(name, Shown()),
                 numbers=_beside(trained, one),
                 controls=_controls(trained, one),
-                notes=_notes(one, found, few_seeds),
+                notes=(*_notes(trained, one, found, few_seeds), *_spread_more(one, found, shown, len(asked))),
             )
         )
     return tuple(told)
@@ -122,11 +136,13 @@ def findings(
 
 def _beside(trained: Trained, asked: Asked) -> tuple[Beside, ...]:
     wanted = dict.fromkeys([*((arm, name) for _, arm, name in asked.terms()), *asked.beside])
-    if len(wanted) == 1:
-        return ()
     several = len({name for _, name in wanted}) > 1
-    found = [(arm, name, measured(trained, [(1.0, arm, name)])) for arm, name in wanted]
-    return tuple(Beside(f"{arm}, {name}" if several else arm, one) for arm, name, one in found if one is not None)
+    named = {(arm, name): f"{arm}, {name}" if several else arm for arm, name in wanted}
+    terms = {label: [(1.0, *key)] for key, label in named.items()} if len(wanted) > 1 else {}
+    for arm, name in asked.minus:
+        terms[f"{asked.arm}, minus {arm}, {name}"] = [(1.0, asked.arm, asked.number), (-1.0, arm, name)]
+    found = [(label, measured(trained, own)) for label, own in terms.items()]
+    return tuple(Beside(label, one) for label, one in found if one is not None)
 
 
 def _controls(trained: Trained, asked: Asked) -> tuple[Beside, ...]:
@@ -139,7 +155,7 @@ def _controls(trained: Trained, asked: Asked) -> tuple[Beside, ...]:
     return tuple(found)
 
 
-def _notes(asked: Asked, found: Effect | None, few_seeds: int) -> tuple[str, ...]:
+def _notes(trained: Trained, asked: Asked, found: Effect | None, few_seeds: int) -> tuple[str, ...]:
     if found is None:
         return ("Not measured: an arm or a number is missing, or it is not defined.",)
     notes = []
@@ -147,6 +163,24 @@ def _notes(asked: Asked, found: Effect | None, few_seeds: int) -> tuple[str, ...
         notes.append(f"Few seeds: {len(found.of_seeds)}, fewer than {few_seeds}.")
     if not found.deviation_cases:
         notes.append("Cases were not drawn: the interval is of seeds alone.")
-    elif found.groups < 50:
-        notes.append(f"Few cases: {found.groups}, fewer than 50.")
+    elif found.groups < FEWEST_CASES:
+        notes.append(f"Few cases: {found.groups}, fewer than {FEWEST_CASES}.")
+    fewest = min(trained[arm, seed][name].fewest for _, arm, name in asked.terms() for seed in seeds_of(trained, [arm]))
+    if found.deviation_cases and fewest < _FEWEST_OF_STRATUM:
+        what = "1 case: the interval leaves out what others of it" if fewest < 2 else f"{fewest} cases: others of it"
+        notes.append(f"A modality or class has {what} would change more than the interval says.")
     return tuple(notes)
+
+
+def _spread_more(asked: Asked, found: Effect | None, shown: Mapping[str, Shown], claims: int) -> tuple[str, ...]:
+    """Whether the runs spread more than was thought when it was written down what they could show."""
+    before = shown.get(asked.claim.name, Shown()).smallest
+    if found is None or not math.isfinite(before):
+        return ()
+    own = _of_spread(found, asked.claim.margin, found.deviation_seeds, len(found.of_seeds), claims).smallest
+    if not own > before:
+        return ()
+    return (
+        f"The runs spread more than their pilots: {own:.3f}, and not {before:.3f}, is the smallest effect that they "
+        "could show.",
+    )

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import dexcore
 from dexcore.evaluate.claims.numbers import Measured
 from dexcore.evaluate.claims.of_modules import module_numbers
 from dexcore.evaluate.claims.of_run import run_numbers
@@ -15,7 +16,16 @@ from dexcore.report.files import MODEL_FOLDER
 PROTOCOL = 2  # grows when a number would come out otherwise
 
 
-def measure(run: Path, out: Path, name: str, store: Path, images: int, tasks: Sequence[Task], cache: Path) -> Measured:
+def measure(
+    run: Path,
+    out: Path,
+    name: str,
+    store: Path,
+    images: int,
+    tasks: Sequence[Task],
+    cache: Path,
+    generated: Sequence[Task] = (),
+) -> Measured:
     """Measure a finished run, or find what was measured before.
 
     Args:
@@ -26,6 +36,8 @@ def measure(run: Path, out: Path, name: str, store: Path, images: int, tasks: Se
         images: most of a modality and a split.
         tasks: that it is probed on.
         cache: of features.
+        generated: tasks that stand beside those, and take no part in their means: the names of their numbers end in
+            ", generated".
     """
     model = run / MODEL_FOLDER
     parts: dict[str, tuple[list[str], Callable[[], Measured]]] = {
@@ -36,6 +48,11 @@ def measure(run: Path, out: Path, name: str, store: Path, images: int, tasks: Se
             lambda: task_numbers(model, tasks, out / "probes", cache, name),
         ),
     }
+    if generated:
+        parts["generated"] = (
+            [task.fingerprint for task in generated],
+            lambda: _called(task_numbers(model, generated, out / "probes", cache, name), "generated"),
+        )
     found = [_kept(out, part, made_of, compute) for part, (made_of, compute) in parts.items()]
     return Measured(
         {key: number for one in found for key, number in one.numbers.items()},
@@ -43,8 +60,12 @@ def measure(run: Path, out: Path, name: str, store: Path, images: int, tasks: Se
     )
 
 
+def _called(measured: Measured, what: str) -> Measured:
+    return Measured({f"{key}, {what}": number for key, number in measured.numbers.items()}, measured.flags)
+
+
 def _kept(out: Path, part: str, made_of: list[str], compute: Callable[[], Measured]) -> Measured:
-    key = hashlib.sha256(json.dumps([PROTOCOL, *made_of]).encode()).hexdigest()[:12]
+    key = hashlib.sha256(json.dumps([PROTOCOL, dexcore.__version__, *made_of]).encode()).hexdigest()[:12]
     path = out / f"numbers-{part}-{key}.npz"
     try:
         return Measured.load(path)
