@@ -67,9 +67,9 @@ def run_predict(arguments: argparse.Namespace) -> int:
     for path in arguments.images:
         try:
             file = AskedFile(path, model.task, modality, arguments.axis)
-            found = predict_file(model, file, arguments.batch_size)
+            found = predict_file(model, file, arguments.batch_size, looking=not arguments.no_pictures)
             out.mkdir(parents=True, exist_ok=True)
-            write_prediction(found, out, table, picture=not arguments.no_pictures)
+            write_prediction(found, out, table)
         except ValueError as error:  # of this file; the others are predicted all the same
             print(f"error: {error}", file=sys.stderr)
             failed += 1
@@ -78,6 +78,8 @@ def run_predict(arguments: argparse.Namespace) -> int:
             print(f"note: {path} says that it is {file.said}, it was predicted as {file.modality}", file=sys.stderr)
         if file.volumes > 1:
             print(f"note: {path} holds {file.volumes} volumes, the first was predicted", file=sys.stderr)
+        if found.unseen:
+            print(f"note: {path} gets no picture: {found.unseen}", file=sys.stderr)
         print(f"{path}: {_told(found)}")
     if failed < len(arguments.images):
         kinds = [

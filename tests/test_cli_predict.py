@@ -15,13 +15,16 @@ sys.path += [str(Path(__file__).parent / folder) for folder in ("evaluate", "dat
 
 from made_files import write_dicom
 from made_tasks import SEGMENTATION, masked, picture, save, write
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import ParallelThingsBlock, VisionTransformer
 from torch import nn
 
 from dexcore.cli import main
 from dexcore.data.modality import Modality
 from dexcore.evaluate.finetuning.predictions import Predictor
+from dexcore.evaluate.prediction.files import AskedFile
 from dexcore.evaluate.prediction.images import described, input_of, plane_image, task_image
+from dexcore.evaluate.prediction.predict import predict_file
+from dexcore.evaluate.prediction.written import Table, write_prediction
 from dexcore.evaluate.scores.predictions import read_mask
 from dexcore.evaluate.tasks import Task
 from dexcore.evaluate.tasks.pixels import read_plane
@@ -202,6 +205,35 @@ def test_a_file_that_says_its_modality_is_taken_at_its_word(tmp_path, capsys):
     assert "other.dcm says that it is CT, it was predicted as MR" in capsys.readouterr().err
 
 
+def test_a_decoder_of_the_first_blocks_has_a_picture_of_these(tmp_path):
+    torch.manual_seed(0)
+    task = TaskDescription("made", "segmentation", ("background", "lesion"), ("X-ray",), crop="whole")
+    made = TaskModel(encoder(depth=3), task, blocks=(1, 2))
+    made.save_pretrained(tmp_path / "model")
+    image = save(tmp_path / "a.png", picture(0))
+    for out, options in (("1", []), ("2", ["--no-pictures"])):
+        assert predict(tmp_path / "model", tmp_path / out, image, options=options) == 0
+    assert (tmp_path / "1" / "a_picture.png").is_file()
+
+
+def test_a_block_that_cannot_be_looked_into_costs_the_picture_and_not_the_answer(tmp_path, capsys):
+    vit = VisionTransformer(
+        img_size=16, patch_size=4, embed_dim=16, depth=2, num_heads=2, num_classes=0, block_fn=ParallelThingsBlock
+    )
+    model = TaskModel(vit, TaskDescription("made", "classification", ILL, ("X-ray",), normalization="div255")).eval()
+    vit.pretrained_cfg = {"input_size": (3, 16, 16), "mean": (0.5,) * 3, "std": (0.25,) * 3}
+    image = save(tmp_path / "a.png", picture(0))
+    found = predict_file(model, AskedFile(str(image), model.task))
+    assert found.looked is None
+    assert "block 2 is a ParallelThingsBlock" in found.unseen
+    table = Table(tmp_path / "predictions.csv", model.task)
+    write_prediction(found, tmp_path, table)
+    (row,) = rows_of(tmp_path)
+    assert row["label"] in ILL
+    assert row["picture"] == ""
+    assert predict_file(model, AskedFile(str(image), model.task), looking=False).unseen == ""
+
+
 def test_a_model_in_half_precision_predicts(tmp_path):
     model = TaskModel.from_pretrained(saved(tmp_path / "model", "segmentation", ("background", "lesion"))).bfloat16()
     model.save_pretrained(tmp_path / "half")
@@ -234,39 +266,36 @@ def test_files_of_one_name_get_results_of_their_own_and_earlier_rows_stay(tmp_pa
     assert sorted(row["image"] for row in rows_of(out)) == sorted(map(str, [*images, third]))
 
 
-@pytest.mark.parametrize("kind", ["segmentation", "classification"])
-def test_no_call_writes_over_the_results_of_another_image(kind, tmp_path):
+def test_no_call_writes_over_the_masks_of_another_image(tmp_path):
     """A shell loop over CASE/img.png; frames whose masks are called as another file's."""
-    model, out = saved(tmp_path / "model", kind, ("background", "lesion")), tmp_path / "out"
+    model, out = saved(tmp_path / "model", "segmentation", ("background", "lesion")), tmp_path / "out"
     images = [save(tmp_path / folder / "img.png", picture(number)) for number, folder in enumerate("xyz")]
-    for image in images:
-        assert predict(model, out, image) == 0
     frames = tmp_path / "x" / "stack.dcm"
     write_dicom(frames, np.stack([picture(number, (20, 24)) for number in range(2)]))
-    images += [save(tmp_path / "x" / "stack_0.png", picture(9, (12, 14)))]
-    assert predict(model, out, frames, images[-1]) == 0
-    rows = {row["image"]: row for row in rows_of(out)}
-    files = [row[name] for row in rows.values() for name in ("mask", "picture") if row.get(name)]
-    assert len(files) == (6 + 5 if kind == "segmentation" else 5)
-    assert len({name.casefold() for name in files}) == len(files)
-    assert sorted(files) == sorted(path.name for path in out.glob("*.png"))
-    if kind == "segmentation":
-        for row in (row for row in rows.values() if row["mask"]):
-            share = float(row["share of lesion"])
-            assert read_mask(str(out / row["mask"])).mean() == pytest.approx(share, abs=1e-6), row["image"]
-    assert predict(model, out, images[1]) == 0  # again: in its own place
-    assert sorted(files) == sorted(path.name for path in out.glob("*.png"))
+    images.append(save(tmp_path / "x" / "stack_0.png", picture(9, (12, 14))))
+    for call in (images[:1], images[1:2], images[2:3], [frames, images[3]], images[1:2]):  # the last one again
+        assert predict(model, out, *call, options=["--no-pictures"]) == 0
+    rows = [row for row in rows_of(out) if row["mask"]]
+    assert len({row["mask"].casefold() for row in rows}) == len(rows) == 6
+    assert sorted(row["mask"] for row in rows) == sorted(path.name for path in out.glob("*.png"))
+    for row in rows:
+        share = read_mask(str(out / row["mask"])).mean()
+        assert share == pytest.approx(float(row["share of lesion"]), abs=1e-6), row["image"]
+
+
+def test_no_call_writes_over_the_picture_of_another_image(tmp_path):
+    model, out = saved(tmp_path / "model"), tmp_path / "out"
+    for number, folder in enumerate("xy"):
+        assert predict(model, out, save(tmp_path / folder / "img.png", picture(number))) == 0
+    pictures = [row["picture"] for row in rows_of(out)]
+    assert len(set(pictures)) == 2
+    assert sorted(pictures) == sorted(path.name for path in out.glob("*.png"))
 
 
 def test_a_volume_cut_across_another_axis_leaves_no_row_that_names_its_new_mask(tmp_path):
-    model, out = (
-        saved(tmp_path / "model", "segmentation", ("background", "lesion"), modalities=("MR",)),
-        tmp_path / "out",
-    )
-    nibabel.save(
-        nibabel.Nifti1Image(np.random.default_rng(0).integers(0, 900, (5, 6, 7)).astype(np.int16), np.eye(4)),
-        tmp_path / "scan.nii",
-    )
+    model = saved(tmp_path / "model", "segmentation", ("background", "lesion"), modalities=("MR",))
+    out, voxels = tmp_path / "out", np.random.default_rng(0).integers(0, 900, (5, 6, 7)).astype(np.int16)
+    nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4)), tmp_path / "scan.nii")
     for axis, slices in (("axial", 7), ("coronal", 6)):
         assert predict(model, out, tmp_path / "scan.nii", options=["--no-pictures", "--axis", axis]) == 0
         assert [row["image"].split("#")[-1] for row in rows_of(out)][1:] == [f"{axis}={n}" for n in range(slices)]

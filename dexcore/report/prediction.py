@@ -35,6 +35,7 @@ def prediction_picture(
     title: str,
     shown: np.ndarray,
     attention: np.ndarray,
+    asking: str,
     gates: np.ndarray | None,
     bars: Sequence[tuple[str, float]] = (),
     overlay: Overlay | None = None,
@@ -45,6 +46,7 @@ def prediction_picture(
         title: of the whole.
         shown: the image as the network saw it, [S, S] or [S, S, 3] in [0, 1].
         attention: [rows, columns] over the patches.
+        asking: whose attention it is, and in which block.
         gates: [blocks, experts], 0 where the image did not go, NaN where a block has no such expert; None: there are
             no experts to show.
         bars: classes and their probabilities.
@@ -60,7 +62,7 @@ def prediction_picture(
         figure.suptitle(_shortened(title, 40 * len(widths)), fontsize=10.5, fontweight="bold")
         axes = list(figure.subplots(1, len(widths), width_ratios=widths))
         _draw_image(axes[0], overlay, shown)
-        _draw_attention(axes[1], shown, attention)
+        _draw_attention(axes[1], shown, attention, asking)
         if bars:
             _draw_bars(axes[2], bars)
         if gates is not None:
@@ -97,7 +99,7 @@ def _draw_image(axis: Any, overlay: Overlay | None, shown: np.ndarray) -> None:
         axis.set_xlabel("no pixel of any class but the first", fontsize=8)
 
 
-def _draw_attention(axis: Any, shown: np.ndarray, attention: np.ndarray) -> None:
+def _draw_attention(axis: Any, shown: np.ndarray, attention: np.ndarray, asking: str) -> None:
     height, width = shown.shape[:2]
     gray = shown.mean(axis=2) if shown.ndim == 3 else shown
     _picture(axis, gray)
@@ -111,8 +113,8 @@ def _draw_attention(axis: Any, shown: np.ndarray, attention: np.ndarray) -> None
         interpolation="bilinear",
         extent=(-0.5, width - 0.5, height - 0.5, -0.5),
     )
-    axis.set_title("where it looked (last block)")
-    axis.set_xlabel(f"at most {peaks:.1f} times the mean", fontsize=8)
+    axis.set_title("where it looked")
+    axis.set_xlabel(f"{asking}\nat most {peaks:.1f} times the mean", fontsize=8)
 
 
 def _picture(axis: Any, image: np.ndarray) -> None:

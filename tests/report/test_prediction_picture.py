@@ -19,7 +19,8 @@ def gates(blocks, experts, chosen=2):
 
 
 def drawn(**kwargs):
-    given = {"title": "a.png: ill", "shown": SHOWN, "attention": ATTENTION, "gates": None} | kwargs
+    given = {"title": "a.png: ill", "shown": SHOWN, "attention": ATTENTION, "asking": "patches, block 2", "gates": None}
+    given |= kwargs
     return np.asarray(Image.open(io.BytesIO(prediction_picture(**given))).convert("RGB")).astype(int)
 
 

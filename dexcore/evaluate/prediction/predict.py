@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -36,16 +36,18 @@ class Predicted:
             multilabel_segmentation bits, bit c for channel c. Empty of labels.
         pictured: the number of the image that a picture is of: the one with most pixels of a class other than the
             first (of channels: any), or the one that is most of the file's class.
-        shown: that image as the network saw it, float32 in [0, 1], [S, S] or [S, S, 3].
-        looked: what happened to it.
+        shown: that image as the network saw it, float32 in [0, 1], [S, S] or [S, S, 3]; None where nobody asked.
+        looked: what happened to it; None where nobody asked, or it cannot be told.
+        unseen: why it cannot be told; empty where it can.
     """
 
     file: AskedFile
     probabilities: np.ndarray | None
     masks: tuple[np.ndarray, ...]
     pictured: int
-    shown: np.ndarray
-    looked: Looked
+    shown: np.ndarray | None = None
+    looked: Looked | None = None
+    unseen: str = ""
 
     @property
     def of_file(self) -> np.ndarray:
@@ -99,8 +101,14 @@ def open_task_model(folder: str | os.PathLike[str]) -> TaskModel:
 
 
 @torch.inference_mode()
-def predict_file(model: TaskModel, file: AskedFile, batch_size: int = 16) -> Predicted:
+def predict_file(model: TaskModel, file: AskedFile, batch_size: int = 16, *, looking: bool = True) -> Predicted:
     """Predict every image of a file. The model is in evaluation mode, on any device.
+
+    Args:
+        model: fine-tuned.
+        file: its images.
+        batch_size: images a forward.
+        looking: also tell of one image where the model looked. What goes wrong there leaves the prediction as it is.
 
     Raises:
         PixelsError: an image cannot be read, or its values are not as the task's.
@@ -118,19 +126,19 @@ def predict_file(model: TaskModel, file: AskedFile, batch_size: int = 16) -> Pre
         for name, (height, width), own in zip(names, sizes, logits, strict=True):
             masks.append(packed_mask(name, decided(task.kind, at_size(own[None], height, width)[0])))
     if task.is_segmentation:
-        found = [np.count_nonzero(mask) for mask in masks]
+        most = [np.count_nonzero(mask) for mask in masks]
     else:
-        found = [row[int(np.mean(probabilities, axis=0).argmax())] for row in probabilities]
-    pictured = int(np.argmax(found)) if any(found) else len(found) // 2
+        most = [row[int(np.mean(probabilities, axis=0).argmax())] for row in probabilities]
+    pictured = int(np.argmax(most)) if any(most) else len(most) // 2
+    found = Predicted(file, None if task.is_segmentation else np.stack(probabilities), tuple(masks), pictured)
+    if not looking:
+        return found
     shown = view(file.image(file.images[pictured]))
-    return Predicted(
-        file,
-        None if task.is_segmentation else np.stack(probabilities),
-        tuple(masks),
-        pictured,
-        _as_seen(shown, view),
-        look(model, shown.to(weight)),
-    )
+    found = replace(found, shown=_as_seen(shown, view))
+    try:
+        return replace(found, looked=look(model, shown.to(weight)))
+    except Exception as error:  # whatever an encoder is built of: the answer is there
+        return replace(found, unseen=str(error) or type(error).__name__)
 
 
 def _batches(

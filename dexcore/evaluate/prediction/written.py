@@ -25,8 +25,10 @@ from dexcore.report.prediction import Overlay, prediction_picture
 TABLE = "predictions.csv"
 
 
-def write_prediction(found: Predicted, folder: Path, table: "Table", picture: bool = True) -> None:
+def write_prediction(found: Predicted, folder: Path, table: "Table") -> None:
     """Write masks and picture of a file, under names that no other image's results have, and its rows of the table.
+
+    There is no picture where it was not looked at.
 
     Raises:
         PredictionsError: more than 16 channels.
@@ -37,7 +39,7 @@ def write_prediction(found: Predicted, folder: Path, table: "Table", picture: bo
     rows = _mask_rows(found, folder, name) if file.task.is_segmentation else _label_rows(found)
     for row in rows:
         row["picture"] = ""
-    if picture:
+    if found.looked is not None:
         rows[0]["picture"] = _picture_name(name)
         write_whole(folder / _picture_name(name), _picture(found))
     table.add(rows)
@@ -97,7 +99,10 @@ def _column(task: TaskDescription, name: str) -> str:
 
 
 def _picture(found: Predicted) -> bytes:
-    file, task, looked = found.file, found.file.task, found.looked
+    file, task, looked, shown = found.file, found.file.task, found.looked, found.shown
+    assert looked is not None
+    assert shown is not None
+    asking = f"{looked.asking}, block {looked.block}"
     image = file.images[found.pictured]
     title = Path(file.path).name + image.removeprefix(str(file.file)) * (len(file) > 1)
     if not task.is_segmentation:
@@ -105,7 +110,7 @@ def _picture(found: Predicted) -> bytes:
         values = found.probabilities[found.pictured]
         label = ", ".join(labels_of(task.kind, task.classes, values)) or "none of the classes"
         bars = list(zip(task.classes, map(float, values), strict=True))
-        return prediction_picture(f"{title}: {label}", found.shown, looked.attention, looked.gates, bars)
+        return prediction_picture(f"{title}: {label}", shown, looked.attention, asking, looked.gates, bars)
     mask = found.masks[found.pictured]
     classes = len(task.classes)
     if task.is_multilabel:
@@ -120,7 +125,7 @@ def _picture(found: Predicted) -> bytes:
         np.stack([plane for plane, _ in present]) if present else np.zeros((0, *mask.shape), bool),
         tuple(name for _, name in present),
     )
-    return prediction_picture(title, found.shown, looked.attention, looked.gates, overlay=overlay)
+    return prediction_picture(title, shown, looked.attention, asking, looked.gates, overlay=overlay)
 
 
 class Table:
