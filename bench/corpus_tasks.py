@@ -2,12 +2,16 @@
 
 The corpus is a folder of real images with ``labels/*.csv`` (path, label, patient, mask_path), named by
 ``DEXCORE_CORPUS``. Splits are drawn by patient where patients are known, and written into the tables.
+
+``--rest DIR`` links the files that are of no test split into a folder for ``dexcore mvu build DIR``: a model that
+is pre-trained on it has seen none that it is tested on (the same picture may lie in the corpus twice: ``dexcore eval
+check TASK --store STORE`` finds those).
 """
 
 import argparse
 import csv
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +40,29 @@ def corpus_tasks(corpus: Path, out: Path, names: tuple[str, ...] = ()) -> list[T
         TaskError: the corpus lacks a file.
     """
     return [TASKS[name](corpus, out / name) for name in names or TASKS]
+
+
+def link_rest(corpus: Path, tasks: Sequence[Task], out: Path) -> int:
+    """Link the corpus's files into ``out``, a folder a modality with its ``dataset.yaml``, but no test image's.
+
+    Returns:
+        How many files were linked.
+
+    Raises:
+        FileExistsError: ``out`` is there.
+    """
+    tested = {Path(row.image.partition("#")[0]) for task in tasks for row in task.split("test")}
+    out.mkdir(parents=True)
+    linked = 0
+    for modality in Modality:
+        for path in sorted((corpus / modality).rglob("*")):
+            inside = path.relative_to(corpus)
+            if path.is_file() and inside not in tested:
+                (out / inside).parent.mkdir(parents=True, exist_ok=True)
+                (out / inside).symlink_to(path.resolve())
+                linked += 1
+        (out / modality / "dataset.yaml").write_text(f"modality: {modality}\n", encoding="utf-8")
+    return linked
 
 
 def _labels(corpus: Path, name: str) -> Iterator[dict[str, str]]:
@@ -242,6 +269,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="TASK", help=f"{', '.join(TASKS)} (default: all)")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder of the tasks")
+    parser.add_argument("--rest", type=Path, metavar="DIR", help="link the images that no task tests into this folder")
     given = parser.parse_args()
     unknown = sorted(set(given.names) - set(TASKS))
     if unknown:
@@ -249,9 +277,13 @@ def main() -> None:
     corpus = os.environ.get("DEXCORE_CORPUS")
     if corpus is None:
         parser.error("DEXCORE_CORPUS is not set: expected the folder of the corpus")
-    for task in corpus_tasks(Path(corpus), given.out, tuple(given.names)):
+    tasks = corpus_tasks(Path(corpus), given.out, tuple(given.names))
+    for task in tasks:
         counts = ", ".join(f"{split} {len(task.split(split))}" for split in SPLITS)
         print(f"{task.spec.path}: {counts}")
+    if given.rest is not None:
+        linked = link_rest(Path(corpus), tasks, given.rest)
+        print(f"{given.rest}: {linked} files that no task tests; dexcore mvu build {given.rest} --out STORE")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import pytest
 from corpus import CORPUS, needs_corpus
 
-from bench.corpus_tasks import TASKS, corpus_tasks
+from bench.corpus_tasks import TASKS, corpus_tasks, link_rest
 from dexcore.evaluate.tasks.check import check_task
 
 pytestmark = needs_corpus
@@ -31,3 +31,16 @@ def test_a_patients_volumes_of_three_modalities_are_one_case(tmp_path):
         modalities.setdefault(row.case, set()).add(str(row.modality))
     assert modalities["STS_025"] > {"CT"}
     assert {str(modality) for modality in task.modalities} == {"PET", "MR", "CT"}
+
+
+def test_what_no_task_tests_is_linked_for_pre_training(tmp_path):
+    tasks = corpus_tasks(CORPUS, tmp_path, QUICK)
+    linked = link_rest(CORPUS, tasks, tmp_path / "rest")
+    found = {
+        path.relative_to(tmp_path / "rest").as_posix() for path in (tmp_path / "rest").rglob("*") if path.is_symlink()
+    }
+    assert len(found) == linked
+    for task in tasks:
+        assert {row.image for row in task.split("train")} <= found
+        assert not found & {row.image for row in task.split("test")}
+    assert (tmp_path / "rest" / "X-ray" / "dataset.yaml").read_text() == "modality: X-ray\n"
