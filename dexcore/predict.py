@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dexcore.evaluate.prediction.predict import Predicted
+    from dexcore.models import TaskDescription
 
 _PREDICT = (
     "Predict labels or masks of images by a fine-tuned model. IMAGE is a file of any kind that dexcore reads (PNG, "
@@ -37,6 +38,13 @@ def add_predict_command(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, default=Path("predictions"), metavar="DIR", help="default: predictions")
     add("--modality", metavar="M", help="of the images, where the model is for several and files do not say theirs")
     add("--axis", choices=("sagittal", "coronal", "axial"), help="across which volumes are cut (default: the task's)")
+    add(
+        "--spacing",
+        nargs=2,
+        type=float,
+        metavar=("ROWS", "COLUMNS"),
+        help="mm between rows and between columns, of labels (default: as the files say)",
+    )
     add("--mode", choices=("experts", "director"), help="of a model with experts (default: as it was saved)")
     add("--device", default="auto", metavar="D", help="auto, cpu, cuda, mps (default: auto)")
     add("--batch-size", type=int, default=16, metavar="N", help="images a forward (default: 16)")
@@ -61,12 +69,13 @@ def run_predict(arguments: argparse.Namespace) -> int:
             raise ValueError(f"--mode is {arguments.mode}, but {arguments.model} is a dense model: it has no experts")
         set_mode(model, arguments.mode)
     modality = None if arguments.modality is None else asked_modality(model.task, arguments.modality)
+    spacing = None if arguments.spacing is None else _spacing(arguments.spacing, model.task)
     table = Table(out / TABLE, model.task)
     model = model.to(choose_device(arguments.device))
     failed = 0
     for path in arguments.images:
         try:
-            file = AskedFile(path, model.task, modality, arguments.axis)
+            file = AskedFile(path, model.task, modality, arguments.axis, spacing)
             found = predict_file(model, file, arguments.batch_size, looking=not arguments.no_pictures)
             out.mkdir(parents=True, exist_ok=True)
             write_prediction(found, out, table)
@@ -76,6 +85,13 @@ def run_predict(arguments: argparse.Namespace) -> int:
             continue
         if file.said not in (None, file.modality):
             print(f"note: {path} says that it is {file.said}, it was predicted as {file.modality}", file=sys.stderr)
+        if file.doubtful is not None:
+            rows, columns = file.doubtful
+            print(
+                f"note: {path} says that its pixels are {rows:g} x {columns:g} mm; of the training's images a table "
+                "said it (--spacing says another)",
+                file=sys.stderr,
+            )
         if file.volumes > 1:
             print(f"note: {path} holds {file.volumes} volumes, the first was predicted", file=sys.stderr)
         if found.unseen:
@@ -104,6 +120,15 @@ def _check_out(out: Path, images: Sequence[str]) -> None:
             raise ValueError(
                 f"--out {out} holds {image}, and results could lie over files of yours: pass another folder"
             )
+
+
+def _spacing(given: Sequence[float], task: "TaskDescription") -> tuple[float, float]:
+    if task.is_segmentation:
+        raise ValueError("--spacing is for labels: masks are made of the images' own pixels")
+    rows, columns = given
+    if not (0 < rows < float("inf") and 0 < columns < float("inf")):
+        raise ValueError(f"--spacing must be mm between rows and between columns, above 0, got {rows:g} {columns:g}")
+    return rows, columns
 
 
 def _told(found: "Predicted") -> str:

@@ -121,6 +121,39 @@ def test_the_network_is_shown_what_it_was_shown_in_training(kind, tmp_path):
     assert input_of(vit, about)(shown).shape == (3, 16, 16)
 
 
+def test_pixels_whose_size_the_tasks_table_said_are_asked_for(tmp_path, capsys):
+    """Else a file by itself would be shown unlike the images of training and test, in silence."""
+    folder = tmp_path / "task"
+    image = save(folder / "a.png", picture(0, (30, 20)))
+    row = {"image": "a.png", "label": "ill", "split": "train", "case": "1"}
+    plain = Task.open(write(folder, [row], "plain"))
+    task = Task.open(write(folder, [row | {"spacing_y": 3, "spacing_x": 1}]))
+    assert not described(plain).table_spacing
+    about = described(task)
+    assert about.table_spacing
+    write_dicom(folder / "b.dcm", picture(1, (24, 20)), PixelSpacing=[1, 2])
+    rows = [row | {"image": "b.dcm", "spacing_y": 0.5, "spacing_x": 1}, row | {"spacing_y": 2, "spacing_x": 2}]
+    assert not described(Task.open(write(folder, rows, "imported"))).table_spacing  # as the files say
+    shown = AskedFile(str(image), about, spacing=(3, 1)).image(str(image))
+    assert shown.shape == (90, 20)
+    assert np.array_equal(shown, task_image(task, task.rows[0]))
+    model, out = saved(tmp_path / "model", normalization="div255", table_spacing=True), tmp_path / "out"
+    assert TaskModel.from_pretrained(model).task.table_spacing
+    assert predict(model, out, image, options=["--no-pictures"]) == 2
+    assert f"{image}: does not say how large its pixels are" in capsys.readouterr().err
+    assert predict(model, out, image, options=["--no-pictures", "--spacing", "3", "1"]) == 0
+    assert capsys.readouterr().err == ""
+    assert predict(model, out, folder / "b.dcm", options=["--no-pictures"]) == 0
+    assert (
+        "b.dcm says that its pixels are 1 x 2 mm; of the training's images a table said it" in capsys.readouterr().err
+    )
+    assert predict(model, out, image, options=["--spacing", "0", "1"]) == 2
+    assert "--spacing must be mm between rows and between columns, above 0, got 0 1" in capsys.readouterr().err
+    masks = saved(tmp_path / "masks", "segmentation")
+    assert predict(masks, tmp_path / "other", image, options=["--spacing", "3", "1"]) == 2
+    assert "--spacing is for labels" in capsys.readouterr().err
+
+
 def test_a_nifti_volume_gets_a_mask_volume_with_its_affine(tmp_path, capsys):
     model = saved(tmp_path / "model", "segmentation", ("background", "lesion"), modalities=("MR",), axis="coronal")
     voxels = np.random.default_rng(0).integers(0, 900, (9, 6, 8)).astype(np.int16)

@@ -39,6 +39,8 @@ class TaskDescription:
         crop: "center", the middle square of an image with square pixels; or "whole", all of it, squeezed into the
             input, which masks need.
         axis: across which volumes are cut, "sagittal", "coronal" or "axial"; None: that of their acquisition.
+        table_spacing: whether the task's table gave pixels another shape than their files did: labels are learned from
+            square ones.
 
     Raises:
         TypeError, ValueError: a value is of another kind; the message names it.
@@ -53,6 +55,7 @@ class TaskDescription:
     range: tuple[float, float] | None = None
     crop: str = "center"
     axis: str | None = None
+    table_spacing: bool = False
 
     def __post_init__(self) -> None:
         check_choice("kind", self.kind, KINDS)
@@ -71,6 +74,7 @@ class TaskDescription:
                 raise ValueError(f"{name} must be at least one, each another, got {list(values)}")
         for name in ("normalization", "units", "axis"):
             check_kind(name, getattr(self, name), str | None, "a name or None")
+        check_kind("table_spacing", self.table_spacing, bool, "True or False")
         if self.axis is not None:
             check_choice("axis", self.axis, ("sagittal", "coronal", "axial"))
         if self.range is not None:

@@ -30,6 +30,7 @@ class AskedFile:
         task: of the model.
         modality: of the images, where it is asked for; None: the task's, and of a task of several the file's own.
         axis: across which a volume is cut; None: as the task says, else that of its acquisition.
+        spacing: mm between rows and between columns of its images, as a task's table says them; None: the file's own.
 
     Attributes:
         path: as given.
@@ -39,15 +40,23 @@ class AskedFile:
         images: their names, the path and the place in the file; one of a picture.
         is_volume: whether they are all slices of a volume, in order.
         volumes: how many the file holds, of which the first is read.
+        doubtful: mm between rows and columns as the file says them, where the model learned from images of which a
+            table said so; else None.
 
     Raises:
-        PixelsError: the file is missing or cannot be read, or nobody says its modality.
+        PixelsError: the file is missing or cannot be read, or nobody says its modality, or how large its pixels are,
+            where a table said it of the training's.
     """
 
     def __init__(
-        self, path: str, task: TaskDescription, modality: Modality | None = None, axis: str | None = None
+        self,
+        path: str,
+        task: TaskDescription,
+        modality: Modality | None = None,
+        axis: str | None = None,
+        spacing: tuple[float, float] | None = None,
     ) -> None:
-        self.path, self.task = path, task
+        self.path, self.task, self.spacing = path, task, spacing
         self.file, _, index = located(path)
         if self.file.is_dir():
             raise PixelsError(f"{path}: is a folder, expected files, as {self.file / '*'}")
@@ -57,7 +66,14 @@ class AskedFile:
             named = axis or task.axis
             wanted = AXES.index(named) if named else None
             self.images = tuple(f"{self.file}{place}" for place, _ in places_in(self.file, wanted))
-        scan = read_plane(self.images[0]).opened.scan
+        plane = read_plane(self.images[0])
+        scan = plane.opened.scan
+        self.doubtful = plane.spacing if task.table_spacing and spacing is None else None
+        if task.table_spacing and spacing is None and plane.spacing is None:
+            raise PixelsError(
+                f"{path}: does not say how large its pixels are. The model learned from images of which a table said "
+                "it (spacing_y, spacing_x), and saw their pixels as squares: say --spacing ROWS COLUMNS"
+            )
         self.said, _ = modality_of(scan.metadata.get("Modality"))
         self.modality = self._modality(modality)
         self.volumes = scan.volumes
@@ -89,7 +105,7 @@ class AskedFile:
 
     def image(self, name: str) -> np.ndarray:
         """One of them."""
-        return plane_image(read_plane(name), self.task, self.modality)
+        return plane_image(read_plane(name), self.task, self.modality, self.spacing)
 
     @property
     def is_nifti(self) -> bool:
