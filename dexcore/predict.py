@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dexcore.evaluate.prediction.predict import Predicted
-    from dexcore.models import TaskDescription
+    from dexcore.models import TaskDescription, TaskModel
 
 _PREDICT = (
     "Predict labels or masks of images by a fine-tuned model. IMAGE is a file of any kind that dexcore reads (PNG, "
@@ -45,7 +45,11 @@ def add_predict_command(parser: argparse.ArgumentParser) -> None:
         metavar=("ROWS", "COLUMNS"),
         help="mm between rows and between columns, of labels (default: as the files say)",
     )
-    add("--mode", choices=("experts", "director"), help="of a model with experts (default: as it was saved)")
+    add(
+        "--mode",
+        choices=("experts", "director"),
+        help="of a model with experts (default: as it was fine-tuned, which its head is for)",
+    )
     add("--device", default="auto", metavar="D", help="auto, cpu, cuda, mps (default: auto)")
     add("--batch-size", type=int, default=16, metavar="N", help="images a forward (default: 16)")
     add("--no-pictures", action="store_true", help="write no pictures")
@@ -58,16 +62,12 @@ def run_predict(arguments: argparse.Namespace) -> int:
     from dexcore.evaluate.prediction.files import AskedFile, asked_modality
     from dexcore.evaluate.prediction.predict import open_task_model, predict_file
     from dexcore.evaluate.prediction.written import TABLE, Table, write_prediction
-    from dexcore.nn import DEXMlp, set_mode
 
     check_whole("--batch-size", arguments.batch_size, 1)
     out: Path = arguments.out
     _check_out(out, arguments.images)
     model = open_task_model(arguments.model)
-    if arguments.mode:
-        if not any(isinstance(module, DEXMlp) for module in model.modules()):
-            raise ValueError(f"--mode is {arguments.mode}, but {arguments.model} is a dense model: it has no experts")
-        set_mode(model, arguments.mode)
+    _choose_mode(model, arguments.mode, arguments.model)
     modality = None if arguments.modality is None else asked_modality(model.task, arguments.modality)
     spacing = None if arguments.spacing is None else _spacing(arguments.spacing, model.task)
     table = Table(out / TABLE, model.task)
@@ -107,6 +107,28 @@ def run_predict(arguments: argparse.Namespace) -> int:
     if failed:
         print(f"error: {failed} of {len(arguments.images)} files could not be predicted", file=sys.stderr)
     return _EXIT_SOME if failed else 0
+
+
+def _choose_mode(model: "TaskModel", wanted: str | None, folder: str) -> None:
+    """Set the mode of a model with experts, and refuse what it cannot run in."""
+    from dexcore.nn import DEXMlp, rule_of, set_mode
+
+    saved = {layer.mode for layer in model.modules() if isinstance(layer, DEXMlp)}
+    if wanted and not saved:
+        raise ValueError(f"--mode is {wanted}, but {folder} is a dense model: it has no experts")
+    if "experts" in ({wanted} if wanted else saved) and (rule := rule_of(model)) is not None:
+        raise ValueError(
+            f'the experts of {folder} are chosen by the rule "{rule.kind}", not by routers, which dexcore predict does '
+            "not run: use a model that was fine-tuned in director mode, in that mode"
+        )
+    if wanted is None or saved == {wanted}:
+        return
+    print(
+        f"note: {folder} was fine-tuned and saved in {' and '.join(sorted(saved))} mode; in {wanted} mode its head "
+        "reads what it was not trained on: expect other and worse answers",
+        file=sys.stderr,
+    )
+    set_mode(model, wanted)
 
 
 def _check_out(out: Path, images: Sequence[str]) -> None:

@@ -29,6 +29,7 @@ from dexcore.evaluate.scores.predictions import read_mask
 from dexcore.evaluate.tasks import Task
 from dexcore.evaluate.tasks.pixels import read_plane
 from dexcore.models import DEXVisionTransformer, MaskedAutoencoder, TaskDescription, TaskModel
+from dexcore.nn import RoutingRule, set_mode, set_rule
 
 ILL = ("sound", "ill")
 
@@ -222,6 +223,34 @@ def test_a_dense_model_and_director_mode_have_no_experts_to_show(tmp_path, capsy
     assert widths[0] == widths[2] < widths[1]
     assert predict(dense, tmp_path / "4", image, options=["--mode", "director"]) == 2
     assert "is a dense model: it has no experts" in capsys.readouterr().err
+
+
+def test_another_mode_than_that_of_the_training_is_told(tmp_path, capsys):
+    image, dex = save(tmp_path / "a.png", picture(0)), saved(tmp_path / "dex")
+    for mode, told in ((None, False), ("experts", False), ("director", True)):
+        options = ["--no-pictures", *(["--mode", mode] if mode else [])]
+        assert predict(dex, tmp_path / "out", image, options=options) == 0
+        assert ("its head reads what it was not trained on" in capsys.readouterr().err) == told
+    model = TaskModel.from_pretrained(dex)
+    set_mode(model, "director")
+    model.save_pretrained(tmp_path / "director")
+    for mode, told in (("director", False), ("experts", True)):
+        options = ["--no-pictures", "--mode", mode]
+        assert predict(tmp_path / "director", tmp_path / "out", image, options=options) == 0
+        assert ("was fine-tuned and saved in director mode" in capsys.readouterr().err) == told
+
+
+def test_experts_that_a_rule_chooses_cannot_take_a_file(tmp_path, capsys):
+    image = save(tmp_path / "a.png", picture(0))
+    model = TaskModel.from_pretrained(saved(tmp_path / "dex"))
+    set_rule(model, RoutingRule("fixed"))
+    model.save_pretrained(tmp_path / "experts")
+    set_mode(model, "director")
+    model.save_pretrained(tmp_path / "director")
+    for folder, options in (("experts", []), ("director", ["--mode", "experts"])):
+        assert predict(tmp_path / folder, tmp_path / "out", image, options=options) == 2
+        assert 'chosen by the rule "fixed"' in capsys.readouterr().err
+    assert predict(tmp_path / "director", tmp_path / "out", image, options=["--no-pictures"]) == 0
 
 
 def test_a_file_that_says_its_modality_is_taken_at_its_word(tmp_path, capsys):
