@@ -3,6 +3,9 @@
 A modality's cases are cut into folds, and the folds into two halves. All is told by the inner products of the folds'
 gradients, so that cases can be drawn again without a gradient being computed again.
 
+Noise makes every cosine smaller, between two modalities as between halves of one. Their difference is therefore no
+measure of conflict: it falls with the noise. Their ratio is one.
+
 Axes: m modalities, f folds of all modalities, d draws.
 """
 
@@ -10,7 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dexcore.measures.bootstrap import DRAWS, Estimate, estimate, resamples
+from dexcore.measures.bootstrap import DRAWS, Estimate, Statistic, estimate, resamples
+from dexcore.measures.ratio import ratio
+
+_STEP = 0.1  # how far a draw's weights go from the sample's to those of the cases drawn
 
 
 def half_cosines(products: np.ndarray) -> np.ndarray:
@@ -65,12 +71,38 @@ class Conflict:
     Attributes:
         between: cosine between two modalities, mean over pairs.
         ceiling: cosine between two halves of one modality, mean over modalities: what so many images allow.
-        shortfall: ceiling minus between: what the modality, and not the number of images, costs.
+        shortfall: `shortfall`: what the modality costs, whatever the noise.
     """
 
     between: Estimate
     ceiling: Estimate
     shortfall: Estimate
+
+
+def shortfall(cosines_dmm: np.ndarray) -> np.ndarray:
+    """By how much two modalities' gradients fall short of one direction, had they no noise: float64 [d].
+
+    1 - sum of the cosines between m and n / sum of sqrt(own m own n), over pairs, ``own`` being the cosine between
+    halves: 0 is one direction for all, 1 none in common, above 1 opposite ones. A pair weighs as much as its own
+    gradients can be told from noise. nan where none can.
+
+    Args:
+        cosines_dmm: `half_cosines`.
+    """
+    own_dm = np.diagonal(cosines_dmm, axis1=1, axis2=2).clip(min=0)
+    reach_dmm = np.sqrt(own_dm[:, :, None] * own_dm[:, None, :])
+    pairs = ~np.eye(own_dm.shape[1], dtype=bool)
+    return 1 - ratio(cosines_dmm[:, pairs].sum(axis=1), reach_dmm[:, pairs].sum(axis=1))
+
+
+def shortfall_statistic(found: Folds) -> Statistic:
+    """`shortfall` in draws of folds, around the sample's: see `strata`."""
+    return lambda weight_df: _in_steps(found, weight_df)[:, 2]
+
+
+def strata(found: Folds) -> np.ndarray:
+    """Int64 [f]: folds are drawn within halves."""
+    return 2 * found.label_f + found.half_f
 
 
 def conflict(found: Folds, draws: int = DRAWS, seed: int = 0) -> Conflict:
@@ -93,18 +125,23 @@ def conflict_minus(found: Folds, twin: Folds, draws: int = DRAWS, seed: int = 0)
 
 
 def _numbers(found: Folds, draws: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Between, ceiling and shortfall, float64 [3]; and in draws of folds around them, [d, 3].
+    """Between, ceiling and shortfall, float64 [3]; and in draws of folds around them, [d, 3]."""
+    whole = _in_steps(found, np.ones((1, len(found.label_f))))[0]
+    return whole, np.concatenate([_in_steps(found, weight) for weight in resamples(strata(found), draws, seed)])
 
-    A drawn half holds folds twice, and so less of its modality: the draws' own mean is subtracted.
+
+def _in_steps(found: Folds, weight_df: np.ndarray) -> np.ndarray:
+    """Between, ceiling and shortfall in draws of folds, float64 [d, 3].
+
+    A drawn half holds folds twice, and so more noise than the sample: its cosines lie lower, and their ratio spreads
+    too far. A small step towards the draw, enlarged, has the sample's noise and spreads as other cases would.
     """
-    whole = _told(found.cosines(np.ones((1, len(found.label_f)))))[0]
-    strata = 2 * found.label_f + found.half_f
-    drawn = np.concatenate([_told(found.cosines(weight)) for weight in resamples(strata, draws, seed)])
-    return whole, whole + drawn - drawn.mean(axis=0)
+    whole = _told(found.cosines(np.ones((1, len(found.label_f)))))
+    return whole + (_told(found.cosines(1 + _STEP * (weight_df - 1))) - whole) / _STEP
 
 
 def _told(cosines_dmm: np.ndarray) -> np.ndarray:
     size = cosines_dmm.shape[1]
     ceiling = np.diagonal(cosines_dmm, axis1=1, axis2=2).mean(axis=1)
     between = cosines_dmm[:, ~np.eye(size, dtype=bool)].mean(axis=1)
-    return np.stack([between, ceiling, ceiling - between], axis=1)
+    return np.stack([between, ceiling, shortfall(cosines_dmm)], axis=1)

@@ -74,70 +74,79 @@ def damage_bounds(
 
 @dataclass(frozen=True)
 class Specificity:
-    """Whether a modality loses by those experts that it uses.
+    """Whether a modality loses by those experts that it uses, and how much.
 
     Attributes:
-        value: the correlation of damage and P(expert | modality) over all pairs of an expert and a modality, of what
-            is neither the expert's own (its load, its worth to all) nor the modality's: both are centered by expert and
-            by modality, layer by layer. nan where nothing varies, as where all experts are copies. Its interval is over
-            held-out cases; shares are as they are.
+        value: by how much more a modality's loss grows without an expert that is drawn as the modality uses them than
+            without one drawn as all modalities do, the mean over modalities and layers: a share of the loss. An
+            expert's load, its worth to all and what the modality loses by any expert are not in it; 0 where all
+            modalities use the same experts, or experts are copies. Its interval is over held-out cases; shares are as
+            they are.
         null_mean, null_95: mean and 95th percentile of it with the held-out cases' modalities permuted.
         p_value: (1 + permutations that reach it) / (1 + permutations).
+        correlation: of damage and P(expert | modality), both centered by expert and by modality, layer by layer: the
+            same without a size; nan where one of them does not vary. No interval: one over draws of cases would be too
+            narrow, since draws hold more noise than the cases.
     """
 
     value: Estimate
     null_mean: float
     null_95: float
     p_value: float
+    correlation: float
 
 
 def specificity_statistic(found: KnockOut) -> Statistic:
-    """`Specificity.value` in draws of cases."""
-    return lambda weight_dg: _correlations(found, found._damage(weight_dg))
+    """`Specificity.value` in draws of cases. It is linear in damage, so that its draws spread as other cases would."""
+    return lambda weight_dg: _specific(found, found._damage(weight_dg))
 
 
 def specificity(found: KnockOut, draws: int = DRAWS, permutations: int = PERMUTATIONS, seed: int = 0) -> Specificity:
     """Measure it, with its interval over cases and its null."""
-    ones = np.ones((1, len(found.label_g)))
-    correlations = specificity_statistic(found)
-    whole = float(correlations(ones)[0])
-    drawn = [correlations(weight) for weight in resamples(found.label_g, draws, seed)]
+    damage_me = found._damage(np.ones((1, len(found.label_g))))
+    whole = float(_specific(found, damage_me)[0])
+    statistic = specificity_statistic(found)
+    drawn = [statistic(weight) for weight in resamples(found.label_g, draws, seed)]
     labels_pg = permuted_labels(found.label_g, permutations, seed)
-    null = _correlations(found, np.concatenate([found._damage(ones, labels) for labels in labels_pg]))
+    null = _specific(found, np.concatenate([found._damage(np.ones((1, len(one))), one) for one in labels_pg]))
     null = null[np.isfinite(null)]
     known = bool(len(null)) and math.isfinite(whole)
+    reached = null >= whole - 1e-12 * np.abs(damage_me).max(initial=0.0)
     return Specificity(
         value=estimate(whole, np.concatenate(drawn), len(found.label_g)),
         null_mean=float(null.mean()) if known else math.nan,
         null_95=float(np.quantile(null, 0.95)) if known else math.nan,
-        p_value=float(1 + (null >= whole - 1e-12).sum()) / (1 + len(null)) if known else math.nan,
+        p_value=float(1 + reached.sum()) / (1 + len(null)) if known else math.nan,
+        correlation=_correlation(found),
     )
 
 
-def _correlations(found: KnockOut, damage_dme: np.ndarray) -> np.ndarray:
-    """Of damage and shares, float64 [d]."""
-    shares = _interaction(tuple(one[None] for one in found.shares))[0]
-    damage = _interaction(tuple(np.stack(one) for one in zip(*map(found._by_layer, damage_dme), strict=True)))
-    norms = np.linalg.norm(damage, axis=1) * np.linalg.norm(shares)
-    tiny = 1e-9 * np.abs(damage_dme).max(axis=(1, 2), initial=0.0) + 1e-15  # roundings of what cancels
-    norms = np.where(np.linalg.norm(damage, axis=1) > tiny, norms, 0.0)
-    return ratio(damage @ shares, norms)
+def _specific(found: KnockOut, damage_dme: np.ndarray) -> np.ndarray:
+    """`Specificity.value` of damages, float64 [d]."""
+    shares_me = np.concatenate(found.shares, axis=1)
+    more_me = shares_me - shares_me.mean(axis=0)  # sums to 0 over modalities, and over a layer's experts
+    return np.asarray(np.einsum("dme,me->d", damage_dme, more_me)) / (len(found.modalities) * len(found.shares))
+
+
+def _correlation(found: KnockOut) -> float:
+    damage, shares = (_interaction(layers) for layers in (found.damage, found.shares))
+    norms = [float(np.linalg.norm(one)) for one in (damage, shares)]
+    tiny = 1e-9 * max((float(np.abs(one).max(initial=0.0)) for one in found.damage), default=0.0)  # roundings
+    return float(damage @ shares) / math.prod(norms) if norms[0] > tiny and norms[1] > 1e-9 else math.nan
 
 
 def _interaction(layers: tuple[np.ndarray, ...]) -> np.ndarray:
-    """What is neither the expert's nor the modality's: layers [d, m, r] centered by both, flat: float64 [d, m e]."""
-    centered = [
-        one - one.mean(axis=1, keepdims=True) - one.mean(axis=2, keepdims=True) + one.mean(axis=(1, 2), keepdims=True)
-        for one in layers
-    ]
-    return np.concatenate([one.reshape(len(one), -1) for one in centered], axis=1)
+    """What is neither the expert's nor the modality's: layers [m, r] centered by both, flat: float64 [m e]."""
+    centered = [one - one.mean(axis=0) - one.mean(axis=1, keepdims=True) + one.mean() for one in layers]
+    return np.concatenate([one.ravel() for one in centered])
 
 
 @dataclass(frozen=True)
 class OwnDamage:
     """What a modality loses without the expert that it uses most, and without others: shares of its loss.
 
-    All are means over layers; those of "mean" are means over modalities too.
+    Where all modalities use one expert most, own is larger than matched if that expert is worth more than another as
+    busy: whether modalities differ is told by `Specificity`. All are means over layers; those of "mean" are means over modalities too.
 
     Attributes:
         own: without the expert that it uses most.
@@ -154,12 +163,6 @@ class OwnDamage:
 
 
 MEAN = "mean"
-
-
-def own_damage_statistic(found: KnockOut) -> Statistic:
-    """``own_minus_matched`` of `OwnDamage`, the mean over modalities, in draws of cases."""
-    own, matched, _ = _chosen(found.shares)
-    return lambda weight_dg: np.asarray(np.einsum("dme,me->dm", found._damage(weight_dg), own - matched).mean(axis=1))
 
 
 def own_damage(found: KnockOut, draws: int = DRAWS, seed: int = 0) -> dict[str, OwnDamage]:

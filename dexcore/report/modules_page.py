@@ -152,8 +152,9 @@ def _of_model(model: Mapping[str, Any]) -> Iterator[str]:
         specific, own = knocked["specificity"], knocked["own"]["mean"]
         p_value = "" if specific["p_value"] is None else f", p = {specific['p_value']:.3f}"
         yield (
-            f"damage follows use with correlation {told_estimate(specific['value'])}{p_value}; without its own expert "
-            f"a modality's loss grows by {told_estimate(own['own_minus_matched'])} more than without one of equal load"
+            f"without an expert drawn as a modality uses them its loss grows by {told_estimate(specific['value'])} "
+            f"more than without one drawn as all do{p_value}; without its own expert by "
+            f"{told_estimate(own['own_minus_matched'])} more than without one of equal load"
         )
     parts = model.get("extraction")
     if isinstance(parts, list) and parts:
@@ -184,4 +185,4 @@ def _rows(numbers: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         for space, kinds in minus.get("shared_space", {}).items():
             yield row(f"{name} minus {own}, {space}: mAP across modalities, centered", kinds["centered"])
     for name, one in numbers["gradients"].get("twin_minus_model", {}).items():
-        yield row(f"{name} minus {own}: ceiling minus cosine of gradients", one["shortfall"])
+        yield row(f"{name} minus {own}: how far gradients fall short of one direction", one["shortfall"])

@@ -164,6 +164,7 @@ def own_picture(numbers: Numbers) -> Picture | None:
     figure.legend(loc="outside lower left", ncols=3, fontsize=9.5, columnspacing=1.0, handletextpad=0.3)
     told = knocked["specificity"]
     p_value = "" if told["p_value"] is None else f", p = {told['p_value']:.3f}"
+    alike = "" if told["correlation"] is None else f" (correlation of damage and use {told['correlation']:.2f})"
     return Picture(
         name="own_damage.png",
         title="A modality without its own expert",
@@ -171,14 +172,15 @@ def own_picture(numbers: Numbers) -> Picture | None:
         bad="blue and red together: busy experts matter, to whomever.",
         png=to_png(figure),
         found=(
-            f"Damage follows use with correlation {_told(told['value'])}{p_value}. Own minus equal load, mean: "
+            f"Without an expert drawn as a modality uses them its loss grows by {_percent(told['value'])} more than "
+            f"without one drawn as all do{p_value}{alike}. Own minus equal load, mean: "
             f"{_percent(own['mean']['own_minus_matched'])} of the loss."
         ),
         detail=(
             "Means over blocks, one expert of one block knocked out at a time. Which expert is whose is taken from "
             "training images: an image loses nothing by an expert that it does not use, so that use and damage of the "
-            "same images would agree by construction. The correlation is of what is neither the expert's own (its "
-            f"load, its worth to all) nor the modality's. {_OVER_CASES}"
+            "same images would agree by construction. An expert's load, its worth to all and what a modality loses by "
+            f"any expert are not in the difference of drawn experts, nor in the correlation. {_OVER_CASES}"
         ),
     )
 
@@ -303,14 +305,15 @@ def conflict_picture(numbers: Numbers) -> Picture | None:
     return Picture(
         name="gradients.png",
         title="Agreement of modalities about shared weights",
-        reading="The further blue is left of gray, the more modalities disagree beyond what few images do.",
-        bad="a longer way from gray to blue than in a twin: experts took no conflict off the shared weights.",
+        reading="The smaller a part of gray blue is, the more modalities disagree beyond what few images do.",
+        bad="a smaller part than in a twin: experts took no conflict off the shared weights.",
         png=to_png(figure),
-        found=f"Gray minus blue: {told}.",
+        found=f"Without noise modalities would fall short of one direction by: {told}.",
         detail=(
             f"{numbers['gradients']['weights']:,} weights that all models have and every image uses, the same training "
-            "images and masks. Intervals are over cases, drawn in folds within halves. Of models alone, at the end of "
-            "training, gradients mostly cancel, and cosines are near 0 for both."
+            "images and masks. Noise makes blue and gray smaller in the same proportion: what is compared is 1 - blue "
+            "/ gray, by pairs of modalities. Intervals are over cases, drawn in folds within halves. At the end of "
+            "training gradients mostly cancel, cosines are near 0 for both, and their ratio is known badly."
         ),
     )
 

@@ -7,7 +7,7 @@ from planted import planted, write_stripes
 
 from dexcore.evaluate.modules import extract, knock_out, masked_losses, setting_of, take_samples
 from dexcore.evaluate.reconstruct import image_losses
-from dexcore.measures.knockout import MEAN, own_damage, own_damage_statistic, specificity
+from dexcore.measures.knockout import MEAN, own_damage, specificity
 from dexcore.nn import rule_of, set_mode, set_rule
 from dexcore.nn.mlp import dex_layers
 
@@ -62,26 +62,26 @@ def test_damage_is_on_the_expert_that_the_modality_is_routed_to(by_modality):
     assert own[MEAN].random.value == 0
 
 
-def test_routing_by_what_is_not_the_modality_damages_all_alike(images):
+def test_routing_by_what_is_not_the_modality_damages_all_alike(tmp_path):
+    images = write_stripes(tmp_path / "store", cases=108, slices=1, seed=1)
     model = planted(images, reads="tag")
     found = knock_out(model, take_samples(images), setting_of(model), _CPU)
     assert max(np.abs(damage).max() for damage in found.damage) > 0.5  # experts matter
     told = specificity(found, draws=200, permutations=200)
     assert told.p_value > 0.05
-    assert told.value.low < told.null_95
+    assert told.value.low < 0 < told.value.high
+    assert abs(told.value.value) < 0.1 * max(damage.max() for damage in found.damage)
     own = own_damage(found, draws=200)[MEAN]
-    whole = np.ones((1, len(found.label_g)))
-    assert own_damage_statistic(found)(whole)[0] == pytest.approx(own.own_minus_matched.value)
     assert own.own_minus_matched.low < 0 < own.own_minus_matched.high
 
 
-def test_copies_of_one_expert_are_no_loss_and_have_no_specificity(images):
+def test_copies_of_one_expert_are_no_loss_and_no_specificity(images):
     model = planted(images, same=True)
     found = knock_out(model, take_samples(images), setting_of(model), _CPU)
     assert all(np.allclose(damage, 0, atol=1e-6) for damage in found.damage)
     told = specificity(found, draws=100, permutations=100)
-    assert np.isnan(told.value.value)
-    assert np.isnan(told.p_value)
+    assert abs(told.value.value) < 1e-6
+    assert np.isnan(told.correlation)
 
 
 @pytest.mark.parametrize("instead", ["zero", "director"])

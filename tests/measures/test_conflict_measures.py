@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dexcore.measures.conflict import Folds, conflict, conflict_minus, half_cosines
+from dexcore.measures.conflict import Folds, conflict, conflict_minus, half_cosines, shortfall
 
 
 def folds(direction_md, noise, seed=0, folds=8):
@@ -47,3 +47,44 @@ def test_a_twin_is_compared_on_the_same_folds():
     assert told.between.high < -0.3
     with pytest.raises(ValueError, match="expected the images and the weights of the model"):
         conflict_minus(own, folds(np.eye(3, 8), 0.3, folds=6))
+
+
+def test_noise_alone_is_no_conflict_and_relieves_nobody():
+    # The same true conflict in two models, the gradients of one being four times as noisy.
+    random, width, each = np.random.default_rng(0), 1000, 16
+    label, half = np.repeat(np.arange(4), each), np.tile([0, 1], 2 * each)
+    mean = random.normal(size=width) + random.normal(size=(4, width))
+    told, found = [], []
+    for noise in (1.0, 4.0):
+        vectors = mean[label] + noise * random.normal(size=(len(label), width))
+        found.append(Folds(tuple("abcd"), label, half, vectors @ vectors.T, len(label), width))
+        told.append(conflict(found[-1], draws=200))
+    little, much = told
+    assert little.ceiling.value - little.between.value > much.ceiling.value - much.between.value + 0.1
+    assert little.shortfall.value == pytest.approx(0.5, abs=0.05)
+    assert much.shortfall.value == pytest.approx(0.5, abs=0.08)
+    relief = conflict_minus(*found, draws=200).shortfall
+    assert relief.low < 0 < relief.high
+    assert relief.deviation < 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("noise", [2.0, 8.0])
+def test_draws_of_folds_spread_as_far_as_other_cases_move_conflict(noise):
+    random, width, each = np.random.default_rng(1), 1000, 16
+    label, half = np.repeat(np.arange(4), each), np.tile([0, 1], 2 * each)
+    mean = random.normal(size=width) + random.normal(size=(4, width))
+    values, deviations = [], []
+    for _ in range(150):
+        vectors = mean[label] + noise * random.normal(size=(len(label), width))
+        one = conflict(Folds(tuple("abcd"), label, half, vectors @ vectors.T, len(label), width), draws=100).shortfall
+        values.append(one.value)
+        deviations.append(one.deviation)
+    assert 0.8 < np.mean(deviations) / np.std(values) < 1.6
+    assert np.mean(values) == pytest.approx(0.5, abs=0.05)
+
+
+def test_gradients_of_noise_alone_have_no_conflict_to_tell():
+    # Halves that point away from each other: no direction is known.
+    cosines = half_cosines(np.array([[[2.0, -1, 0, 0], [-1, 2, 0, 0], [0, 0, 2, -1], [0, 0, -1, 2]]]))
+    assert np.isnan(shortfall(cosines)).all()

@@ -51,15 +51,16 @@ CLAIMS = (
             statement="A modality loses by those experts that it uses: they compute something that is its own.",
             source="What specialization must mean where it is no matter of routing alone",
             effect=(
-                "Each expert of each layer is knocked out in turn. By how much a modality's loss grows without the "
-                "expert that it uses most, minus that without another of equal load: a share of the loss, the mean "
-                "over modalities and layers. Use is of training images, loss of images that training never saw."
+                "Each expert of each layer is knocked out in turn. By how much more a modality's loss grows without an "
+                "expert drawn as the modality uses them than without one drawn as all modalities do, as a share of the "
+                "loss: the mean over layers, one expert of one layer being out. 0 for copies, and for experts that all "
+                "use alike. Use is of training images, loss of images that training never saw."
             ),
-            refuted_by="A loss that grows no more without a modality's own expert: copies, or experts that all need.",
-            margin=0.005,
+            refuted_by="Losses that do not follow use: copies, or experts that all modalities need alike.",
+            margin=0.005,  # of one layer alone: a few percent where every layer loses so much
         ),
         DEX,
-        "own damage",
+        "specificity",
         controls=_CONTROLS,
     ),
     Asked(
@@ -86,8 +87,9 @@ CLAIMS = (
             statement="In a dense model the gradients of different modalities agree less than those of one modality.",
             source=f"{_PAPER}: the reason for experts",
             effect=(
-                "The cosine of the gradients of two halves of a modality's images minus that of two modalities, both "
-                "means, of dense-wide at the end of training, in the encoder's weights that DEX has too (no MLP)."
+                "1 minus the cosine of two modalities' gradients, as a part of the cosine that noise leaves between "
+                "halves of one modality: 0 is one direction, 1 none in common, however noisy gradients are. Of "
+                "dense-wide at the end of training, in the encoder's weights that DEX has too (no MLP)."
             ),
             refuted_by="Gradients that agree across modalities as they do within one.",
             margin=0.05,
@@ -102,9 +104,9 @@ CLAIMS = (
             title="Experts relieve the shared weights",
             statement="With experts the modalities pull the weights that they still share apart less.",
             source=f"{_PAPER}: what experts are for",
-            effect="The same difference of cosines, of the same weights: of dense-wide minus that of DEX.",
+            effect="The same number, of the same weights: of dense-wide minus that of DEX.",
             refuted_by="Gradients that conflict in DEX as they do in the dense model.",
-            margin=0.02,
+            margin=0.05,
         ),
         WIDE,
         "conflict",

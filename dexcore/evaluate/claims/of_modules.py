@@ -13,10 +13,20 @@ import torch
 
 from dexcore.data import open_mvu
 from dexcore.evaluate.claims.numbers import Number
-from dexcore.evaluate.modules import Sample, Samples, extract, fold_gradients, knock_out, setting_of, take_samples
+from dexcore.evaluate.modules import (
+    Sample,
+    Samples,
+    extract,
+    fold_gradients,
+    knock_out,
+    setting_of,
+    shared_weights,
+    take_samples,
+)
 from dexcore.evaluate.setting import Setting
+from dexcore.measures.conflict import shortfall_statistic, strata
 from dexcore.measures.extraction import Extraction
-from dexcore.measures.knockout import own_damage_statistic, specificity_statistic
+from dexcore.measures.knockout import specificity_statistic
 from dexcore.models import MaskedAutoencoder
 from dexcore.nn import upcycle
 from dexcore.nn.mlp import DEXMlp
@@ -26,6 +36,8 @@ _RANDOM = 2  # draws of experts; the numbers here are of others
 
 def module_numbers(model: Path, store: Path, images: int) -> dict[str, Number]:
     """``conflict`` of gradients; of models with experts those of `expert_numbers` too.
+
+    All but ``conflict``, which is 0 where modalities pull one way and 1 where no way is common, are shares of the loss.
 
     Args:
         model: a folder of dexcore's.
@@ -46,35 +58,28 @@ def module_numbers(model: Path, store: Path, images: int) -> dict[str, Number]:
 def expert_numbers(
     model: MaskedAutoencoder, samples: Samples, setting: Setting, device: torch.device
 ) -> dict[str, Number]:
-    """``own damage``, ``specificity`` and ``saved loss`` of a model with experts."""
+    """``specificity`` and ``saved loss`` of a model with experts, shares of the loss."""
     knocked = knock_out(model, samples, setting, device)
     parts = extract(model, samples, setting, device, random=_RANDOM)
     return {
-        "own damage": Number.of(own_damage_statistic(knocked), knocked.label_g, "held out"),
         "specificity": Number.of(specificity_statistic(knocked), knocked.label_g, "held out"),
         "saved loss": saved_loss(parts),
     }
 
 
 def _conflict(model: MaskedAutoencoder, routed: bool, sample: Sample, setting: Setting, device: torch.device) -> Number:
-    """By how much gradients agree less between modalities than between halves of one.
+    """By how much two modalities' gradients fall short of one direction, noise apart (`shortfall`).
 
     Of the weights that models with and without experts have in common: a dense model's MLPs take no part. Folds of
-    training cases are drawn within halves; the draws lie a little low, as a drawn half holds less, and are used for
-    how far the number spreads.
+    training cases are drawn within halves.
     """
     models = {"own": model}
     if not routed:
         models["with experts"] = copy.deepcopy(model)
         upcycle(models["with experts"].encoder, num_experts=1, top_k=1)
-    folds = fold_gradients(models, sample, setting, device)["own"]
-
-    def shortfall(weight_df: np.ndarray) -> np.ndarray:
-        cosines = folds.cosines(weight_df)
-        own = np.eye(len(folds.modalities), dtype=bool)
-        return np.asarray(cosines[:, own].mean(axis=1) - cosines[:, ~own].mean(axis=1))
-
-    return Number.of(shortfall, 2 * folds.label_f + folds.half_f, "folds")
+    names = shared_weights(models)
+    folds = fold_gradients({"own": model}, sample, setting, device, names=names)["own"]
+    return Number.of(shortfall_statistic(folds), strata(folds), "folds")
 
 
 def saved_loss(parts: Extraction) -> Number:

@@ -1,6 +1,6 @@
 """Gradients of the weights that several models have in common, modality by modality, on the same images and masks."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -39,6 +39,7 @@ def fold_gradients(
     device: torch.device,
     *,
     most: int = FOLDS,
+    names: Sequence[str] | None = None,
 ) -> dict[str, Folds]:
     """The gradients of the reconstruction loss by the weights that all models have, in folds of cases.
 
@@ -51,6 +52,7 @@ def fold_gradients(
         setting: of `setting_of`.
         device: where they run.
         most: folds of a modality.
+        names: of the encoder's weights; None for `shared_weights`.
 
     Returns:
         Of each model by name.
@@ -59,7 +61,7 @@ def fold_gradients(
         ValueError: the models have no weight in common, or fewer than two modalities have two cases.
     """
     check_whole("most", most, 2)
-    names = shared_weights(models)
+    names = shared_weights(models) if names is None else names
     if not names:
         raise ValueError(f"the models {', '.join(models)} have no weight in common: expected encoders of one width")
     folds = _folds(sample, most)
