@@ -146,7 +146,8 @@ class OwnDamage:
     """What a modality loses without the expert that it uses most, and without others: shares of its loss.
 
     Where all modalities use one expert most, own is larger than matched if that expert is worth more than another as
-    busy: whether modalities differ is told by `Specificity`. All are means over layers; those of "mean" are means over modalities too.
+    busy: whether modalities differ is told by `Specificity`. All are means over layers; those of "mean" are means over
+    modalities too.
 
     Attributes:
         own: without the expert that it uses most.
