@@ -3,6 +3,7 @@
 No environment variable, user name or remote address of a repository is stored: run folders are handed around.
 """
 
+import functools
 import importlib.metadata
 import json
 import platform
@@ -57,7 +58,7 @@ def record_start(folder: Path, step: int, device: torch.device, images: Mapping[
                 "time": datetime.now(UTC).isoformat(timespec="seconds"),
                 "command": command(sys.orig_argv[1:]),
                 "versions": {"python": platform.python_version(), "dexcore": dexcore.__version__, **_versions()},
-                "git": _git_state(),
+                "git": _running_code(),
                 "machine": {
                     "system": f"{platform.system()} {platform.machine()}",
                     "device": device_name(device),
@@ -157,6 +158,12 @@ def _versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+@functools.cache
+def _running_code() -> dict[str, Any] | None:
+    """As `_git_state` when this was first asked: what is committed or edited later is not what this process runs."""
+    return _git_state()
 
 
 def _git_state() -> dict[str, Any] | None:

@@ -69,8 +69,12 @@ def test_the_git_state_is_that_of_the_code_and_names_changed_files(tmp_path, mon
     git("commit", "-q", "-m", "first")
     commit = git("rev-parse", "HEAD").strip()
     assert provenance._git_state() == {"commit": commit, "changed": []}
+    provenance._running_code.cache_clear()
+    assert provenance._running_code() == {"commit": commit, "changed": []}
     package.write_text("changed = True\n")
     assert provenance._git_state() == {"commit": commit, "changed": ["dexcore/__init__.py"]}
+    assert provenance._running_code() == {"commit": commit, "changed": []}  # what is edited later is not what runs
+    provenance._running_code.cache_clear()
 
 
 def test_other_images_are_refused_with_what_differs(whole_run, tmp_path):

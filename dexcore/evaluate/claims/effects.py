@@ -167,8 +167,12 @@ def _notes(trained: Trained, asked: Asked, found: Effect | None, few_seeds: int)
         notes.append(f"Few cases: {found.groups}, fewer than {FEWEST_CASES}.")
     fewest = min(trained[arm, seed][name].fewest for _, arm, name in asked.terms() for seed in seeds_of(trained, [arm]))
     if found.deviation_cases and fewest < _FEWEST_OF_STRATUM:
-        what = "1 case: the interval leaves out what others of it" if fewest < 2 else f"{fewest} cases: others of it"
-        notes.append(f"A modality or class has {what} would change more than the interval says.")
+        told = (
+            "one case: what others of it would change is not in the interval"
+            if fewest < 2
+            else f"{fewest} cases: the interval is too narrow"
+        )
+        notes.append(f"A modality or class has {told}.")
     return tuple(notes)
 
 
