@@ -110,17 +110,12 @@ def run_predict(arguments: argparse.Namespace) -> int:
 
 
 def _choose_mode(model: "TaskModel", wanted: str | None, folder: str) -> None:
-    """Set the mode of a model with experts, and refuse what it cannot run in."""
-    from dexcore.nn import DEXMlp, rule_of, set_mode
+    """Set the mode of a model with experts."""
+    from dexcore.nn import DEXMlp, set_mode
 
     saved = {layer.mode for layer in model.modules() if isinstance(layer, DEXMlp)}
     if wanted and not saved:
         raise ValueError(f"--mode is {wanted}, but {folder} is a dense model: it has no experts")
-    if "experts" in ({wanted} if wanted else saved) and (rule := rule_of(model)) is not None:
-        raise ValueError(
-            f'the experts of {folder} are chosen by the rule "{rule.kind}", not by routers, which dexcore predict does '
-            "not run: use a model that was fine-tuned in director mode, in that mode"
-        )
     if wanted is None or saved == {wanted}:
         return
     print(

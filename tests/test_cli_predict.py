@@ -29,7 +29,7 @@ from dexcore.evaluate.scores.predictions import read_mask
 from dexcore.evaluate.tasks import Task
 from dexcore.evaluate.tasks.pixels import read_plane
 from dexcore.models import DEXVisionTransformer, MaskedAutoencoder, TaskDescription, TaskModel
-from dexcore.nn import RoutingRule, set_mode, set_rule
+from dexcore.nn import RoutingRule, route_by_rule, set_mode, set_rule
 
 ILL = ("sound", "ill")
 
@@ -240,17 +240,31 @@ def test_another_mode_than_that_of_the_training_is_told(tmp_path, capsys):
         assert ("was fine-tuned and saved in director mode" in capsys.readouterr().err) == told
 
 
-def test_experts_that_a_rule_chooses_cannot_take_a_file(tmp_path, capsys):
-    image = save(tmp_path / "a.png", picture(0))
+@pytest.mark.parametrize("rule", [RoutingRule("fixed"), RoutingRule("oracle", modalities=("CT", "X-ray"))])
+def test_a_rule_chooses_the_experts_of_an_image_by_its_name_or_modality(rule, tmp_path, capsys):
+    images = [save(tmp_path / f"{name}.png", picture(number)) for number, name in enumerate("abc")]
     model = TaskModel.from_pretrained(saved(tmp_path / "dex"))
-    set_rule(model, RoutingRule("fixed"))
-    model.save_pretrained(tmp_path / "experts")
-    set_mode(model, "director")
-    model.save_pretrained(tmp_path / "director")
-    for folder, options in (("experts", []), ("director", ["--mode", "experts"])):
-        assert predict(tmp_path / folder, tmp_path / "out", image, options=options) == 2
-        assert 'chosen by the rule "fixed"' in capsys.readouterr().err
-    assert predict(tmp_path / "director", tmp_path / "out", image, options=["--no-pictures"]) == 0
+    set_rule(model, rule)
+    model.save_pretrained(tmp_path / "ruled")
+    assert predict(tmp_path / "ruled", tmp_path / "out", *images, options=["--no-pictures"]) == 0
+    for path in images:
+        found = predict_file(model, AskedFile(str(path), model.task))
+        names = [str(path), "another"]
+        shown = input_of(model.encoder, model.task)(plane_image(read_plane(str(path)), model.task, Modality.XRAY))
+        route_by_rule(model, names, ["X-ray"] * 2)
+        with torch.no_grad():
+            expected = model.probabilities(model(torch.stack([shown, shown])))[0]
+        assert np.allclose(found.probabilities[0], expected.numpy(), atol=1e-6)
+        for row, chosen in zip(found.looked.gates, rule.choose([(3, 2)] * 2, names, ["X-ray"] * 2), strict=True):
+            assert set(np.flatnonzero(row)) == set(chosen[0])
+    set_rule(model, RoutingRule("oracle", modalities=("CT", "MR")))
+    model.save_pretrained(tmp_path / "other")
+    capsys.readouterr()
+    assert predict(tmp_path / "other", tmp_path / "out", images[0]) == 2
+    assert f"{images[0]}: modality: 'X-ray' is none of those" in capsys.readouterr().err
+    assert (
+        predict(tmp_path / "other", tmp_path / "out", images[0], options=["--no-pictures", "--mode", "director"]) == 0
+    )
 
 
 def test_a_file_that_says_its_modality_is_taken_at_its_word(tmp_path, capsys):

@@ -15,9 +15,11 @@ from dexcore.evaluate.prediction.images import input_of
 from dexcore.evaluate.prediction.looked import Looked, look
 from dexcore.evaluate.prediction.native import at_size, decided
 from dexcore.evaluate.scores.predictions import packed_mask
+from dexcore.evaluate.tasks.pixels import PixelsError
 from dexcore.models import TaskModel
 from dexcore.models.hub import CONFIG_FILE
 from dexcore.models.pretrained import OtherModelError
+from dexcore.nn import DEXMlp, route_by_rule
 from dexcore.task_kinds import Kind
 
 
@@ -111,7 +113,8 @@ def predict_file(model: TaskModel, file: AskedFile, batch_size: int = 16, *, loo
         looking: also tell of one image where the model looked. What goes wrong there leaves the prediction as it is.
 
     Raises:
-        PixelsError: an image cannot be read, or its values are not as the task's.
+        PixelsError: an image cannot be read, or its values are not as the task's; or experts are chosen by a rule that
+            does not know its modality.
         FeaturesError: the encoder does not say how its images are made.
     """
     task, view = model.task, input_of(model.encoder, model.task)
@@ -119,6 +122,7 @@ def predict_file(model: TaskModel, file: AskedFile, batch_size: int = 16, *, loo
     probabilities: list[np.ndarray] = []
     masks: list[np.ndarray] = []
     for names, sizes, inputs in _batches(file, view, batch_size):
+        _route(model, names, file)
         logits = model(inputs.to(weight)).float()
         if not task.is_segmentation:
             probabilities += list(model.probabilities(logits).cpu().numpy())
@@ -136,9 +140,19 @@ def predict_file(model: TaskModel, file: AskedFile, batch_size: int = 16, *, loo
     shown = view(file.image(file.images[pictured]))
     found = replace(found, shown=_as_seen(shown, view))
     try:
+        _route(model, [file.images[pictured]], file)
         return replace(found, looked=look(model, shown.to(weight)))
     except Exception as error:  # whatever an encoder is built of: the answer is there
         return replace(found, unseen=str(error) or type(error).__name__)
+
+
+def _route(model: TaskModel, names: list[str], file: AskedFile) -> None:
+    """Give images the experts of the model's rule, where it has one and experts run."""
+    if any(isinstance(part, DEXMlp) and part.mode == "experts" for part in model.modules()):
+        try:
+            route_by_rule(model, names, [file.modality.value] * len(names))
+        except ValueError as error:
+            raise PixelsError(f"{file.path}: {error}") from error
 
 
 def _batches(
