@@ -13,6 +13,30 @@ KINDS = {
     "oracle-routing": "twin with oracle routing: the image's modality chooses its experts, no router learns",
 }
 
+_OF_THE_ROUTER = ("model.tau", "dex.noise_start", "dex.lambda_balance", "dex.balance_schedule")
+_OF_EXPERTS = (
+    "model.align",
+    "model.keep",
+    "model.backend",
+    "dex.lambda_align",
+    "dex.momentum_start",
+    "dex.momentum_end",
+)
+
+
+def by_rule(mlp: str) -> bool:
+    """Whether a kind (a key of `KINDS`) has experts that a rule chooses, and no router."""
+    return mlp.endswith("-routing")
+
+
+def idle_settings(mlp: str) -> tuple[str, ...]:
+    """Names of a configuration's settings that do nothing in a run of this kind."""
+    if by_rule(mlp):
+        return _OF_THE_ROUTER
+    if mlp == "dex":
+        return ()
+    return (*(("model.top_k",) if mlp == "dense" else ()), *_OF_THE_ROUTER, *_OF_EXPERTS)
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -20,7 +44,7 @@ class Comparison:
 
     Attributes:
         mlp: kind of the encoder's MLPs, a key of `KINDS`.
-        order_sha256: of what decides which image each step saw: equal in runs that saw the same.
+        order_sha256: of what decides which images each step saw, how they were changed and which patches were hidden.
         parameters: of encoder and decoder.
         inference_flops: of the encoder, a whole image: matrix products, two FLOPs a multiply-add.
         training_flops: of a step, an image: masked encoder and decoder, forward and backward.
@@ -56,7 +80,11 @@ class Comparison:
 
     def lines(self) -> list[str]:
         """Plain text for a terminal."""
-        return [f"Model: {KINDS[self.mlp]}", f"  {self.costs()}", f"  images in the order {self.order_sha256[:16]}"]
+        return [
+            f"Model: {KINDS[self.mlp]}",
+            f"  {self.costs()}",
+            f"  images, crops and masks: {self.order_sha256[:16]}",
+        ]
 
     def costs(self) -> str:
         """What the model costs, in words."""

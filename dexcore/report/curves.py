@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from dexcore.report.comparison import by_rule
 from dexcore.report.history import History, SimilarityCourse
 from dexcore.report.pictures import BLUE, NEUTRAL, RED, Picture, new_figure, styled, to_png
 
@@ -20,16 +21,24 @@ _PROGRESS = {
     "grad_norm": "Gradient norm",
     "images_per_second": "Images per second",
 }
+_OF_THE_ROUTER = ("loss_balance", "noise_std", "lambda_balance")
 
 
-def course_pictures(history: History, similarity: SimilarityCourse) -> list[Picture]:
-    """Losses and schedules, as far as they were recorded."""
+def course_pictures(history: History, similarity: SimilarityCourse, mlp: str = "dex") -> list[Picture]:
+    """Losses and schedules, as far as they were recorded; those of the router only where one chose the experts.
+
+    Args:
+        mlp: kind of the encoder's MLPs, a key of `dexcore.report.comparison.KINDS`.
+    """
+    shown = (
+        {name: title for name, title in titles.items() if name not in _OF_THE_ROUTER or not by_rule(mlp)}
+        for titles in (_LOSSES, _PROGRESS)
+    )
     pictures = []
     with styled():
-        losses = _recorded(history, _LOSSES)
+        losses, progress = (_recorded(history, titles) for titles in shown)
         if losses:
             pictures.append(_losses(history, losses, similarity))
-        progress = _recorded(history, _PROGRESS)
         if progress:
             pictures.append(_schedules(history, progress))
     return pictures
@@ -49,29 +58,33 @@ def _losses(history: History, losses: list[tuple[np.ndarray, str]], similarity: 
     ratios = [1.9] + [1.0] * (len(losses) - 1)
     axes = figure.subplots(len(losses), 1, sharex=True, squeeze=False, height_ratios=ratios)[:, 0]
     aligned = bool(similarity.align_kind)
-    routed = len(losses) > 1  # a dense model has the reconstruction loss alone
     for axis, (values, title) in zip(axes, losses, strict=True):
         if title == _LOSSES["loss_align"] and aligned:
             _alignment(axis, similarity)
         else:
             _curve(axis, history.step, values, title, smooth=True)
     axes[-1].set_xlabel("step")
+    titles = [title for _, title in losses]
+    bad = "a reconstruction loss that stays at its start or turns up for good, "
+    detail = (
+        "Where targets are normalized patch by patch (the default), a reconstruction loss of 1.0 is what predicting "
+        "each patch as its own mean over all channels costs."
+    )
+    if _LOSSES["loss_balance"] in titles:
+        bad += "a balance loss that rises and stays high, "
+        detail += (
+            " The balance loss is 1.0 when all experts are used evenly, and as large as the number of experts when "
+            "one takes everything."
+        )
+    if _LOSSES["loss_align"] in titles:  # not of a dense model
+        detail += f" {_about_alignment(similarity)}"
     return Picture(
         name="losses.png",
         title="Losses",
         reading="Thin is every step, thick a running mean: the reconstruction loss should fall quickly, then slowly.",
-        bad=(
-            "a reconstruction loss that stays at its start or turns up for good, "
-            + "a balance loss that rises and stays high, " * routed
-            + "or red marks at the bottom: steps whose loss was not a finite number."
-        ),
+        bad=f"{bad}or red marks at the bottom: steps whose loss was not a finite number.",
         png=to_png(figure),
-        detail=(
-            "Where targets are normalized patch by patch (the default), a reconstruction loss of 1.0 is what "
-            "predicting each patch as its own mean over all channels costs."
-            + " The balance loss is 1.0 when all experts are used evenly, and as large as the number of experts when "
-            "one takes everything. " * routed + _about_alignment(similarity) * routed
-        ),
+        detail=detail,
     )
 
 
@@ -109,7 +122,12 @@ def _about_alignment(similarity: SimilarityCourse) -> str:
 
 def _schedules(history: History, progress: list[tuple[np.ndarray, str]]) -> Picture:
     rows = (len(progress) + 1) // 2
-    routed = any(title == _PROGRESS["momentum"] for _, title in progress)
+    titles = [title for _, title in progress]
+    told = "The learning rate rises, then follows a cosine"
+    if _PROGRESS["momentum"] in titles:  # not of a dense model
+        told += "; the directors' momentum rises"
+    if _PROGRESS["noise_std"] in titles:
+        told += ", the router's exploration noise and the balance weight fall"
     figure = new_figure(0.3 + 1.5 * rows)
     axes = list(figure.subplots(rows, 2, sharex=True, squeeze=False).flat)
     for axis, (values, title) in zip(axes, progress, strict=False):
@@ -124,11 +142,7 @@ def _schedules(history: History, progress: list[tuple[np.ndarray, str]]) -> Pict
         reading="What was set at each step, and below it what was measured.",
         bad="gradient norms that keep growing, or a speed that drops and stays low (starved of data).",
         png=to_png(figure),
-        detail=(
-            "The learning rate rises, then follows a cosine"
-            + "; the directors' momentum rises, the router's exploration noise and the balance weight fall" * routed
-            + ". The gradient norm is the one before clipping."
-        ),
+        detail=f"{told}. The gradient norm is the one before clipping.",
     )
 
 

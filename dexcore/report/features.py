@@ -48,31 +48,33 @@ def patch_picture(evaluation: Evaluation, analysis: Analysis) -> Picture | None:
             figure.text(1, baseline, what, va="center", ha="right")
         png = to_png(figure)
     shares = " + ".join(f"{100 * share:.0f}" for share in analysis.patch_variance)
+    reading = (
+        "A square is a patch, its color the first three principal components of its token: like colors are what the "
+        "encoder takes for alike"
+    )
+    place = "colors that follow the place in the frame and not the picture"
+    one_color = "one color an image (modality and nothing else)"
+    components = f"The components are red, green and blue, with {shares} % of the variance; one PCA over all images"
+    compare = "so that colors compare everywhere. Nothing is masked."
+    if routed:
+        reading += ", through the experts (center) and through the directors alone (right)."
+        unlike = "or a right column unlike the center one (the directors have not learned what the experts know)."
+        bad = f"{place}, {one_color}, {unlike}"
+        detail = (
+            f"{components} and both modes, {compare} Through the directors alone the encoder is the plain transformer "
+            "that can be had from the run."
+        )
+    else:
+        reading += "."
+        bad = f"{place}, or {one_color}."
+        detail = f"{components}, {compare}"
     return Picture(
         name="patches.png",
         title="What the encoder sees as alike",
-        reading=(
-            "A square is a patch, its color the first three principal components of its token: like colors are what "
-            "the encoder takes for alike"
-            + (", through the experts (center) and through the directors alone (right)." if routed else ".")
-        ),
-        bad=(
-            "colors that follow the place in the frame and not the picture, "
-            + ("" if routed else "or ")
-            + "one color an image (modality and nothing else)"
-            + (
-                ", or a right column unlike the center one (the directors have not learned what the experts know)."
-                * routed
-            )
-            + "." * (not routed)
-        ),
+        reading=reading,
+        bad=bad,
         png=png,
-        detail=(
-            f"The components are red, green and blue, with {shares} % of the variance; one PCA over all images"
-            + " and both modes" * routed
-            + ", so that colors compare everywhere. Nothing is masked."
-            + " Through the directors alone the encoder is the plain transformer that can be had from the run." * routed
-        ),
+        detail=detail,
     )
 
 
@@ -121,6 +123,7 @@ def map_picture(evaluation: Evaluation, analysis: Analysis, neighbors_told: Sequ
         _legends(figure, evaluation, present, [(analysis.label_names[i], label_colors[i]) for i in labels])
         png = to_png(figure)
     gray = ", gray where it is not known (real images)" if (analysis.label < 0).any() and columns == 2 else ""
+    plane_told = "The plane, one for both modes (each around its own mean)," if routed else "The plane"
     return Picture(
         name="features.png",
         title="Where images lie",
@@ -138,7 +141,7 @@ def map_picture(evaluation: Evaluation, analysis: Analysis, neighbors_told: Sequ
             for mode, told in zip(modes, neighbors_told, strict=True)
         ),
         detail=(
-            f"The plane{', one for both modes (each around its own mean),' * routed} holds {100 * shares[0]:.0f} + "
+            f"{plane_told} holds {100 * shares[0]:.0f} + "
             f"{100 * shares[1]:.0f} % of the variance. The percentages are measured in all dimensions: an image is "
             f"classified by its {NEIGHBORS} nearest images of other files, volumes and patients (cosine), classes "
             "weighing the same. From other modalities alone, only what modalities share can tell the label. Random "

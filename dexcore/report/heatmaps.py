@@ -116,7 +116,7 @@ def _block(number: int, block: Specialization, compared: Compared | None) -> Pic
         axis.set_xticks(ticks, [str(expert + 1) for expert in ticks])
         _annotate(axis, shares, top)
     starred = zip(block.modalities, block.synthetic, strict=True)
-    left.set_yticks(range(modalities), [name + "*" * synthetic for name, synthetic in starred])
+    left.set_yticks(range(modalities), [f"{name}*" if synthetic else name for name, synthetic in starred])
     bar = figure.colorbar(image, ax=(left, right), fraction=0.05, pad=0.02, aspect=30)
     bar.outline.set_visible(False)
     bar.ax.locator_params(nbins=5)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from dexcore.extras import require
+from dexcore.report.comparison import by_rule
 from dexcore.report.history import History
 from dexcore.report.pictures import BLUE, NEUTRAL, RED, Picture, modality_color, new_figure, spread, styled, to_png
 from dexcore.report.routes import STARVING, Flow, Hunger
@@ -13,8 +14,12 @@ from dexcore.report.routes import STARVING, Flow, Hunger
 _FLOOR = 1e-3  # of an even share: less is drawn there
 
 
-def load_picture(history: History) -> Picture | None:
-    """Each block's load over time; None where no load was recorded."""
+def load_picture(history: History, mlp: str = "dex") -> Picture | None:
+    """Each block's load over time; None where no load was recorded.
+
+    Args:
+        mlp: kind of the encoder's MLPs, a key of `dexcore.report.comparison.KINDS`.
+    """
     blocks = history.load
     if not blocks:
         return None
@@ -36,14 +41,20 @@ def load_picture(history: History) -> Picture | None:
             axis.tick_params(labelbottom=True)
         figure.supxlabel("step", fontsize=10.5)
         png = to_png(figure)
+    if by_rule(mlp):
+        who = "rule"
+        bad = "bands that vanish: experts to which the rule gives no image that is drawn."
+    else:
+        who = "router"
+        bad = "a band that fills its block (the router collapsed), or bands that vanish (experts nobody uses)."
     return Picture(
         name="load.png",
         title="Load of the experts over time",
         reading=(
             "Each band is one expert of a block, expert 1 at the bottom, its height the share of the batch that the "
-            "router gave it."
+            f"{who} gave it."
         ),
-        bad="a band that fills its block (the router collapsed), or bands that vanish (experts nobody uses).",
+        bad=bad,
         png=png,
     )
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from dexcore.extras import require
 from dexcore.report.analysis import PARTS, Analysis
+from dexcore.report.comparison import by_rule
 from dexcore.report.model_measures import Conflict, Likeness
 from dexcore.report.pictures import BLUE, NEUTRAL, RED, Picture, new_figure, spread, styled, to_png
 
@@ -15,11 +16,14 @@ _BLOCKS = 8  # drawn as matrices
 _AGREES = 0.1  # below it two halves of one modality do not agree with each other: a grey row
 
 
-def gradient_picture(analysis: Analysis, measured: Sequence[Conflict], cosines_told: Sequence[str]) -> Picture | None:
+def gradient_picture(
+    analysis: Analysis, measured: Sequence[Conflict], cosines_told: Sequence[str], mlp: str = "dex"
+) -> Picture | None:
     """Cosines between the modalities' gradients; None where there is nothing to compare.
 
     Args:
         cosines_told: each part's means in words, those of step 0 beside them.
+        mlp: kind of the encoder's MLPs, a key of `dexcore.report.comparison.KINDS`.
     """
     if not measured:
         return None
@@ -53,6 +57,22 @@ def gradient_picture(analysis: Analysis, measured: Sequence[Conflict], cosines_t
         bar.outline.set_visible(False)
         png = to_png(figure)
     first, second, cosine = measured[0].opposed
+    when = "Cosines, times 100, between gradients of the reconstruction loss on training images, at the end of the run"
+    shared = "Blue in the shared weights is the conflict that experts are for, and no fault of theirs."
+    if not routed:
+        bad = "deep blue: modalities with opposite wishes share all weights."
+    elif by_rule(mlp):
+        bad = (
+            "deep blue among the experts: modalities with opposite wishes share experts, and the rule that chooses "
+            f"them had them do so. {shared}"
+        )
+    else:
+        bad = (
+            "deep blue among the experts: modalities with opposite wishes share experts, which routing was to prevent. "
+            f"{shared}"
+        )
+    if routed:
+        when += ": above of the encoder's weights that every image uses, below of its experts"
     return Picture(
         name="gradients.png",
         title="Do modalities pull the same way?",
@@ -60,20 +80,11 @@ def gradient_picture(analysis: Analysis, measured: Sequence[Conflict], cosines_t
             "Modalities that meet in red pull the weights the same way, in blue against each other; the framed "
             "diagonal, two halves of one modality, is agreement with so few images, and grey where even they disagree."
         ),
-        bad=(
-            "deep blue among the experts: modalities with opposite wishes share experts, which routing was to prevent. "
-            "Blue in the shared weights is the conflict that experts are for, and no fault of theirs."
-            if routed
-            else "deep blue: modalities with opposite wishes share all weights."
-        ),
+        bad=bad,
         png=png,
         found=f"{'. '.join(cosines_told)}. Most opposed in the shared weights: {first} and {second}, {cosine:.2f}.",
         detail=(
-            "Cosines, times 100, between gradients of the reconstruction loss on training images, at the end of the "
-            "run"
-            + ": above of the encoder's weights that every image uses, below of its experts"
-            * routed
-            + ". White has nothing to do "
+            f"{when}. White has nothing to do "
             "with each other; at the end of a long training gradients mostly cancel, and white is what is left. "
             "Modalities with fewer than two training images are not shown. Of a cosine no spread is known: what "
             "differs from step 0 is no finding by itself."
@@ -132,7 +143,7 @@ def similarity_picture(
         detail=(
             "Linear CKA (unbiased), measured at the end of the run: 1 is the same up to rotation and scale, 0 "
             "unrelated. A model that begins with every expert a copy of the director begins at 1. All experts "
-            "are given the tokens that reach their block, those included that the router would never send them. Top: "
+            "are given the tokens that reach their block, those included that are never sent to them. Top: "
             "over depth. Below: expert by expert."
         ),
     )

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dexcore.files import write_whole
-from dexcore.report.comparison import KINDS
+from dexcore.report.comparison import KINDS, by_rule, idle_settings
 from dexcore.report.curves import course_pictures
 from dexcore.report.features import map_picture, patch_picture
 from dexcore.report.files import (
@@ -102,6 +102,16 @@ def _sections(numbers: RunNumbers, summary: Summary) -> list[_Section]:
     compared = summary.compared
     cosines = [summary.cosines(number) for number in range(len(summary.conflicts))]
     step0 = _step0_pictures(numbers, summary)
+    # Experts that a rule chooses do not follow modalities, starve or collapse: what asks for it is left out.
+    of_the_router: tuple[Picture, ...] = ()
+    hungry: tuple[Picture, ...] = ()
+    by_block: tuple[Picture, ...] = ()
+    if not by_rule(summary.mlp):
+        of_the_router = of(
+            depth_picture(summary.blocks, compared), flow_picture(flow(evaluation), evaluation.modality_names)
+        )
+        hungry = of(hunger_picture(history, summary.hunger, summary.starving_on_images()))
+        by_block = tuple(block_pictures(summary.blocks, compared))
     sections = [
         _Section(
             "learned",
@@ -113,31 +123,27 @@ def _sections(numbers: RunNumbers, summary: Summary) -> list[_Section]:
             "experts",
             "What the experts do",
             of(
-                depth_picture(summary.blocks, compared),
-                flow_picture(flow(evaluation), evaluation.modality_names),
+                *of_the_router,
                 similarity_picture(analysis, summary.likeness, compared.step0.likeness if compared else None),
                 similarity_course_picture(numbers.similarity),
-                load_picture(history),
-                hunger_picture(history, summary.hunger, summary.starving_on_images()),
+                load_picture(history, summary.mlp),
+                *hungry,
             ),
-            {
-                **step0["experts"],
-                "Block by block: modality and expert": tuple(block_pictures(summary.blocks, compared)),
-            },
+            {**step0["experts"], "Block by block: modality and expert": by_block},
         ),
         _Section(
             "modalities",
             "Between modalities",
             of(
                 map_picture(evaluation, analysis, [", ".join(told) or _FEW for told in _neighbors(summary)]),
-                gradient_picture(analysis, summary.conflicts, cosines),
+                gradient_picture(analysis, summary.conflicts, cosines, summary.mlp),
             ),
             step0["modalities"],
         ),
         _Section(
             "course",
             "The course of training",
-            of(*course_pictures(history, numbers.similarity), probe_picture(numbers.probe)),
+            of(*course_pictures(history, numbers.similarity, summary.mlp), probe_picture(numbers.probe)),
         ),
     ]
     return [section for section in sections if any(True for _ in section.all_pictures())]
@@ -159,10 +165,11 @@ def _step0_pictures(numbers: RunNumbers, summary: Summary) -> dict[str, dict[str
         neighbors = [", ".join(told) or _FEW for told in _neighbors(before)]
         cosines = [before.cosines(number) for number in range(len(before.conflicts))]
         found["learned"] = [gallery_picture(evaluation), patch_picture(evaluation, analysis)]
-        found["experts"] = [flow_picture(flow(evaluation), evaluation.modality_names)]
+        if not by_rule(summary.mlp):
+            found["experts"] = [flow_picture(flow(evaluation), evaluation.modality_names)]
         found["modalities"] = [
             map_picture(evaluation, analysis, neighbors),
-            gradient_picture(analysis, before.conflicts, cosines),
+            gradient_picture(analysis, before.conflicts, cosines, summary.mlp),
         ]
     return {
         section: {"The same before the first step": tuple(_at_step0(picture) for picture in pictures if picture)}
@@ -206,13 +213,17 @@ def _page(folder: Path, numbers: RunNumbers, summary: Summary, sections: list[_S
     body += [
         f'<h2 id="{_USE[0]}">{_USE[1]}</h2>',
         f"<pre>{escape(_usage(folder, summary.mlp))}</pre>",
-        folded("Configuration", (mapping(name, value) for name, value in numbers.config.items())),
+        configuration(numbers.config),
         f'<p class="quiet">Made from {", ".join(read)} beside this '
         f"file; <code>dexcore report {escape(folder.as_posix())}</code> makes it again.</p>",
     ]
     return document(title, body)
 
 
+LEFT_OUT = (
+    "No router was trained, so this page does not ask whether experts follow modalities or starve: which images an "
+    "expert is given is the rule's doing, the same at the first step and at the last."
+)
 _READ = (
     METRICS_FILE,
     CONFIG_FILE,
@@ -229,8 +240,20 @@ _USE = ("use", "Use the model")
 
 def page_title(folder: Path, config: Mapping[str, Any]) -> str:
     """What the page of a run is called: after its model, and its folder."""
-    dense = str((config.get("model") or {}).get("mlp", "dex")).startswith("dense")
+    dense = kind_of(config).startswith("dense")
     return f"{'Dense' if dense else 'DEX'} pre-training: {folder.resolve().name}"
+
+
+def configuration(config: Mapping[str, Any]) -> str:
+    """The configuration, folded; above it, what of it does nothing in such a run."""
+    idle = idle_settings(kind_of(config))
+    told = [f'<p class="quiet">Without effect in this run: {escape(", ".join(idle))}.</p>'] if idle else []
+    return folded("Configuration", [*told, *(mapping(name, value) for name, value in config.items())])
+
+
+def kind_of(config: Mapping[str, Any]) -> str:
+    """The kind of a run's MLPs, a key of `KINDS`; "dex" of a configuration of before there were others."""
+    return str((config.get("model") or {}).get("mlp", "dex"))
 
 
 def _told_of_twin(summary: Summary) -> Iterator[str]:
@@ -240,7 +263,10 @@ def _told_of_twin(summary: Summary) -> Iterator[str]:
         return
     if told.mlp != "dex":
         yield f'<p class="headline">{escape(KINDS[told.mlp][0].upper() + KINDS[told.mlp][1:])}.</p>'
-    text = f"{told.costs()}. Order of images: {told.order_sha256[:16]} (runs to compare have the same)."
+    if by_rule(told.mlp):
+        yield f'<p class="quiet">{escape(LEFT_OUT)}</p>'
+    same = "runs to compare have the same"
+    text = f"{told.costs()}. Order of images, their crops and masks: {told.order_sha256[:16]} ({same})."
     yield f'<p class="quiet">{escape(text)}</p>'
 
 
@@ -283,7 +309,9 @@ def _warnings(history: History, summary: Summary) -> Iterator[str]:
         yield f"The loss or its gradient was not finite in {bad} of {len(history.step)} steps."
     if not summary.blocks and not summary.mlp.startswith("dense"):
         yield "No DEX block was evaluated: nothing to say about experts."
-    elif summary.blocks and len(summary.blocks[0].modalities) < 2:
+    if by_rule(summary.mlp):
+        return
+    if summary.blocks and len(summary.blocks[0].modalities) < 2:
         yield "The images are of one modality: whether experts follow modalities cannot be asked."
     if any(block.starving for block in summary.hunger):
         yield f"Starving experts: {summary.starving()}."

@@ -16,7 +16,7 @@ from dexcore.report.analysis import DENSE
 from dexcore.report.as_json import changes_dict, measures_dict, number_or_none
 from dexcore.report.change import Change
 from dexcore.report.compared import NEIGHBOR_LABELS, Compared, Measures, compare, measure
-from dexcore.report.comparison import Comparison
+from dexcore.report.comparison import Comparison, by_rule
 from dexcore.report.history import SimilarityCourse
 from dexcore.report.numbers import RunNumbers
 from dexcore.report.probe_course import ProbeCourse
@@ -186,7 +186,7 @@ class Summary(Measures):
         blocks = self.compared.blocks
         more, less = (sum(getattr(block, name) for block in blocks) for name in ("rose", "fell"))
         counted = [f"{word} in {count}" for word, count in (("more", more), ("less", less)) if count]
-        if counted:
+        if counted and not by_rule(self.mlp):
             yield f"experts follow modalities {' and '.join(counted)} of {len(blocks)} blocks"
 
     def _neighbor_verdicts(self) -> Iterator[str]:
@@ -230,6 +230,8 @@ class Summary(Measures):
         if not self.blocks:
             dense = self.mlp.startswith("dense")
             return [f"Modality and expert: {'the model has no experts' if dense else 'no DEX block was evaluated'}"]
+        if by_rule(self.mlp):
+            return ["Modality and expert: a rule chooses the experts, no router was trained"]
         if len(self.blocks[0].modalities) < 2:
             return ["Modality and expert: nothing to tell apart, the images are of one modality"]
         before = self.compared
@@ -258,7 +260,7 @@ class Summary(Measures):
         lines = []
         if self.skipped:
             lines.append(f"Skipped steps (loss or gradient not finite): {self.skipped} of {self.steps}")
-        if self.hunger:
+        if self.hunger and not by_rule(self.mlp):
             lines += _wrapped(
                 f"Starving experts (under {STARVING:g} of an even share at the end): {self.starving()}", indent=""
             )

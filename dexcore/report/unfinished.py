@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from dexcore.files import write_whole
+from dexcore.report.comparison import by_rule
 from dexcore.report.curves import course_pictures
 from dexcore.report.files import (
     ANALYSIS_FILE,
@@ -21,10 +22,10 @@ from dexcore.report.files import (
     SUMMARY_FILE,
 )
 from dexcore.report.history import History, SimilarityCourse
-from dexcore.report.html import document, figure, folded, mapping
+from dexcore.report.html import document, figure
 from dexcore.report.loads import hunger_picture, load_picture
 from dexcore.report.numbers import read_config
-from dexcore.report.page import page_title
+from dexcore.report.page import configuration, kind_of, page_title
 from dexcore.report.pictures import Picture
 from dexcore.report.probe_course import ProbeCourse, probe_picture
 from dexcore.report.routes import hunger
@@ -80,11 +81,12 @@ def report_unfinished(run_folder: str | Path) -> Unfinished:
         f"{EVALUATION_FILE} and {ANALYSIS_FILE}, which a run writes after its last step.",
         folder / REPORT_FILE,
     )
+    mlp = kind_of(config)
     pictures: list[Picture | None] = [
-        *course_pictures(history, similarity),
+        *course_pictures(history, similarity, mlp),
         probe_picture(probe),
-        load_picture(history),
-        hunger_picture(history, hunger(history)),
+        load_picture(history, mlp),
+        None if by_rule(mlp) else hunger_picture(history, hunger(history)),
         similarity_course_picture(similarity),
     ]
     title = page_title(folder, config)
@@ -94,7 +96,7 @@ def report_unfinished(run_folder: str | Path) -> Unfinished:
         f'<p class="headline">{escape(found.course)}</p>',
         f'<p class="quiet">{escape(found.missing)}</p>',
         *(figure(picture) for picture in pictures if picture is not None),
-        folded("Configuration", (mapping(name, value) for name, value in config.items())),
+        configuration(config),
         f'<p class="quiet"><code>dexcore report {escape(folder.as_posix())}</code> makes this page again.</p>',
     ]
     write_whole(folder / REPORT_FILE, document(title, body).encode())

@@ -11,6 +11,7 @@ from made_runs import make_analysis, make_evaluation, make_examples, write_run
 from PIL import Image
 
 from dexcore.report import build_report
+from dexcore.report.unfinished import report_unfinished
 
 pytestmark = pytest.mark.filterwarnings("error::UserWarning", "error::RuntimeWarning")
 
@@ -400,3 +401,57 @@ def test_the_patch_mean_alone_stands_beside_the_prediction(tmp_path, monkeypatch
     assert columns["mean"] == pytest.approx(columns["prediction"], rel=0.02)
     assert columns["input"] == pytest.approx(3 * columns["prediction"], rel=0.02)  # a whole column, and half of one
     assert "every hidden patch filled with its own mean" in read(tmp_path).text
+
+
+_OF_ROUTERS = (
+    "the router",
+    "noise",
+    "Do experts follow modalities?",
+    "Routing over depth",
+    "Block by block",
+    "mutual information",
+    "balance",
+    "Starving",
+    "starve at the end",
+    "which routing was to prevent",
+)
+
+
+def write_twin(folder, mlp, **parts):
+    write_run(folder, make_evaluation(gates=gates(4, 3)), load=(4, 3), moments=(0, 2, 6), **parts)
+    costs = {"order_sha256": "0" * 64, "parameters": 1, "inference_flops": 1, "training_flops": 1}
+    (folder / "comparison.json").write_text(json.dumps({"mlp": mlp, **costs}))
+    (folder / "config.yaml").write_text(f"model:\n  mlp: {mlp}\ndex:\n  lambda_align: 0.01\n")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("mlp", "finished"),
+    [
+        pytest.param("oracle-routing", True, marks=pytest.mark.slow),
+        ("fixed-routing", False),
+        pytest.param("dex", True, marks=pytest.mark.slow),
+    ],
+)
+def test_where_a_rule_chooses_the_experts_the_report_says_nothing_of_a_router(tmp_path, mlp, finished):
+    folder = write_twin(tmp_path / "run", mlp, step0=make_evaluation(gates=gates(4, 3)))
+    if finished:
+        told = "\n".join(build_report(folder).lines())
+    else:
+        (folder / "analysis.npz").unlink()
+        told = "\n".join(report_unfinished(folder).lines())
+    page = read(folder)
+    text = page.text.replace("dex.noise_start, dex.lambda_balance, dex.balance_schedule", "")
+    found = [words for words in _OF_ROUTERS if words in text or words in told]
+    if mlp == "dex":
+        assert found == list(_OF_ROUTERS)
+        assert "Without effect" not in page.text
+        return
+    assert found == []
+    assert "the rule gave it" in text
+    assert "Without effect in this run: model.tau, dex.noise_start, dex.lambda_balance" in page.text
+    if finished:
+        assert "a rule chooses the experts, no router was trained" in told
+        names = {path.name for path in (folder / "report").iterdir()}
+        assert {"load.png", "similarity.png", "losses.png", "schedules.png", "gradients.png"} <= names
+        assert not names & {"starving.png", "specialization.png", "routing.png", "experts_block_01.png"}
