@@ -17,8 +17,9 @@ from dexcore.engine.stop import StopRequest
 from dexcore.evaluate import FinetuneConfig, Predictions, finetune, score
 from dexcore.evaluate.finetuning import FinetuneError
 from dexcore.evaluate.finetuning.config import Length
-from dexcore.evaluate.finetuning.data import sound
+from dexcore.evaluate.finetuning.data import TestView, sorted_rows, sound
 from dexcore.evaluate.finetuning.predictions import Predictor
+from dexcore.evaluate.prediction.images import input_of
 from dexcore.evaluate.scores.across import load_scores, table
 from dexcore.evaluate.tasks import Task, TaskError
 from dexcore.models import DEXVisionTransformer, TaskModel
@@ -130,6 +131,30 @@ def test_the_folder_holds_model_predictions_and_scores(ended, place, name):
     for state in ("model", "best"):
         model = TaskModel.from_pretrained(folder / state)
         assert (model.task.kind, model.task.classes) == (task.kind, task.classes)
+
+
+@pytest.mark.parametrize("name", ["spots", "sides"])
+def test_where_experts_compute_the_folder_tells_what_each_received_of_the_test_images(ended, place, name):
+    (folder,) = ended[name].folders
+    task = Task.open(place / name / f"{name}.yaml")
+    routes = json.loads((folder / "routes.json").read_text())
+    assert routes["images"] == len(task.split("test"))
+    model = TaskModel.from_pretrained(folder / "model").eval()
+    view = TestView(task, sorted_rows(task, "test"), input_of(model.encoder, model.task))
+    with torch.inference_mode():
+        model(torch.stack([view[number][1] for number in range(len(view))]))
+    layers = dex_layers(model)
+    assert np.shape(routes["gates"]) == (len(layers), 3)
+    for layer, gates in zip(layers, routes["gates"], strict=True):
+        expected = torch.zeros(3).index_add(0, layer.routing.indices.flatten(), layer.routing.gates.flatten())
+        np.testing.assert_allclose(gates, expected.numpy() / routes["images"], atol=1e-4)
+    assert not (folder / "val" / "routes.json").exists()
+
+
+def test_a_model_whose_directors_compute_has_no_routes(place, tmp_path):
+    training = begun(config_of(place, "sides", mode="director"), tmp_path)
+    training.predictor.predict("test", tmp_path, "director", 0)
+    assert training.predictor.gates is None
 
 
 def test_a_loaded_model_predicts_what_was_saved(ended, place, tmp_path):

@@ -1,6 +1,6 @@
 """One forward of a frozen model: the features of a batch, in any mode, and the model left as it was."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
@@ -97,7 +97,7 @@ def encode(model: Model, images: Tensor, mode: str, precision: str) -> Features:
             layer.set_mode(mode)
     with autocast(images.device, precision):
         found = _forward(model, images)
-    given = found._replace(gates=_gates(layers)) if layers and mode == "experts" else found
+    given = found._replace(gates=gates_of(layers)) if layers and mode == "experts" else found
     return _completed(given, len(images))
 
 
@@ -133,8 +133,8 @@ def _grid(model: Any, images: Tensor, patches: int) -> tuple[int, int] | None:
     return (int(grid[0]), int(grid[1])) if grid is not None and grid[0] * grid[1] == patches else None
 
 
-def _gates(layers: list[DEXMlp]) -> Tensor:
-    """The last forward's gates [B, L, R]."""
+def gates_of(layers: Sequence[DEXMlp]) -> Tensor:
+    """The last forward's gates [B, L, R], float32; 0 for experts that were not chosen, and where a layer has fewer."""
     experts, made = max(layer.num_experts for layer in layers), []
     for layer in layers:
         assert layer.routing is not None

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from dexcore.engine.ranks import ALONE, Ranks
 from dexcore.engine.stop import leave_signals_to_parent
+from dexcore.evaluate.embedding.encode import gates_of
 from dexcore.evaluate.finetuning.data import TestView, sorted_rows
 from dexcore.evaluate.prediction.images import input_of
 from dexcore.evaluate.prediction.native import at_size, decided
@@ -20,6 +21,7 @@ from dexcore.evaluate.tasks.table import SplitName
 from dexcore.measures.overlap import count_channels, count_classes
 from dexcore.models import TaskModel
 from dexcore.models.precision import autocast
+from dexcore.nn.mlp import DEXMlp
 
 
 class Predictor:
@@ -30,6 +32,10 @@ class Predictor:
         task: whose images it is shown, unchanged.
         precision, batch_size, workers: of the forward, which does not change what comes out but for roundings.
         ranks: the processes that share the images: each image is of one of them.
+
+    Attributes:
+        gates: what each expert received of the images of the last `predict`, [images, layers, experts], in the order of
+            its predictions; None of a model without experts, or whose directors compute.
     """
 
     def __init__(
@@ -37,6 +43,8 @@ class Predictor:
     ) -> None:
         self.model, self.task, self.precision = model, task, precision
         self.batch_size, self.workers, self.ranks = batch_size, workers, ranks
+        self.gates: np.ndarray | None = None
+        self._own_gates: list[Tensor] = []  # of this process, a batch each
 
     def predict(self, split: SplitName, folder: Path, name: str, seed: int | None) -> Predictions:
         """Predictions of a split, the same on all processes; masks are written into ``folder`` at native size.
@@ -50,9 +58,11 @@ class Predictor:
             for row, logits in self._logits(rows):
                 write_mask(folder, row.image, self._mask(row, logits))
             self.ranks.gather(torch.zeros(1))  # all of them are there
+            self.gates = self._gathered_gates()
             paths = [str(folder / mask_name(row.image)) for row in rows]
             return Predictions.of(self.task, "mask", [row.image for row in rows], paths, name, seed)
         found = [logits.cpu().to(torch.float16) for _, logits in self._logits(rows)]
+        self.gates = self._gathered_gates()
         return self._gathered(rows, "logits", found, (len(self.task.classes),), name, seed)
 
     def count(self, split: SplitName, name: str, seed: int) -> Predictions:
@@ -87,6 +97,18 @@ class Predictor:
         values = self.ranks.gather(torch.stack(own) if own else empty).numpy()
         return Predictions.of(self.task, kind, [row.image for row in rows], values, name, seed)
 
+    def _routed(self) -> list[DEXMlp]:
+        """The layers whose experts compute."""
+        return [part for part in self.model.modules() if isinstance(part, DEXMlp) and part.mode == "experts"]
+
+    def _gathered_gates(self) -> np.ndarray | None:
+        """The gates of all processes' images, in the order of the rows."""
+        layers = self._routed()
+        if not layers:
+            return None
+        empty = torch.empty((0, len(layers), max(layer.num_experts for layer in layers)))
+        return self.ranks.gather(torch.cat([empty, *self._own_gates])).numpy()
+
     def _share(self, rows: Sequence[Row]) -> list[int]:
         """The numbers of this process's rows: neighbors, since slices share a file."""
         return np.array_split(np.arange(len(rows)), self.ranks.count)[self.ranks.rank].tolist()
@@ -105,7 +127,8 @@ class Predictor:
             collate_fn=list,
             worker_init_fn=leave_signals_to_parent,
         )
-        before = self.model.training
+        before, layers = self.model.training, self._routed()
+        self._own_gates = []
         self.model.eval()
         try:
             for items in loader:
@@ -115,6 +138,8 @@ class Predictor:
                 images = torch.stack([image for _, image in items]).to(device)
                 with autocast(device, self.precision):
                     logits = self.model(images)
+                if layers:
+                    self._own_gates.append(gates_of(layers).cpu())
                 for (number, _), own in zip(items, logits.float(), strict=True):
                     yield rows[number], own
         finally:

@@ -7,6 +7,7 @@ OUT/NAME/MODE/TASK/seed-N
     best/                    the state that was best on val, where there is a val split
     predictions.parquet      of the test images by the last state (masks: and a PNG each, in masks/)
     scores.json, scores.npz  as `dexcore eval score` writes them
+    routes.json              where experts compute: what each of each layer received of the test images
     val/                     predictions and scores.json of val, by the last state
     choice.json              what was chosen, on what, by which numbers: no label of test decides a byte of it
     finetune.json            what all of it was made from; written last: with the same again nothing is computed
@@ -35,7 +36,7 @@ from dexcore.evaluate.finetuning.training import (
     Finetuning,
     write_json,
 )
-from dexcore.evaluate.probes.run import safe
+from dexcore.evaluate.probes.run import ROUTES, safe, write_routes
 from dexcore.evaluate.scores import Scores, over_seeds, score
 from dexcore.evaluate.tasks import Task
 from dexcore.evaluate.tasks.table import SplitName
@@ -245,6 +246,8 @@ def _scored(training: Finetuning, split: SplitName, folder: Path) -> Scores:
     def written() -> Scores:
         folder.mkdir(parents=True, exist_ok=True)
         predictions.save(folder / PREDICTIONS_FILE)
+        if split == "test":
+            write_routes(folder / ROUTES, training.predictor.gates)
         return score(predictions, training.task, split)
 
     return training.ranks.on_main_for_long(written)

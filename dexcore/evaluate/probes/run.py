@@ -170,7 +170,7 @@ def run_probe(
         flags += _flags(done, kind.load(other), name)
     done = replace(done, flags=tuple(dict.fromkeys((*done.flags, *flags))))
     done.save(folder)
-    _write_routes(folder / ROUTES, table, task)
+    write_routes(folder / ROUTES, table.of([row.image for row in task.split("test")]).gates)
     _write(folder / MADE, made(command))
     _write(folder / KEPT, made_from)
     return done
@@ -199,13 +199,16 @@ def _done(
     return score(probed.predictions, task), list(probed.flags)
 
 
-def _write_routes(path: Path, table: FeatureTable, task: Task) -> None:
-    """The mean gate of each expert over the test images, [layers, experts]; nothing of features without gates."""
+def write_routes(path: Path, gates: np.ndarray | None) -> None:
+    """Write the mean gate of each expert over images.
+
+    Args:
+        path: of routes.json.
+        gates: [images, layers, experts]; None of a model without experts: the file is then removed.
+    """
     path.unlink(missing_ok=True)
-    if table.gates is not None:
-        test = table.of([row.image for row in task.split("test")])
-        assert test.gates is not None
-        _write(path, {"images": len(test), "gates": test.gates.mean(axis=0, dtype=np.float64).tolist()})
+    if gates is not None:
+        _write(path, {"images": len(gates), "gates": gates.mean(axis=0, dtype=np.float64).tolist()})
 
 
 def run_majority(task: Task, out: Path, command: str = "") -> Scores:
