@@ -107,6 +107,11 @@ def save_checkpoint(
     return final
 
 
+def has_checkpoint(folder: Path) -> bool:
+    """Whether ``folder`` holds a checkpoint: `load_checkpoint` then takes one, or refuses."""
+    return bool(_checkpoints(folder))
+
+
 def load_checkpoint(
     folder: Path,
     model: torch.nn.Module,

@@ -49,20 +49,36 @@ def cost(config: ModelConfig) -> Cost:
     return Cost(parameters, inference.get_total_flops(), training.get_total_flops())
 
 
-def order_digest(order: GlobalOrder, rows: np.ndarray, fingerprint: str, batch_size: int, total_steps: int) -> str:
-    """SHA-256 of what decides which image each step sees, and with which mask: equal in runs that saw the same.
+def order_digest(
+    order: GlobalOrder,
+    rows: np.ndarray,
+    fingerprint: str,
+    config: PretrainConfig,
+    total_steps: int,
+    own_transform: bool = False,
+) -> str:
+    """SHA-256 of what decides which images each step sees, how they are changed, and which patches are hidden.
+
+    Runs with the same one gave their steps the same pixels and masks. Not in it: what a transform of the user's does,
+    and which images stood in for unreadable ones.
 
     Args:
         order: of the samples; its first and its last epoch are hashed as they are.
         rows: of the images that take part.
         fingerprint: of the images.
-        batch_size: images a step.
+        config: the run.
         total_steps: of the run.
+        own_transform: whether a transform of the user's stands in the place of the augmentation.
     """
-    told = [fingerprint, order.seed, order.epoch_size, batch_size, total_steps]
+    model, data = config.model, config.data
+    size = data.batch_size
+    masks = [model.image_size, model.patch_size, model.mask_ratio]  # with the seed, which keys all draws
+    pixels = [model.in_chans, data.statistics, data.min_area, data.flip, data.rotation, data.intensity]
+    told = [fingerprint, order.seed, order.epoch_size, size, total_steps, *masks, own_transform]
+    told += [] if own_transform else pixels
     digest = hashlib.sha256(json.dumps(told).encode())
     digest.update(np.ascontiguousarray(rows, dtype="<i8").tobytes())
-    last = (total_steps * batch_size - 1) // order.epoch_size
+    last = (total_steps * size - 1) // order.epoch_size
     for epoch in sorted({0, last}):
         digest.update(order.keys(epoch).astype("<i8").tobytes())
     return digest.hexdigest()

@@ -295,7 +295,7 @@ class RunConfig:
     probe_task: str = ""
     """YAML of a labelled task on which the model is probed while it trains, by nearest neighbors; empty: on none."""
     probe_every: float = 1.0
-    """Epochs between two probes; the first is before the first step, the last after the last."""
+    """Epochs between two probes, at least a step; the first is before the first step, the last after the last."""
 
     def __post_init__(self) -> None:
         check_kinds(self, "run.")

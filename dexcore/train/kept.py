@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import dexcore
-from dexcore.engine.config import ConfigError
 from dexcore.files import write_whole
 from dexcore.train.config import MAY_CHANGE_ON_RESUME, PretrainConfig, flat
-from dexcore.train.provenance import read_starts
+from dexcore.train.provenance import content_of_init, read_starts
 from dexcore.train.run import pretrain
 
 _DONE, _RUN, _SUMMARY = "done.json", "run", "summary.txt"
@@ -60,18 +59,9 @@ def made_of(config: PretrainConfig, fingerprint: str) -> dict[str, Any]:
     fields = {name: value for name, value in flat(config) if name not in MAY_CHANGE_ON_RESUME}
     fields["run.evaluate_images"] = config.run.evaluate_images  # decides what is measured
     if config.model.init:
-        fields["model.init"] = _content(config.model.init)
+        fields["model.init"] = content_of_init(config.model.init)
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
     return {"images": fingerprint, "dexcore": dexcore.__version__, "config": plain}
-
-
-def _content(init: str) -> str:
-    """SHA-256 of the weights that a model begins with, wherever they lie."""
-    try:
-        with open(init, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise ConfigError(f"model.init: {init} cannot be read: {error.strerror}") from error
 
 
 @dataclass(frozen=True)

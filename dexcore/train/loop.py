@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from dexcore.data.feed.dataset import MVUDataset
 from dexcore.data.feed.order import GlobalBatchSampler, GlobalOrder
 from dexcore.data.feed.own import OwnImages
 from dexcore.data.feed.pretrain_view import PretrainView, ReplacementLimit, collate
-from dexcore.engine.checkpoint import Progress, load_checkpoint, save_checkpoint
+from dexcore.engine.checkpoint import Progress, has_checkpoint, load_checkpoint, save_checkpoint
 from dexcore.engine.config import ConfigError
 from dexcore.engine.device import check_backend, choose_device, choose_workers
 from dexcore.engine.gradient_norm import gradient_norm
@@ -81,6 +81,7 @@ class Pretraining:
     Attributes:
         step_done: steps done, skipped ones included.
         stopping: one of the ranks was asked to stop, as all know since the last step.
+        begun_from: the file of the weights that this start begins with; "" for new ones or a checkpoint's.
     """
 
     def __init__(
@@ -114,7 +115,8 @@ class Pretraining:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.run.seed)
             there = [self.images.modality_names[index] for index in np.unique(self.images.modality)]
-            model = build_model(config.model, config.run.seed, there)
+            self.begun_from = "" if self._goes_on() else config.model.init
+            model = build_model(replace(config.model, init=self.begun_from), config.run.seed, there)
         self.model = model.to(self.device)
         self.layers = [layer for layer in self.model.modules() if isinstance(layer, DEXMlp)]  # none of a dense twin
         self.wrapped: torch.nn.Module = self.model
@@ -141,7 +143,8 @@ class Pretraining:
         self.model.train()
         if self.ranks.main:
             write_config(self.folder, self.config)
-            record_start(self.folder, self.step_done, self.device, describe_images(self.images, self.rows))
+            described = describe_images(self.images, self.rows)
+            record_start(self.folder, self.step_done, self.device, described, self.begun_from)
             write_comparison(self.folder, comparison_of(self.config, self._order_digest()))
         if self.step_done == 0:
             measure_step0(self.folder, self.model, self.images, self.config, self.device, self.ranks)
@@ -289,8 +292,8 @@ class Pretraining:
         return told[:5].tolist(), load, bool(told[5] > 0)
 
     def _order_digest(self) -> str:
-        size, steps = self.config.data.batch_size, self.schedule.total_steps
-        return order_digest(self.order, self.rows, self.images.fingerprint, size, steps)
+        steps, own = self.schedule.total_steps, self.transform is not None
+        return order_digest(self.order, self.rows, self.images.fingerprint, self.config, steps, own)
 
     def save(self) -> None:
         """Have the main rank write a checkpoint; the others wait for it."""
@@ -303,6 +306,12 @@ class Pretraining:
         keep = self.config.run.keep_checkpoints
         checkpoints = self.folder / CHECKPOINTS_FOLDER
         self.ranks.on_main(lambda: save_checkpoint(checkpoints, self.model, self.optimizer, progress, keep))
+
+    def _goes_on(self) -> bool:
+        """Whether the weights will be a checkpoint's: then those to begin with are not asked for."""
+        if not (self.config.resume and self.config.model.init):
+            return False
+        return self.ranks.on_main(lambda: has_checkpoint(self.folder / CHECKPOINTS_FOLDER))
 
     def resume(self) -> None:
         """Where the configuration asks for it, go back to the newest intact checkpoint.

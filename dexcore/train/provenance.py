@@ -4,6 +4,7 @@ No environment variable, user name or remote address of a repository is stored: 
 """
 
 import functools
+import hashlib
 import importlib.metadata
 import json
 import platform
@@ -21,6 +22,7 @@ import torch
 
 import dexcore
 from dexcore.data.feed.pretrain_view import Images
+from dexcore.engine.config import ConfigError
 from dexcore.engine.device import device_name
 from dexcore.engine.folder import LineFile, RunFolderError
 from dexcore.engine.ranks import environment_number, environment_rank
@@ -39,7 +41,22 @@ def describe_images(images: Images, rows: np.ndarray) -> dict[str, Any]:
     return {"name": images.name, "fingerprint": images.fingerprint, "images": len(images), "training": training}
 
 
-def record_start(folder: Path, step: int, device: torch.device, images: Mapping[str, Any]) -> None:
+def content_of_init(init: str) -> str:
+    """SHA-256 of the weights that a model begins with, wherever they lie.
+
+    Raises:
+        ConfigError: the file of ``model.init`` cannot be read.
+    """
+    try:
+        with open(init, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ConfigError(f"model.init: {init} cannot be read: {error.strerror}") from error
+
+
+def record_start(
+    folder: Path, step: int, device: torch.device, images: Mapping[str, Any], begun_from: str = ""
+) -> None:
     """Append a line to starts.jsonl.
 
     Args:
@@ -47,10 +64,13 @@ def record_start(folder: Path, step: int, device: torch.device, images: Mapping[
         step: steps done before.
         device: the run's.
         images: from `describe_images`.
+        begun_from: the file of the weights that it begins with; known by its content. "": of none.
 
     Raises:
-        RunFolderError: it cannot be written.
+        ConfigError: that file cannot be read.
+        RunFolderError: the line cannot be written.
     """
+    begun = {"init_sha256": content_of_init(begun_from)} if begun_from else {}
     with closing(LineFile(folder / STARTS_FILE, first_step=sys.maxsize)) as starts:
         starts.write(
             {
@@ -66,6 +86,7 @@ def record_start(folder: Path, step: int, device: torch.device, images: Mapping[
                     "processes": environment_rank()[1],
                 },
                 "images": images,
+                **begun,
             }
         )
         starts.sync()

@@ -2,7 +2,8 @@
 
 config.yaml         the configuration
 comparison.json     what a comparison with another run has to know (`dexcore.report.comparison`)
-starts.jsonl        a line a beginning or resumption: command, versions, git state, machine, images
+starts.jsonl        a line a beginning or resumption: command, versions, git state, machine, images, and the SHA-256 of
+                    the file of weights that it begins with
 metrics.jsonl       a line a step
 similarity.jsonl    a line a moment at which the experts were compared, "step" being the steps done
 probe.jsonl         a line a moment at which the model was probed (`dexcore.train.probe`), if it was

@@ -144,6 +144,15 @@ def test_a_probe_s_numbers_are_of_val_in_both_modes_and_stand_in_the_report(pair
     assert "What the features are worth to a task" in (folder / "report.html").read_text(encoding="utf-8")
 
 
+def test_less_than_a_step_between_two_probes_is_refused_at_once(store, tmp_path):
+    config = probed(store, tmp_path / "run", make_task(tmp_path / "task"), probe_every=0.4)
+    assert TrainingProbe(config, Schedule(config, 20), tmp_path, ALONE).moments == set(range(16))  # every step
+    for every in (0.39, 1e-9):  # of which 1e-9 would be fifteen milliards of moments
+        config = replace(config, run=replace(config.run, probe_every=every))
+        with pytest.raises(ConfigError, match=r"run.probe_every: expected at least a step, 0.4 epochs of 20 images"):
+            TrainingProbe(config, Schedule(config, 20), tmp_path, ALONE)
+
+
 @pytest.mark.slow
 def test_a_resumed_run_is_probed_as_one_that_was_not_stopped(pair, tmp_path):
     config = replace(pair[0], out=str(tmp_path / "again"), resume=True)

@@ -1,5 +1,6 @@
 """Twins: what is equal in all of them, what differs, and that a whole run works for each."""
 
+import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -10,15 +11,17 @@ import pytest
 import torch
 from runs import ends, flags, metrics, start_ranks, state, tiny
 
+from dexcore.data.feed.order import GlobalOrder
 from dexcore.engine.stop import StopRequest
 from dexcore.evaluate.embedding import features, open_model
 from dexcore.models import MaskedAutoencoder
 from dexcore.nn import rule_of
 from dexcore.report import Analysis, Evaluation, build_report
+from dexcore.report.comparison import idle_settings
 from dexcore.train import PRESETS, PretrainConfig, pretrain
 from dexcore.train.build import build_model
-from dexcore.train.comparison import cost
-from dexcore.train.config import DexConfig, ModelConfig
+from dexcore.train.comparison import cost, order_digest
+from dexcore.train.config import DexConfig, ModelConfig, OptimizerConfig
 from dexcore.train.loop import Pretraining
 from dexcore.train.run_folder import open_run_folder
 
@@ -151,6 +154,64 @@ def test_a_twin_is_resumed_as_if_it_had_not_been_stopped(twins, mlp, tmp_path):
     assert metrics(config.out) == metrics(whole.out)
     name = "model/model.safetensors"
     assert (Path(config.out) / name).read_bytes() == (Path(whole.out) / name).read_bytes()
+
+
+def test_the_order_s_hash_tells_apart_what_gives_a_step_other_pixels_or_masks(store, tmp_path):
+    base = tiny(store, tmp_path)
+    changed = {
+        "model": {"mask_ratio": 0.5, "image_size": 16, "patch_size": 16},
+        "data": {"min_area": 0.5, "flip": "none", "rotation": 0.0, "intensity": 0.1, "statistics": "gray"},
+    }
+    runs = [base] + [
+        replace(base, **{part: replace(getattr(base, part), **{name: value})})
+        for part, fields in changed.items()
+        for name, value in fields.items()
+    ]
+
+    def digest(config, own_transform=False):
+        order = GlobalOrder(np.zeros(5, np.int64), config.run.seed)
+        return order_digest(order, np.arange(5), "images", config, 10, own_transform)
+
+    assert len({digest(config) for config in runs}) == len(runs) == 9
+    twin = replace(base, model=replace(base.model, mlp="dense", dim=32), optimizer=OptimizerConfig(base_lr=1.0))
+    assert digest(twin) == digest(base)
+    assert digest(base, own_transform=True) not in {digest(config) for config in runs}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mlp", ["dense", "oracle-routing"])
+def test_what_a_report_calls_without_effect_has_none(twins, mlp, tmp_path):
+    others = {"tau": 1.0, "align": "mse", "keep": "none", "backend": "eager", "top_k": (1, 3), "noise_start": 3.0}
+    others |= {"lambda_balance": 7.0, "balance_schedule": "constant", "lambda_align": 5.0}
+    others |= {"momentum_start": 0.1, "momentum_end": 0.2}
+    config = replace(twins[mlp], out=str(tmp_path / "run"))
+    for part, name in (field.split(".") for field in idle_settings(mlp)):
+        assert getattr(getattr(config, part), name) != others[name]
+        config = replace(config, **{part: replace(getattr(config, part), **{name: others[name]})})
+    assert pretrain(config).finished
+    assert metrics(config.out) == metrics(twins[mlp].out)
+    name = "model/model.safetensors"
+    assert (Path(config.out) / name).read_bytes() == (Path(twins[mlp].out) / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_a_resumed_run_asks_for_no_weights_to_begin_with_and_its_folder_knows_them_by_content(store, tmp_path):
+    config = tiny(store, tmp_path / "run", epochs=4, checkpoint_every=4, keep_checkpoints=3)
+    file = tmp_path / "dense.pth"
+    torch.manual_seed(1)
+    torch.save({"model": build_model(replace(config.model, mlp="dense")).state_dict()}, file)
+    content = hashlib.sha256(file.read_bytes()).hexdigest()
+    config = replace(config, model=replace(config.model, init=str(file)))
+    assert pretrain(config).finished
+    whole, model = metrics(config.out), (tmp_path / "run" / "model" / "model.safetensors").read_bytes()
+    (tmp_path / "run" / "checkpoints" / "step-00000010").rename(tmp_path / "gone")
+    (tmp_path / "run" / "model" / "config.json").unlink()
+    file.unlink()
+    assert pretrain(replace(config, resume=True)).finished
+    assert metrics(config.out) == whole
+    assert (tmp_path / "run" / "model" / "model.safetensors").read_bytes() == model
+    starts = [json.loads(line) for line in (tmp_path / "run" / "starts.jsonl").read_text().splitlines()]
+    assert [start.get("init_sha256") for start in starts] == [content, None]
 
 
 def dense_file(path: Path) -> Path:
