@@ -220,7 +220,8 @@ def _page(folder: Path, numbers: RunNumbers, summary: Summary, sections: list[_S
     return document(title, body)
 
 
-LEFT_OUT = (
+_TOLD = "The rule is told the modality: that features through the experts tell it is no finding."
+_LEFT_OUT = (
     "No router was trained, so this page does not ask whether experts follow modalities or starve: which images an "
     "expert is given is the rule's doing, the same at the first step and at the last."
 )
@@ -264,7 +265,8 @@ def _told_of_twin(summary: Summary) -> Iterator[str]:
     if told.mlp != "dex":
         yield f'<p class="headline">{escape(KINDS[told.mlp][0].upper() + KINDS[told.mlp][1:])}.</p>'
     if by_rule(told.mlp):
-        yield f'<p class="quiet">{escape(LEFT_OUT)}</p>'
+        oracle = f" {_TOLD}" if told.mlp == "oracle-routing" else ""
+        yield f'<p class="quiet">{escape(_LEFT_OUT + oracle)}</p>'
     same = "runs to compare have the same"
     text = f"{told.costs()}. Order of images, their crops and masks: {told.order_sha256[:16]} ({same})."
     yield f'<p class="quiet">{escape(text)}</p>'

@@ -452,6 +452,7 @@ def test_where_a_rule_chooses_the_experts_the_report_says_nothing_of_a_router(tm
     assert "Without effect in this run: model.tau, dex.noise_start, dex.lambda_balance" in page.text
     if finished:
         assert "a rule chooses the experts, no router was trained" in told
+        assert "that features through the experts tell it is no finding" in text
         names = {path.name for path in (folder / "report").iterdir()}
         assert {"load.png", "similarity.png", "losses.png", "schedules.png", "gradients.png"} <= names
         assert not names & {"starving.png", "specialization.png", "routing.png", "experts_block_01.png"}

@@ -5,6 +5,7 @@ import pytest
 from made_runs import make_analysis, make_evaluation, make_numbers, one_hot
 
 from dexcore.report import run_files, summarize
+from dexcore.report.comparison import Comparison
 from dexcore.report.history import History, SimilarityCourse
 from dexcore.report.numbers import Step0
 
@@ -197,3 +198,23 @@ def test_the_json_holds_step_0_and_the_change():
     alone = summarize(make_numbers(numbers.evaluation)).as_dict()
     assert (alone["step_0"], alone["change_since_step_0"]) == (None, None)
     assert alone["step_0_missing"] == "not measured"
+
+
+def test_what_oracle_routing_was_told_is_no_verdict_of_its_features():
+    rng = np.random.default_rng(0)
+    evaluation = make_evaluation(modality=np.repeat([0, 1, 2], 20))
+    alike = rng.normal(size=(2, 60, 6))
+    before = make_analysis(evaluation, features=alike)
+    after = make_analysis(evaluation, features=alike + 100 * np.eye(6)[evaluation.modality])
+    told = {
+        mlp: summarize(
+            make_numbers(
+                evaluation, analysis=after, step0=Step0(evaluation, before), comparison=Comparison(mlp, "", 1, 1, 1)
+            )
+        ).verdict()
+        for mlp in ("dex", "oracle-routing")
+    }
+    better = "neighbors ({} mode) tell the modality better"
+    assert better.format("experts") in told["dex"]
+    assert better.format("experts") not in told["oracle-routing"]
+    assert better.format("director") in told["oracle-routing"]
