@@ -100,7 +100,6 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _opened(path: Path, device: "torch.device") -> "MaskedAutoencoder":
     from dexcore.models import MaskedAutoencoder
-    from dexcore.models.hub import CONFIG_FILE
+    from dexcore.models.hub import model_folder
 
-    folder = path if (path / CONFIG_FILE).exists() or not (path / "model" / CONFIG_FILE).exists() else path / "model"
-    return MaskedAutoencoder.from_pretrained(folder).eval().to(device)
+    return MaskedAutoencoder.from_pretrained(model_folder(path)).eval().to(device)

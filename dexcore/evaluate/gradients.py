@@ -15,6 +15,7 @@ from dexcore.data.feed.pretrain_view import Images
 from dexcore.evaluate.reconstruct import Batch, batches
 from dexcore.evaluate.setting import Setting
 from dexcore.measures.conflict import half_cosines
+from dexcore.measures.spread import evenly
 from dexcore.models import MaskedAutoencoder
 from dexcore.models.precision import autocast
 from dexcore.nn.mlp import DEXMlp
@@ -85,7 +86,7 @@ def _halves(places: np.ndarray, group_n: np.ndarray) -> list[np.ndarray]:
             side = min(sides, key=lambda held: sum(map(len, held)))
             side.append(places[group == one])
         halves = [np.sort(np.concatenate(side)) for side in sides]
-    return [half[np.unique(np.linspace(0, len(half) - 1, _IMAGES).round().astype(int))] for half in halves]
+    return [evenly(half, _IMAGES) for half in halves]
 
 
 def _gradients(

@@ -13,6 +13,7 @@ from dexcore.data.feed.keyed import Stream, generator
 from dexcore.data.feed.pretrain_view import Images
 from dexcore.data.store.manifest import ImageDecodeError, StoreError
 from dexcore.evaluate.setting import Setting
+from dexcore.measures.spread import evenly
 from dexcore.models import MaskedAutoencoder
 from dexcore.models.precision import autocast
 from dexcore.nn import route_by_rule
@@ -81,7 +82,7 @@ def _choose(images: Images, most: int) -> np.ndarray:
         for modality in range(len(images.modality_names)):
             rows = np.flatnonzero((images.split == split) & (images.modality == modality))
             if len(rows):
-                chosen.append(rows[np.unique(np.linspace(0, len(rows) - 1, most).round().astype(int))])
+                chosen.append(evenly(rows, most))
     return np.concatenate(chosen)
 
 

@@ -12,6 +12,7 @@ from dexcore.data.store.manifest import StoreError
 from dexcore.evaluate.reconstruct import Batch, batches
 from dexcore.evaluate.setting import Setting
 from dexcore.measures.cka import linear_cka
+from dexcore.measures.spread import evenly
 from dexcore.models import MaskedAutoencoder
 from dexcore.models.precision import autocast
 from dexcore.nn.mlp import DEXMlp, dex_layers
@@ -111,16 +112,12 @@ def _rows(images: Images) -> np.ndarray:
     """Evenly spaced rows of every modality."""
     found = np.unique(images.modality)
     of_each = [np.flatnonzero(images.modality == modality) for modality in found]
-    return np.concatenate([_evenly(rows, max(1, _IMAGES // len(found))) for rows in of_each])
-
-
-def _evenly(values: np.ndarray, most: int) -> np.ndarray:
-    return values[np.unique(np.linspace(0, len(values) - 1, most).round().astype(int))]
+    return np.concatenate([evenly(rows, max(1, _IMAGES // len(found))) for rows in of_each])
 
 
 def _outputs(layer: DEXMlp, tokens_nd: Tensor) -> np.ndarray:
     """What each expert, and last the director, makes of some of the tokens: [R + 1, n, D]."""
-    some = torch.from_numpy(_evenly(np.arange(len(tokens_nd)), _TOKENS)).to(tokens_nd.device)
+    some = torch.from_numpy(evenly(np.arange(len(tokens_nd)), _TOKENS)).to(tokens_nd.device)
     tokens = tokens_nd[some].to(layer.router.weight.dtype)
     fc1, fc2 = layer.experts.fc1, layer.experts.fc2
     weights = (fc1.weight, fc1.bias, fc2.weight, fc2.bias)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dexcore.measures.bootstrap import DRAWS, Estimate, bootstrap, mean_statistic
+from dexcore.measures.bootstrap import DRAWS, Estimate, Statistic, bootstrap, mean_statistic
 from dexcore.measures.neighbors import unit
 from dexcore.measures.ranking import average_precisions
 
@@ -103,7 +103,7 @@ def across_modalities(
         [mean(precisions(_permuted(queries, random), _permuted(gallery, random))) for _ in range(permutations)]
     )
     return Across(
-        value=_over_cases(precision_q, queries, draws, seed),
+        value=_over_cases(precision_q, queries.label_n, queries.case_n, draws, seed),
         chance=float(null.mean()),
         null_95=float(np.quantile(null, 0.95)),
         p_value=float(1 + (null >= whole - 1e-12).sum()) / (1 + permutations),
@@ -124,19 +124,30 @@ def across_minus(found: Across, other: Across, draws: int = DRAWS, seed: int = 0
     """
     if not (np.array_equal(found.case_q, other.case_q) and np.array_equal(found.label_q, other.label_q)):
         raise ValueError("shared space: expected the queries that the other space was asked")
-    points = Points(np.zeros((len(found.label_q), 0)), found.label_q, found.label_q, found.case_q)
-    return _over_cases(found.precision_q - other.precision_q, points, draws, seed)
+    return _over_cases(found.precision_q - other.precision_q, found.label_q, found.case_q, draws, seed)
 
 
-def _over_cases(values_q: np.ndarray, points: Points, draws: int, seed: int) -> Estimate:
-    cases, place_q = np.unique(points.case_n, return_inverse=True)
-    labels, label_q = np.unique(points.label_n, return_inverse=True)
+def above_chance(found: Across) -> tuple[Statistic, np.ndarray]:
+    """``value`` minus ``chance`` in draws of cases; and the modality of each case, within which they are drawn."""
+    values_gm, label_g = _by_case(found.precision_q - found.chance, found.label_q, found.case_q)
+    return mean_statistic(values_gm), label_g
+
+
+def _over_cases(values_q: np.ndarray, label_q: np.ndarray, case_q: np.ndarray, draws: int, seed: int) -> Estimate:
+    values_gm, label_g = _by_case(values_q, label_q, case_q)
+    return bootstrap({"mean": mean_statistic(values_gm)}, label_g, draws, seed)["mean"]
+
+
+def _by_case(values_q: np.ndarray, label_q: np.ndarray, case_q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Float64 [g, m], the mean of each case, nan of other modalities; int64 [g], its modality."""
+    cases, place_q = np.unique(case_q, return_inverse=True)
+    labels, label_q = np.unique(label_q, return_inverse=True)
     mean_g = np.bincount(place_q, values_q) / np.bincount(place_q)
     values_gm = np.full((len(cases), len(labels)), np.nan)
     values_gm[place_q, label_q] = mean_g[place_q]
     label_g = np.zeros(len(cases), np.int64)
     label_g[place_q] = label_q
-    return bootstrap({"mean": mean_statistic(values_gm)}, label_g, draws, seed)["mean"]
+    return values_gm, label_g
 
 
 def _balanced(parts: Sequence[Points]) -> list[Points]:

@@ -13,6 +13,13 @@ _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # user/name
 _log = logging.getLogger(__name__)
 
 
+def model_folder(path: str | os.PathLike[str]) -> Path:
+    """The folder of a model of this machine: ``path``, or ``model`` in it where ``path`` is a run's."""
+    folder = Path(path)
+    inside = folder / "model"
+    return inside if (inside / CONFIG_FILE).exists() and not (folder / CONFIG_FILE).exists() else folder
+
+
 def local_folder(
     name: str | os.PathLike[str],
     *,

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from dexcore.extras import require
+from dexcore.measures.spread import evenly
 from dexcore.report.analysis import PARTS, Analysis
 from dexcore.report.comparison import by_rule
 from dexcore.report.model_measures import Conflict, Likeness
@@ -107,7 +108,7 @@ def similarity_picture(
     blocks = analysis.expert_similarity
     if not any(math.isfinite(block.mean) for block in measured):
         return None
-    shown = [int(n) for n in np.unique(np.linspace(0, len(blocks) - 1, min(_BLOCKS, len(blocks))).round())]
+    shown = evenly(np.arange(len(blocks)), _BLOCKS).tolist()
     rows = (len(shown) + 1) // 2
     with styled():
         figure = new_figure(2.6 + 2.2 * rows)

@@ -77,7 +77,7 @@ def _pooled(evaluation: Evaluation, chosen_n: np.ndarray) -> Variance:
     total = float(evaluation.total[chosen_n].sum())
     error = float(evaluation.squared_error[chosen_n].sum())
     return Variance(
-        value=share_explained(error, total),
+        value=float(share_explained(error, total)),
         images=int(chosen_n.sum()),
         modalities=len(np.unique(evaluation.modality[chosen_n])),
     )

@@ -12,9 +12,10 @@ from dexcore.evaluate.claims import Asked, Measured, Number, findings, mean_numb
 from dexcore.evaluate.claims.known import CLAIMS
 from dexcore.evaluate.claims.of_modules import module_numbers
 from dexcore.evaluate.claims.of_run import routing_number, variance_number
-from dexcore.evaluate.claims.of_tasks import across_modalities, task_numbers
+from dexcore.evaluate.claims.of_tasks import across_number, task_numbers
 from dexcore.evaluate.tasks.importers.synthetic import synthetic_tasks
 from dexcore.measures.bootstrap import mean_statistic
+from dexcore.measures.shared_space import Points
 from dexcore.measures.verdicts import Verdict
 from dexcore.nn import RoutingRule, set_rule
 from dexcore.report.claims import Claim, Shown
@@ -91,14 +92,19 @@ def test_a_class_is_found_across_modalities_by_what_they_share_alone():
     code, place = random.normal(size=(3, 8)), 20 * random.normal(size=(4, 8))
     own_code = random.normal(size=(4, 3, 8))
     noise = 0.1 * random.normal(size=(240, 8))
-    case = np.arange(240)
-    shared = across_modalities(code[label] + place[modality] + noise, label, modality, case)
-    apart = across_modalities(own_code[modality, label] + place[modality] + noise, label, modality, case)
-    blind = across_modalities(place[modality] + random.normal(size=(240, 8)), label, modality, case)
+    test = np.arange(240) % 24 < 12
+
+    def across(features):
+        points = Points(features, modality, label, np.arange(240))
+        return across_number(points.of(test), points.of(~test))
+
+    shared = across(code[label] + place[modality] + noise)
+    apart = across(own_code[modality, label] + place[modality] + noise)
+    blind = across(place[modality] + random.normal(size=(240, 8)))
     assert shared.value > 0.6
     assert apart.value < shared.value - 0.2
     assert abs(blind.value) < 0.03
-    assert shared.groups == 240
+    assert shared.groups == 120
 
 
 def planted_numbers(folder, reads, seeds):
@@ -151,7 +157,7 @@ def test_probes_of_all_tasks_are_paired_cases_and_say_what_they_left_out(tmp_pat
     } <= set(dex)
     assert dex["linear probe"].value == dex["linear probe, findings"].value
     assert dex["linear probe"].groups == len(tasks[1].split("test"))
-    assert dex["across modalities"].groups == 60
+    assert dex["across modalities"].groups == 12  # of each class and modality as many test images
     assert any("few cases" in flag for flag in found["dex"].flags)
     assert oracle.numbers == {}
     assert "findings is left out" in oracle.flags[0]

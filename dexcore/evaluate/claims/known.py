@@ -120,9 +120,10 @@ CLAIMS = (
             statement="In the director's features an image lies near images of its class of other modalities.",
             source=_PAPER,
             effect=(
-                "Mean average precision of finding a class's images of other modalities, above that of chance, in the "
-                "director's features, centred within modalities. Beside it stands what the experts of the same model "
-                "and the dense model find: a space may be shared in all of them."
+                "Mean average precision of finding a class's training images of other modalities for a test image, "
+                "above that of permuted classes, in the director's features, each modality around its mean. Beside it "
+                "stands what the experts of the same model and the dense model find: a space may be shared in all of "
+                "them."
             ),
             refuted_by="A director that finds classes across modalities no better than chance.",
             margin=0.02,

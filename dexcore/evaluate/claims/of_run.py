@@ -10,13 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from dexcore.evaluate.claims.numbers import Number
-from dexcore.measures.information import (
-    gate_mass,
-    information,
-    normalized_mutual_information,
-    permuted_labels,
-)
-from dexcore.measures.ratio import ratio
+from dexcore.measures.information import drawn_information, gate_mass, information, permuted_labels
+from dexcore.measures.variance import share_explained
 from dexcore.report.evaluation import Evaluation
 from dexcore.report.files import EVALUATION_FILE, STEP0_EVALUATION_FILE
 
@@ -48,14 +43,9 @@ def routing_number(evaluation: Evaluation) -> Number:
     mass = [gate_mass(gates[kept], group_n, len(label_g)) for gates in evaluation.gates]
     labels_pg = permuted_labels(label_g, _PERMUTATIONS)
     null = float(np.mean([information(mass_gr, label_g, labels_pg).null_mean for mass_gr in mass]))
-    member_mg = np.arange(label_g.max() + 1)[:, None] == label_g
 
     def above_null(weight_dg: np.ndarray) -> np.ndarray:
-        blocks = []
-        for mass_gr in mass:
-            mass_dmr = np.stack([weight_dg[:, own] @ mass_gr[own] for own in member_mg], axis=1)
-            shares_dmr = mass_dmr / mass_dmr.sum(axis=2, keepdims=True)  # each modality keeps groups in every draw
-            blocks.append(normalized_mutual_information(shares_dmr))
+        blocks = [drawn_information(weight_dg, mass_gr, label_g) for mass_gr in mass]
         return np.asarray(np.mean(blocks, axis=0) - null)
 
     return Number.of(above_null, label_g, "held out")
@@ -71,7 +61,7 @@ def variance_number(evaluation: Evaluation) -> Number:
 
     def explained(weight_dg: np.ndarray) -> np.ndarray:
         error, total = ((weight_dg * values) @ member_gm for values in sums.values())
-        return np.asarray((1 - ratio(error, total)).mean(axis=1))
+        return np.asarray(share_explained(error, total).mean(axis=1))
 
     return Number.of(explained, label_g, "held out")
 

@@ -10,11 +10,11 @@ from torch import nn
 
 from dexcore.evaluate.claims.numbers import Measured, Number, mean_number
 from dexcore.evaluate.embedding import FeatureTable, features_by_mode, open_model
-from dexcore.evaluate.probes.retrieval import class_retrieval
 from dexcore.evaluate.probes.run import Probe, layers_of, run_probe
+from dexcore.evaluate.probes.splits import Splits
 from dexcore.evaluate.scores import Scores
 from dexcore.evaluate.tasks import Task
-from dexcore.measures.bootstrap import mean_statistic
+from dexcore.measures.shared_space import Points, above_chance, across_modalities
 from dexcore.nn import rule_of
 
 PROBES = {"linear": "linear probe", "knn": "k-NN"}
@@ -26,8 +26,8 @@ def task_numbers(model: Path, tasks: Sequence[Task], out: Path, cache: Path, nam
 
     Numbers: ``linear probe`` and ``k-NN``, the mean over tasks of the metric that each task names; and
     ``linear probe, TASK`` each. Where a task is of several modalities with the same classes: ``across modalities``,
-    the mean average precision of retrieving a class's images of other modalities, minus that of a random order; and
-    the same in director mode, ``across modalities, director``.
+    the mean average precision of retrieving a class's training images of other modalities for each test image, minus
+    that of permuted classes; and the same in director mode, ``across modalities, director``.
 
     Args:
         model: a folder of dexcore's.
@@ -60,8 +60,11 @@ def task_numbers(model: Path, tasks: Sequence[Task], out: Path, cache: Path, nam
             parts[told].append(number)
             numbers[f"{told}, {task.name}"] = number
             flags |= dict.fromkeys(f"{task.name}, {told}: {flag}" for flag in scores.flags)
-        for told, number in _across(task, tables).items():
-            parts[told].append(number)
+        try:
+            for told, number in _across(task, tables).items():
+                parts[told].append(number)
+        except ValueError as error:
+            flags[f"{task.name}: {error}"] = None
     numbers |= {told: mean_number(own) for told, own in parts.items()}
     return Measured(numbers, tuple(flags))
 
@@ -74,48 +77,49 @@ def _not_routed(model: Any, task: Task) -> list[str]:
 
 
 def _across(task: Task, tables: Mapping[str, FeatureTable]) -> dict[str, Number]:
+    """Of each mode; of images of one modality, or of several classes each, nothing.
+
+    Raises:
+        ValueError: fewer than two modalities or classes have images of train and test.
+    """
     if len(task.modalities) < FEWEST or task.kind == "multilabel":
         return {}
+    splits, modalities = Splits.of(task), list(task.modalities)
+    sides = (splits.test, task.reference().labels(splits.test.rows)), (splits.train, splits.train_label)
     found = {}
     for mode, table in tables.items():
         layers = layers_of(table, task)
-        told = "across modalities" + (", director" if mode == "director" else "")
-        found[told] = across_modalities(
-            layers.get("cls", layers["mean"]),
-            task.reference().labels(task.rows),
-            np.unique([row.modality for row in task.rows], return_inverse=True)[1],
-            np.unique([row.case for row in task.rows], return_inverse=True)[1],
-            task.name,
+        features = layers.get("cls", layers["mean"])
+        queries, gallery = (
+            Points(
+                features[part.place_n],
+                np.array([modalities.index(row.modality) for row in part.rows], dtype=np.int64),
+                class_n,
+                part.case_n,
+            )
+            for part, class_n in sides
         )
+        told = "across modalities" + (", director" if mode == "director" else "")
+        found[told] = across_number(queries, gallery, task.name)
     return found
 
 
-def across_modalities(
-    features_nd: np.ndarray, label_n: np.ndarray, modality_n: np.ndarray, case_n: np.ndarray, cases: str = ""
-) -> Number:
-    """Mean average precision of a class's images of other modalities, minus that of a random order.
+def across_number(queries: Points, gallery: Points, cases: str = "") -> Number:
+    """Mean average precision of a class's images of other modalities, minus that of permuted classes.
 
-    Classes weigh the same. Features lie around their mean within each modality, so that where a modality lies as a
-    whole neither helps nor hurts. Cases are drawn as queries; the gallery stays.
+    As `dexcore.evaluate.modules.measure_shared_space` has it of a store: `across_modalities`, features around each
+    modality's mean over the gallery, cases of queries drawn within modalities.
 
     Args:
-        features_nd: float [n, d].
-        label_n, modality_n, case_n: int64 [n].
+        queries: test images.
+        gallery: training images.
         cases: what the set is called.
+
+    Raises:
+        ValueError: fewer than two modalities or classes have both.
     """
-    centered = features_nd.astype(np.float64)
-    for modality in np.unique(modality_n):
-        own = modality_n == modality
-        centered[own] -= centered[own].mean(axis=0)
-    found = class_retrieval(centered, label_n, centered, label_n, modality_n, modality_n)
-    more_n = found.precision_n - found.chance_n
-    classes = np.unique(label_n)
-    # [g, c]: sums and counts of a case's queries, so that a case with several counts once a query.
-    case, place_n = np.unique(case_n, return_inverse=True)
-    value_gc = np.full((len(case), len(classes)), np.nan)
-    for column, label in enumerate(classes):
-        own = (label_n == label) & np.isfinite(more_n)
-        count = np.bincount(place_n[own], minlength=len(case))
-        total = np.bincount(place_n[own], more_n[own], len(case))
-        value_gc[count > 0, column] = total[count > 0] / count[count > 0]
-    return Number.of(mean_statistic(value_gc), np.zeros(len(case), np.int64), cases)
+    labels = range(int(max(queries.label_n.max(), gallery.label_n.max())) + 1)
+    own = [gallery.features_nd[gallery.label_n == label].astype(np.float64) for label in labels]
+    none = np.zeros(gallery.features_nd.shape[1])
+    centers = np.stack([one.mean(axis=0) if len(one) else none for one in own])
+    return Number.of(*above_chance(across_modalities(queries, gallery, centers, draws=2)), cases)

@@ -12,7 +12,7 @@ from torch import nn
 
 from dexcore.evaluate.embedding.table import FeaturesError
 from dexcore.models import DEXVisionTransformer, MaskedAutoencoder, TaskModel, load_dense_checkpoint
-from dexcore.models.hub import CONFIG_FILE
+from dexcore.models.hub import model_folder
 from dexcore.models.pretrained import OtherModelError, load_exactly, read_pickle, read_safetensors
 
 PRETRAINED, RANDOM = "pretrained", "random"
@@ -64,8 +64,7 @@ def open_model(
 
 
 def _of_folder(folder: Path, img_size: int | None) -> nn.Module:
-    if not (folder / CONFIG_FILE).exists() and (folder / "model" / CONFIG_FILE).exists():
-        folder = folder / "model"  # a run's
+    folder = model_folder(folder)
     try:
         return DEXVisionTransformer.from_pretrained(folder, img_size=img_size)
     except OtherModelError as error:

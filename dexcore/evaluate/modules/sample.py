@@ -14,6 +14,7 @@ from dexcore.data.synthetic import stored_label
 from dexcore.evaluate.embedding.view import AREA, declared_preprocessing
 from dexcore.evaluate.reconstruct import Batch, batches
 from dexcore.evaluate.setting import Setting
+from dexcore.measures.spread import evenly
 from dexcore.models import MaskedAutoencoder
 
 IMAGES = 64  # of a modality and a split
@@ -85,7 +86,7 @@ def take_samples(images: Images, most: int = IMAGES) -> Samples:
     check_whole("most", most, 1)
     names = images.modality_names
     found = {
-        split: [_readable(images, _spread(np.flatnonzero((images.split == split) & (images.modality == m)), most))
+        split: [_readable(images, evenly(np.flatnonzero((images.split == split) & (images.modality == m)), most))
                 for m in range(len(names))]
         for split in ("train", "heldout")
     }  # fmt: skip
@@ -94,10 +95,6 @@ def take_samples(images: Images, most: int = IMAGES) -> Samples:
         told = ", ".join(names[m] for m in both) or "no modality"
         raise StoreError(f"{images.name}: {told} with training and held-out images, expected two modalities at least")
     return Samples(*(_sample(images, [found[split][m] for m in both], both) for split in ("train", "heldout")))
-
-
-def _spread(rows: np.ndarray, most: int) -> np.ndarray:
-    return rows[np.unique(np.linspace(0, len(rows) - 1, most).round().astype(int))] if len(rows) else rows
 
 
 def _readable(images: Images, rows: np.ndarray) -> np.ndarray:
