@@ -9,13 +9,16 @@ import pytest
 import torch
 from made_finetunings import SIZE, begun, losses, sides, small_model, spots, tiny
 from made_tasks import save
+from timm.models.vision_transformer import ParallelThingsBlock, VisionTransformer
 
 from dexcore.cli import main
 from dexcore.engine.config import ConfigError
 from dexcore.engine.folder import RunFolderError
+from dexcore.engine.ranks import Ranks
 from dexcore.engine.stop import StopRequest
 from dexcore.evaluate import FinetuneConfig, Predictions, finetune, score
 from dexcore.evaluate.finetuning import FinetuneError
+from dexcore.evaluate.finetuning.build import build_model, open_encoder
 from dexcore.evaluate.finetuning.config import Length
 from dexcore.evaluate.finetuning.data import TestView, sorted_rows, sound
 from dexcore.evaluate.finetuning.predictions import Predictor
@@ -328,6 +331,30 @@ def test_drop_path_and_dropout_repeat_by_seed_and_step(place, tmp_path):
     assert lines[0] == lines[1]
     plain = begun(config_of(place, "sides"), tmp_path)
     assert step(plain)["loss"] != lines[0]["loss"]
+
+
+def test_what_is_dropped_is_the_same_on_any_number_of_processes(place):
+    config = config_of(place, "sides", drop_path=0.5, dropout=0.5)
+    images, found = torch.randn(4, 3, SIZE, SIZE), []
+    for count in (1, 2, 4):
+        for rank, own in enumerate(images.chunk(count)):
+            encoder, _ = open_encoder(config, 0)
+            model = build_model(config, Task.open(config.task), encoder, 0, Ranks(rank, count)).train()
+            torch.manual_seed(7)
+            found.append(model(own).detach())
+    whole, *parts = found
+    torch.testing.assert_close(torch.cat(parts[:2]), whole)
+    torch.testing.assert_close(torch.cat(parts[2:]), whole)
+    assert not torch.allclose(model.eval()(images), whole)
+
+
+def test_blocks_that_cannot_be_skipped_are_refused(place):
+    encoder = VisionTransformer(
+        SIZE, 4, num_classes=0, embed_dim=16, depth=2, num_heads=2, block_fn=ParallelThingsBlock
+    )
+    config = config_of(place, "sides", drop_path=0.2)
+    with pytest.raises(ConfigError, match=r"drop_path: expected 0, blocks of ParallelThingsBlock"):
+        build_model(config, Task.open(config.task), encoder, 0)
 
 
 def test_auxiliary_losses_are_off_unless_asked_for(place, tmp_path):

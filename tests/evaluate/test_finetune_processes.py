@@ -85,11 +85,12 @@ def test_one_that_was_killed_and_then_stopped_ends_as_if_nothing_had_been(place,
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["spots", "sides"])
 def test_two_and_three_ranks_have_one_ranks_losses_and_predict_each_of_21_images_once(place, tmp_path, task):
-    alone = finetune(config_of(place, str(tmp_path / "1"), task, steps=6, validations=2)).folders[0]
+    changes = {"steps": 6, "validations": 2, "drop_path": 0.2}
+    alone = finetune(config_of(place, str(tmp_path / "1"), task, **changes)).folders[0]
     known = Predictions.load(alone / "predictions.parquet")
     assert len(set(known.image)) == len(known) == 21
     for count in (2, 3) if task == "sides" else (2,):
-        config = config_of(place, str(tmp_path / str(count)), task, steps=6, validations=2)
+        config = config_of(place, str(tmp_path / str(count)), task, **changes)
         codes, _, errors = ends(start_ranks(count, arguments(config)))
         assert codes == [0] * count, errors
         folder = folder_of(config)
@@ -127,6 +128,7 @@ def test_a_command_that_cannot_run_says_why_in_a_line(place, tmp_path, capsys):
         ([config.task], "error: model: expected a folder of dexcore's or a name of timm's"),
         ([str(tmp_path / "none.yaml"), config.model], "none.yaml"),
         ([config.task, "nobody"], "nobody: expected a folder of dexcore's"),
+        ([config.task, "resnet18", "--weights", "random"], "resnet18: expected a vision transformer, whose img_size"),
         ([config.task, config.model, "--lr", "-1"], "lr: expected a number above 0, got -1.0"),
     ):
         assert main(["finetune", *words, "--out", str(tmp_path)]) == 2

@@ -35,7 +35,7 @@ class Stream(IntEnum):
     MASK = 3  # the masked autoencoder's mask
     ROUTER = 4  # exploration noise of all routers
     REPLACE = 5  # which image stands in for one that cannot be decoded
-    DROP = 6  # dropout and skipped blocks of a fine-tuning; the epoch is the step, the sample the rank
+    DROP = 6  # dropout and skipped blocks of a fine-tuning; the epoch is the step, the sample 0
 
 
 class _Key(ISeedSequence):

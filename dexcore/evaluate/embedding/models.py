@@ -37,7 +37,7 @@ def open_model(
         seed: of random weights.
 
     Raises:
-        FeaturesError: there is no such model, or its weights are not said.
+        FeaturesError: there is no such model, its weights are not said, or it takes no ``img_size``.
         ModelFileError: a file cannot be read, or holds another model.
     """
     folder = Path(name)
@@ -57,10 +57,22 @@ def open_model(
     if weights == RANDOM:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return timm.create_model(name, **arguments).eval()
+            return _created(name, **arguments).eval()
     if weights == PRETRAINED:
-        return timm.create_model(name, pretrained=True, **arguments).eval()
+        return _created(name, pretrained=True, **arguments).eval()
     return _of_file(name, Path(weights), arguments)
+
+
+def _created(name: str, **arguments: Any) -> Any:
+    """timm's model; an error where an ``img_size`` is asked of one that has none."""
+    try:
+        return timm.create_model(name, **arguments)
+    except TypeError as error:
+        if "img_size" not in arguments or "img_size" not in str(error):
+            raise
+        raise FeaturesError(
+            f"{name}: expected a vision transformer, whose img_size can be set; this model of timm's takes none"
+        ) from error
 
 
 def _of_folder(folder: Path, img_size: int | None) -> nn.Module:
@@ -78,7 +90,7 @@ def _of_folder(folder: Path, img_size: int | None) -> nn.Module:
 def _of_file(name: str, weights: Path, arguments: dict[str, Any]) -> nn.Module:
     if not weights.is_file():
         raise FileNotFoundError(f"{weights}: no such file; expected weights of {name}, {PRETRAINED} or {RANDOM}")
-    model: Any = timm.create_model(name, **arguments)
+    model = _created(name, **arguments)
     if isinstance(model, VisionTransformer):
         load_dense_checkpoint(model, weights)
         return model.eval()

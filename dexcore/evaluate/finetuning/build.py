@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from timm.layers import DropPath
 from timm.models.vision_transformer import VisionTransformer
-from torch import nn
+from torch import Tensor, nn
 
 from dexcore.engine.config import ConfigError
+from dexcore.engine.ranks import ALONE, Ranks
 from dexcore.evaluate.embedding import open_model
 from dexcore.evaluate.embedding.identity import model_hash
 from dexcore.evaluate.embedding.models import RANDOM
@@ -28,7 +29,7 @@ def open_encoder(config: FinetuneConfig, seed: int) -> tuple[VisionTransformer, 
 
     Raises:
         ConfigError: it is no vision transformer of timm's, or cannot take images of this size.
-        FeaturesError, ModelFileError, OSError: as `open_model`.
+        FeaturesError, ModelFileError, OSError: as `open_model`, which refuses a model without an ``img_size``.
     """
     drawn = config.mode == "scratch" and not Path(config.model).is_dir()
     weights = config.weights or (RANDOM if drawn else None)
@@ -44,8 +45,13 @@ def open_encoder(config: FinetuneConfig, seed: int) -> tuple[VisionTransformer, 
     return encoder, model_hash(encoder)
 
 
-def build_model(config: FinetuneConfig, task: Task, encoder: VisionTransformer, seed: int) -> TaskModel:
+def build_model(
+    config: FinetuneConfig, task: Task, encoder: VisionTransformer, seed: int, ranks: Ranks = ALONE
+) -> TaskModel:
     """The model that is trained, on the CPU; the encoder becomes part of it.
+
+    What it drops at random is drawn for the images of all ``ranks``, from torch's generator, which all have to seed
+    alike: then it does not depend on their number.
 
     Raises:
         ConfigError: a field is not for this encoder or this kind of task.
@@ -67,11 +73,13 @@ def build_model(config: FinetuneConfig, task: Task, encoder: VisionTransformer, 
     if experts:
         set_mode(encoder, "director" if config.mode == "director" else "experts")
         set_aux(encoder, "train" if config.lambda_align or config.lambda_balance else "never")
-    _drop_paths(encoder, config.drop_path)
+    _drop_paths(encoder, config.drop_path, ranks)
     view = declared_preprocessing(encoder)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = TaskModel(encoder, described(task), **_head(config, task))
+    if config.dropout:
+        model.head.drop = _Dropout(config.dropout, ranks)
     model.set_preprocessing(view.mean, view.std, normalization_of(encoder))
     model.set_grad_checkpointing(config.grad_checkpointing)
     return model
@@ -96,8 +104,45 @@ def _head(config: FinetuneConfig, task: Task) -> dict[str, Any]:
     return {"pool": None if config.pool == "auto" else config.pool, "drop_rate": config.dropout}
 
 
-def _drop_paths(encoder: VisionTransformer, rate: float) -> None:
+def _drop_paths(encoder: VisionTransformer, rate: float, ranks: Ranks) -> None:
     """Skip blocks at random, the later the more often, as timm's ``drop_path_rate`` does."""
+    if rate == 0:
+        return
     for block, own in zip(encoder.blocks, torch.linspace(0, rate, len(encoder.blocks)).tolist(), strict=True):
-        block.drop_path1 = DropPath(own) if own else nn.Identity()
-        block.drop_path2 = DropPath(own) if own else nn.Identity()
+        if not (hasattr(block, "drop_path1") and hasattr(block, "drop_path2")):
+            raise ConfigError(f"drop_path: expected 0, blocks of {type(block).__name__} are not skipped; got {rate}")
+        block.drop_path1 = _DropPath(own, ranks) if own else nn.Identity()
+        block.drop_path2 = _DropPath(own, ranks) if own else nn.Identity()
+
+
+class _DropPath(DropPath):
+    """timm's, drawn for the images of all ranks: each takes those of its own."""
+
+    def __init__(self, rate: float, ranks: Ranks) -> None:
+        super().__init__(rate)
+        self._ranks = ranks
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x`` [b, ...]; in training 0 for the images that skip the block, and larger for the others."""
+        if not self.training:
+            return x
+        return x * _kept(x.new_empty((len(x) * self._ranks.count, *(1,) * (x.ndim - 1))), self.drop_prob, self._ranks)
+
+
+class _Dropout(nn.Dropout):
+    """torch's, drawn for the images of all ranks: each takes those of its own."""
+
+    def __init__(self, rate: float, ranks: Ranks) -> None:
+        super().__init__(rate)
+        self._ranks = ranks
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x`` [b, D]; in training with zeros, and the rest larger."""
+        if not self.training:
+            return x
+        return x * _kept(x.new_empty((len(x) * self._ranks.count, *x.shape[1:])), self.p, self._ranks)
+
+
+def _kept(drawn: Tensor, rate: float, ranks: Ranks) -> Tensor:
+    """Factors of mean 1, drawn into a tensor of all ranks' images; those of this rank's, the r-th equal part."""
+    return (drawn.bernoulli_(1 - rate) / (1 - rate)).chunk(ranks.count)[ranks.rank]

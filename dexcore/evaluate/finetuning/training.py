@@ -1,8 +1,8 @@
 """The training of a fine-tuning: one seed, from where it stands to its last step.
 
 The loop is `Finetuning.train`; one step is `Finetuning.step`. Everything random in a step is keyed on (seed, epoch,
-image), so a training that was killed and goes on computes the losses of one that was not, and one on several
-processes those of one on a single one.
+image), or, what is dropped, on (seed, step) and the image's place in the batch. So a training that was killed and goes
+on computes the losses of one that was not, and one on several processes those of one on a single one.
 """
 
 import json
@@ -86,7 +86,7 @@ class Finetuning:
         self.workers = choose_workers(config.workers, ranks.local_count)
         encoder, source = open_encoder(config, seed)
         self.experts = has_experts(encoder)
-        self.model = build_model(config, task, encoder, seed).to(self.device)
+        self.model = build_model(config, task, encoder, seed, ranks).to(self.device)
         self.made_from = {
             "protocol": PROTOCOL,
             "task": task.fingerprint,
@@ -158,7 +158,7 @@ class Finetuning:
         """
         lr = self.length.lr(self.step_done)
         if self.config.drop_path or self.config.dropout:
-            keyed = generator(self.seed, self.step_done, self.ranks.rank, Stream.DROP)
+            keyed = generator(self.seed, self.step_done, 0, Stream.DROP)  # drawn for all ranks' images on each
             torch.manual_seed(int(keyed.integers(2**63)))
         self.optimizer.zero_grad(set_to_none=True)
         losses = self._backward(batch["image"], batch["target"])
