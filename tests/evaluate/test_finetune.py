@@ -23,6 +23,7 @@ from dexcore.evaluate.finetuning.config import Length
 from dexcore.evaluate.finetuning.data import TestView, sorted_rows, sound
 from dexcore.evaluate.finetuning.predictions import Predictor
 from dexcore.evaluate.prediction.images import input_of
+from dexcore.evaluate.finetuning.training import Finetuning
 from dexcore.evaluate.scores.across import load_scores, table
 from dexcore.evaluate.tasks import Task, TaskError
 from dexcore.models import DEXVisionTransformer, TaskModel
@@ -397,6 +398,43 @@ def test_a_folder_of_another_fine_tuning_is_refused_with_what_differs(ended, pla
     task = place / "spots" / "spots.yaml"
     with pytest.raises(RunFolderError, match=r"another fine-tuning.*(?s:.*)lr: 0.0001 -> 0.01"):
         finetune(tiny(task, place / "mine", place / "out", lr=1e-2))
+
+
+@pytest.mark.parametrize("lost", ["scores.npz", "scores.json"])
+def test_a_done_training_whose_scores_are_lost_predicts_again_and_is_not_trained_again(place, tmp_path, capsys, lost):
+    config = config_of(place, "sides", out=str(tmp_path))
+    (folder,) = finetune(config).folders
+    kept = ("model/model.safetensors", "best/model.safetensors", "metrics.jsonl", "choice.json", "predictions.parquet")
+    before = {name: (folder / name).read_bytes() for name in (*kept, "scores.json")}
+    written = (folder / "model" / "model.safetensors").stat().st_mtime_ns
+    (folder / lost).unlink()
+    again = finetune(config)
+    assert again.finished
+    assert {name: (folder / name).read_bytes() for name in before} == before
+    assert (folder / "model" / "model.safetensors").stat().st_mtime_ns == written
+    assert "scores.npz" in {path.name for path in folder.iterdir()}
+
+
+def test_a_folder_says_from_its_beginning_what_is_made_there(place, tmp_path, monkeypatch):
+    """One that was killed before its first checkpoint: another one is refused, its own command goes on."""
+    config = config_of(place, "sides", out=str(tmp_path))
+
+    def killed(self, stop):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Finetuning, "train", killed)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(config)
+    with pytest.raises(RunFolderError, match=r"another fine-tuning.*(?s:.*)lr: 0.0001 -> 0.01"):
+        finetune(replace(config, lr=1e-2))
+    (folder,) = tmp_path.rglob("seed-0")
+    (folder / "best").mkdir()
+    (folder / "best" / "config.json").write_text("of another")
+    (folder / "finetune.json").unlink()
+    finetune(replace(config, validations=0))
+    assert not (folder / "best").exists()
+    assert json.loads((folder / "finetune.json").read_text())["finished"] is True
 
 
 @pytest.mark.parametrize(

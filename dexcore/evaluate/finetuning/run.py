@@ -10,14 +10,14 @@ OUT/NAME/MODE/TASK/seed-N
     routes.json              where experts compute: what each of each layer received of the test images
     val/                     predictions and scores.json of val, by the last state
     choice.json              what was chosen, on what, by which numbers: no label of test decides a byte of it
-    finetune.json            what all of it was made from; written last: with the same again nothing is computed
+    finetune.json            what all of it is made from, and whether it is finished: then nothing is computed again
 """
 
 import json
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
@@ -40,10 +40,12 @@ from dexcore.evaluate.probes.run import ROUTES, safe, write_routes
 from dexcore.evaluate.scores import Scores, over_seeds, score
 from dexcore.evaluate.tasks import Task
 from dexcore.evaluate.tasks.table import SplitName
+from dexcore.models.hub import CONFIG_FILE
 from dexcore.report.files import LOCK_FILE, MODEL_FOLDER
 
+FINISHED = "finished"  # in DONE_FILE
 DONE_FILE, CHOICE_FILE, PREDICTIONS_FILE = "finetune.json", "choice.json", "predictions.parquet"
-MASKS_FOLDER, VAL_FOLDER = "masks", "val"
+SCORES_FILE, MASKS_FOLDER, VAL_FOLDER = "scores.json", "masks", "val"
 
 
 @dataclass(frozen=True)
@@ -150,9 +152,12 @@ def _run(config: FinetuneConfig, stop: StopRequest, done: list[tuple[Path, Score
                     print("\n".join(lines), flush=True)
                 return True
             with _held(training, ranks):
-                scores = _read_done(training, ranks)
+                scores, trained = _read_done(training, ranks)
                 if scores is None:
-                    training.resume()
+                    if trained:
+                        training.take_trained(MODEL_FOLDER)
+                    elif not training.resume():
+                        _begin(training)
                     training.train(stop)
                     if training.stopping:
                         if ranks.count > 1:
@@ -161,7 +166,7 @@ def _run(config: FinetuneConfig, stop: StopRequest, done: list[tuple[Path, Score
                         ranks.say(f"{reason}: stopped after step {training.step_done}; the same command goes on")
                         return False
                     with stop.at_once():
-                        scores = _finish(training)
+                        scores = _finish(training, trained)
             done.append((training.folder, scores))
     return True
 
@@ -194,31 +199,52 @@ def _held(training: Finetuning, ranks: Ranks) -> Iterator[None]:
             lock.close()
 
 
-def _read_done(training: Finetuning, ranks: Ranks) -> Scores | None:
-    """The scores of a training that is done; None where it is not.
+def _read_done(training: Finetuning, ranks: Ranks) -> tuple[Scores | None, bool]:
+    """The scores of a training that is done, None where they are not there; and whether its model is.
 
     Raises:
         RunFolderError: the folder holds another one.
     """
-    path = training.folder / DONE_FILE
+    folder = training.folder
 
-    def read() -> Scores | None:
+    def read() -> tuple[Scores | None, bool]:
         try:
-            before = json.loads(path.read_text(encoding="utf-8"))
-            scores = Scores.load(training.folder)
-        except (FileNotFoundError, ValueError):
-            return None  # begun, or damaged: it goes on
+            before = json.loads((folder / DONE_FILE).read_text(encoding="utf-8"))
+            finished = before.pop(FINISHED, True)
+        except (FileNotFoundError, ValueError, AttributeError):
+            return None, False  # not begun, or damaged: a checkpoint says the rest
         training.check_same(before)
-        ranks.say(f"{training.folder}: is done, and not run again")
-        return scores
+        if not finished:
+            return None, False
+        with suppress(FileNotFoundError, ValueError):
+            scores = Scores.load(folder)
+            if not (folder / SCORES_FILE).is_file():
+                scores.save(folder)
+            ranks.say(f"{folder}: is done, and not run again")
+            return scores, True
+        return None, (folder / MODEL_FOLDER / CONFIG_FILE).is_file()
 
     return ranks.on_main(read)
 
 
-def _finish(training: Finetuning) -> Scores:
-    """Save the model, predict, score; on all ranks."""
+def _begin(training: Finetuning) -> None:
+    """Say in the folder what is made there, before the first step; on all ranks."""
+
+    def written() -> None:
+        try:
+            shutil.rmtree(training.folder / BEST_FOLDER, ignore_errors=True)  # of one that left no checkpoint
+            write_json(training.folder / DONE_FILE, {FINISHED: False, **training.made_from})
+        except OSError as error:
+            raise RunFolderError(f"out: cannot write into {training.folder}: {error.strerror or error}") from error
+
+    training.ranks.on_main(written)
+
+
+def _finish(training: Finetuning, saved: bool) -> Scores:
+    """Save the model, where it is not, predict, score; on all ranks."""
     ranks, task, folder = training.ranks, training.task, training.folder
-    ranks.on_main(lambda: training.save_model(MODEL_FOLDER))
+    if not saved:
+        ranks.on_main(lambda: training.save_model(MODEL_FOLDER))
     ranks.say("predicting the test images")
     try:
         scores = _scored(training, "test", folder)
@@ -226,10 +252,10 @@ def _finish(training: Finetuning) -> Scores:
         if task.split("val"):
             of_val = _scored(training, "val", folder / VAL_FOLDER)
             if ranks.main:  # not as an npz: a table would take it for another model's test
-                write_json(folder / VAL_FOLDER / "scores.json", of_val.as_json())
+                write_json(folder / VAL_FOLDER / SCORES_FILE, of_val.as_json())
         if ranks.main:
             write_json(folder / CHOICE_FILE, _choice(training))
-            write_json(folder / DONE_FILE, training.made_from)
+            write_json(folder / DONE_FILE, {FINISHED: True, **training.made_from})
             shutil.rmtree(folder / CHECKPOINTS_FOLDER, ignore_errors=True)
     except OSError as error:
         raise RunFolderError(

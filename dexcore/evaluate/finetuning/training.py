@@ -39,7 +39,9 @@ from dexcore.evaluate.prediction.images import input_of
 from dexcore.evaluate.scores import score
 from dexcore.evaluate.tasks import Task, TaskError
 from dexcore.files import write_whole
+from dexcore.models import TaskModel
 from dexcore.models.precision import autocast, compute_dtype
+from dexcore.models.pretrained import load_exactly
 from dexcore.nn import aux_losses, discard_load, fast_layers, param_groups
 from dexcore.report.files import METRICS_FILE
 
@@ -237,8 +239,8 @@ class Finetuning:
         place = self.folder / CHECKPOINTS_FOLDER
         self.ranks.on_main(lambda: save_checkpoint(place, self.model, self.optimizer, progress, _KEEP))
 
-    def resume(self) -> None:
-        """Go back to the newest intact checkpoint, where there is one.
+    def resume(self) -> bool:
+        """Go back to the newest intact checkpoint, where there is one; else False.
 
         Raises:
             RunFolderError: it is of another training; the message says what differs.
@@ -246,11 +248,26 @@ class Finetuning:
         place = self.folder / CHECKPOINTS_FOLDER
         progress = load_checkpoint(place, self.model, self.optimizer, self.ranks.say, self.ranks)
         if progress is None:
-            return
+            return False
         self.check_same(progress.config)
-        self.step_done, self.skipped_in_a_row = progress.step, progress.skipped_in_a_row
-        self.best = _best(self.folder / METRICS_FILE, f"val_{self.task.spec.metric}", self.step_done)
+        self._stand_at(progress.step, progress.skipped_in_a_row)
         self.ranks.say(f"{self.folder}: going on after step {self.step_done} of {self.length.total_steps}")
+        return True
+
+    def take_trained(self, name: str) -> None:
+        """Stand after the last step, with the weights of the model in the folder of this name.
+
+        Raises:
+            ModelFileError: it cannot be read, or is another model's.
+        """
+        trained = TaskModel.from_pretrained(self.folder / name)
+        load_exactly(self.model, trained.state_dict(), str(self.folder / name))
+        self._stand_at(self.length.total_steps, 0)
+        self.ranks.say(f"{self.folder}: is trained, and predicts again: its scores are not there")
+
+    def _stand_at(self, step: int, skipped: int) -> None:
+        self.step_done, self.skipped_in_a_row = step, skipped
+        self.best = _best(self.folder / METRICS_FILE, f"val_{self.task.spec.metric}", step)
 
     def check_same(self, before: dict[str, Any]) -> None:
         """Refuse a folder whose training is another one.
