@@ -103,11 +103,18 @@ class Ranks:
 
     def on_main_for_long(self, do: Callable[[], T]) -> T:
         """`on_main` for what may take hours: the collectives of training give up after minutes."""
+        with self.patient() as ranks:
+            return ranks.on_main(do)
+
+    @contextmanager
+    def patient(self) -> "Iterator[Ranks]":
+        """The same ranks, whose collectives wait for a day; all enter together, before what takes them how long."""
         if self.group is None:
-            return do()
+            yield self
+            return
         patient = dist.new_group(backend="gloo", timeout=_PATIENCE)
         try:
-            return replace(self, group=patient).on_main(do)  # type: ignore[arg-type]  # every rank is a member
+            yield replace(self, group=patient)  # type: ignore[arg-type]  # every rank is a member
         finally:
             dist.destroy_process_group(patient)
 

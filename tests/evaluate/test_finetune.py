@@ -334,7 +334,7 @@ def test_drop_path_and_dropout_repeat_by_seed_and_step(place, tmp_path):
     assert step(plain)["loss"] != lines[0]["loss"]
 
 
-def test_what_is_dropped_is_the_same_on_any_number_of_processes(place):
+def test_what_is_dropped_is_the_same_on_any_number_of_processes(place, tmp_path):
     config = config_of(place, "sides", drop_path=0.5, dropout=0.5)
     images, found = torch.randn(4, 3, SIZE, SIZE), []
     for count in (1, 2, 4):
@@ -347,6 +347,8 @@ def test_what_is_dropped_is_the_same_on_any_number_of_processes(place):
     torch.testing.assert_close(torch.cat(parts[:2]), whole)
     torch.testing.assert_close(torch.cat(parts[2:]), whole)
     assert not torch.allclose(model.eval()(images), whole)
+    model.save_pretrained(tmp_path)
+    torch.testing.assert_close(TaskModel.from_pretrained(tmp_path)(images), model(images))
 
 
 def test_blocks_that_cannot_be_skipped_are_refused(place):

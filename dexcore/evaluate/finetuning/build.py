@@ -79,7 +79,7 @@ def build_model(
         torch.manual_seed(seed)
         model = TaskModel(encoder, described(task), **_head(config, task))
     if config.dropout:
-        model.head.drop = _Dropout(config.dropout, ranks)
+        _for_all(model.head.drop, config.dropout, ranks, whole=False)
     model.set_preprocessing(view.mean, view.std, normalization_of(encoder))
     model.set_grad_checkpointing(config.grad_checkpointing)
     return model
@@ -106,43 +106,25 @@ def _head(config: FinetuneConfig, task: Task) -> dict[str, Any]:
 
 def _drop_paths(encoder: VisionTransformer, rate: float, ranks: Ranks) -> None:
     """Skip blocks at random, the later the more often, as timm's ``drop_path_rate`` does."""
-    if rate == 0:
-        return
     for block, own in zip(encoder.blocks, torch.linspace(0, rate, len(encoder.blocks)).tolist(), strict=True):
-        if not (hasattr(block, "drop_path1") and hasattr(block, "drop_path2")):
+        if rate and not (hasattr(block, "drop_path1") and hasattr(block, "drop_path2")):
             raise ConfigError(f"drop_path: expected 0, blocks of {type(block).__name__} are not skipped; got {rate}")
-        block.drop_path1 = _DropPath(own, ranks) if own else nn.Identity()
-        block.drop_path2 = _DropPath(own, ranks) if own else nn.Identity()
+        for name in ("drop_path1", "drop_path2"):
+            setattr(block, name, _for_all(DropPath(own), own, ranks, whole=True) if own else nn.Identity())
 
 
-class _DropPath(DropPath):
-    """timm's, drawn for the images of all ranks: each takes those of its own."""
+def _for_all(module: nn.Module, rate: float, ranks: Ranks, whole: bool) -> nn.Module:
+    """A module that drops at random, drawing for the images of all ranks: each takes those of its own, an equal part.
 
-    def __init__(self, rate: float, ranks: Ranks) -> None:
-        super().__init__(rate)
-        self._ranks = ranks
+    The module stays what it is, so that the model can be saved; ``whole``: an image's numbers are dropped together.
+    """
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``x`` [b, ...]; in training 0 for the images that skip the block, and larger for the others."""
-        if not self.training:
+    def forward(x: Tensor) -> Tensor:
+        if not module.training:
             return x
-        return x * _kept(x.new_empty((len(x) * self._ranks.count, *(1,) * (x.ndim - 1))), self.drop_prob, self._ranks)
+        drawn = x.new_empty((len(x) * ranks.count, *((1,) * (x.ndim - 1) if whole else x.shape[1:])))
+        kept = drawn.bernoulli_(1 - rate).div_(1 - rate)
+        return x * kept.chunk(ranks.count)[ranks.rank]
 
-
-class _Dropout(nn.Dropout):
-    """torch's, drawn for the images of all ranks: each takes those of its own."""
-
-    def __init__(self, rate: float, ranks: Ranks) -> None:
-        super().__init__(rate)
-        self._ranks = ranks
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``x`` [b, D]; in training with zeros, and the rest larger."""
-        if not self.training:
-            return x
-        return x * _kept(x.new_empty((len(x) * self._ranks.count, *x.shape[1:])), self.p, self._ranks)
-
-
-def _kept(drawn: Tensor, rate: float, ranks: Ranks) -> Tensor:
-    """Factors of mean 1, drawn into a tensor of all ranks' images; those of this rank's, the r-th equal part."""
-    return (drawn.bernoulli_(1 - rate) / (1 - rate)).chunk(ranks.count)[ranks.rank]
+    module.forward = forward  # type: ignore[method-assign]
+    return module

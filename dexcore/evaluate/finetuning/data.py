@@ -6,7 +6,7 @@ label of the nearest one, and what a rotation brings in from outside does not co
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -38,7 +38,7 @@ class TaskImages:
 
     Args:
         task: of the rows.
-        rows: none of the test split, whose labels a task does not give.
+        rows: some of the task's; of the test split a task gives no labels.
         size: bytes of memory; 0: nothing is kept.
     """
 
@@ -52,6 +52,12 @@ class TaskImages:
     def image(self, number: int) -> np.ndarray:
         """uint16 [H, W] or [H, W, 3], at the size of its mask; of a classification with square pixels."""
         return self._once(2 * number, lambda: in_16_bits(task_image(self.task, self.rows[number])))
+
+    def pixels(self, number: int) -> np.ndarray:
+        """The same, or in [0, 1] as it was read where nothing is kept."""
+        if self._kept is None:
+            return task_image(self.task, self.rows[number])
+        return self.image(number)
 
     def target(self, number: int) -> np.ndarray:
         """The mask: unsigned [H, W], or [channels, H, W]; or the label, 0-dim or [classes]."""
@@ -160,19 +166,43 @@ def sound(batches: Any) -> Iterator[dict[str, Any]]:
         yield batch
 
 
-class TestView(Dataset[tuple[int, Tensor | Exception]]):
-    """The network's inputs by number, unchanged; of an image that cannot be read the error."""
+class Shown(NamedTuple):
+    """An image as the network is shown it, unchanged.
+
+    Attributes:
+        number: of its row.
+        image: the network's input.
+        size: native height and width, before it.
+        reference: the mask, where it was asked for.
+    """
+
+    number: int
+    image: Tensor
+    size: tuple[int, int]
+    reference: np.ndarray | None
+
+
+class TestView(Dataset[Shown | Exception]):
+    """The network's inputs by number, unchanged; of an image or a mask that cannot be read the error.
+
+    Args:
+        images: to be shown; of train or val they may be kept in memory.
+        view: what the network is shown.
+        references: whether masks come along, which a task does not give of test.
+    """
 
     __test__ = False  # no test of pytest's
 
-    def __init__(self, task: Task, rows: Sequence[Row], view: Preprocessing) -> None:
-        self.task, self.rows, self.view = task, tuple(rows), view
+    def __init__(self, images: TaskImages, view: Preprocessing, references: bool = False) -> None:
+        self.images, self.view, self.references = images, view, references
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.images)
 
-    def __getitem__(self, number: int) -> tuple[int, Tensor | Exception]:
+    def __getitem__(self, number: int) -> Shown | Exception:
         try:
-            return number, self.view(task_image(self.task, self.rows[number]))
+            pixels = self.images.pixels(number)
+            reference = self.images.target(number) if self.references else None
+            return Shown(number, self.view(pixels), (pixels.shape[0], pixels.shape[1]), reference)
         except (OSError, ValueError, TypeError) as error:
-            return number, error
+            return error

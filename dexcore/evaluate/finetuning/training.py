@@ -83,7 +83,10 @@ class Finetuning:
         rows = sorted_rows(task, "train")
         if not rows or not task.split("test"):
             raise TaskError(f"task {task.name}: {task.spec.table} has no image of train or of test: expected both")
-        self.images = TaskImages(task, rows, memory_share(config.cache, ranks.local_count))
+        memory = memory_share(config.cache, ranks.local_count)
+        of_val = len(task.split("val")) if config.validations else 0
+        of_train = memory * len(rows) // (len(rows) + of_val)
+        self.images = TaskImages(task, rows, of_train)
         self.length = Length(config, len(rows))
         self.workers = choose_workers(config.workers, ranks.local_count)
         encoder, source = open_encoder(config, seed)
@@ -105,9 +108,8 @@ class Finetuning:
         groups += param_groups(self.model.head, config.weight_decay)
         self.parameters = [parameter for group in groups for parameter in group["params"]]
         self.optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=True)
-        self.predictor = Predictor(
-            self.model, task, config.precision, max(1, config.batch_size // ranks.count), self.workers, ranks
-        )
+        own = max(1, config.batch_size // ranks.count)
+        self.predictor = Predictor(self.model, task, config.precision, own, self.workers, ranks, kept=memory - of_train)
         self.step_done = self.skipped_in_a_row = 0
         self.stopping = False
         self.best: tuple[float, int] | None = None
