@@ -282,6 +282,21 @@ def test_who_predicts_the_reference_scores_exactly_1_at_native_size(place, tmp_p
     assert score(counted, task, "val", draws=10).primary.value == 1.0
 
 
+def test_validations_read_each_image_and_mask_once(place, tmp_path, monkeypatch):
+    training = begun(config_of(place), tmp_path)
+    read = []
+    for name in ("image", "mask"):
+        true = getattr(Task, name)
+        monkeypatch.setattr(Task, name, lambda self, row, name=name, true=true: read.append(name) or true(self, row))
+    found = [training.predictor.count("val", "m", 0).values for _ in range(3)]
+    assert sorted(read) == ["image", "image", "mask", "mask"]
+    assert len(training.task.split("val")) == 2
+    assert (found[0] == found[2]).all()
+    read.clear()
+    training.predictor.predict("test", tmp_path / "masks", "m", 0)
+    assert read == ["image"] * len(training.task.split("test"))
+
+
 def test_predicting_leaves_weights_buffers_and_mode_as_they_were(place, tmp_path):
     training = begun(config_of(place), tmp_path)
     training.model.train()
@@ -351,12 +366,11 @@ def test_what_is_dropped_is_the_same_on_any_number_of_processes(place, tmp_path)
     torch.testing.assert_close(TaskModel.from_pretrained(tmp_path)(images), model(images))
 
 
-def test_blocks_that_cannot_be_skipped_are_refused(place):
-    encoder = VisionTransformer(
-        SIZE, 4, num_classes=0, embed_dim=16, depth=2, num_heads=2, block_fn=ParallelThingsBlock
-    )
+def test_a_model_that_could_not_be_saved_is_refused_before_it_is_trained(place):
+    encoder = VisionTransformer(SIZE, 4, embed_dim=16, depth=2, num_heads=2, block_fn=ParallelThingsBlock)
+    encoder.pretrained_cfg = {"input_size": (3, SIZE, SIZE), "mean": (0.5,) * 3, "std": (0.25,) * 3}
     config = config_of(place, "sides", drop_path=0.2)
-    with pytest.raises(ConfigError, match=r"drop_path: expected 0, blocks of ParallelThingsBlock"):
+    with pytest.raises(ValueError, match=r"block_fn: .* got ParallelThingsBlock"):
         build_model(config, Task.open(config.task), encoder, 0)
 
 

@@ -56,6 +56,7 @@ def build_model(
     Raises:
         ConfigError: a field is not for this encoder or this kind of task.
         FeaturesError: the encoder does not say how its images are made.
+        NotDescribableError: it could not be saved: better known before it is trained.
     """
     experts = has_experts(encoder)
     if config.mode == "director" and not experts:
@@ -73,13 +74,15 @@ def build_model(
     if experts:
         set_mode(encoder, "director" if config.mode == "director" else "experts")
         set_aux(encoder, "train" if config.lambda_align or config.lambda_balance else "never")
-    _drop_paths(encoder, config.drop_path, ranks)
     view = declared_preprocessing(encoder)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = TaskModel(encoder, described(task), **_head(config, task))
+    head: Any = model.head
+    model.describe()
+    _drop_paths(model.encoder, config.drop_path, ranks)
     if config.dropout:
-        _for_all(model.head.drop, config.dropout, ranks, whole=False)
+        _for_all(head.drop, config.dropout, ranks, whole=False)
     model.set_preprocessing(view.mean, view.std, normalization_of(encoder))
     model.set_grad_checkpointing(config.grad_checkpointing)
     return model
@@ -107,8 +110,6 @@ def _head(config: FinetuneConfig, task: Task) -> dict[str, Any]:
 def _drop_paths(encoder: VisionTransformer, rate: float, ranks: Ranks) -> None:
     """Skip blocks at random, the later the more often, as timm's ``drop_path_rate`` does."""
     for block, own in zip(encoder.blocks, torch.linspace(0, rate, len(encoder.blocks)).tolist(), strict=True):
-        if rate and not (hasattr(block, "drop_path1") and hasattr(block, "drop_path2")):
-            raise ConfigError(f"drop_path: expected 0, blocks of {type(block).__name__} are not skipped; got {rate}")
         for name in ("drop_path1", "drop_path2"):
             setattr(block, name, _for_all(DropPath(own), own, ranks, whole=True) if own else nn.Identity())
 
@@ -126,5 +127,5 @@ def _for_all(module: nn.Module, rate: float, ranks: Ranks, whole: bool) -> nn.Mo
         kept = drawn.bernoulli_(1 - rate).div_(1 - rate)
         return x * kept.chunk(ranks.count)[ranks.rank]
 
-    module.forward = forward  # type: ignore[method-assign]
+    module.forward = forward
     return module
