@@ -65,7 +65,7 @@ def test_eval_features_fills_both_modes(tmp_path, model, capsys):
         (["eval", "features", "made.yaml", "vit_tiny_patch16_224"], "expected weights beside it"),
         (["eval", "features", "made.yaml", "no_model"], "no_model: expected a folder"),
         (["eval", "features", "made.yaml", "MODEL", "--weights", "w.pth"], "is a folder with its own weights"),
-        (["eval", "features", "made.yaml", "MODEL", "--device", "no"], "run.device: expected auto"),
+        (["eval", "features", "made.yaml", "MODEL", "--device", "no"], "error: device: expected auto"),
         (
             ["eval", "features", "made.yaml", "test_vit", "--weights", "random", "--mode", "director"],
             "mode must be one",

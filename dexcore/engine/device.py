@@ -9,13 +9,14 @@ from dexcore.engine.config import ConfigError
 from dexcore.ops.backend import BackendUnavailableError, resolve
 
 
-def choose_device(name: str, local_rank: int | None = None) -> torch.device:
+def choose_device(name: str, local_rank: int | None = None, field: str = "device") -> torch.device:
     """``auto``: the accelerator PyTorch finds, else the CPU; or the device of that name.
 
     Args:
-        name: ``run.device``.
+        name: as the user gave it.
         local_rank: of this process among those of its machine, each of which gets an accelerator of its own; None
             for a process alone.
+        field: what users know it as.
 
     Raises:
         ConfigError: there is no such device here, or not one for each process.
@@ -28,7 +29,7 @@ def choose_device(name: str, local_rank: int | None = None) -> torch.device:
         if local_rank is not None and device.type != "cpu":
             if device.index is not None:
                 raise ConfigError(
-                    f"run.device: expected auto, cpu or {device.type} where several processes share a machine, got "
+                    f"{field}: expected auto, cpu or {device.type} where several processes share a machine, got "
                     f"{name!r}; each takes a device of its own"
                 )
             device = torch.device(device.type, local_rank)
@@ -37,7 +38,7 @@ def choose_device(name: str, local_rank: int | None = None) -> torch.device:
         reason = textwrap.shorten(str(error).splitlines()[0], 160, placeholder=" ...")
         of_rank = "" if local_rank is None else f" for process {local_rank} of this machine"
         raise ConfigError(
-            f"run.device: expected auto or a device that is here, got {name!r}{of_rank} ({reason})"
+            f"{field}: expected auto or a device that is here, got {name!r}{of_rank} ({reason})"
         ) from error
     return device
 

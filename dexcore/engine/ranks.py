@@ -163,12 +163,13 @@ def environment_number(name: str, least: int, most: int, default: int | None = N
 
 
 @contextmanager
-def join_ranks(device: str, patience: float = 300.0) -> Iterator[Ranks]:
+def join_ranks(device: str, patience: float = 300.0, field: str = "device") -> Iterator[Ranks]:
     """Meet the other processes that torchrun started, and part at the end. A process alone meets nobody.
 
     Args:
-        device: the run's ``run.device``; it decides between gloo (CPU) and NCCL (CUDA).
+        device: the run's; it decides between gloo (CPU) and NCCL (CUDA).
         patience: seconds to wait for the others; that it waits is said after a few.
+        field: what users know the device as.
 
     Raises:
         ConfigError: the device is not there, or the environment is not what torchrun sets.
@@ -179,7 +180,7 @@ def join_ranks(device: str, patience: float = 300.0) -> Iterator[Ranks]:
         yield ALONE
         return
     local_rank = environment_number("LOCAL_RANK", 0, count - 1, rank)
-    own = choose_device(device, local_rank)
+    own = choose_device(device, local_rank, field)
     store = _meet(rank, count, patience)
     try:
         if own.type == "cpu":

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
-# What a process returns that was stopped by a signal and can be resumed (EX_TEMPFAIL of sysexits.h), before the first
-# step too: --resume then begins.
+# What a process returns that was stopped by a signal and can be gone on with (EX_TEMPFAIL of sysexits.h), before the
+# first step too: whoever goes on then begins.
 EXIT_STOPPED = 75
 
 _SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]

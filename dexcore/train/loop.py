@@ -94,7 +94,7 @@ class Pretraining:
     ) -> None:
         self.config, self.folder, self.ranks, self.transform = config, folder, ranks, transform
         require("matplotlib", "train")  # the report's, missed now rather than after hours of training
-        self.device = choose_device(config.run.device, ranks.local_rank)
+        self.device = choose_device(config.run.device, ranks.local_rank, "run.device")
         check_backend(config.model.backend, self.device)
         self.part_size = _part_size(config, ranks)
         self.images = _images(config, ranks) if dataset is None else _own_images(config, dataset)

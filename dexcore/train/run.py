@@ -102,7 +102,7 @@ def pretrain(
 
 
 def _dry_run(config: PretrainConfig, dataset: Dataset[Any] | None, transform: Transform | None) -> RunResult:
-    with join_ranks(config.run.device) as ranks:
+    with join_ranks(config.run.device, field="run.device") as ranks:
         lines = rehearse(Pretraining(config, Path(config.out), ranks, dataset, transform))
         if ranks.main:
             print("\n".join(lines), flush=True)
@@ -114,7 +114,7 @@ def _run(
 ) -> RunResult:
     with ExitStack() as held, ExitStack() as met:  # held: the main rank's hold on the folder
         with stop.at_once():
-            ranks = met.enter_context(join_ranks(config.run.device))
+            ranks = met.enter_context(join_ranks(config.run.device, field="run.device"))
         with stop.at_once(ranks.main):
             folder = ranks.on_main(lambda: held.enter_context(open_run_folder(config)))
             run = Pretraining(config, folder, ranks, dataset, transform)

@@ -10,15 +10,13 @@ _CPU = torch.device("cpu")
 
 
 def test_a_device_that_is_not_here_is_named():
-    with pytest.raises(ConfigError, match=r"run\.device: expected auto or a device that is here, got 'quantum'"):
+    with pytest.raises(ConfigError, match=r"^device: expected auto or a device that is here, got 'quantum'"):
         choose_device("quantum")
 
 
 @pytest.mark.parametrize("name", ["meta", "privateuseone", "fpga"])
 def test_a_device_that_pytorch_names_but_that_cannot_compute_is_refused_in_a_line(name):
-    with pytest.raises(
-        ConfigError, match=rf"run\.device: expected auto or a device that is here, got '{name}'"
-    ) as told:
+    with pytest.raises(ConfigError, match=rf"^device: expected auto or a device that is here, got '{name}'") as told:
         choose_device(name)
     assert len(str(told.value)) < 300
 

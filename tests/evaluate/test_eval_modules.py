@@ -116,7 +116,7 @@ def test_a_page_of_damaged_numbers_is_refused(tmp_path):
         (["--twin=modality=tag"], "--twin: expected names that differ from each other and from modality"),
         (["--twin=small=small"], "small: takes other images than modality"),
         (["--twin=none=nowhere"], "nowhere"),
-        (["--device", "no"], "run.device: expected auto"),
+        (["--device", "no"], "error: device: expected auto"),
         (["--images", "0"], "most must be"),
     ],
     ids=["names", "size", "folder", "device", "images"],

@@ -129,6 +129,7 @@ def test_a_command_that_cannot_run_says_why_in_a_line(place, tmp_path, capsys):
         ([str(tmp_path / "none.yaml"), config.model], "none.yaml"),
         ([config.task, "nobody"], "nobody: expected a folder of dexcore's"),
         ([config.task, "resnet18", "--weights", "random"], "resnet18: expected a vision transformer, whose img_size"),
+        ([config.task, config.model, "--device", "no"], "error: device: expected auto or a device that is here"),
         ([config.task, config.model, "--lr", "-1"], "lr: expected a number above 0, got -1.0"),
     ):
         assert main(["finetune", *words, "--out", str(tmp_path)]) == 2
