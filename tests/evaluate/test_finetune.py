@@ -27,8 +27,9 @@ from dexcore.evaluate.finetuning.training import Finetuning
 from dexcore.evaluate.scores.across import load_scores, table
 from dexcore.evaluate.tasks import Task, TaskError
 from dexcore.models import DEXVisionTransformer, TaskModel
-from dexcore.nn import RoutingRule, set_rule
+from dexcore.nn import RoutingRule, rule_of, set_rule
 from dexcore.nn.mlp import dex_layers
+from dexcore.nn.rules import oracle_experts
 
 
 @pytest.fixture(scope="module")
@@ -314,15 +315,54 @@ def test_a_dense_model_of_timms_is_trained_whole_and_has_no_director(place, tmp_
         finetune(replace(config, mode="director"))
 
 
-def test_a_model_whose_experts_a_rule_chooses_is_trained_through_its_director_alone(place, tmp_path):
+RULES = {"fixed": RoutingRule("fixed"), "oracle": RoutingRule("oracle", modalities=("CT", "X-ray"))}
+
+
+def ruled_model(folder, rule):
     ruled = DEXVisionTransformer(16, 4, num_classes=0, embed_dim=16, depth=2, num_heads=2, num_experts=3)
     ruled.set_preprocessing((0.5,) * 3, (0.25,) * 3)
-    set_rule(ruled, RoutingRule("fixed"))
-    ruled.save_pretrained(tmp_path / "model")
-    config = config_of(place, "sides", model=str(tmp_path / "model"), steps=1, out=str(tmp_path / "out"))
-    with pytest.raises(ConfigError, match=r"mode: expected director, .* experts that a rule chooses by image"):
+    set_rule(ruled, rule)
+    ruled.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("kind", ["fixed", "oracle"])
+@pytest.mark.parametrize("mode", ["experts", "director", "scratch"])
+def test_a_model_whose_experts_a_rule_chooses_is_told_the_images_of_the_task(place, tmp_path, kind, mode):
+    model = ruled_model(tmp_path / "model", RULES[kind])
+    config = config_of(place, "sides", model=model, mode=mode, steps=2, out=str(tmp_path / "out"))
+    (folder,) = finetune(config).folders
+    task = Task.open(config.task)
+    trained = TaskModel.from_pretrained(folder / "model")
+    assert rule_of(trained) == RULES[kind]
+    found = [Predictor(trained, task, "fp32", size).predict("test", tmp_path, "m", 0).values for size in (1, 3)]
+    for values in (*found, Predictions.load(folder / "predictions.parquet").values):
+        np.testing.assert_allclose(values.astype(float), found[0].astype(float), atol=2e-3)
+
+
+def test_a_rule_chooses_the_experts_that_learn(place, tmp_path):
+    model = ruled_model(tmp_path / "model", RULES["oracle"])
+    training = begun(config_of(place, "sides", model=model), tmp_path / "seed")
+    before = parts(training.model)["experts"]
+    step(training)
+    after = parts(training.model)["experts"]
+    layer = dex_layers(training.model)[0]
+    chosen = oracle_experts(2, layer.num_experts, layer.top_k)[1].tolist()  # of X-ray
+    weights = [name for name in before if ".experts." in name]
+    assert weights
+    for name in weights:
+        changed = (before[name] - after[name]).flatten(1).abs().max(dim=1).values
+        assert (changed > 5e-5).nonzero().flatten().tolist() == chosen, name  # the others decay a little
+
+
+def test_a_modality_without_experts_is_refused_by_name(place, tmp_path):
+    model = ruled_model(tmp_path / "model", RoutingRule("oracle", modalities=("CT", "MR")))
+    config = config_of(place, "sides", model=model, out=str(tmp_path / "out"))
+    with pytest.raises(
+        ConfigError, match=r"mode: expected director, .* has none for X-ray of task sides, but for CT, MR"
+    ):
         finetune(config)
-    assert finetune(replace(config, mode="director")).folders
+    assert finetune(replace(config, mode="director", steps=1)).folders
 
 
 def test_layer_decay_slows_what_lies_deep_and_not_the_head(place, tmp_path):

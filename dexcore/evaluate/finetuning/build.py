@@ -1,5 +1,6 @@
 """The model of a fine-tuning: an encoder that was opened, what of it is trained, and a new head."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,10 @@ from dexcore.evaluate.embedding.view import declared_preprocessing
 from dexcore.evaluate.finetuning.config import FinetuneConfig
 from dexcore.evaluate.prediction.images import described
 from dexcore.evaluate.probes.baselines import redrawn
-from dexcore.evaluate.tasks import Task
+from dexcore.evaluate.tasks import Row, Task
 from dexcore.models import TaskModel
 from dexcore.models.inputs import normalization_of
-from dexcore.nn import rule_of, set_aux, set_mode
+from dexcore.nn import route_by_rule, rule_of, set_aux, set_mode
 from dexcore.nn.mlp import DEXMlp
 
 
@@ -61,11 +62,14 @@ def build_model(
     experts = has_experts(encoder)
     if config.mode == "director" and not experts:
         raise ConfigError(f"mode: expected experts or scratch, {config.model} has no directors; got 'director'")
-    if config.mode != "director" and rule_of(encoder) is not None:
-        raise ConfigError(
-            f"mode: expected director, {config.model} has experts that a rule chooses by image, and the rule knows "
-            f"no image of a task; got {config.mode!r}"
-        )
+    rule = rule_of(encoder)
+    if config.mode != "director" and rule is not None and rule.modalities:
+        unknown = sorted({row.modality.value for row in task.rows} - set(rule.modalities))
+        if unknown:
+            raise ConfigError(
+                f"mode: expected director, {config.model} gives experts by modality and has none for {unknown[0]} of "
+                f"task {task.name}, but for {', '.join(rule.modalities)}; got {config.mode!r}"
+            )
     if (config.lambda_align or config.lambda_balance) and not experts:
         raise ConfigError(f"lambda_align, lambda_balance: expected 0, {config.model} has no experts")
     if config.mode == "scratch":
@@ -91,6 +95,17 @@ def build_model(
 def has_experts(model: nn.Module) -> bool:
     """Whether a model has DEX layers."""
     return any(isinstance(part, DEXMlp) for part in model.modules())
+
+
+def route_rows(model: nn.Module, rows: Sequence[Row]) -> None:
+    """Give the images of the next forward the experts that the model's rule says, by image and modality; where routers
+    choose, or directors run, nothing happens.
+
+    Raises:
+        ValueError: a modality that the rule does not know.
+    """
+    if any(isinstance(part, DEXMlp) and part.mode == "experts" for part in model.modules()):
+        route_by_rule(model, [row.image for row in rows], [row.modality.value for row in rows])
 
 
 def _head(config: FinetuneConfig, task: Task) -> dict[str, Any]:

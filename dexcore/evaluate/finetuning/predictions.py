@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from dexcore.engine.ranks import ALONE, Ranks
 from dexcore.engine.stop import leave_signals_to_parent
 from dexcore.evaluate.embedding.encode import gates_of
+from dexcore.evaluate.finetuning.build import route_rows
 from dexcore.evaluate.finetuning.data import Shown, TaskImages, TestView, sorted_rows
 from dexcore.evaluate.prediction.images import input_of
 from dexcore.evaluate.prediction.native import at_size, decided
@@ -162,6 +163,7 @@ class Predictor:
                     if isinstance(item, Exception):
                         raise item
                 inputs = torch.stack([shown.image for shown in items]).to(device)
+                route_rows(self.model, [images.rows[shown.number] for shown in items])
                 with autocast(device, self.precision):
                     logits = self.model(inputs)
                 if layers:

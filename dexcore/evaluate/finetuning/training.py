@@ -30,7 +30,7 @@ from dexcore.engine.gradient_norm import gradient_norm
 from dexcore.engine.progress import ProgressDisplay
 from dexcore.engine.ranks import ALONE, Ranks
 from dexcore.engine.stop import StopRequest, leave_signals_to_parent, signals_held_back
-from dexcore.evaluate.finetuning.build import build_model, has_experts, open_encoder
+from dexcore.evaluate.finetuning.build import build_model, has_experts, open_encoder, route_rows
 from dexcore.evaluate.finetuning.config import FinetuneConfig, Length, decisive
 from dexcore.evaluate.finetuning.data import TaskImages, TrainingView, collate, sorted_rows, sound
 from dexcore.evaluate.finetuning.predictions import Predictor
@@ -165,6 +165,7 @@ class Finetuning:
             keyed = generator(self.seed, self.step_done, 0, Stream.DROP)  # drawn for all ranks' images on each
             torch.manual_seed(int(keyed.integers(2**63)))
         self.optimizer.zero_grad(set_to_none=True)
+        route_rows(self.model, [self.images.rows[number] for number in batch["number"].tolist()])
         losses = self._backward(batch["image"], batch["target"])
         grad_norm = gradient_norm([p.grad for p in self.parameters if p.grad is not None])
         told = torch.cat([losses, losses.new_tensor([stop])])
