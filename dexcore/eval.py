@@ -6,6 +6,7 @@
     dexcore eval features TASK MODEL        a frozen model's features of the images, computed once and kept
     dexcore eval probe TASK MODEL           a frozen model's features: k-NN, linear, few-shot, retrieval, dense
     dexcore eval modules MODEL STORE        whether a model's experts are modules, beside its twins
+    dexcore eval finetune TASK MODEL        train a model on a task: the same as dexcore finetune
     dexcore eval predict TASK MODEL         a fine-tuned model on a task's images, another hospital's, say
     dexcore eval score TASK PREDICTIONS     saved predictions become numbers with intervals
     dexcore eval compare A B                two models on the cases that both have

@@ -118,6 +118,14 @@ def _chosen(task: Task, scores: Scores) -> list[tuple[str, float, Row]]:
     return [(name, values[place][0], rows[values[place][1]]) for name, place in places.items()]
 
 
+def command(config: FinetuneConfig) -> str:
+    """The command line of a fine-tuning."""
+    usual = vars(PRESETS["laptop"]) | {"task": config.task, "model": config.model}
+    changed = [(name, value) for name, value in vars(config).items() if value != usual[name]]
+    flags = [word for name, value in changed for word in (f"--{name.replace('_', '-')}", str(value))]
+    return shlex.join(["dexcore", "finetune", config.task, config.model, "--preset", "laptop", *flags])
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the example; the return value is the process's."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -136,10 +144,11 @@ def main(argv: list[str] | None = None) -> int:
     else:
         task, size = synthetic_tasks(out / "tasks", images, SIZE)[0], SIZE
     results = out / f"results_{task.name}"
-    for mode in MODES:
-        given = {"task": str(task.spec.path), "model": model, "out": str(results), "name": "small", "mode": mode}
-        changes = {"img_size": size, "steps": steps, "seeds": asked.seeds, "validations": 3}
-        result = finetune(FinetuneConfig(**(vars(PRESETS["laptop"]) | given | changes)))
+    given = {"task": str(task.spec.path), "model": model, "out": str(results), "name": "small"}
+    changes = {"img_size": size, "steps": steps, "seeds": asked.seeds, "validations": 3}
+    configs = [FinetuneConfig(**(vars(PRESETS["laptop"]) | given | changes | {"mode": mode})) for mode in MODES]
+    for mode, config in zip(MODES, configs, strict=True):
+        result = finetune(config)
         if not result.finished:
             return result.exit_code
         (out / f"{task.name}_{mode}.png").write_bytes(picture(task, result))
@@ -148,7 +157,8 @@ def main(argv: list[str] | None = None) -> int:
     if asked.task == "mni":
         print(f"\n{ONE_CASE}")
     print(f"\npictures  {out}/{task.name}_{{{','.join(MODES)}}}.png")
-    print(f"the same  dexcore finetune {shlex.join([str(task.spec.path), model])} --preset laptop --out {results}")
+    for config in configs:
+        print(f"the same  {command(config)}")
     return 0
 
 

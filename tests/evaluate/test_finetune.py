@@ -558,6 +558,18 @@ def test_every_kind_of_task_is_trained_predicted_and_scored(place, tmp_path, kin
     assert predictions.kind == ("mask" if "segmentation" in kind else "logits")
 
 
+@pytest.mark.parametrize("kind", ["classification", "multilabel"])
+def test_a_class_that_train_has_no_image_of_is_told(place, tmp_path, capsys, kind):
+    task = sides(tmp_path / "task", kind=kind)
+    begun(tiny(task, place / "mine", tmp_path / "out"), tmp_path / "seed")
+    assert "note" not in capsys.readouterr().err
+    task = sides(tmp_path / "task", kind=kind, classes=["left", "middle", "right"])
+    begun(tiny(task, place / "mine", tmp_path / "out"), tmp_path / "seed")
+    told = capsys.readouterr().err
+    assert told.count("note: ") == 1
+    assert "task sides: train has no image of class middle: it cannot be learned" in told
+
+
 def test_a_task_without_val_has_no_best_state(place, tmp_path):
     task = sides(tmp_path / "task")
     table_file = tmp_path / "task" / "sides.csv"

@@ -1,10 +1,16 @@
 """The fine-tuning example, from the command line, in quick form."""
 
+import runpy
+import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
+from dexcore.evaluate.finetuning import PRESETS
+from dexcore.finetune import parse
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "finetune.py"
 
@@ -13,6 +19,15 @@ def run(*arguments):
     return subprocess.run(
         [sys.executable, EXAMPLE, *map(str, arguments)], capture_output=True, text=True, timeout=900, check=False
     )
+
+
+def test_the_command_that_it_prints_is_the_same_fine_tuning():
+    example = runpy.run_path(str(EXAMPLE))
+    config = replace(PRESETS["laptop"], task="a b.yaml", model="runs/mine", name="small", mode="director", steps=12)
+    config = replace(config, img_size=96, validations=3, out="results of mine")
+    program, command, *flags = shlex.split(example["command"](config))
+    assert (program, command) == ("dexcore", "finetune")
+    assert parse(flags) == config
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ on computes the losses of one that was not, and one on several processes those o
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ from dexcore.evaluate.finetuning.predictions import Predictor
 from dexcore.evaluate.losses import label_loss, segmentation_losses
 from dexcore.evaluate.prediction.images import input_of
 from dexcore.evaluate.scores import score
-from dexcore.evaluate.tasks import Task, TaskError
+from dexcore.evaluate.tasks import Row, Task, TaskError
 from dexcore.files import write_whole
 from dexcore.models import TaskModel
 from dexcore.models.precision import autocast, compute_dtype
@@ -83,6 +83,8 @@ class Finetuning:
         rows = sorted_rows(task, "train")
         if not rows or not task.split("test"):
             raise TaskError(f"task {task.name}: {task.spec.table} has no image of train or of test: expected both")
+        for name in classes_without_images(task, rows):
+            ranks.say(f"note: task {task.name}: train has no image of class {name}: it cannot be learned")
         memory = memory_share(config.cache, ranks.local_count)
         of_val = len(task.split("val")) if config.validations else 0
         of_train = memory * len(rows) // (len(rows) + of_val)
@@ -339,6 +341,19 @@ class Finetuning:
 def finetuned(config: FinetuneConfig, experts: bool) -> str:
     """The mode of a fine-tuning as a name: a dense model has none but from scratch."""
     return f"finetune-{config.mode}" if experts or config.mode == "scratch" else "finetune"
+
+
+def classes_without_images(task: Task, rows: Sequence[Row]) -> list[str]:
+    """The classes that none of the rows has. Of masks none is told: they would all have to be read.
+
+    Raises:
+        TaskError: a row has no label, or one of no class.
+    """
+    if task.spec.is_segmentation:
+        return []
+    labels = np.array([task.label(row) for row in rows])
+    seen = labels.any(axis=0).tolist() if labels.ndim == 2 else [index in labels for index in range(len(task.classes))]
+    return [name for name, there in zip(task.classes, seen, strict=True) if not there]
 
 
 def write_json(path: Path, value: Any) -> None:
