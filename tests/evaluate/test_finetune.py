@@ -20,14 +20,14 @@ from dexcore.evaluate import FinetuneConfig, Predictions, finetune, score
 from dexcore.evaluate.finetuning import FinetuneError
 from dexcore.evaluate.finetuning.build import build_model, open_encoder
 from dexcore.evaluate.finetuning.config import Length
-from dexcore.evaluate.finetuning.data import TestView, sorted_rows, sound
+from dexcore.evaluate.finetuning.data import TaskImages, TestView, sorted_rows, sound
 from dexcore.evaluate.finetuning.predictions import Predictor
-from dexcore.evaluate.prediction.images import input_of
 from dexcore.evaluate.finetuning.training import Finetuning
+from dexcore.evaluate.prediction.images import input_of
 from dexcore.evaluate.scores.across import load_scores, table
 from dexcore.evaluate.tasks import Task, TaskError
 from dexcore.models import DEXVisionTransformer, TaskModel
-from dexcore.nn import RoutingRule, rule_of, set_rule
+from dexcore.nn import RoutingRule, rule_of, set_mode, set_rule
 from dexcore.nn.mlp import dex_layers
 from dexcore.nn.rules import oracle_experts
 
@@ -145,9 +145,9 @@ def test_where_experts_compute_the_folder_tells_what_each_received_of_the_test_i
     routes = json.loads((folder / "routes.json").read_text())
     assert routes["images"] == len(task.split("test"))
     model = TaskModel.from_pretrained(folder / "model").eval()
-    view = TestView(task, sorted_rows(task, "test"), input_of(model.encoder, model.task))
+    view = TestView(TaskImages(task, sorted_rows(task, "test")), input_of(model.encoder, model.task))
     with torch.inference_mode():
-        model(torch.stack([view[number][1] for number in range(len(view))]))
+        model(torch.stack([view[number].image for number in range(len(view))]))
     layers = dex_layers(model)
     assert np.shape(routes["gates"]) == (len(layers), 3)
     for layer, gates in zip(layers, routes["gates"], strict=True):
@@ -276,6 +276,7 @@ def test_who_predicts_the_reference_scores_exactly_1_at_native_size(place, tmp_p
     training = begun(tiny(task_file, place / "mine", tmp_path), tmp_path / "seed")
     model = training.model
     model.set_preprocessing((0.0,) * 3, (1.0,) * 3)
+    set_mode(model, "director")  # no expert computes
     model.forward = brightness
     found = Predictor(model, task, "fp32", 2).predict("test", tmp_path / "masks", "reads", 0)
     assert score(found, task, draws=10).primary.value == 1.0

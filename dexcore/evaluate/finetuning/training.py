@@ -352,8 +352,8 @@ def classes_without_images(task: Task, rows: Sequence[Row]) -> list[str]:
     if task.spec.is_segmentation:
         return []
     labels = np.array([task.label(row) for row in rows])
-    seen = labels.any(axis=0).tolist() if labels.ndim == 2 else [index in labels for index in range(len(task.classes))]
-    return [name for name, there in zip(task.classes, seen, strict=True) if not there]
+    held = np.flatnonzero(labels.any(axis=0)) if labels.ndim == 2 else labels
+    return [name for index, name in enumerate(task.classes) if index not in held]
 
 
 def write_json(path: Path, value: Any) -> None:
