@@ -1,5 +1,6 @@
 """Fine-tuning in processes of their own: killed, stopped, on several ranks, as a command."""
 
+import json
 import os
 import signal
 from dataclasses import asdict, replace
@@ -99,6 +100,9 @@ def test_two_and_three_ranks_have_one_ranks_losses_and_predict_each_of_21_images
                 assert ours[name] == pytest.approx(theirs[name], rel=1e-4)
         found = Predictions.load(folder / "predictions.parquet")
         assert found.image == known.image
+        routes, of_one = (json.loads((one / "routes.json").read_text()) for one in (folder, alone))
+        assert routes["images"] == of_one["images"] == 21
+        np.testing.assert_allclose(routes["gates"], of_one["gates"], atol=0.05)  # an image may be near two experts
         if task == "sides":
             np.testing.assert_allclose(found.values.astype(float), known.values.astype(float), atol=1e-2)
         else:
