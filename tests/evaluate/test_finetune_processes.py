@@ -1,16 +1,22 @@
 """Fine-tuning in processes of their own: killed, stopped, on several ranks, as a command."""
 
 import json
+import multiprocessing
 import os
 import signal
+import time
 from dataclasses import asdict, replace
+from datetime import timedelta
 
 import numpy as np
 import pytest
+import torch
+import torch.distributed as dist
 from made_finetunings import losses, sides, small_model, spots, tiny
 from runs import ends, start_ranks, wait_for_steps
 
 from dexcore.cli import main
+from dexcore.engine.ranks import Ranks
 from dexcore.engine.stop import EXIT_STOPPED
 from dexcore.evaluate import Predictions, finetune
 from dexcore.evaluate.finetuning import FinetuneConfig
@@ -108,6 +114,31 @@ def test_two_and_three_ranks_have_one_ranks_losses_and_predict_each_of_21_images
         else:
             differs = [(found.mask(row) != known.mask(row)).mean() for row in range(21)]
             assert max(differs) < 0.01
+
+
+def late(rank: int, store: str) -> None:
+    """One of two processes, whose group gives up after two seconds; the second one takes five to predict."""
+    dist.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=timedelta(seconds=2)
+    )
+    with Ranks(rank, 2, rank, dist.group.WORLD).patient() as ranks:
+        time.sleep(5 * rank)
+        found = ranks.gather(torch.tensor([float(rank)])).tolist()
+    os._exit(0 if found == [0.0, 1.0] else 1)
+
+
+@pytest.mark.slow
+def test_a_process_that_has_predicted_waits_for_another_beyond_the_groups_patience(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=late, args=(rank, str(tmp_path / "store"))) for rank in (0, 1)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+    assert codes == [0, 0]
 
 
 def test_the_command_trains_and_tells_where_all_lies(place, tmp_path, capsys):
