@@ -5,6 +5,8 @@ cross-entropy) and, for the rest, which is not public, ours; each field says whi
 the command line or a YAML file is `dexcore.finetune`.
 """
 
+import os
+import re
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +17,8 @@ from dexcore.engine.schedules import learning_rate
 from dexcore.report.files import MODEL_FOLDER
 
 _EPOCHS, _FEWEST_STEPS, _MOST_STEPS = 100.0, 2_000, 20_000
+_STATES = (MODEL_FOLDER, "best")  # of a fine-tuning's folder: the last state, and the best on val
+_SEED = re.compile(r"seed-\d+")
 _WARMUP_SHARE = 0.1  # of the steps: the most that a warm-up takes
 
 _LEAST = {
@@ -141,9 +145,15 @@ class FinetuneConfig:
 
     @property
     def called(self) -> str:
-        """The name of the model, in folders and tables."""
-        place = Path(self.model)
-        return self.name or (place.parent.name if place.name == MODEL_FOLDER else place.name) or self.model
+        """The name of the model, in folders and tables: that of its folder; of one that was fine-tuned before with
+        all that tells it from others, NAME-MODE-TASK-seed-N."""
+        if self.name or not self.model:
+            return self.name
+        parts = Path(os.path.abspath(self.model)).parts
+        last = parts[-2:] if parts[-1] in _STATES else parts[-1:]
+        if _SEED.fullmatch(last[0]):
+            last = parts[-3 - len(last) :]
+        return "-".join(part for part in last if part != MODEL_FOLDER)
 
 
 @dataclass(frozen=True)
