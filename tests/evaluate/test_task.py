@@ -76,6 +76,9 @@ def test_only_scores_and_checks_ask_for_the_reference():
         "evaluate/tasks/check.py",
         "evaluate/scores/gather.py",
         "evaluate/probes/fewshot.py",  # the score of its episodes
+        "evaluate/probes/retrieval.py",  # the score of what its queries find
+        "evaluate/claims/of_tasks.py",  # the same across modalities
+        "evaluate/page/cases.py",  # pictures of scored cases
     }
 
 
