@@ -68,14 +68,18 @@ def test_the_command_measures_a_model_and_its_twins(folder, tmp_path, capsys):
     assert main([*command, *twins, *task, "--other-seed", str(folder / "again")]) == 0
     told = capsys.readouterr().out.splitlines()
     assert told[-1] == f"page: {out / 'modules.html'}"
-    assert any(line.startswith("modality: damage follows use with correlation 0.") for line in told)
     numbers = json.loads((out / "modules.json").read_text())
     assert (numbers["model"], numbers["twins"]) == ("modality", ["tag", "dense"])
     assert numbers["cases"] == {"train": 24, "heldout": 12}
     assert [block["value"]["value"] for block in numbers["stability"]["blocks"]] == pytest.approx([1, 1])
     own, tag, dense = (numbers["models"][name] for name in ("modality", "tag", "dense"))
     assert own["routing"]["trained"]["blocks"][0]["nmi"] == pytest.approx(1)
-    assert own["knock_out"]["specificity"]["p_value"] < 0.01 < tag["knock_out"]["specificity"]["p_value"]
+    assert own["knock_out"]["specificity"]["p_value"] < 0.01
+    grown, by_tag = (one["knock_out"]["specificity"]["value"] for one in (own, tag))
+    # Above 0 by chance, and truly so: the planted decoder is fitted to these images, where tag and modality are tied.
+    assert by_tag["value"] < 0.2 * grown["low"]
+    drawn = f"modality: without an expert drawn as a modality uses them its loss grows by {grown['value']:.3f} ["
+    assert any(line.startswith(drawn) for line in told)
     assert own["extraction"][0]["common_minus_own"]["low"] > 0
     assert numbers["twin_minus_model"]["tag"]["extraction"]["1"]["low"] > 0
     assert "left_out" in own["shared_space"]  # stripes have no classes
