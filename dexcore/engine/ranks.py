@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -112,9 +112,9 @@ class Ranks:
         if self.group is None:
             yield self
             return
-        patient = dist.new_group(backend="gloo", timeout=_PATIENCE)
+        patient: Any = dist.new_group(backend="gloo", timeout=_PATIENCE)  # a group: every rank is a member
         try:
-            yield replace(self, group=patient)  # type: ignore[arg-type]  # every rank is a member
+            yield replace(self, group=patient)
         finally:
             dist.destroy_process_group(patient)
 

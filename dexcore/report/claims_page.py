@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from dexcore.files import write_whole
 from dexcore.measures.effects import ALPHA, PILOT_CONFIDENCE, POWER, Effect
@@ -171,8 +172,8 @@ def _picture(finding: Finding, found: Effect) -> Picture:
     )
 
 
-def _row(axis: object, place: float, found: Effect, color: str) -> None:
-    plot = axis.plot  # type: ignore[attr-defined]
+def _row(axis: Any, place: float, found: Effect, color: str) -> None:
+    plot = axis.plot
     for (low, high), width, alpha in ((found.cases_interval, 1.2, 0.9), (found.interval, 5.0, 0.45)):
         if math.isfinite(low):
             plot([low, high], [place, place], color=color, linewidth=width, alpha=alpha, solid_capstyle="butt")
@@ -180,12 +181,12 @@ def _row(axis: object, place: float, found: Effect, color: str) -> None:
     plot([found.value], [place], "D", color=color, markersize=5)
 
 
-def _name_rows(axis: object, labels: Sequence[str]) -> None:
+def _name_rows(axis: Any, labels: Sequence[str]) -> None:
     places = [-number for number in range(len(labels))]
-    axis.set_yticks(places, labels)  # type: ignore[attr-defined]
-    axis.set_ylim(min(places) - 0.6, 0.5)  # type: ignore[attr-defined]
-    axis.grid(True, axis="x")  # type: ignore[attr-defined]
-    axis.locator_params(axis="x", nbins=5)  # type: ignore[attr-defined]
+    axis.set_yticks(places, labels)
+    axis.set_ylim(min(places) - 0.6, 0.5)
+    axis.grid(True, axis="x")
+    axis.locator_params(axis="x", nbins=5)
 
 
 def _smallest(finding: Finding) -> str:

@@ -105,7 +105,8 @@ def _widen(model: MaskedAutoencoder, hidden: int, grown: bool) -> None:
 
 def _drawn(old: Any, hidden: int) -> Any:
     """An MLP as ``old``, of another hidden width, with weights as `MaskedAutoencoder` draws them."""
-    new: Any = Mlp(old.fc1.in_features, hidden, act_layer=partial(copy.deepcopy, old.act))  # type: ignore[arg-type]
+    activation: Any = partial(copy.deepcopy, old.act)  # timm wants a class
+    new: Any = Mlp(old.fc1.in_features, hidden, act_layer=activation)
     for layer in (new.fc1, new.fc2):
         nn.init.xavier_uniform_(layer.weight)
         nn.init.zeros_(layer.bias)

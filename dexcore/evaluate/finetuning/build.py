@@ -73,7 +73,7 @@ def build_model(
     if (config.lambda_align or config.lambda_balance) and not experts:
         raise ConfigError(f"lambda_align, lambda_balance: expected 0, {config.model} has no experts")
     if config.mode == "scratch":
-        encoder = redrawn(encoder, seed)  # type: ignore[assignment]
+        encoder = redrawn(encoder, seed)
     encoder.requires_grad_(True)
     if experts:
         set_mode(encoder, "director" if config.mode == "director" else "experts")

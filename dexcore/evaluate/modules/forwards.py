@@ -88,8 +88,8 @@ def collect(
                 _set_modes(layers, "director")
                 features["director"].append(tokens(images))
     of_layers = {name: tuple(np.concatenate(one) for one in values if one) for name, values in found.items()}
-    whole = {name: np.concatenate(values) if values else None for name, values in features.items()}
-    return Collected(**of_layers, **whole)  # type: ignore[arg-type]  # features are never None
+    director = np.concatenate(features["director"]) if features["director"] else None
+    return Collected(**of_layers, features=np.concatenate(features["features"]), director=director)
 
 
 def masked_losses(

@@ -158,13 +158,12 @@ def _of_model(
     say: Say,
 ) -> _Measured:
     say(f"{name}: features and gates")
-    collected = Samples(*(collect(model, sample, setting, device) for sample in samples))  # type: ignore[arg-type]
+    train, heldout = (collect(model, sample, setting, device) for sample in samples)
     numbers: dict[str, Any] = {"experts": [layer.num_experts for layer in layers_of(model.encoder)]}
     extraction: Extraction | None = None
     if layers_of(model.encoder):
         say(f"{name}: routing")
-        held: Any = collected.heldout
-        routing = measure_routing(model, samples.heldout, setting, device, collected=held, seed=plan.seed)
+        routing = measure_routing(model, samples.heldout, setting, device, collected=heldout, seed=plan.seed)
         numbers["routing"] = plain(routing)
         numbers["knock_out"] = _left_out(lambda: _knocked(name, model, samples, setting, device, plan, say))
         say(f"{name}: extraction")
@@ -184,8 +183,7 @@ def _of_model(
     say(f"{name}: shared space")
     spaces: Mapping[str, SharedSpace] = {}
     try:
-        train, heldout = collected
-        spaces = measure_shared_space(train, heldout, samples, plan.seed)  # type: ignore[arg-type]
+        spaces = measure_shared_space(train, heldout, samples, plan.seed)
         numbers["shared_space"] = plain(spaces)
     except ValueError as error:
         numbers["shared_space"] = {"left_out": str(error)}

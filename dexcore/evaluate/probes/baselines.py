@@ -6,7 +6,7 @@ measured exposure. `redrawn` is a model of the same architecture that has learne
 
 import copy
 import os
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +18,8 @@ from dexcore.evaluate.probes.kept import HISTOGRAM, MAJORITY
 from dexcore.evaluate.probes.splits import Splits, one_hot
 from dexcore.evaluate.scores import Predictions
 from dexcore.evaluate.tasks import Task
+
+M = TypeVar("M", bound=nn.Module)
 
 SIZE = 128  # pixels: what `Intensities` sees
 BINS = 32
@@ -58,7 +60,7 @@ def _histogram(values: Tensor, bins: int) -> Tensor:
     return torch.stack([(place == number).float().mean(-1) for number in range(bins)], -1)
 
 
-def redrawn(model: nn.Module, seed: int = 0) -> nn.Module:
+def redrawn(model: M, seed: int = 0) -> M:
     """A copy with new weights, as its layers draw them; fixed positions stay.
 
     Args:
