@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -130,3 +131,10 @@ def test_tests_of_a_gpu_are_found_where_only_the_core_is_installed_and_the_check
     assert "tests/ops/test_triton_on_gpu.py::test_twice_the_same_bits" in done.stdout
     assert "interpreted: False" in done.stdout
     assert f"from: {ROOT / 'kernels'}" in done.stdout
+
+
+def test_no_fixture_of_a_folder_lasts_to_the_end_of_all_tests():
+    # Where a folder of tests is no package, scope "package" is scope "session", and what it patches stays patched.
+    scope = re.compile(r"scope=[\"']package")
+    folders = {path.parent for path in ROOT.glob("tests/**/*.py") if scope.search(path.read_text(encoding="utf-8"))}
+    assert [folder for folder in folders if not (folder / "__init__.py").exists()] == []

@@ -1,19 +1,16 @@
-"""A store, made once; on one thread: tensors this small only make two wait."""
+"""A store, made once; on one thread."""
 
 import pytest
-import torch
-from runs import write_images
+from runs import one_thread, write_images
 
 
-@pytest.fixture(scope="package", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+@pytest.fixture(scope="module", autouse=True)
+def _fast():
+    with one_thread():
+        yield
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def store(tmp_path_factory):
     return write_images(tmp_path_factory.mktemp("images") / "store")
 

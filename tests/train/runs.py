@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,17 @@ _MODALITIES = (Modality.PET, Modality.OCT, Modality.ENDOSCOPY, Modality.PHOTO)
 EXAMPLE = Path(__file__).parents[2] / "examples" / "pretrain_mvu.py"
 STEPS = 40
 SECONDS_UNTIL_STUCK = 600  # on a machine that is not idle two starts alone take a minute
+
+
+@contextmanager
+def one_thread():
+    """Tensors this small only make two wait."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def write_images(folder: Path, seed: int = 0, images: int = 24, one_heldout_in: int = 6, size: int = 64) -> Path:
