@@ -4,6 +4,7 @@
     python examples/verify_claims.py --out claims --store STORE --tasks TASKS/*/*.yaml
     python examples/verify_claims.py --out claims --quick             # minutes: tests the road, decides nothing
     python examples/verify_claims.py --out claims --dry-run           # how long it would take
+    python examples/verify_claims.py --out claims --remedy wider.yaml # a changed DEX beside it
 
 The story, from top to bottom: find the images, and see that they and the tasks will do; train short pilots and write
 down, once, the smallest effects that the experiment can show; train every arm with every seed; measure each model;
@@ -32,10 +33,11 @@ from dexcore.data.readers import UnreadableFileError
 from dexcore.data.store import write_store
 from dexcore.data.store.manifest import StoreError
 from dexcore.engine.checkpoint import CheckpointError
-from dexcore.engine.config import ConfigError
+from dexcore.engine.config import ConfigError, flat
+from dexcore.engine.config_file import read_yaml
 from dexcore.engine.folder import RunFolderError
 from dexcore.engine.memory import keep_freed_memory
-from dexcore.evaluate.claims import Measured, findings, smallest_effects
+from dexcore.evaluate.claims import Measured, findings, remedied, smallest_effects
 from dexcore.evaluate.claims.before import (
     SMALLEST_FILE,
     ExperimentError,
@@ -67,6 +69,10 @@ MORE_ARMS = (DENSE, ORACLE)  # with --full
 PILOT_ARMS = (DEX, WIDE)  # those that effects are made of
 PILOT_SEED = 1000  # and on: none of the experiment's
 PILOT_NAME = "pilot-"  # begins theirs
+COMPARED = tuple(
+    f"model.{name}" for name in ("mlp", "image_size", "patch_size", "in_chans", "mask_ratio", "norm_pix_loss")
+)
+CHANGED = "Director-Experts, changed"
 SIZE = 64  # pixels
 STOPPED, ERROR = 75, 2
 _TOLD = (
@@ -147,7 +153,7 @@ def verify(given: argparse.Namespace) -> int:
     known = [*check_images(opened, scale.evaluated), *check_tasks(tasks.all, store), *tasks.flags]
     for flag in known:
         say(f"note: {flag}")
-    runs = plan(store, scale, ARMS + (MORE_ARMS if given.full else ()))
+    runs = plan(store, scale, ARMS + (MORE_ARMS if given.full else ()), given.remedy)
     if given.dry_run:
         rehearse(runs, fingerprint, out, tasks)
         return 0
@@ -169,6 +175,7 @@ def verify(given: argparse.Namespace) -> int:
         flags=(*flags(given, trained, costs, codes, scale), *written.flags, *known, *of_all(trained)),
         facts=facts(runs, trained, costs, fingerprint, tasks)
         | {"Smallest effects": f"{written.when} ({SMALLEST_FILE})", "Code": ", ".join(codes)},
+        remedies=remedied(numbers_of(trained), changes_of(runs), DEX, CLAIMS),
     )
     page = write_claims(out, experiment)
     for one in found:
@@ -228,8 +235,11 @@ def labelled_images(given: argparse.Namespace, scale: Scale) -> Tasks:
     return Tasks(asked or [generated], [generated] if asked else [], told)
 
 
-def plan(store: Path, scale: Scale, arms: Sequence[str]) -> list[Run]:
+def plan(store: Path, scale: Scale, arms: Sequence[str], remedies: Sequence[Path] = ()) -> list[Run]:
     """All runs, pilots first; seed by seed, so that an experiment that is cut short has whole seeds."""
+    names = [path.stem for path in remedies]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ExperimentError(f"--remedy: several files are called {', '.join(sorted(twice))}: names tell them apart")
     base = replace(_LAPTOP, data=replace(_LAPTOP.data, store=str(store)))
     runs = []
     for pilot, seeds, own_arms, epochs in (
@@ -245,7 +255,29 @@ def plan(store: Path, scale: Scale, arms: Sequence[str]) -> list[Run]:
                     run=replace(base.run, epochs=epochs, seed=seed, evaluate_images=scale.evaluated),
                 )
                 runs.append(Run(arm, seed, config, pilot))
+                if arm == DEX and not pilot:
+                    runs += [Run(f"{DEX}-{path.stem}", seed, changed(config, path), pilot) for path in remedies]
     return runs
+
+
+def changed(config: PretrainConfig, path: Path) -> PretrainConfig:
+    """A DEX run with the fields of a remedy's file, which may change what is trained, not what it is compared on."""
+    found = read_yaml(path, config)
+    before = dict(flat(config))
+    for name, value in flat(found):
+        if value != before[name] and (name in COMPARED or name.partition(".")[0] not in ("model", "optimizer", "dex")):
+            raise ExperimentError(f"{path}: {name}: a remedy is compared with DEX, and may not change it")
+    return found
+
+
+def changes_of(runs: Sequence[Run]) -> dict[str, str]:
+    """What each remedy changed, by the name of its arm."""
+    own = {run.arm: dict(flat(run.config)) for run in runs if not run.pilot and run.seed == 0}
+    return {
+        arm: ", ".join(f"{name} {value}" for name, value in fields.items() if value != own[DEX][name]) or "nothing"
+        for arm, fields in own.items()
+        if arm.startswith(f"{DEX}-")
+    }
 
 
 def train_all(
@@ -406,7 +438,7 @@ def facts(
     versions = {"dexcore": dexcore.__version__, "torch": torch.__version__, "timm": timm.__version__}
     return {
         "Command": shlex.join(["python", *sys.argv]),
-        **{arm: f"{KINDS[arm]}. {one.costs()}." for (arm, seed), one in costs.items() if seed == 0},
+        **{arm: f"{KINDS.get(arm, CHANGED)}. {one.costs()}." for (arm, seed), one in costs.items() if seed == 0},
         "Runs": f"{len([run for run in runs if not run.pilot])} of {steps(longest):.0f} steps, after "
         f"{len([run for run in runs if run.pilot])} pilots of {steps(runs[0]):.0f}",
         "Store": fingerprint,
@@ -436,6 +468,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="YAML",
         help="tasks of classes, in place of the generated one",
     )
+    add("--remedy", type=Path, nargs="+", default=[], metavar="YAML", help="fields of a changed DEX, tried beside it")
     add("--full", action="store_true", help=f"train {' and '.join(MORE_ARMS)} too")
     add("--quick", action="store_true", help="one seed, a few steps: tests the road, decides nothing")
     add("--dry-run", action="store_true", help="train a short run of each arm and say how long all would take")

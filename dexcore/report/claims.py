@@ -114,6 +114,36 @@ class Finding:
 
 
 @dataclass(frozen=True)
+class Remedied:
+    """A claim's effect where a changed DEX takes the place of DEX.
+
+    Attributes:
+        title: of the claim.
+        effect: the claim's, of the changed DEX.
+        gain: that minus DEX's own, seed by seed.
+    """
+
+    title: str
+    effect: Effect
+    gain: Effect
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """A change of DEX that was tried.
+
+    Attributes:
+        name: short.
+        changes: fields of the configuration, and their values.
+        claims: what became of each claim about DEX.
+    """
+
+    name: str
+    changes: str
+    claims: tuple[Remedied, ...]
+
+
+@dataclass(frozen=True)
 class Experiment:
     """All claims of one experiment, and what it was.
 
@@ -123,6 +153,7 @@ class Experiment:
         seeds: trainings of each arm.
         flags: what a reader must know before reading on.
         facts: what was run, name -> text: images, arms, command, versions, hashes.
+        remedies: changes of DEX that were tried beside.
     """
 
     name: str
@@ -130,6 +161,7 @@ class Experiment:
     seeds: int
     flags: tuple[str, ...]
     facts: Mapping[str, str]
+    remedies: tuple[Remedy, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """All of it."""
@@ -139,6 +171,7 @@ class Experiment:
             "flags": list(self.flags),
             "facts": dict(self.facts),
             "findings": [finding.as_json() for finding in self.findings],
+            "remedies": [_remedy(one) for one in self.remedies],
         }
 
 
@@ -156,6 +189,11 @@ def _beside(one: Beside) -> dict[str, Any]:
         verdict = None if one.judged is None else str(one.judged.verdict)
         found |= {"expected": str(one.expected), "verdict": verdict, "passed": one.passed}
     return found
+
+
+def _remedy(one: Remedy) -> dict[str, Any]:
+    claims = [{"title": of.title, "effect": _effect(of.effect), "gain": _effect(of.gain)} for of in one.claims]
+    return {"name": one.name, "changes": one.changes, "claims": claims}
 
 
 _INTERVALS = ("interval", "seeds_interval", "cases_interval")

@@ -9,7 +9,7 @@ from typing import Any
 
 from dexcore.files import write_whole
 from dexcore.measures.effects import ALPHA, PILOT_CONFIDENCE, POWER, Effect
-from dexcore.report.claims import Beside, Experiment, Finding
+from dexcore.report.claims import Beside, Experiment, Finding, Remedy
 from dexcore.report.html import document, figure, folded, mapping, table
 from dexcore.report.pictures import BLUE, NEUTRAL, RED, Picture, new_figure, styled, to_png
 
@@ -43,6 +43,7 @@ def claims_page(experiment: Experiment) -> str:
     with styled():
         for finding in findings:
             body += _section(finding)
+    body += _remedies(experiment.remedies)
     facts = [mapping(name, value) for name, value in experiment.facts.items()]
     body += ['<h2 id="made">How this was made</h2>', *facts, folded("How to read the intervals", _INTERVALS)]
     return document(f"Claims of DEX on {experiment.name}", body)
@@ -52,6 +53,11 @@ _RULE = (
     f"The rule stood before the runs: refuted, if an effect as large as the margin, the smallest that would matter, is "
     f"excluded; else supported, if zero is excluded; else not decided. Both at {100 * (1 - ALPHA):.0f} %, adjusted for "
     "all claims together (Holm)."
+)
+_TRIED = (
+    "The same seeds, images and steps; each claim's effect with the changed DEX in place of DEX, and what it gained. "
+    "Nothing is adjusted for the number of changes and claims: the best of several looks better than it is, and is "
+    "believed when other images confirm it."
 )
 _INTERVALS = (
     "<p>An effect is the mean over seeds. Its interval holds what other seeds and other cases (patients, volumes, "
@@ -124,6 +130,23 @@ def _section(finding: Finding) -> Iterator[str]:
     if finding.numbers:
         seeds = [(one.label, _number(one.effect.value), _seeds(one.effect)) for one in finding.numbers]
         yield table(("number of", "mean", "from, to of seeds"), seeds)
+
+
+def _remedies(remedies: Sequence[Remedy]) -> Iterator[str]:
+    if remedies:
+        yield '<h2 id="remedies">Changes of DEX that were tried</h2>'
+        yield f"<p>{escape(_TRIED)}</p>"
+    for remedy in remedies:
+        yield f"<h3>{escape(remedy.name)}</h3>" + mapping("Changed:", remedy.changes)
+        rows = [
+            (
+                one.title,
+                f"{_number(one.effect.value)} {_ends(one.effect.interval)}",
+                f"{_number(one.gain.value)} {_ends(one.gain.interval)}",
+            )
+            for one in remedy.claims
+        ]
+        yield table(("claim", "effect, 95 %", "more than DEX, 95 %"), rows)
 
 
 def _effect_rows(finding: Finding, found: Effect) -> Iterator[tuple[str, str, str]]:

@@ -8,7 +8,17 @@ import pytest
 from planted import planted, write_stripes
 
 from dexcore.data.modality import Modality
-from dexcore.evaluate.claims import Asked, Measured, Number, findings, mean_number, measured, of_model, smallest_effects
+from dexcore.evaluate.claims import (
+    Asked,
+    Measured,
+    Number,
+    findings,
+    mean_number,
+    measured,
+    of_model,
+    remedied,
+    smallest_effects,
+)
 from dexcore.evaluate.claims.known import CLAIMS
 from dexcore.evaluate.claims.of_modules import module_numbers
 from dexcore.evaluate.claims.of_run import routing_number, variance_number
@@ -240,14 +250,47 @@ def test_few_cases_of_one_modality_are_said_and_lend_their_freedom():
 
     few = Number.of(mean, label)
     assert (few.groups, few.fewest) == (82, 2)
-    assert few.freedom == pytest.approx(1, abs=0.3)
     numbers = {("dex", seed): {"score": few} for seed in range(5)}
     (found,) = findings(numbers, [asked(against_arm="")], {})
     assert any("A modality or class has 2 cases" in note for note in found.notes)
-    assert found.effect.freedom_cases == few.freedom
+    assert found.effect.freedom_cases == pytest.approx(1, abs=0.3)
     many = Number.of(mean_statistic(value[:, None]), np.zeros(82, np.int64))
     (found,) = findings({("dex", seed): {"score": many} for seed in range(5)}, [asked(against_arm="")], {})
     assert not any("modality or class" in note for note in found.notes)
+
+
+def test_what_two_arms_have_in_common_lends_their_difference_no_freedom():
+    # A large modality that varies much, in both alike, and three cases that alone make them differ.
+    label = np.repeat([0, 1], [120, 3])
+    draws = np.random.default_rng(1)
+    alike = draws.normal(size=123) * np.where(label == 0, 5.0, 0.1)
+    differs = draws.normal(size=123) * np.where(label == 0, 0.01, 1.0)
+    numbers = {}
+    for seed in range(3):
+        for arm, added in (("dex", differs), ("dense-wide", 0.0)):
+            values = alike + added + 1e-3 * draws.normal()
+            columns = np.where(label[:, None] == [0, 1], values[:, None], np.nan)
+            numbers[arm, seed] = {"score": Number.of(mean_statistic(columns), label)}
+    assert measured(numbers, asked().terms()).freedom_cases == pytest.approx(2, abs=0.1)
+    assert measured(numbers, [(1.0, "dense-wide", "score")]).freedom_cases > 100
+
+
+def test_a_number_of_many_cases_changes_with_each():
+    value = np.random.default_rng(0).normal(size=250)
+    found = Number.of(mean_statistic(value[:, None]), np.zeros(250, np.int64))
+    assert found.changed_g == pytest.approx((value - value.mean()) / 251)
+
+
+def test_a_changed_dex_takes_the_place_of_dex_and_its_gain_is_within_a_seed():
+    seeds = np.array([0.1, 0.9, 0.4])
+    models = trained(dex=seeds, dex_wider=seeds + 0.03, dense_wide=seeds + 0.01)
+    other = asked(arm="dense-wide", against_arm="dex")
+    about_dense = asked(arm="dense-wide", against_arm="")
+    (found,) = remedied(models, {"dex-wider": "model.mlp_ratio 8"}, "dex", [asked(), other, about_dense])
+    assert (found.name, found.changes) == ("dex-wider", "model.mlp_ratio 8")
+    told = [(one.effect.value, one.gain.value) for one in found.claims]
+    assert told == [pytest.approx((0.02, 0.03)), pytest.approx((-0.02, -0.03))]
+    assert found.claims[0].gain.deviation_seeds == pytest.approx(0, abs=1e-12)
 
 
 def test_what_is_missing_is_said():
@@ -286,7 +329,7 @@ def test_numbers_are_kept_with_what_must_be_known_and_made_again_where_damaged(t
     found = [of_model.measure(*given) for _ in range(2)][1]
     assert (len(calls), found.flags) == (1, ("few cases",))
     assert found.numbers["linear probe, a/b"].drawn_d.tolist() == number(0.7, 0.1).drawn_d.tolist()
-    assert (found.numbers["linear probe, a/b"].freedom, found.numbers["linear probe, a/b"].fewest) == (79, 80)
+    assert found.numbers["linear probe, a/b"].fewest == 80
     (path,) = tmp_path.glob("numbers-tasks-*.npz")
     path.write_bytes(path.read_bytes()[:100])
     of_model.measure(*given)

@@ -52,6 +52,22 @@ def test_the_plan_pairs_all_arms_of_a_seed_and_keeps_the_pilots_seeds_apart(exam
     assert [run.seed for run in own] == sorted(run.seed for run in own)  # whole seeds first
 
 
+def test_a_remedy_changes_what_is_trained_and_nothing_that_it_is_compared_on(example, tmp_path):
+    (tmp_path / "narrow.yaml").write_text("model: {top_k: 1}\ndex: {noise_start: 2.0}\n")
+    runs = example.plan(Path("store"), example.WHOLE, example.ARMS, [tmp_path / "narrow.yaml"])
+    dex, narrow = ([run for run in runs if run.arm == arm and not run.pilot] for arm in ("dex", "dex-narrow"))
+    assert len(narrow) == 5
+    for own, changed in zip(dex, narrow, strict=True):
+        assert replace(changed.config, model=own.config.model, dex=own.config.dex) == own.config
+        assert changed.config.model.top_k == 1
+    assert len([run for run in runs if run.pilot]) == 6
+    assert example.changes_of(runs) == {"dex-narrow": "model.top_k 1, dex.noise_start 2.0"}
+    for text in ("model: {mask_ratio: 0.5}", "run: {seed: 7}", "data: {batch_size: 8}", "model: {mlp: dense}"):
+        (tmp_path / "other.yaml").write_text(text)
+        with pytest.raises(ExperimentError, match=r"other\.yaml: \w+\.\w+: a remedy is compared with DEX"):
+            example.plan(Path("store"), example.WHOLE, example.ARMS, [tmp_path / "other.yaml"])
+
+
 def test_every_arm_can_be_rehearsed_at_either_scale(example):
     for scale in (example.WHOLE, example.QUICK):
         for run in example.plan(Path("store"), scale, (*example.ARMS, *example.MORE_ARMS)):

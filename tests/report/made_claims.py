@@ -4,7 +4,7 @@ import numpy as np
 
 from dexcore.measures.effects import effect
 from dexcore.measures.verdicts import Verdict, judge
-from dexcore.report.claims import Beside, Claim, Experiment, Finding, Shown
+from dexcore.report.claims import Beside, Claim, Experiment, Finding, Remedied, Remedy, Shown
 
 
 def made_effect(value, spread=0.02, seeds=5):
@@ -48,4 +48,6 @@ def made_experiment(seeds=5):
     )
     long = "a-long-name-of-a-folder-without-any-place-to-break-it-and-so-on-and-on-to-the-end"
     facts = {"Command": f"python examples/verify_claims.py --out {long}", "Store": "f" * 64}
-    return Experiment("synthetic images", findings, seeds, ("A flag that all must read.",), facts)
+    tried = Remedied("What transfer says", made_effect(0.03, seeds=seeds), made_effect(0.02, seeds=seeds))
+    remedies = (Remedy("dex-wider", "model.mlp_ratio 8.0", (tried,)),)
+    return Experiment("synthetic images", findings, seeds, ("A flag that all must read.",), facts, remedies)

@@ -46,6 +46,18 @@ def test_the_same_numbers_stand_beside_the_page(page):
     assert (missing["effect"], missing["smallest"]) == (None, None)
 
 
+def test_changes_that_were_tried_stand_apart_from_the_verdicts(page):
+    text = text_of(page.read_text(encoding="utf-8"))
+    assert "dex-wider Changed: model.mlp_ratio 8.0" in text
+    assert re.search(r"What transfer says 0\.030 \[\S+, \S+\] 0\.020 \[", text)
+    assert "the best of several looks better than it is" in text
+    (remedy,) = json.loads((page.parent / "claims.json").read_text(encoding="utf-8"))["remedies"]
+    assert remedy["claims"][0]["gain"]["value"] == pytest.approx(0.02)
+    experiment = made_experiment()
+    object.__setattr__(experiment, "remedies", ())
+    assert "Changes of DEX" not in text_of(claims_page(experiment))
+
+
 def test_a_control_that_fails_is_said_before_any_section():
     experiment = made_experiment()
     routing = experiment.findings[0]

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from dexcore.evaluate.claims.numbers import Number
+from dexcore.evaluate.claims.numbers import Number, freedom_of
 from dexcore.measures.bootstrap import FEWEST_CASES
 from dexcore.measures.effects import ALPHA, Effect, effect, smallest_effect, upper_deviation
 from dexcore.measures.verdicts import Verdict, judge, support_power
-from dexcore.report.claims import Beside, Claim, Finding, Shown
+from dexcore.report.claims import Beside, Claim, Finding, Remedied, Remedy, Shown
 
 _FEWEST_OF_STRATUM = 5  # of a modality or class; of fewer a note is made
 
@@ -62,7 +62,7 @@ def measured(trained: Trained, terms: Sequence[tuple[float, str, str]]) -> Effec
         ValueError: a number of two models is not of the same cases.
     """
     seeds = seeds_of(trained, {arm for _, arm, _ in terms})
-    values, drawn, groups, freedoms = [], [], [], []
+    values, drawn, groups, everything = [], [], [], []
     for seed in seeds:
         numbers = []
         for sign, arm, name in terms:
@@ -75,10 +75,10 @@ def measured(trained: Trained, terms: Sequence[tuple[float, str, str]]) -> Effec
         values.append(sum(sign * number.value for sign, number in numbers))
         drawn.append(sum(sign * number.drawn_d for sign, number in numbers))
         groups.append(numbers[0][1].groups)
-        freedoms += [number.freedom for _, number in numbers]
+        everything += [(sign / len(seeds), number) for sign, number in numbers]
     if not values:
         return None
-    return effect(values, np.stack(drawn, axis=1), min(groups), min(freedoms))
+    return effect(values, np.stack(drawn, axis=1), min(groups), freedom_of(everything))
 
 
 def smallest_effects(pilot: Trained, asked: Sequence[Asked], seeds: int) -> dict[str, Shown]:
@@ -132,6 +132,30 @@ def findings(
             )
         )
     return tuple(told)
+
+
+def remedied(trained: Trained, changes: Mapping[str, str], dex: str, asked: Sequence[Asked]) -> tuple[Remedy, ...]:
+    """What becomes of the claims about DEX where a changed one takes its place.
+
+    Args:
+        trained: the experiment's models, changed ones among them.
+        changes: arm of each changed DEX -> what was changed.
+        dex: the arm that each takes the place of.
+        asked: the claims.
+    """
+    found = []
+    for arm, changed in changes.items():
+        claims = []
+        for one in asked:
+            terms = one.terms()
+            new = [(sign, arm if name == dex else name, number) for sign, name, number in terms]
+            own = [(sign, name, number) for sign, name, number in new if name == arm]
+            before = [(-sign, dex, number) for sign, _, number in own]
+            effect, gain = measured(trained, new), measured(trained, own + before)
+            if own and effect is not None and gain is not None:
+                claims.append(Remedied(one.claim.title, effect, gain))
+        found.append(Remedy(arm, changed, tuple(claims)))
+    return tuple(found)
 
 
 def _beside(trained: Trained, asked: Asked) -> tuple[Beside, ...]:

@@ -2,7 +2,7 @@
 
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,9 @@ from dexcore.measures.effects import stratified_freedom
 from dexcore.report.arrays import read_arrays, write_arrays
 
 DRAWS = 1000
-_FORMAT = 2
+_FORMAT = 3
+_ARRAYS = ("drawn_d", "changed_g", "stratum_g")
+_AT_ONCE = 100  # cases that count once more: all at once take memory that grows with their square
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,22 +25,23 @@ class Number:
         value: on all cases; nan where it is not defined.
         drawn_d: on draws of cases, float64 [d]; empty where cases were not drawn. Of two models that were measured on
             the same cases, draw number i is of the same cases.
-        groups: cases.
-        freedom: degrees of freedom of the draws' deviation; without it one less than there are cases.
-        fewest: cases of the smallest stratum that cases were drawn within (a modality, a class); without it all.
+        groups: cases; of several sets the fewest.
+        changed_g: by how much it changes where one case counts once more, float64 [g]; of several sets, of the cases
+            of all; empty where that is not known.
+        stratum_g: int64 [g], what each case was drawn within (a modality, a class).
     """
 
     value: float
     drawn_d: np.ndarray
     groups: int
-    freedom: float = -1.0
-    fewest: int = -1
+    changed_g: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    stratum_g: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
-    def __post_init__(self) -> None:
-        if self.freedom < 0:
-            object.__setattr__(self, "freedom", max(self.groups - 1.0, 0.0))
-        if self.fewest < 0:
-            object.__setattr__(self, "fewest", self.groups)
+    @property
+    def fewest(self) -> int:
+        """Cases of the smallest stratum; all where strata are not known."""
+        counts = np.unique(self.stratum_g, return_counts=True)[1]
+        return int(counts.min()) if len(counts) else self.groups
 
     @classmethod
     def of(cls, statistic: Statistic, stratum_g: np.ndarray, cases: str = "") -> "Number":
@@ -50,10 +53,12 @@ class Number:
             cases: what the set is called: another is drawn otherwise, even where it is as large.
         """
         values, drawn_ds = drawn_numbers([statistic], stratum_g, DRAWS, seed=zlib.crc32(cases.encode()))
-        changed_g = statistic(1 + np.eye(len(stratum_g)))  # a case more of each
-        fewest = int(np.unique(stratum_g, return_counts=True)[1].min())
-        freedom = stratified_freedom(changed_g, stratum_g)
-        return cls(float(values[0]), drawn_ds[:, 0], len(stratum_g), freedom, fewest)
+        groups = len(stratum_g)
+        changed = [
+            statistic(1 + np.eye(min(_AT_ONCE, groups - first), groups, first)) - values[0]
+            for first in range(0, groups, _AT_ONCE)
+        ]
+        return cls(float(values[0]), drawn_ds[:, 0], groups, np.concatenate(changed), np.asarray(stratum_g, np.int64))
 
     @classmethod
     def plain(cls, value: float, groups: int = 0) -> "Number":
@@ -69,9 +74,34 @@ def mean_number(numbers: Sequence[Number]) -> Number:
         float(np.mean([one.value for one in numbers])),
         np.mean(drawn, axis=0) if known else np.zeros(0),
         min(one.groups for one in numbers),
-        min(one.freedom for one in numbers),
-        min(one.fewest for one in numbers),
+        *_cases_of_all(numbers),
     )
+
+
+def _cases_of_all(numbers: Sequence[Number]) -> tuple[np.ndarray, np.ndarray]:
+    """``changed_g`` and ``stratum_g`` of a mean: strata of different sets are different."""
+    if not all(len(one.changed_g) for one in numbers):
+        return np.zeros(0), np.zeros(0, dtype=np.int64)
+    strata, known = [], 0
+    for one in numbers:
+        own = np.unique(one.stratum_g, return_inverse=True)[1]
+        strata.append(known + own)
+        known += int(own.max()) + 1
+    return np.concatenate([one.changed_g for one in numbers]) / len(numbers), np.concatenate(strata)
+
+
+def freedom_of(terms: Sequence[tuple[float, Number]]) -> float:
+    """Degrees of freedom over cases of a signed sum of numbers of the same cases.
+
+    What its numbers have in common cancels: where that is most of what a large stratum varies by, a small one may carry
+    the sum's variance, and the freedom is less than any number's own. One less than there are cases where it is not
+    known how the numbers change.
+    """
+    (_, first), *_ = terms
+    if not all(len(one.changed_g) == len(first.stratum_g) > 0 for _, one in terms):
+        return max(min(one.groups for _, one in terms) - 1.0, 0.0)
+    changed_g = np.sum([sign * one.changed_g for sign, one in terms], axis=0)
+    return stratified_freedom(changed_g, first.stratum_g)
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,9 +119,9 @@ class Measured:
         """
         arrays = {"names": np.array(list(self.numbers), dtype=np.str_), "flags": np.array(self.flags, dtype=np.str_)}
         for place, number in enumerate(self.numbers.values()):
-            told = [number.value, number.groups, number.freedom, number.fewest]
-            arrays[f"value_{place}"] = np.array(told, dtype=np.float64)
-            arrays[f"drawn_{place}"] = number.drawn_d
+            arrays[f"value_{place}"] = np.array([number.value, number.groups], dtype=np.float64)
+            for name in _ARRAYS:
+                arrays[f"{name}_{place}"] = getattr(number, name)
         write_arrays(path, _FORMAT, arrays)
 
     @classmethod
@@ -106,9 +136,11 @@ class Measured:
         try:
             return cls(
                 {
-                    str(name): Number(float(value), arrays[f"drawn_{place}"], int(groups), float(freedom), int(fewest))
+                    str(name): Number(
+                        float(value), groups=int(groups), **{array: arrays[f"{array}_{place}"] for array in _ARRAYS}
+                    )
                     for place, name in enumerate(arrays["names"])
-                    for value, groups, freedom, fewest in [arrays[f"value_{place}"]]
+                    for value, groups in [arrays[f"value_{place}"]]
                 },
                 tuple(map(str, arrays["flags"])),
             )
