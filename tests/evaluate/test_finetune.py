@@ -9,6 +9,7 @@ import pytest
 import torch
 from made_finetunings import SIZE, begun, losses, sides, small_model, spots, tiny
 from made_tasks import save
+from PIL import Image
 from timm.models.vision_transformer import ParallelThingsBlock, VisionTransformer
 
 from dexcore.cli import main
@@ -218,6 +219,18 @@ def test_a_finished_seed_is_not_run_again_and_another_one_is_another_training(en
     assert (of_seeds[0].values != of_seeds[1].values).any()
     assert "2 seeds" in "\n".join(both.lines())
     shutil.rmtree(both.folders[1])
+
+
+@pytest.mark.parametrize(("changed", "named"), [("0.png", "images"), ("3_mask.png", "task")])
+def test_images_and_masks_that_changed_in_their_place_are_another_training(ended, place, tmp_path, changed, named):
+    shutil.copytree(place / "spots", tmp_path / "spots")
+    shutil.copytree(place / "out", tmp_path / "out")
+    config = tiny(tmp_path / "spots" / "spots.yaml", place / "mine", tmp_path / "out")
+    finetune(config)  # is done
+    save(tmp_path / "spots" / changed, 1 - np.asarray(Image.open(tmp_path / "spots" / changed)))
+    with pytest.raises(RunFolderError, match=rf"holds another fine-tuning(?s:.*)\n  {named}: ") as told:
+        finetune(config)
+    assert len(str(told.value).splitlines()) == 2
 
 
 def test_the_same_seed_gives_the_same_bytes(ended, place):
@@ -582,7 +595,7 @@ def test_a_task_without_val_has_no_best_state(place, tmp_path):
 
 
 def test_nothing_of_test_is_read_before_it_is_scored(place, tmp_path, monkeypatch):
-    """Of masks, which no fingerprint holds: a training and its predictions, while references cannot be read."""
+    """Of masks the fingerprint takes bytes alone: a training and its predictions, while references cannot be read."""
     from dexcore.evaluate.tasks.task import Reference
 
     def asked(self, row):

@@ -12,6 +12,7 @@ import pytest
 import timm
 import torch
 from made_tasks import SEGMENTATION, masked, save, write
+from PIL import Image
 from test_dense_probe import squares
 from test_probes import GRID, a_task, told
 
@@ -24,8 +25,9 @@ from dexcore.evaluate.probes.dense import dense_probe
 from dexcore.evaluate.probes.kept import is_baseline, load_settings
 from dexcore.evaluate.probes.retrieval import retrieve
 from dexcore.evaluate.probes.run import Probe, probes_of, run_majority, run_probe
-from dexcore.evaluate.scores import Scores, score
+from dexcore.evaluate.scores import Predictions, PredictionsError, Scores, compare, score
 from dexcore.evaluate.scores.across import load_scores, table
+from dexcore.evaluate.scores.compare import ComparisonError
 from dexcore.evaluate.tasks import Task
 
 
@@ -65,6 +67,23 @@ def test_the_command_probes_features_from_a_file_beside_the_baselines(tmp_path, 
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
     assert main([*command, "--probe", "knn", "--probe", "linear"]) == 0
     assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
+
+
+def test_a_mask_that_is_rewritten_in_its_place_makes_probes_again_and_refuses_comparisons(tmp_path):
+    task, features = squares(tmp_path / "task")
+    dense = Probe("dense")
+    before = [run_majority(task, tmp_path / "out"), run_probe(task, features, "mine", dense, tmp_path / "out")]
+    row = task.split("test")[0]
+    mask = tmp_path / "task" / row.image.replace(".png", "_mask.png")
+    save(mask, 1 - np.asarray(Image.open(mask)))
+    changed = Task.open(task.spec.path)
+    after = [run_majority(changed, tmp_path / "out"), run_probe(changed, features, "mine", dense, tmp_path / "out")]
+    for one, other in zip(before, after, strict=True):
+        assert one.primary.value != other.primary.value
+        with pytest.raises(ComparisonError, match="not the same fingerprint"):
+            compare(one, other)
+    with pytest.raises(PredictionsError, match="another state of it"):
+        score(Predictions.load(tmp_path / "out" / "mine" / "dense" / "made" / "seed-0"), task)
 
 
 def test_a_probe_that_is_no_better_than_the_histogram_says_so(tmp_path):

@@ -1,6 +1,8 @@
 """Tasks: what their files say, what is read of them, and who may see test labels."""
 
 import ast
+import hashlib
+import os
 from itertools import islice
 from pathlib import Path
 
@@ -334,6 +336,46 @@ def test_the_fingerprint_hangs_on_what_decides_a_number(tmp_path):
     by_name = Task.open(write(tmp_path / "labels", labels)).fingerprint
     by_index = [row | {"label": ["sound", "ill"].index(row["label"])} for row in labels]
     assert Task.open(write(tmp_path / "labels", by_index)).fingerprint == by_name
+
+
+@pytest.mark.parametrize("name", ["0_mask.png", "0_mask.nii.gz", "0_mask.mha"])
+def test_a_mask_that_is_rewritten_in_its_place_makes_another_fingerprint(tmp_path, name):
+    def put(mask):
+        if name.endswith("png"):
+            save(tmp_path / name, mask)
+        elif name.endswith("mha"):
+            pytest.importorskip("SimpleITK").WriteImage(
+                pytest.importorskip("SimpleITK").GetImageFromArray(mask), str(tmp_path / name)
+            )
+        else:
+            nibabel.save(nibabel.Nifti1Image(mask[..., None], np.eye(4)), tmp_path / name)
+
+    rows = masked(tmp_path)
+    rows[0]["mask"] = name
+    mask = np.random.default_rng(100).integers(0, 2, (20, 24)).astype(np.uint8)
+    put(mask)
+    path = write(tmp_path, rows, **SEGMENTATION)
+    before = Task.open(path).fingerprint
+    assert Task.open(path).fingerprint == before
+    mask[3, 4] ^= 1
+    put(mask)
+    assert Task.open(path).fingerprint != before
+    mask[3, 4] ^= 1
+    put(mask)
+    assert name.endswith("gz") or Task.open(path).fingerprint == before  # gzip writes the time
+    (tmp_path / name).unlink()
+    with pytest.raises(TaskError, match=rf"made.csv, line 2: .*{name}"):
+        assert Task.open(path).fingerprint
+
+
+def test_a_file_that_did_not_change_is_hashed_once(tmp_path, monkeypatch):
+    task = Task.open(write(tmp_path, masked(tmp_path), **SEGMENTATION))
+    for path in tmp_path.glob("*.png"):
+        os.utime(path, (10**9, 10**9))  # not just written
+    known, read = task.fingerprint, []
+    monkeypatch.setattr(hashlib, "file_digest", lambda *given: read.append(given))
+    assert Task.open(task.spec.path).fingerprint == known
+    assert not read
 
 
 @pytest.mark.parametrize(

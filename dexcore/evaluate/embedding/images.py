@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,13 +11,10 @@ import numpy as np
 
 from dexcore.data.feed.dataset import MVUDataset, open_mvu
 from dexcore.data.feed.own import OwnImages
-from dexcore.data.readers.kind import Kind, file_kind
 from dexcore.evaluate.embedding.table import FeaturesError
 from dexcore.evaluate.tasks import Row, Task
+from dexcore.evaluate.tasks.content import file_hash, pixels_hash
 from dexcore.evaluate.tasks.places import located
-
-# Kinds of which one file is all; others name further files, and are told by their pixels.
-_ALONE = (Kind.PNG, Kind.JPEG, Kind.BMP, Kind.TIFF, Kind.DICOM, Kind.NUMPY)
 
 
 class ImageSource(Protocol):
@@ -47,12 +43,11 @@ class TaskImages:
         row, spec = self.rows[number], self.task.spec
         file, inside, index = located(spec.located(row.image))
         try:
-            stat = file.stat()
-            digest = _file_hash(str(file), stat.st_size, stat.st_mtime_ns)
+            digest = file_hash(file)
         except OSError as error:
             raise FeaturesError(f"task {self.task.name}: line {row.line}: {file}: {error.strerror or error}") from error
         if digest is None:
-            return _pixels_hash(self.image(number))
+            return pixels_hash(self.image(number))
         told = [digest, inside, index, row.modality.value, spec.normalization, spec.units, spec.range, row.spacing]
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
@@ -63,19 +58,15 @@ class TaskImages:
         return self.rows[number].modality.value
 
 
-@lru_cache(1024)  # a volume's slices follow each other
-def _file_hash(file: str, size: int, changed: int) -> str | None:
-    """SHA-256 of a file; None of a kind whose pixels may lie in another one."""
-    if file_kind(file) not in _ALONE and not file.endswith((".nii", ".nii.gz", ".npz")):
-        return None
-    with open(file, "rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+def content_of(task: Task) -> str:
+    """SHA-256 of all that decides the pixels of a task's images, in whatever order its table has them.
 
-
-def _pixels_hash(image: np.ndarray) -> str:
-    digest = hashlib.sha256(f"{image.dtype.str} {image.shape}".encode())
-    digest.update(np.ascontiguousarray(image).tobytes())
-    return digest.hexdigest()
+    Raises:
+        FeaturesError, TaskError: an image is missing or cannot be read.
+    """
+    images = TaskImages(task)
+    keys = sorted((name, images.row_key(number)) for number, name in enumerate(images.names))
+    return hashlib.sha256(json.dumps(keys).encode()).hexdigest()
 
 
 class StoreImages:
@@ -107,7 +98,7 @@ class GivenImages:
         self.names = tuple(map(str, range(len(images))))
 
     def row_key(self, number: int) -> str:
-        return _pixels_hash(self.images.read(number))
+        return pixels_hash(self.images.read(number))
 
     def image(self, number: int) -> np.ndarray:
         return self.images.read(number)

@@ -30,6 +30,7 @@ from dexcore.engine.gradient_norm import gradient_norm
 from dexcore.engine.progress import ProgressDisplay
 from dexcore.engine.ranks import ALONE, Ranks
 from dexcore.engine.stop import StopRequest, leave_signals_to_parent, signals_held_back
+from dexcore.evaluate.embedding.images import content_of
 from dexcore.evaluate.finetuning.build import build_model, has_experts, open_encoder, route_rows
 from dexcore.evaluate.finetuning.config import FinetuneConfig, Length, decisive
 from dexcore.evaluate.finetuning.data import TaskImages, TrainingView, collate, sorted_rows, sound
@@ -97,6 +98,7 @@ class Finetuning:
         self.made_from = {
             "protocol": PROTOCOL,
             "task": task.fingerprint,
+            "images": content_of(task),
             "model": source,
             **decisive(config, seed),
         }

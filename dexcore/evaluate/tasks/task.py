@@ -16,6 +16,7 @@ import numpy as np
 from dexcore.data.assemble.slices import square
 from dexcore.data.modality import Modality
 from dexcore.data.record import ImageRecord
+from dexcore.evaluate.tasks.content import mask_hash
 from dexcore.evaluate.tasks.pixels import PixelsError, normalised, read_labels, read_plane, to_classes
 from dexcore.evaluate.tasks.spec import Spec, TaskError, load_spec
 from dexcore.evaluate.tasks.split import draw_split
@@ -268,10 +269,13 @@ class Task(_Labels):
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of what decides a number: rows, labels, splits, classes and rules.
+        """SHA-256 of what a number is held against: rows, labels, the masks' content, splits, classes and rules.
 
-        The order of rows, where the files lie, names and notes do not count. Nor do the pixels: a mask that changes in
-        its place is not noticed.
+        The order of rows, where the files lie, names and notes do not count. Nor do the images' pixels: what is made of
+        them, features and fine-tuned models, is known by their content itself.
+
+        Raises:
+            TaskError: a label is of no class, or a mask is missing or cannot be read.
         """
         rules = {name: getattr(self.spec, name) for name in _RULES}
         if self.spec.mask_values is not None:
@@ -282,12 +286,21 @@ class Task(_Labels):
         for row in self.rows:
             said = {name: value for name, value in asdict(row).items() if name not in ("line", "seen")}
             if self.spec.is_segmentation:
-                said["masks"] = labels.mask_paths(row)
+                said["masks"] = [(path, self._mask_hash(row, path)) for path in labels.mask_paths(row)]
             else:
                 said["label"] = np.asarray(labels.label(row)).astype(int).tolist()
             rows.append(said)
         rows.sort(key=lambda said: said["image"])
         return hashlib.sha256(json.dumps([rules, rows], sort_keys=True).encode()).hexdigest()
+
+    def _mask_hash(self, row: Row, path: str) -> str:
+        """Of a mask's content, "" of an absent channel; no value of it is seen."""
+        try:
+            return mask_hash(self.spec.located(path)) if path else ""
+        except PixelsError as error:
+            raise row_error(self.spec, row.line, str(error)) from error
+        except OSError as error:
+            raise row_error(self.spec, row.line, f"{self.spec.located(path)}: {error.strerror or error}") from error
 
     @property
     def modalities(self) -> tuple[Modality, ...]:
