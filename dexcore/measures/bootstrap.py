@@ -38,8 +38,10 @@ class Estimate:
 
     Attributes:
         value: nan where it is not defined.
-        low, high: percentiles 2.5 and 97.5 of the draws; nan where there are fewer than two groups.
-        deviation: of the draws: how far other cases would move the number.
+        low, high: of 95 %: percentiles 2.5 and 97.5 of the draws, or, of several trainings, Student's; nan where there
+            are fewer than two groups.
+        deviation: of the draws: how far other cases would move the number; of several trainings the standard error,
+            of seeds and cases together.
         undefined: draws in which the number is not defined; they take no part.
         groups: how many groups were drawn.
     """
@@ -98,15 +100,13 @@ def drawn_numbers(
     return values, np.concatenate([np.stack([one(w) for one in statistics], axis=1) for w in weights])
 
 
-def two_level(drawn_ds: np.ndarray, seed: int = 0) -> np.ndarray:
-    """The mean over trainings, float64 [d]: in each draw of cases the trainings are drawn with replacement too.
-
-    Args:
-        drawn_ds: a number of each of s trainings, on the same draw of cases.
-    """
-    draws, seeds = drawn_ds.shape
-    chosen = np.random.default_rng([seed, 1]).integers(0, seeds, (draws, seeds))
-    return np.asarray(np.take_along_axis(drawn_ds, chosen, axis=1).mean(axis=1))
+def changes(statistic: Statistic, groups: int) -> np.ndarray:
+    """By how much a statistic changes where one group counts once more, float64 [g]."""
+    whole = statistic(np.ones((1, groups)))[0]
+    # All at once would take memory that grows with their square.
+    starts = range(0, groups, _TOGETHER)
+    weights = (1 + np.eye(min(_TOGETHER, groups - first), groups, first) for first in starts)
+    return np.concatenate([np.zeros(0), *(statistic(weight_dg) - whole for weight_dg in weights)])
 
 
 def estimate(value: float, drawn_d: np.ndarray, groups: int) -> Estimate:

@@ -52,18 +52,18 @@ class Effect:
     @property
     def interval(self) -> tuple[float, float]:
         """Of seeds and cases together, 95 %; nan of one seed."""
-        return _around(self.value, self.error, self.freedom)
+        return interval_of(self.value, self.error, self.freedom)
 
     @property
     def seeds_interval(self) -> tuple[float, float]:
         """Of seeds alone: other seeds, these cases."""
         seeds = len(self.of_seeds)
-        return _around(self.value, self.deviation_seeds / math.sqrt(seeds), seeds - 1.0 if seeds > 1 else math.nan)
+        return interval_of(self.value, self.deviation_seeds / math.sqrt(seeds), seeds - 1.0 if seeds > 1 else math.nan)
 
     @property
     def cases_interval(self) -> tuple[float, float]:
         """Of cases alone: these seeds, other cases."""
-        return _around(self.value, self.deviation_cases, self.freedom_cases if self.freedom_cases > 0 else math.nan)
+        return interval_of(self.value, self.deviation_cases, self.freedom_cases if self.freedom_cases > 0 else math.nan)
 
     def p_above(self, threshold: float = 0.0) -> float:
         """How likely a value as high is where the effect is ``threshold`` or less; nan of one seed."""
@@ -127,14 +127,26 @@ def two_level_error(
     """
     if seeds < 2 or not math.isfinite(deviation_seeds):
         return math.nan, math.nan
-    of_seeds, of_cases = deviation_seeds**2 / seeds, deviation_cases**2
-    total = of_seeds + of_cases
-    if total == 0:
-        return 0.0, seeds - 1.0
-    if of_cases and not freedom_cases > 0:
+    error, freedom = welch([(deviation_seeds**2 / seeds, seeds - 1.0), (deviation_cases**2, freedom_cases)])
+    return error, seeds - 1.0 if error == 0 else freedom
+
+
+def welch(parts: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """The standard error of a sum of independent parts, and its degrees of freedom (Welch, Satterthwaite).
+
+    Args:
+        parts: the square of each one's error, and its degrees of freedom. What has no error takes no part.
+
+    Returns:
+        nan where a part is not known, or has an error without freedom.
+    """
+    there = [(square, freedom) for square, freedom in parts if square != 0]
+    if not there:
+        return 0.0, sum(freedom for _, freedom in parts)
+    if not all(math.isfinite(square) and freedom > 0 for square, freedom in there):
         return math.nan, math.nan
-    weighed = of_seeds**2 / (seeds - 1) + (of_cases**2 / freedom_cases if of_cases else 0.0)
-    return math.sqrt(total), total**2 / weighed
+    total = sum(square for square, _ in there)
+    return math.sqrt(total), total**2 / sum(square**2 / freedom for square, freedom in there)
 
 
 def smallest_effect(
@@ -190,11 +202,17 @@ def upper_deviation(deviation: float, seeds: int, confidence: float = PILOT_CONF
     return deviation * math.sqrt((seeds - 1) / float(chi2.ppf(1 - confidence, seeds - 1)))
 
 
-def _around(value: float, error: float, freedom: float) -> tuple[float, float]:
+def interval_of(value: float, error: float, freedom: float) -> tuple[float, float]:
+    """Of a number with this error, 95 %; nan where the error or its freedom is."""
     if not (math.isfinite(error) and math.isfinite(freedom)):
         return math.nan, math.nan
     half = error * float(require("scipy.stats", "eval").t.ppf(1 - ALPHA / 2, freedom))
     return value - half, value + half
+
+
+def p_two_sided(value: float, error: float, freedom: float) -> float:
+    """How likely a value as far from 0 is where the true one is 0; nan where its error is, or where both are 0."""
+    return math.nan if value == error == 0 else min(1.0, 2 * _tail(abs(value), error, freedom))
 
 
 def _tail(difference: float, error: float, freedom: float) -> float:

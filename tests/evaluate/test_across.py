@@ -11,7 +11,8 @@ from made_predictions import classified, logits_of, masks_of, segmented
 from dexcore.cli import main
 from dexcore.evaluate.scores import score, table
 from dexcore.evaluate.scores.across import PUBLISHED, compare_tasks
-from dexcore.evaluate.scores.compare import ComparisonError
+from dexcore.evaluate.scores.compare import ALONE, ComparisonError
+from dexcore.evaluate.scores.trainings import Trainings, mean_over_tasks
 
 DRAWS = 300
 
@@ -99,6 +100,55 @@ def test_tasks_of_the_same_images_are_drawn_as_one(tmp_path):
     assert as_one.deviation != apart.deviation
     with pytest.raises(ComparisonError, match="clusters: no task 'slsc'"):
         table(scores, clusters=[("slsc", "x")], draws=DRAWS)
+
+
+def test_a_table_says_what_its_comparisons_and_its_seeds_say(tmp_path):
+    alone = scores_of(tmp_path / "alone", "task", {"a": 1.0, "bb": 3.0}, cases=60)
+    found = table(alone, draws=DRAWS)
+    assert found.flags == (f"task: {ALONE}",)
+    assert f"- task: {ALONE}" in found.lines()
+    three = scores_of(tmp_path / "three", "task", {"a": 1.0, "bb": 3.0}, seeds=(0, 1, 2), cases=60)
+    other = scores_of(tmp_path / "three", "another", {"a": 1.0, "bb": 3.0}, seeds=(0, 1, 2), cases=60)
+    mixed = [one for one in three if (one.model, one.seed) not in (("a", 1), ("a", 2))]
+    assert set(table(mixed, draws=DRAWS).flags) == {
+        "task, bb: few seeds: 3, fewer than 5",
+        "task: one training of a, whose seeds are taken to deviate as the other's",
+    }
+    assert table([*three, *other], draws=DRAWS).flags == ("few seeds: 3, fewer than 5",)  # of all tasks, once
+
+
+def test_the_mean_over_tasks_counts_seeds_as_few_as_they_are(tmp_path):
+    random = np.random.default_rng(0)
+    studies = [_Study(random.normal(0.7, 0.05, 3)) for _ in range(400)]
+    held = [_holds(mean_over_tasks([one.trainings], [0])[0], 0.7) for one in studies]
+    assert 0.93 <= np.mean(held) <= 0.98
+    pairs = zip(studies[::2], studies[1::2], strict=True)
+    held = [_holds(mean_over_tasks([one.trainings, two.trainings], [0, 1])[0], 0.7) for one, two in pairs]
+    assert 0.92 <= np.mean(held) <= 0.99
+
+
+def test_other_tasks_are_as_few_as_they_are(tmp_path):
+    random = np.random.default_rng(0)
+    held = []
+    for _ in range(400):
+        tasks = [_Study(random.normal(0.7, 0.1, 1)).trainings for _ in range(4)]
+        of_these, of_others = mean_over_tasks(tasks, range(4))
+        held.append(_holds(of_others, 0.7))
+        assert of_others.high - of_others.low >= of_these.high - of_these.low
+    assert 0.93 <= np.mean(held) <= 0.98
+    assert np.isnan(mean_over_tasks(tasks, [0, 0, 0, 0])[1].low)  # one cluster says nothing of others
+
+
+class _Study:
+    """Numbers of a task's trainings that cases move by nothing worth telling."""
+
+    def __init__(self, values):
+        drawn = values + 1e-4 * np.random.default_rng(0).normal(size=(100, len(values)))
+        self.trainings = Trainings([], values, drawn, np.zeros(60, np.int64), seeded=True)
+
+
+def _holds(number, truth):
+    return number.low <= truth <= number.high
 
 
 def test_seeds_are_summed_up_and_apart_from_models(tmp_path):

@@ -1,13 +1,16 @@
 """Comparisons of two models, and one model's seeds."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import scipy.stats as scipy
 from made_predictions import classified, logits_of, masks_of, part, segmented
 
-from dexcore.evaluate.scores import compare, over_seeds, score
-from dexcore.evaluate.scores.compare import ComparisonError, adjusted
+from dexcore.evaluate.scores import Scores, compare, compare_tasks, over_seeds, score
+from dexcore.evaluate.scores.classified import Classified
+from dexcore.evaluate.scores.compare import ALONE, ComparisonError, adjusted
 
 DRAWS = 400
 
@@ -128,6 +131,115 @@ def test_the_spread_of_seeds_stands_apart_from_that_of_cases(tmp_path):
     assert found.mean.high - found.mean.low > one_level  # cases and seeds both
     assert found.flags == ()
     assert over_seeds(seeds[:3], draws=DRAWS).flags == ("few seeds: 3, fewer than 5",)
+
+
+def of_answers(right_n, model, seed):
+    """Scores of a model that gives the true class 0.9 or 0.1, and a little that tells its seed."""
+    label = np.arange(len(right_n)) % 2
+    positive = np.where(right_n == (label == 1), 0.9, 0.1) + 1e-3 * seed
+    cases = tuple(f"c{case:03}" for case in range(len(label)))
+    probability, target = np.stack([1 - positive, positive], axis=1), np.eye(2, dtype=bool)[label]
+    made_of = Classified(cases, ("a", "b"), "classification", probability, target, np.arange(len(label)))
+    return Scores("t", "f", "classification", "accuracy", "test", model, seed, {}, {}, {}, (), made_of)
+
+
+def studies(seeds, between, count, cases=60):
+    """Pairs of models that do not differ: cases are hard for both, and each training has a level of its own."""
+    random = np.random.default_rng(0)
+    for _ in range(count):
+        case = random.normal(size=cases)
+        yield [
+            [
+                of_answers(case + between * random.normal() + 0.5 * random.normal(size=cases) > 0, model, seed)
+                for seed in range(number)
+            ]
+            for model, number in zip("ab", seeds, strict=True)
+        ]
+
+
+@pytest.mark.parametrize(("seeds", "between"), [((3, 3), 0.2), ((3, 3), 1.0), ((5, 3), 0.5), ((1, 3), 0.5)])
+def test_models_that_do_not_differ_are_called_better_in_few_studies(seeds, between):
+    found = [compare(*pair, draws=100) for pair in studies(seeds, between, 300)]
+    most = 0.07 if seeds == (3, 3) else 0.08  # 0.05, and two deviations of 300 studies
+    assert np.mean([one.verdict != "tie" for one in found]) <= most
+    assert np.mean([one.p_value < 0.05 for one in found]) <= most
+
+
+def test_a_mean_over_three_seeds_holds_the_truth_as_often_as_its_interval_says():
+    pairs = studies((3, 3), 0.5, 300)
+    means = [over_seeds(a, draws=100).mean for a, _ in pairs]
+    truth = np.mean([one.value for one in means])
+    assert 0.90 <= np.mean([one.low <= truth <= one.high for one in means]) <= 0.99
+
+
+def test_the_interval_of_several_seeds_is_welchs():
+    (pair,) = studies((4, 3), 0.5, 1)
+    found = compare(*pair, draws=2000)
+    values = [[one.made_of.statistics()["accuracy"](np.ones((1, 60)))[0] for one in side] for side in pair]
+    right = [np.stack([one.made_of.predicted_n == one.made_of.label_n for one in side]).mean(axis=0) for side in pair]
+    cases = np.std(right[0] - right[1]) / math.sqrt(60)
+    parts = [(np.var(values[0], ddof=1) / 4, 3), (np.var(values[1], ddof=1) / 3, 2), (cases**2, 59)]
+    error = math.sqrt(sum(square for square, _ in parts))
+    freedom = error**4 / sum(square**2 / own for square, own in parts)
+    assert found.difference.deviation == pytest.approx(error, rel=0.02)
+    half = scipy.t.ppf(0.975, freedom) * error
+    assert found.difference.high - found.difference.value == pytest.approx(half, rel=0.02)
+    told = 2 * scipy.t.sf(abs(np.mean(values[0]) - np.mean(values[1])) / error, freedom)
+    assert found.p_value == pytest.approx(told, rel=0.1)
+    assert (found.test, found.as_json()["test"]) == ("Student", "Student")
+    assert "Student p" in found.line()
+
+
+def test_one_training_says_that_another_seed_may_say_otherwise(tmp_path):
+    (pair,) = studies((1, 3), 0.5, 1)
+    found = compare(*pair, draws=DRAWS)
+    assert "one training of a, whose seeds are taken to deviate as the other's" in found.flags
+    assert "few seeds: 3, fewer than 5" in found.flags
+    fixed = compare([replace(pair[0][0], seed=None)], pair[1], draws=DRAWS)
+    assert "a has no seed, and is taken as it is" in fixed.flags
+    assert fixed.difference.deviation < found.difference.deviation
+    alone = compare(pair[0], pair[1][0], draws=DRAWS)
+    assert ALONE in alone.flags
+    assert alone.test == "Wilcoxon"
+    assert "Wilcoxon p" in alone.line()
+
+
+def test_a_class_of_few_cases_lends_its_own_freedom_alone():
+    random = np.random.default_rng(1)
+    label = np.arange(120) < 4
+    positive = np.clip(0.3 * label + random.random((3, 120)), 0.01, 0.99)
+    own = [of_answers(label, "a", seed) for seed in range(3)]
+    own = [
+        replace(one, metric="auroc", made_of=replace(one.made_of, probability_nc=np.stack([1 - p, p], axis=1),
+                target_nc=np.eye(2, dtype=bool)[label.astype(int)]))
+        for one, p in zip(own, positive, strict=True)
+    ]  # fmt: skip
+    found = over_seeds(own, draws=DRAWS)
+    half = found.mean.high - found.mean.value
+    assert half > 2.3 * found.mean.deviation  # of 119 degrees of freedom it would be 1.98
+
+
+@pytest.mark.parametrize("kind", ["masks", "labels"])
+def test_seeds_whose_decisions_agree_are_flagged_and_not_refused(tmp_path, kind):
+    if kind == "masks":
+        empty = np.zeros((8, 8), np.uint8)
+        lesion = empty.copy()
+        lesion[2:5, 2:5] = 1
+        task = segmented(tmp_path, [[lesion]] * 6)
+        a = [
+            score(masks_of(task, tmp_path / str(seed), [empty] * 6, model="a", seed=seed), task, draws=50)
+            for seed in range(2)
+        ]
+    else:
+        a = [of_answers(np.ones(40, bool), "a", seed) for seed in range(2)]
+        a = [replace(one, made_of=replace(one.made_of, probability_nc=one.made_of.target_nc * 1.0)) for one in a]
+    found = over_seeds(a, draws=50)
+    assert "seeds 0 and 1 predict alike" in found.flags
+    assert found.deviation_seeds == 0
+    told = compare(a, a, draws=50)
+    assert (told.verdict, told.difference.low, told.difference.high) == ("tie", 0, 0)
+    assert "a: seeds 0 and 1 predict alike" in told.flags
+    assert compare_tasks(a, a)[0].verdict == "tie"
 
 
 def test_a_difference_that_seeds_make_is_a_tie(tmp_path):

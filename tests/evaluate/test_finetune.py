@@ -23,6 +23,7 @@ from dexcore.evaluate.finetuning.build import build_model, open_encoder
 from dexcore.evaluate.finetuning.config import Length
 from dexcore.evaluate.finetuning.data import TaskImages, TestView, sorted_rows, sound
 from dexcore.evaluate.finetuning.predictions import Predictor
+from dexcore.evaluate.finetuning.run import RunResult
 from dexcore.evaluate.finetuning.training import Finetuning
 from dexcore.evaluate.prediction.images import input_of
 from dexcore.evaluate.scores.across import load_scores, table
@@ -231,6 +232,17 @@ def test_images_and_masks_that_changed_in_their_place_are_another_training(ended
     with pytest.raises(RunFolderError, match=rf"holds another fine-tuning(?s:.*)\n  {named}: ") as told:
         finetune(config)
     assert len(str(told.value).splitlines()) == 2
+
+
+def test_seeds_that_cannot_be_summed_up_end_no_training_in_an_error(ended):
+    (one,) = ended["sides"].scores
+    found = RunResult((ended["sides"].folders[0],) * 2, (one, replace(one, seed=1)), finished=True)
+    assert "  note: task sides: seeds 0 and 1 made the same predictions to the bit" in "\n".join(found.lines())
+    (masks,) = ended["spots"].scores
+    both = RunResult((ended["spots"].folders[0],) * 2, (masks, replace(masks, seed=1)), finished=True)
+    told = "\n".join(both.lines())
+    assert "2 seeds: dice" in told
+    assert "note: seeds 0 and 1 predict alike" in told
 
 
 def test_the_same_seed_gives_the_same_bytes(ended, place):

@@ -7,14 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from dexcore.measures.bootstrap import Statistic, drawn_numbers
+from dexcore.measures.bootstrap import Statistic, changes, drawn_numbers
 from dexcore.measures.effects import stratified_freedom
 from dexcore.report.arrays import read_arrays, write_arrays
 
 DRAWS = 1000
 _FORMAT = 3
 _ARRAYS = ("drawn_d", "changed_g", "stratum_g")
-_AT_ONCE = 100  # cases that count once more: all at once take memory that grows with their square
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,11 +53,8 @@ class Number:
         """
         values, drawn_ds = drawn_numbers([statistic], stratum_g, DRAWS, seed=zlib.crc32(cases.encode()))
         groups = len(stratum_g)
-        changed = [
-            statistic(1 + np.eye(min(_AT_ONCE, groups - first), groups, first)) - values[0]
-            for first in range(0, groups, _AT_ONCE)
-        ]
-        return cls(float(values[0]), drawn_ds[:, 0], groups, np.concatenate(changed), np.asarray(stratum_g, np.int64))
+        changed_g = changes(statistic, groups)
+        return cls(float(values[0]), drawn_ds[:, 0], groups, changed_g, np.asarray(stratum_g, np.int64))
 
     @classmethod
     def plain(cls, value: float, groups: int = 0) -> "Number":

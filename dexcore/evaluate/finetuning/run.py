@@ -16,7 +16,7 @@ OUT/NAME/MODE/TASK/seed-N
 import json
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,8 +38,10 @@ from dexcore.evaluate.finetuning.training import (
 )
 from dexcore.evaluate.probes.run import ROUTES, safe, write_routes
 from dexcore.evaluate.scores import Scores, over_seeds, score
+from dexcore.evaluate.scores.compare import ComparisonError
 from dexcore.evaluate.tasks import Task
 from dexcore.evaluate.tasks.table import SplitName
+from dexcore.extras import MissingExtraError
 from dexcore.models.hub import CONFIG_FILE
 from dexcore.report.files import LOCK_FILE, MODEL_FOLDER
 
@@ -76,12 +78,7 @@ class RunResult:
         if len(self.scores) > 1:
             for scores in self.scores[1:]:
                 told.append(f"  seed {scores.seed}: {scores.metric}  {scores.primary}")
-            spread = over_seeds(self.scores)
-            told.append(
-                f"  {len(self.scores)} seeds: {spread.metric}  {spread.mean}, deviation over seeds "
-                f"{spread.deviation_seeds:.4f}, over cases {spread.deviation_cases:.4f}"
-            )
-            told += [f"  note: {flag}" for flag in spread.flags]
+            told += _over_seeds(self.scores)
         place = folder.parent
         return [
             *told,
@@ -90,6 +87,19 @@ class RunResult:
             f"a table     dexcore eval table {quote(str(place.parents[2]))}",
             f"a pair      dexcore eval compare {quote(str(place.parent))} ANOTHER",
         ]
+
+
+def _over_seeds(scores: Sequence[Scores]) -> list[str]:
+    """The seeds summed up, for a terminal; why they cannot be, where all of them are trained and scored by now."""
+    try:
+        spread = over_seeds(scores)
+    except (ComparisonError, MissingExtraError) as error:
+        return [f"  note: {error}"]
+    return [
+        f"  {len(scores)} seeds: {spread.metric}  {spread.mean}, deviation over seeds "
+        f"{spread.deviation_seeds:.4f}, over cases {spread.deviation_cases:.4f}",
+        *(f"  note: {flag}" for flag in spread.flags),
+    ]
 
 
 def finetune(config: FinetuneConfig) -> RunResult:

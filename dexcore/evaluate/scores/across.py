@@ -1,23 +1,36 @@
 """Several models on several tasks: the table, its mean and mean rank, and who wins.
 
-Axes: m models, t tasks, d draws.
+Axes: t tasks.
 """
 
 import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from dexcore.evaluate.scores.compare import Comparison, ComparisonError, adjusted, check_alike, common_cases, compare
 from dexcore.evaluate.scores.score import FILE, Scores
 from dexcore.evaluate.scores.seeds import check_seeds
-from dexcore.measures.bootstrap import DRAWS, Estimate, drawn_numbers, estimate, two_level
+from dexcore.evaluate.scores.trainings import Trainings, estimated, mean_over_tasks, seed_flags
+from dexcore.measures.bootstrap import DRAWS, Estimate
 
 PUBLISHED = "DEX as published: 78.4, a mean over 26 tasks (other splits, other code; not comparable)"
+
+
+class Said(NamedTuple):
+    """What is to be known of a model's number.
+
+    Attributes:
+        model: its name.
+        flags: what a reader must know.
+    """
+
+    model: str
+    flags: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -30,6 +43,7 @@ class TaskRow:
         numbers: by model, over its seeds; a model that did not do the task is absent.
         ranks: by model; 1 is the best, equal ones share theirs; a model whose number is not defined has none.
         against: by model, its comparison with the one that all are compared with.
+        said: of each model's seeds; and of each comparison, but for what the scores or the seeds say themselves.
     """
 
     task: str
@@ -38,6 +52,7 @@ class TaskRow:
     numbers: Mapping[str, Estimate]
     ranks: Mapping[str, float]
     against: Mapping[str, Comparison]
+    said: tuple[tuple[Said, ...], tuple[Said, ...]]
 
 
 @dataclass(frozen=True)
@@ -48,9 +63,9 @@ class Table:
         models: their names.
         against: the model that the others are compared with.
         rows: the tasks.
-        mean: by model, over the tasks that all have done and where the number of each is defined; drawn are cases and
-            seeds, the tasks are these.
-        mean_of_other_tasks: the same, tasks drawn too: what other tasks of their kind would do.
+        mean: by model, over the tasks that all have done and where the number of each is defined; its interval is of
+            cases and seeds, the tasks are these.
+        mean_of_other_tasks: the same, its interval of tasks too: what others of their kind would do.
         rank: by model, the mean over the same tasks.
         flags: what a reader must know.
         flags_of_means: those of them that are about the means.
@@ -131,11 +146,12 @@ def table(
     Args:
         scores: of several models.
         against: the model that the others are compared with; default: the first.
-        clusters: tasks that are one where tasks are drawn, since their images are the same.
+        clusters: tasks that count as one where others are thought of, since their images are the same.
 
     Raises:
         ComparisonError: scores of a task are of several states of it, a model's seeds are not apart, or there is no
             such model or task.
+        MissingExtraError: SciPy is not installed.
     """
     if not scores:
         raise ComparisonError("table: there are no scores")
@@ -146,51 +162,49 @@ def table(
     against = models[0] if against is None else against
     if against not in models:
         raise ComparisonError(f"against: no model {against!r}, expected one of {', '.join(models)}")
-    rows, drawn = [], {}
+    rows, trained = [], {}
     for number, (task, of_models) in enumerate(by_task.items()):
-        row, drawn[task] = _row(task, of_models, against, draws, seed + number)
+        row, trained[task] = _row(task, of_models, against, draws, seed + number)
         rows.append(row)
     rows = _adjusted(rows)
     whole = [row for row in rows if len(row.ranks) == len(models)]
     flags_of_means = _flags_of_means(rows, whole, models)
     flags = [flag for row in rows for flag in flags_of_task(row.task, [one for one in scores if one.task == row.task])]
     mean, others, rank = {}, {}, {}
-    if whole:
-        weight_dt = _drawn_tasks([row.task for row in whole], clusters, by_task, draws, seed)
-        for model in models:
-            value = float(np.mean([row.numbers[model].value for row in whole]))
-            drawn_dt = np.stack([drawn[row.task][model] for row in whole], axis=1)
-            of_other = (weight_dt[: len(drawn_dt)] * drawn_dt).sum(axis=1) / weight_dt[: len(drawn_dt)].sum(axis=1)
-            mean[model] = estimate(value, drawn_dt.mean(axis=1), len(whole))
-            others[model] = estimate(value, of_other, len(whole))
-            rank[model] = float(np.mean([row.ranks[model] for row in whole]))
+    cluster_t = _clusters([row.task for row in whole], clusters, by_task)
+    for model in models if whole else ():
+        mean[model], others[model] = mean_over_tasks([trained[row.task][model] for row in whole], cluster_t)
+        rank[model] = float(np.mean([row.ranks[model] for row in whole]))
+    flags += _flags_of_rows(rows)
     return Table(models, against, tuple(rows), mean, others, rank, (*flags_of_means, *flags), flags_of_means)
 
 
 def _row(
     task: str, of_models: Mapping[str, list[Scores]], against: str, draws: int, seed: int
-) -> tuple[TaskRow, dict[str, np.ndarray]]:
-    """A task's row, and the draws of each model's number: the same cases for all."""
+) -> tuple[TaskRow, dict[str, Trainings]]:
+    """A task's row, and each model's trainings: on the same draws of the same cases."""
     every = [one for of_model in of_models.values() for one in of_model]
     metric = every[0].metric
     check_alike(every, metric)
     cases, _ = common_cases(every)
-    numbers, drawn = {}, {}
-    for model, of_model in of_models.items():
+    for of_model in of_models.values():
         if len(of_model) > 1:
             check_seeds(of_model)
-        made_of = [one.made_of.restrict(cases) for one in of_model]
-        statistics = [one.statistics()[metric] for one in made_of]
-        values, drawn_ds = drawn_numbers(statistics, made_of[0].strata(metric), draws, seed)
-        # One case cannot be drawn otherwise: the mean over tasks has no interval then.
-        drawn[model] = two_level(drawn_ds, seed) if len(drawn_ds) else np.full(draws, np.nan)
-        numbers[model] = estimate(float(values.mean()), drawn[model], len(cases))
+    trained = {model: Trainings.of(of_model, cases, metric, draws, seed) for model, of_model in of_models.items()}
+    numbers = {model: estimated(one) for model, one in trained.items()}
     compared = {
         model: compare(of_model, of_models[against], draws=draws, seed=seed)
         for model, of_model in of_models.items()
         if model != against and against in of_models
     }
-    return TaskRow(task, metric, len(cases), numbers, _ranks(numbers), compared), drawn
+    seeds = tuple(Said(model, tuple(seed_flags(of_model))) for model, of_model in of_models.items())
+    heads = {flag.partition(":")[0] for one in every for flag in one.flags}
+    pairs = []
+    for model, one in compared.items():
+        known = seed_flags(of_models[model], of_models[against])
+        told = (flag for flag in one.flags if flag not in known and flag.partition(":")[0] not in heads)
+        pairs.append(Said(model, tuple(told)))
+    return TaskRow(task, metric, len(cases), numbers, _ranks(numbers), compared, (seeds, tuple(pairs))), trained
 
 
 def _ranks(numbers: Mapping[str, Estimate]) -> dict[str, float]:
@@ -209,23 +223,29 @@ def _adjusted(rows: list[TaskRow]) -> list[TaskRow]:
         for model, one in row.against.items():
             by_model[model].append(one)
     of = {model: {one.task: one for one in adjusted(found)} for model, found in by_model.items()}
-    return [TaskRow(**{**vars(row), "against": {model: of[model][row.task] for model in row.against}}) for row in rows]
+    return [replace(row, against={model: of[model][row.task] for model in row.against}) for row in rows]
 
 
-def _drawn_tasks(
-    tasks: list[str], clusters: Sequence[Sequence[str]], known: Mapping[str, Any], draws: int, seed: int
-) -> np.ndarray:
-    """How often each task is drawn, float64 [d, t]: those of a cluster together."""
+def _clusters(tasks: list[str], clusters: Sequence[Sequence[str]], known: Mapping[str, Any]) -> list[int]:
+    """The number of each task's cluster."""
     cluster_of = {task: task for task in tasks}
     for cluster in clusters:
         for task in cluster:
             if task not in known:
                 raise ComparisonError(f"clusters: no task {task!r}, expected of {', '.join(known)}")
             cluster_of[task] = cluster[0]
-    names = sorted({cluster_of[task] for task in tasks})
-    chosen = np.random.default_rng([seed, 2]).integers(0, len(names), (draws, len(names)))
-    count = np.stack([(chosen == number).sum(axis=1) for number in range(len(names))], axis=1)
-    return count[:, [names.index(cluster_of[task]) for task in tasks]].astype(np.float64)
+    names = sorted(set(cluster_of.values()))
+    return [names.index(cluster_of[task]) for task in tasks]
+
+
+def _flags_of_rows(rows: list[TaskRow]) -> list[str]:
+    """What is said of seeds and comparisons; once what is said of all tasks."""
+    told = [
+        [pair for said in row.said for pair in zip(flags_of_task("", said), flags_of_task(row.task, said), strict=True)]
+        for row in rows
+    ]
+    of_all = [flag for flag, _ in told[0] if len(rows) > 1 and all(flag in dict(of_row) for of_row in told)]
+    return [*of_all, *(of_task for of_row in told for flag, of_task in of_row if flag not in of_all)]
 
 
 def _flags_of_means(rows: list[TaskRow], whole: list[TaskRow], models: Sequence[str]) -> tuple[str, ...]:

@@ -7,8 +7,11 @@ from typing import Any
 import numpy as np
 
 from dexcore.evaluate.scores.score import LOWER_IS_BETTER, Scores
-from dexcore.measures.bootstrap import DRAWS, FEWEST_CASES, Estimate, drawn_numbers, estimate, two_level
+from dexcore.evaluate.scores.trainings import Trainings, difference, seed_flags
+from dexcore.measures.bootstrap import DRAWS, FEWEST_CASES, Estimate
 from dexcore.measures.paired import holm, wilcoxon
+
+ALONE = "one training a model: another seed may say otherwise"
 
 
 class ComparisonError(ValueError):
@@ -23,9 +26,10 @@ class Comparison:
         task, metric: what was compared.
         a, b: the models' names.
         value_a, value_b: their numbers on the cases that both have, means over their seeds.
-        difference: a - b; both are drawn the same cases and, where there are several, seeds of their own.
-        p_value: Wilcoxon's signed-rank test of a number a case: its Dice (or the metric's), or the probability that
-            was given to its true class; nan where no case differs.
+        difference: a - b, both on the same draws of cases; where there are several seeds, Welch's, each with its own.
+        p_value: that there is no difference. Of several seeds Student's, of the difference. Of one training a model
+            Wilcoxon's signed-rank test of a number a case: its Dice (or the metric's), or the probability that was
+            given to its true class; nan where no case differs.
         p_holm: the same, adjusted for the tasks compared together.
         seeds: trainings of a and of b.
         left_out: cases that one of them lacks.
@@ -51,12 +55,17 @@ class Comparison:
         more, less = ("b", "a") if self.metric in LOWER_IS_BETTER else ("a", "b")
         return better_side(self.difference, more, less)
 
+    @property
+    def test(self) -> str:
+        """Whose test ``p_value`` is of."""
+        return "Student" if max(self.seeds) > 1 else "Wilcoxon"
+
     def as_json(self) -> dict[str, Any]:
         """All of it; what is not defined is null."""
         plain = {
             name: None if isinstance(value, float) and np.isnan(value) else value for name, value in vars(self).items()
         }
-        return plain | {"difference": self.difference.as_json(), "verdict": self.verdict}
+        return plain | {"difference": self.difference.as_json(), "test": self.test, "verdict": self.verdict}
 
     def line(self) -> str:
         """The comparison for a terminal."""
@@ -66,7 +75,7 @@ class Comparison:
         return (
             f"{self.task}: {self.metric} {self.value_a:.3f} and {self.value_b:.3f}, difference "
             f"{self.difference.value:+.3f} [{self.difference.low:+.3f}, {self.difference.high:+.3f}], "
-            f"Wilcoxon p {self.p_value:.3g} (Holm {self.p_holm:.3g}), {self.difference.groups} cases: {told}{flags}"
+            f"{self.test} p {self.p_value:.3g} (Holm {self.p_holm:.3g}), {self.difference.groups} cases: {told}{flags}"
         )
 
 
@@ -96,39 +105,46 @@ def compare(
     metric = metric or one[0].metric
     check_alike([*one, *other], metric)
     cases, left_out = common_cases([*one, *other])
-    made_of = [scores.made_of.restrict(cases) for scores in (*one, *other)]
-    statistics = [scores.statistics()[metric] for scores in made_of]
-    values, drawn = drawn_numbers(statistics, made_of[0].strata(metric), draws, seed)
-    cut = len(one)
-    value_a, value_b = float(values[:cut].mean()), float(values[cut:].mean())
-    difference_d = two_level(drawn[:, :cut], seed) - two_level(drawn[:, cut:], seed + 1)
-    of_cases = np.stack([scores.case_value(metric) for scores in made_of])
-    p_value = wilcoxon(of_cases[:cut].mean(axis=0) - of_cases[cut:].mean(axis=0))
+    sides = [Trainings.of(side, cases, metric, draws, seed) for side in (one, other)]
+    found, p_value = difference(*sides)
+    if not any(side.several for side in sides):
+        a_value, b_value = (side[0].made_of.restrict(cases).case_value(metric) for side in (one, other))
+        p_value = wilcoxon(a_value - b_value)
     return Comparison(
         task=one[0].task,
         metric=metric,
         a=one[0].model,
         b=other[0].model,
-        value_a=value_a,
-        value_b=value_b,
-        difference=estimate(value_a - value_b, difference_d, len(cases)),
+        value_a=sides[0].number,
+        value_b=sides[1].number,
+        difference=found,
         p_value=p_value,
         p_holm=p_value,
         seeds=(len(one), len(other)),
         left_out=left_out,
-        flags=_flags(len(cases), left_out, min(len(one), len(other))),
+        flags=(*_flags(len(cases), left_out, one, other), *seed_flags(one, other)),
     )
 
 
-def _flags(cases: int, left_out: int, seeds: int) -> tuple[str, ...]:
+def _flags(cases: int, left_out: int, a: Sequence[Scores], b: Sequence[Scores]) -> list[str]:
     flags = []
     if cases < FEWEST_CASES:
         flags.append(f"few cases: {cases}")
-    if seeds == 1:
-        flags.append("one training a model: another seed may say otherwise")
+    once = [side for side in (a, b) if len(side) == 1]
+    if len(once) == 2:
+        flags.append(ALONE)
+    flags += [_once(side[0]) for side in once if len(once) == 1]
     if left_out:
         flags.append(f"{left_out} cases are left out, one of the models lacks them")
-    return tuple(flags)
+    return flags
+
+
+def _once(one: Scores) -> str:
+    """What is taken of the one training of a model that stands against several of another."""
+    name = one.model or "a model"
+    if one.seed is None:
+        return f"{name} has no seed, and is taken as it is"
+    return f"one training of {name}, whose seeds are taken to deviate as the other's"
 
 
 def adjusted(comparisons: Sequence[Comparison]) -> list[Comparison]:
