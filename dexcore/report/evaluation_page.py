@@ -105,7 +105,7 @@ class TaskPart:
 
 @dataclass(frozen=True, eq=False)
 class AcrossRow:
-    """A model over all tasks: mean, the same with tasks drawn, mean rank, and wins, ties and losses."""
+    """A model over all tasks: mean, the same for other tasks, mean rank, and wins, ties and losses."""
 
     model: str
     mean: Estimate | None
@@ -159,6 +159,8 @@ class EvaluationPage:
             f'<p class="quiet">{escape(self._standing())}</p>',
             '<p class="headline">Read intervals, not dots: a difference counts where its own interval, over the same '
             "cases, excludes 0. What a model does not beat among the gray baselines it did not learn.</p>",
+            '<p class="quiet">95 % intervals: of one training a model over cases alone, percentiles of draws; of '
+            "several trainings over seeds and cases, Student's t.</p>",
             "<nav>" + "".join(f'<a href="#{name}">{escape(text)}</a>' for name, text in links) + "</nav>",
         ]
         if several:
@@ -181,8 +183,8 @@ class EvaluationPage:
     def _across(self) -> Iterator[str]:
         if self.across:
             yield (
-                "<p>The mean over the tasks that all models have done, with the interval over cases; under other tasks "
-                "the tasks are drawn too: what others of their kind would do. Rank 1 is the best.</p>"
+                "<p>The mean over the tasks that all models have done, with its interval over cases and seeds; under "
+                "other tasks the interval is of tasks too: what others of their kind would do. Rank 1 is the best.</p>"
             )
         for part in self.across:
             yield f"<h3>{escape(part.name)}</h3>"

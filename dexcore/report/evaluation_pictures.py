@@ -77,10 +77,10 @@ def forest_picture(rows: Sequence[ModelRow], metric: str, against: str, lower_is
         name="forest.png",
         title="All models",
         reading=(
-            f"A dot is a model's number, its bar the 95 % interval over cases; {side} is better. Gray squares are "
+            f"A dot is a model's number, its bar the 95 % interval; {side} is better. Gray squares are "
             f"baselines that have learned nothing, the dotted line is the best of them.{marks}"
             if beat
-            else f"A dot is a model's number, its bar the 95 % interval over cases; {side} is better.{marks}"
+            else f"A dot is a model's number, its bar the 95 % interval; {side} is better.{marks}"
         ),
         bad="no gray baseline: what these numbers are worth is not known."
         if not beat

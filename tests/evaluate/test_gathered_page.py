@@ -13,7 +13,7 @@ from dexcore.evaluate.page import evaluation_page
 from dexcore.evaluate.page.cases import chosen_cases, shown_cases
 from dexcore.evaluate.probes import few_shot, retrieve, score_few_shot
 from dexcore.evaluate.scores import score
-from dexcore.evaluate.scores.compare import ComparisonError
+from dexcore.evaluate.scores.compare import ALONE, ComparisonError
 from dexcore.evaluate.tasks import Task
 
 DRAWS = 50
@@ -71,6 +71,9 @@ def test_fine_tuned_models_and_probes_and_baselines_stand_side_by_side_the_best_
     assert "C at the edge of the grid: weak linear" in part.flags
     assert "weak linear: C at the edge of the grid: 10000" in part.flags_in_full
     assert any(flag.startswith("few cases") for flag in part.flags)
+    assert "few seeds: strong finetune" in part.flags
+    assert "one training a model: majority, weak linear" in part.flags
+    assert any(flag.endswith(f": {ALONE}") for flag in part.flags_in_full)
     assert first.confusion_cc.sum() == 24
     assert sum(items for items, _, _ in first.reliability) == 24
 

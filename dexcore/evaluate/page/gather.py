@@ -187,8 +187,10 @@ def _part(
     flags = _in_short(scores)
     if scores and not any(is_baseline(one.model) for one in scores):
         flags.append("no baseline stands beside these models: what they must beat is not known")
+    said = row_of[0].said if row_of else ()
+    flags += [flag for of_seeds_or_pairs in said for flag in _in_short(of_seeds_or_pairs)]
     flags += [f"few-shot, retrieval: {flag}" for flag in _in_short(of_settings) if flag not in flags]
-    in_full = list(dict.fromkeys([*flags_of_task("", scores), *flags_of_task("", of_settings)]))
+    in_full = list(dict.fromkeys(flag for every in (scores, *said, of_settings) for flag in flags_of_task("", every)))
     if row_of is None:
         return TaskPart(name, "", "", False, "", "Few-shot and retrieval alone.", (), (), {}, settings, flags, in_full)
     row, of = row_of
