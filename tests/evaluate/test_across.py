@@ -163,6 +163,14 @@ def test_seeds_are_summed_up_and_apart_from_models(tmp_path):
         table(scores, against="dense", draws=DRAWS)
 
 
+def test_a_comparison_of_folders_says_what_the_scores_say(tmp_path):
+    a, b = scores_of(tmp_path, "task", {"a": 1.0, "bb": 3.0})
+    seen = replace(a, flags=(*a.flags, "seen in pre-training: 3 of 40 images"))
+    (found,) = compare_tasks([seen], [b])
+    assert found.flags == ("few cases: 40", ALONE, "a: seen in pre-training: 3 of 40 images")
+    assert "a: seen in pre-training: 3 of 40 images" in found.line()
+
+
 def test_sides_with_several_models_or_no_common_task_are_not_compared(tmp_path):
     first = scores_of(tmp_path, "first", {"a": 1.0, "bb": 3.0})
     other = scores_of(tmp_path, "other", {"a": 1.0})

@@ -85,6 +85,7 @@ def test_the_command_measures_a_model_and_its_twins(folder, tmp_path, capsys):
     assert "left_out" in own["shared_space"]  # stripes have no classes
     assert set(dense) == {"experts", "shared_space"}
     assert len(own["task"]["lost"]) == 2
+    assert any(flag.startswith("few cases") for flag in own["task"]["flags"])  # of its test images
     assert len(own["task"]["lost"][0]) == 4
     assert numbers["gradients"]["models"]["dense"]["ceiling"]["value"] is not None
     assert any("intervals are too narrow" in flag for flag in numbers["flags"])

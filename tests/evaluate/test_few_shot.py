@@ -15,7 +15,7 @@ from dexcore.evaluate.probes.fewshot import (
 from dexcore.evaluate.probes.kept import load_settings
 from dexcore.evaluate.probes.knn import knn_probe
 from dexcore.evaluate.probes.retrieval import class_retrieval
-from dexcore.evaluate.probes.settings import compare_folders
+from dexcore.evaluate.probes.settings import compare_folders, setting_table
 from dexcore.evaluate.scores import score
 from dexcore.evaluate.scores.compare import ComparisonError
 from dexcore.evaluate.tasks import Task, TaskError
@@ -121,6 +121,26 @@ def test_a_comparison_of_folders_names_the_better_model_or_a_tie(tmp_path):
         told_lines = compare_folders(load_settings(tmp_path / a), load_settings(tmp_path / b))
         assert len(told_lines) == 2
         assert all(line.endswith(f"60 cases: {verdict}") for line in told_lines), told_lines
+
+
+def test_a_comparison_of_folders_says_what_the_numbers_say(tmp_path):
+    task = a_task(tmp_path, {"train": 10, "test": 8})
+    for name in "ab":
+        scored(task, {"only": told(task)["mean"]}, name, count=3, shots=(1, 2)).save(tmp_path / name)
+    lines = compare_folders(load_settings(tmp_path / "a"), load_settings(tmp_path / "b"))
+    assert len(lines) == 5
+    assert lines[-1].startswith("  note: made: few cases: intervals of 8")
+
+
+def test_a_task_whose_models_share_no_seed_is_left_out_of_the_table_and_told(tmp_path):
+    task, other = (a_task(tmp_path / name, {"train": 10, "test": 8}, name=name) for name in ("made", "other"))
+    found = [
+        scored(one, {"only": told(one)["mean"]}, model, seed=seed, count=3, shots=(1,))
+        for one, model, seed in ((task, "a", 0), (task, "b", 1), (other, "a", 0), (other, "b", 0))
+    ]
+    made = setting_table(found)
+    assert {row.task for row in made.rows} == {"other"}
+    assert "made: balanced_accuracy is left out: there is no seed that all models have" in made.flags
 
 
 def test_what_is_saved_is_read_again(tmp_path):

@@ -203,3 +203,9 @@ def test_few_shot_and_retrieval_stand_on_the_page_also_alone(tmp_path):
     assert part.settings.retrieval["good"].value > part.settings.retrieval["histogram"].value
     assert part.settings.chance == pytest.approx(0.5)
     assert any(flag.startswith("few-shot, retrieval: few cases") for flag in part.flags)
+    (tmp_path / "out" / "good" / "fewshot" / "made" / "seed-0").rename(tmp_path / "kept")
+    shots = score_few_shot(few_shot(task, told(task), "good", seed=1, count=3, shots=(1, 2)), task)
+    shots.save(tmp_path / "out" / "good" / "fewshot" / "made" / "seed-1")
+    (part,) = evaluation_page([tmp_path / "out"], draws=DRAWS).tasks
+    assert "balanced_accuracy is left out: there is no seed that all models have" in part.flags
+    assert not part.settings.shots

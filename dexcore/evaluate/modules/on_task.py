@@ -97,5 +97,5 @@ def task_damage(
         lost=tuple(map(tuple, lost)),
         shares=tuple(tuple(gates[:, b, :size].mean(axis=0).tolist()) for b, size in enumerate(sizes)),
         layer=probe.layer,
-        flags=probe.flags,
+        flags=tuple(dict.fromkeys((*probe.flags, *whole.flags))),
     )

@@ -190,6 +190,9 @@ def _part(
     said = row_of[0].said if row_of else ()
     flags += [flag for of_seeds_or_pairs in said for flag in _in_short(of_seeds_or_pairs)]
     flags += [f"few-shot, retrieval: {flag}" for flag in _in_short(of_settings) if flag not in flags]
+    of_table = by_setting.flags if by_setting and of_settings else ()
+    known = flags_of_task(name, of_settings)
+    flags += [flag.removeprefix(f"{name}: ") for flag in of_table if flag.startswith(f"{name}: ") and flag not in known]
     in_full = list(dict.fromkeys(flag for every in (scores, *said, of_settings) for flag in flags_of_task("", every)))
     if row_of is None:
         return TaskPart(name, "", "", False, "", "Few-shot and retrieval alone.", (), (), {}, settings, flags, in_full)

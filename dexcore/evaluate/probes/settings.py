@@ -123,7 +123,7 @@ def _check_paired(a: BySetting, b: BySetting) -> None:
 
 
 def compare_folders(a: Sequence[BySetting], b: Sequence[BySetting]) -> list[str]:
-    """The comparisons of all that two folders share, for a terminal; [] where there is nothing.
+    """The comparisons of all that two folders share and their flags, for a terminal; [] where there is nothing.
 
     Raises:
         ComparisonError: as `compare_settings`, or a side holds several models of a task and a seed.
@@ -140,7 +140,8 @@ def compare_folders(a: Sequence[BySetting], b: Sequence[BySetting]) -> list[str]
                 )
             side[key] = one
         sides.append(side)
-    lines = []
+    lines: list[str] = []
+    notes: dict[str, None] = {}
     for key in (key for key in sides[0] if key in sides[1]):
         one, other = sides[0][key], sides[1][key]
         for setting, number in compare_settings(one, other):
@@ -149,7 +150,8 @@ def compare_folders(a: Sequence[BySetting], b: Sequence[BySetting]) -> list[str]
                 f"{one.task}: {_words(one, setting)}: {one.metric} of {one.model} - {other.model} "
                 f"{number.value:+.3f} [{number.low:+.3f}, {number.high:+.3f}], {number.groups} cases: {better}"
             )
-    return lines
+        notes |= dict.fromkeys(f"  note: {flag}" for flag in flags_of_task(one.task, [one, other]))
+    return [*lines, *notes]
 
 
 def _words(one: BySetting, setting: Setting) -> str:
@@ -255,7 +257,8 @@ def setting_table(found: Sequence[BySetting], against: str | None = None, layer:
     for (task, metric), of_models in of_task.items():
         common = sorted(set.intersection(*(set(seeds) for seeds in of_models.values())))
         if not common:
-            raise ComparisonError(f"task {task}: {metric}: no seed that all models have")
+            flags.append(f"{task}: {metric} is left out: there is no seed that all models have")
+            continue
         first = next(iter(of_models.values()))[common[0]]
         values: dict[str, dict[Setting, np.ndarray]] = {}
         for model, seeds in of_models.items():

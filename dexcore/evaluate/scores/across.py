@@ -202,8 +202,7 @@ def _row(
     pairs = []
     for model, one in compared.items():
         known = seed_flags(of_models[model], of_models[against])
-        told = (flag for flag in one.flags if flag not in known and flag.partition(":")[0] not in heads)
-        pairs.append(Said(model, tuple(told)))
+        pairs.append(Said(model, _without([flag for flag in one.flags if flag not in known], heads)))
     return TaskRow(task, metric, len(cases), numbers, _ranks(numbers), compared, (seeds, tuple(pairs))), trained
 
 
@@ -311,7 +310,7 @@ def load_scores(path: str | os.PathLike[str]) -> list[Scores]:
 
 
 def compare_tasks(a: Sequence[Scores], b: Sequence[Scores], metric: str | None = None) -> list[Comparison]:
-    """Compare one model with another on every task that both have, adjusted for all of them.
+    """Compare one model with another on every task that both have, adjusted for all of them; flags of the scores too.
 
     Raises:
         ComparisonError: they share no task, or a side holds several models.
@@ -332,4 +331,16 @@ def compare_tasks(a: Sequence[Scores], b: Sequence[Scores], metric: str | None =
     if not common:
         told = " and ".join(", ".join(side) for side in sides)
         raise ComparisonError(f"compare: no task that both have: {told}")
-    return adjusted([compare(sides[0][task], sides[1][task], metric) for task in common])
+    return adjusted([_with_own_flags(sides[0][task], sides[1][task], metric) for task in common])
+
+
+def _with_own_flags(a: list[Scores], b: list[Scores], metric: str | None) -> Comparison:
+    """A comparison that says what the scores themselves say too: nobody sees them beside it."""
+    found = compare(a, b, metric)
+    heads = {flag.partition(":")[0] for flag in found.flags}
+    own = flags_of_task("", [replace(one, flags=_without(one.flags, heads)) for one in (*a, *b)])
+    return replace(found, flags=(*found.flags, *own))
+
+
+def _without(flags: Sequence[str], heads: set[str]) -> tuple[str, ...]:
+    return tuple(flag for flag in flags if flag.partition(":")[0] not in heads)
