@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-sys.path += [str(Path(__file__).parent / folder) for folder in ("evaluate", "data")]
+sys.path += [str(Path(__file__).parents[1] / folder) for folder in ("evaluate", "data")]
 
 from made_files import write_dicom
 from made_tasks import SEGMENTATION, masked, picture, save, write
