@@ -16,13 +16,13 @@ told in a line on stderr, 75 where a signal stopped a training.
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from dexcore.eval import add_eval_commands, run_eval
-from dexcore.eval_features import add_embed_command, run_embed
+from dexcore.commands.eval import add_eval_commands, run_eval
+from dexcore.commands.eval_features import add_embed_command, run_embed
+from dexcore.commands.mvu import add_commands, run_mvu
+from dexcore.commands.predict import add_predict_command, run_predict
+from dexcore.commands.report import add_report_command, run_report
 from dexcore.extras import MissingExtraError
-from dexcore.mvu import add_commands, run_mvu
-from dexcore.predict import add_predict_command, run_predict
 
 EXIT_ERROR = 2
 
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return pretrain(argv[1:], "dexcore pretrain")
     if "finetune" in argv[:1] or argv[:2] == ["eval", "finetune"]:
-        from dexcore.finetune import main as finetune
+        from dexcore.commands.finetune import main as finetune
 
         return finetune(argv[argv.index("finetune") + 1 :], "dexcore finetune")
     arguments = _parser().parse_args(argv)
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return run_embed(arguments)
         if arguments.command == "predict":
             return run_predict(arguments)
-        return _report(arguments.run)
+        return run_report(arguments)
     except (MissingExtraError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_ERROR
@@ -95,24 +95,9 @@ def _parser() -> argparse.ArgumentParser:
     add_eval_commands(commands.add_parser("eval", help="tasks with labels: make and check them, score predictions"))
     add_embed_command(commands.add_parser("embed", help="write a model's features of all images in a folder"))
     add_predict_command(commands.add_parser("predict", help="labels or masks of images, by a fine-tuned model"))
-    report = commands.add_parser(
-        "report",
-        help="make a run's report again, from the numbers in its folder",
-        description="Write report.html, its pictures and summary.json into a run's folder, from the numbers that the "
-        "run left there: metrics.jsonl, similarity.jsonl, config.yaml, evaluation.npz, analysis.npz, and the "
-        "last two of before training, evaluation_step0.npz and analysis_step0.npz. Needs no model, no image and no "
-        "network. Of a run that is under way, was stopped or has diverged, it shows what there is.",
-    )
-    report.add_argument("run", type=Path, metavar="RUN", help="the folder of a run (its --out)")
+    report = commands.add_parser("report", help="make a run's report again, from the numbers in its folder")
+    add_report_command(report)
     return parser
-
-
-def _report(run: Path) -> int:
-    from dexcore.report import build_report, is_unfinished, report_unfinished
-
-    found = report_unfinished(run) if is_unfinished(run) else build_report(run)
-    print("\n".join(found.lines()))
-    return 0
 
 
 if __name__ == "__main__":

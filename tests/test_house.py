@@ -22,6 +22,7 @@ MAY_USE = {
     "engine": {"ops"},
     "evaluate": {"engine", "report", "measures", "models", "data", "nn", "ops"},
     "train": {"engine", "evaluate", "report", "models", "data", "nn", "ops", "kernels"},
+    "commands": {"train", "evaluate", "engine", "report", "models", "data", "nn"},
 }
 
 

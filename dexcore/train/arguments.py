@@ -4,13 +4,13 @@ The last word wins: the preset (or, with ``--resume``, what the run's folder hol
 then the flags.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-from dexcore.engine.config_file import apply, load_yaml, read_yaml, to_yaml
+from dexcore.engine.command_line import early_flags, read_flags
+from dexcore.engine.config_file import apply, load_yaml, read_yaml
 from dexcore.extras import require
 from dexcore.report.files import CONFIG_FILE
 from dexcore.train.config import PRESETS, PretrainConfig
@@ -49,24 +49,12 @@ def parse(argv: Sequence[str] | None = None, program: str | None = None) -> Pret
         """
         return config_fields, print_config
 
-    config, print_config = tyro.cli(arguments, prog=program, args=argv)
-    if print_config:
-        print(to_yaml(config), end="")
-        return None
-    return config
+    return read_flags(arguments, argv, program)
 
 
 def _base(argv: Sequence[str]) -> PretrainConfig:
-    """What the flags change: it has to be known before they are read."""
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    early.add_argument("--preset", choices=sorted(PRESETS))
-    early.add_argument("--config", type=Path)
-    early.add_argument("--out", default="")
-    early.add_argument("--resume", action="store_true")
-    try:
-        known, _ = early.parse_known_args(argv)
-    except argparse.ArgumentError:
-        return PRESETS["laptop"]  # tyro meets the same mistake and explains it
+    """What the flags change."""
+    known = early_flags(argv, PRESETS, {"--out": {"default": ""}, "--resume": {"action": "store_true"}})
     base = PRESETS[known.preset or "laptop"]
     changes = {} if known.config is None else load_yaml(known.config)
     out = known.out or (changes.get("out") if isinstance(changes, dict) else None) or base.out

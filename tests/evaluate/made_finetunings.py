@@ -1,13 +1,16 @@
 """Small fine-tunings: a model of two blocks, pictures of 20 x 24 pixels, a few steps."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from made_tasks import SPLITS, save, write
+from torch import nn
 
-from dexcore.evaluate import FinetuneConfig
+from dexcore.evaluate import FinetuneConfig, RunResult, finetune
+from dexcore.evaluate.finetuning.data import sound
 from dexcore.evaluate.finetuning.training import Finetuning
 from dexcore.evaluate.tasks import Task
 from dexcore.models import DEXVisionTransformer
@@ -67,3 +70,38 @@ def losses(folder: Path) -> list[dict]:
     """The steps of a training, without what a clock measured."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in line.items() if name != "images_per_second"} for line in lines]
+
+
+def place_of_tasks(folder: Path, images: int = 12) -> Path:
+    """The folder with a model (mine), a task of masks (spots) and one of labels (sides)."""
+    small_model(folder / "mine")
+    spots(folder / "spots", images)
+    sides(folder / "sides", images=images)
+    return folder
+
+
+def config_of(place: Path, task: str = "spots", **changes: object) -> FinetuneConfig:
+    """A fine-tuning of the model on one of the tasks of `place_of_tasks`."""
+    return replace(tiny(place / task / f"{task}.yaml", place / "mine", place / "other"), **changes)
+
+
+def ended_in(place: Path) -> dict[str, RunResult]:
+    """A fine-tuning of masks and one of labels in the folder ``out`` of `place_of_tasks`, by the name of their task."""
+    return {task: finetune(config_of(place, task, out=str(place / "out"))) for task in ("spots", "sides")}
+
+
+def step(training: Finetuning) -> dict:
+    """Take one step; what it tells."""
+    training.model.train()
+    return training.step(next(sound(training.batches(workers=0))))
+
+
+def parts(model: nn.Module) -> dict[str, dict[str, torch.Tensor]]:
+    """A copy of the tensors of experts and routers, of directors, and of all else."""
+    found: dict[str, dict[str, torch.Tensor]] = {"experts": {}, "director": {}, "rest": {}}
+    for name, parameter in model.named_parameters():
+        part = (
+            "experts" if ".experts." in name or ".router." in name else "director" if ".director." in name else "rest"
+        )
+        found[part][name] = parameter.detach().clone()
+    return found

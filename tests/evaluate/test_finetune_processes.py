@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from made_finetunings import losses, sides, small_model, spots, tiny
+from made_finetunings import losses, place_of_tasks, tiny
 from runs import ends, start_ranks, wait_for_steps
 
 from dexcore.cli import main
@@ -30,11 +30,7 @@ SAME = ("model/model.safetensors", "best/model.safetensors", "predictions.parque
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A folder with a model, a task of masks and one of labels, each with 21 images of test."""
-    folder = tmp_path_factory.mktemp("processes")
-    small_model(folder / "mine")
-    spots(folder / "spots", images=42)
-    sides(folder / "sides", images=42)
-    return folder
+    return place_of_tasks(tmp_path_factory.mktemp("processes"), images=42)
 
 
 def config_of(place, out, task="spots", **changes):

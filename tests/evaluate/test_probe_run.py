@@ -17,7 +17,7 @@ from test_dense_probe import squares
 from test_probes import GRID, a_task, told
 
 from dexcore.cli import main
-from dexcore.eval_probe import _name
+from dexcore.commands.eval_probe import _name
 from dexcore.evaluate.embedding import FeaturesError, FeatureTable
 from dexcore.evaluate.probes import few_shot, linear_probe, score_few_shot
 from dexcore.evaluate.probes.baselines import histogram_features, intensities, majority, redrawn

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from dexcore.commands.finetune import parse
 from dexcore.evaluate.finetuning import PRESETS
-from dexcore.finetune import parse
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "finetune.py"
 

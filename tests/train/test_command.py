@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from runs import tiny, write_images
 
+from dexcore.engine.command_line import EXIT_ERROR
 from dexcore.engine.config_file import to_yaml
 from dexcore.train import image_store
-from dexcore.train.command import EXIT_ERROR, main
+from dexcore.train.command import main
 
 
 @pytest.fixture

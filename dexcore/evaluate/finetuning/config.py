@@ -2,7 +2,7 @@
 
 The defaults are what is published of the paper's (AdamW, a rate of 1e-4, ten epochs of warm-up, a cosine, Dice +
 cross-entropy) and, for the rest, which is not public, ours; each field says which. How a configuration is read from
-the command line or a YAML file is `dexcore.finetune`.
+the command line or a YAML file is `dexcore.commands.finetune`.
 """
 
 import os

@@ -24,12 +24,12 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING
 
-from dexcore.eval_features import add_features_command
-from dexcore.eval_modules import add_modules_command
-from dexcore.eval_predict import add_predict_task_command
-from dexcore.eval_probe import add_probe_command
-from dexcore.eval_scores import add_score_commands
-from dexcore.listing import add_listing
+from dexcore.commands.eval_features import add_features_command
+from dexcore.commands.eval_modules import add_modules_command
+from dexcore.commands.eval_predict import add_predict_task_command
+from dexcore.commands.eval_probe import add_probe_command
+from dexcore.commands.eval_scores import add_score_commands
+from dexcore.commands.listing import add_listing
 
 if TYPE_CHECKING:
     from dexcore.evaluate.tasks import Task

@@ -3,7 +3,6 @@
 Heavy imports wait until the command runs.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,11 @@ from dexcore.extras import require
 if TYPE_CHECKING:
     from dexcore.evaluate import FinetuneConfig
 
+_LESS_MEMORY = (
+    "have fewer images a step (--batch-size) or a process (torchrun), or their activations recomputed "
+    "(--grad-checkpointing)"
+)
+
 
 def main(argv: Sequence[str] | None = None, program: str | None = None) -> int:
     """Fine-tune as a command line (default: this process's) says.
@@ -22,49 +26,19 @@ def main(argv: Sequence[str] | None = None, program: str | None = None) -> int:
         What the process should return: 0; 2 after an error, told in a line on stderr; 75 where a signal stopped it,
         which the same command goes on with.
     """
-    from dexcore.engine.checkpoint import CheckpointError
-    from dexcore.engine.failure import EXIT_ERROR, failed, is_lack_of_memory, silence
-    from dexcore.engine.folder import RunFolderError
-    from dexcore.engine.memory import keep_freed_memory
-    from dexcore.engine.ranks import LostRankError, MainRankError, environment_rank
-    from dexcore.evaluate.finetuning import FinetuneError, finetune
-    from dexcore.extras import MissingExtraError
+    from dexcore.engine.command_line import run_command
+    from dexcore.evaluate.finetuning import FinetuneError
 
-    keep_freed_memory()
-    rank = 0
-    try:
-        rank, _ = environment_rank()
-        if rank == 0:
-            config = parse(argv, program)
-        else:
-            with silence():
-                config = parse(argv, program)
-        if config is None:
-            return 0
-        result = finetune(config)
-        if rank == 0 and result.finished and result.scores:
-            print("\n".join(result.lines()), flush=True)
-        return result.exit_code
-    except MainRankError:  # which has told why
-        return EXIT_ERROR
-    except (
-        CheckpointError,
-        FinetuneError,
-        LostRankError,
-        MissingExtraError,
-        RunFolderError,
-        OSError,
-        ValueError,
-    ) as error:
-        return failed(rank, str(error))
-    except (MemoryError, RuntimeError) as error:
-        if not is_lack_of_memory(error):
-            raise
-        return failed(
-            rank,
-            f"not enough memory ({str(error).strip().partition(chr(10))[0]}); have fewer images a step (--batch-size) "
-            "or a process (torchrun), or their activations recomputed (--grad-checkpointing)",
-        )
+    return run_command(lambda: parse(argv, program), _run, (FinetuneError, ValueError), _LESS_MEMORY)
+
+
+def _run(config: "FinetuneConfig", rank: int) -> int:
+    from dexcore.evaluate import finetune
+
+    result = finetune(config)
+    if rank == 0 and result.finished and result.scores:
+        print("\n".join(result.lines()), flush=True)
+    return result.exit_code
 
 
 def parse(argv: Sequence[str] | None = None, program: str | None = None) -> "FinetuneConfig | None":
@@ -74,7 +48,7 @@ def parse(argv: Sequence[str] | None = None, program: str | None = None) -> "Fin
         ConfigError: a file or a flag is wrong; the message names the field.
         SystemExit: ``--help`` was asked for, or a flag does not exist.
     """
-    from dexcore.engine.config_file import to_yaml
+    from dexcore.engine.command_line import read_flags
     from dexcore.evaluate import FinetuneConfig
 
     tyro = require("tyro", "train")
@@ -100,11 +74,7 @@ def parse(argv: Sequence[str] | None = None, program: str | None = None) -> "Fin
         """
         return config_fields, print_config
 
-    config, print_config = tyro.cli(arguments, prog=program, args=argv)
-    if print_config:
-        print(to_yaml(config), end="")
-        return None
-    return config
+    return read_flags(arguments, argv, program)
 
 
 def _with_names(argv: list[str]) -> list[str]:
@@ -118,16 +88,11 @@ def _with_names(argv: list[str]) -> list[str]:
 
 
 def _base(argv: Sequence[str]) -> "FinetuneConfig":
-    """What the flags change: it has to be known before they are read."""
+    """What the flags change."""
+    from dexcore.engine.command_line import early_flags
     from dexcore.engine.config_file import read_yaml
     from dexcore.evaluate.finetuning import PRESETS
 
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    early.add_argument("--preset", choices=sorted(PRESETS))
-    early.add_argument("--config", type=Path)
-    try:
-        known, _ = early.parse_known_args(argv)
-    except argparse.ArgumentError:
-        return PRESETS["paper"]  # tyro meets the same mistake and explains it
+    known = early_flags(argv, PRESETS, {})
     base = PRESETS[known.preset or "paper"]
     return base if known.config is None else read_yaml(known.config, base)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-sys.path += [str(Path(__file__).parent / folder) for folder in ("evaluate", "data")]
+sys.path += [str(Path(__file__).parents[1] / folder) for folder in ("evaluate", "data")]
 
 from made_files import write_dicom
 from made_tasks import SEGMENTATION, masked, picture, save, write
@@ -27,7 +27,7 @@ from dexcore.evaluate.prediction.predict import predict_file
 from dexcore.evaluate.prediction.written import Table, write_prediction
 from dexcore.evaluate.scores.predictions import read_mask
 from dexcore.evaluate.tasks import Task
-from dexcore.evaluate.tasks.pixels import read_plane
+from dexcore.evaluate.tasks.pixels import PixelsError, read_plane
 from dexcore.models import DEXVisionTransformer, MaskedAutoencoder, TaskDescription, TaskModel
 from dexcore.nn import RoutingRule, route_by_rule, set_mode, set_rule
 
@@ -321,13 +321,97 @@ def test_a_broken_file_does_not_keep_others_from_being_predicted(tmp_path, capsy
     model, out = saved(tmp_path / "model"), tmp_path / "out"
     good, bad = save(tmp_path / "good.png", picture(0)), tmp_path / "bad.png"
     bad.write_bytes(b"\x89PNG\r\n\x1a\n damaged")
-    assert predict(model, out, bad, tmp_path / "missing.png", good, tmp_path, options=["--no-pictures"]) == 2
+    assert predict(model, out, bad, tmp_path / "missing.png", good, options=["--no-pictures"]) == 2
     told = capsys.readouterr()
     assert f"error: {bad}" in told.err
     assert "missing.png: No such file" in told.err
-    assert f"{tmp_path}: is a folder, expected files" in told.err
-    assert "3 of 4 files could not be predicted" in told.err
+    assert "2 of 3 files could not be predicted" in told.err
     assert [row["image"] for row in rows_of(out)] == [str(good)]
+
+
+@pytest.fixture
+def scans(tmp_path):
+    """A folder as users have them: images of several kinds below it, some of one name, and what is no image."""
+    folder = tmp_path / "scans"
+    images = [save(folder / case / "a.png", picture(number, (20, 24))) for number, case in enumerate("xy")]
+    images.append(write_dicom(folder / "y" / "IM0001", picture(2, (24, 20)).astype(np.uint16) * 100))
+    save(folder / "x" / "a_mask.png", (picture(3) > 127).astype(np.uint8))
+    save(folder / ".thumbnails" / "a.png", picture(4))
+    (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n damaged")
+    (folder / "model.bin").write_bytes(b"no image")
+    (folder / "labels.csv").write_text("image,label\n")
+    return folder, sorted(images)
+
+
+@pytest.mark.parametrize("kind", ["classification", "segmentation"])
+def test_a_folder_is_the_image_files_below_it_in_order(kind, scans, tmp_path, capsys):
+    folder, images = scans
+    model, out, single = saved(tmp_path / "model", kind), tmp_path / "out", tmp_path / "single"
+    assert predict(model, out, folder) == 0
+    told = capsys.readouterr()
+    assert [row["image"] for row in rows_of(out)] == list(map(str, images))
+    left = [line for line in told.err.splitlines() if line.startswith("left out: ")]
+    assert left == told.err.splitlines()
+    assert [line.split(":")[1].strip() for line in left] == [
+        str(folder / name) for name in ("model.bin", "x/a_mask.png", "broken.png")
+    ]
+    assert told.out.splitlines()[-1].endswith("pictures; 3 left out")
+    assert predict(model, single, *images) == 0
+    assert "left out" not in capsys.readouterr().out
+    written = sorted(path.name for path in out.iterdir())
+    assert written == sorted(path.name for path in single.iterdir())
+    assert len(written) == 1 + len(images) * (2 if kind == "segmentation" else 1)  # none lies over another
+    assert all((out / name).read_bytes() == (single / name).read_bytes() for name in written)
+
+
+def test_of_a_folder_and_files_those_that_are_named_must_be_predicted(scans, tmp_path, capsys):
+    folder, images = scans
+    model, out = saved(tmp_path / "model"), tmp_path / "out"
+    other = save(tmp_path / "other.png", picture(5))
+    assert predict(model, out, other, folder, folder / "broken.png", options=["--no-pictures"]) == 2
+    told = capsys.readouterr().err
+    assert f"error: {folder / 'broken.png'}: " in told
+    assert "error: 1 of 5 files could not be predicted" in told
+    assert [row["image"] for row in rows_of(out)] == list(map(str, [other, *images]))
+
+
+def test_a_folder_without_an_image_is_refused_before_anything_is_written(tmp_path, capsys):
+    model, out = saved(tmp_path / "model"), tmp_path / "out"
+    (tmp_path / "empty" / "deep").mkdir(parents=True)
+    (tmp_path / "empty" / "labels.csv").write_text("image,label\n")
+    assert predict(model, out, tmp_path / "empty") == 2
+    assert capsys.readouterr().err == f"error: {tmp_path / 'empty'}: holds no image that dexcore reads\n"
+    (tmp_path / "empty" / "deep" / "a.bin").write_bytes(b"no image")
+    assert predict(model, out, tmp_path / "empty") == 2
+    told = capsys.readouterr().err.splitlines()
+    assert told == [
+        f"left out: {tmp_path / 'empty' / 'deep' / 'a.bin'}: no kind of image that is read",
+        f"error: {tmp_path / 'empty'}: holds no image that dexcore reads (1 file was left out)",
+    ]
+    (tmp_path / "empty" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n damaged")
+    assert predict(model, out, tmp_path / "empty") == 2
+    assert capsys.readouterr().err.endswith("error: none of 1 image files could be predicted\n")
+    assert not out.exists()
+
+
+def test_results_may_lie_in_the_folder_and_are_not_predicted_themselves(scans, tmp_path, capsys):
+    folder, images = scans
+    model, out = saved(tmp_path / "model", "segmentation", ("background", "lesion")), folder / "predictions"
+    for _ in range(2):
+        assert predict(model, out, folder) == 0
+        assert [row["image"] for row in rows_of(out)] == list(map(str, images))
+    capsys.readouterr()
+    for other in (folder, folder / "x"):
+        before = sorted(folder.rglob("*"))
+        assert predict(model, other, folder) == 2
+        assert "results could lie over files of yours" in capsys.readouterr().err
+        assert sorted(folder.rglob("*")) == before
+
+
+def test_a_folder_is_no_file_to_those_who_ask_about_one(tmp_path):
+    task = TaskModel.from_pretrained(saved(tmp_path / "model")).task
+    with pytest.raises(PixelsError, match="is a folder, expected files"):
+        AskedFile(str(tmp_path), task)
 
 
 def test_files_of_one_name_get_results_of_their_own_and_earlier_rows_stay(tmp_path):

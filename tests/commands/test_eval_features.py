@@ -8,7 +8,7 @@ import pyarrow.parquet as parquet
 import pytest
 import torch
 
-sys.path += [str(Path(__file__).parent / folder) for folder in ("evaluate", "train")]
+sys.path += [str(Path(__file__).parents[1] / folder) for folder in ("evaluate", "train")]
 
 from made_tasks import labelled, write
 from runs import write_images

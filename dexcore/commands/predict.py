@@ -5,7 +5,7 @@ Heavy imports wait until the command runs.
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,8 +15,10 @@ if TYPE_CHECKING:
 
 _PREDICT = (
     "Predict labels or masks of images by a fine-tuned model. IMAGE is a file of any kind that dexcore reads (PNG, "
-    "JPEG, TIFF, DICOM, NIfTI, NRRD, a video, ...); of a volume every slice is predicted, and the mask of a NIfTI "
-    "volume is one too, with its affine. One image of a file is asked for as scan.nii.gz#axial=12 or stack.tif#3. "
+    "JPEG, TIFF, DICOM, NIfTI, NRRD, a video, ...), or a folder with such files in it or below it; of a volume every "
+    "slice is predicted, and the mask of a NIfTI volume is one too, with its affine. One image of a file is asked for "
+    "as scan.nii.gz#axial=12 or stack.tif#3. In a folder, what is no image, masks beside their images, and what cannot "
+    "be predicted is left out, and counted. "
     "Written: predictions.csv, masks at the images' own size (whole numbers, the indices of classes), and of each file "
     "a picture of where the model looked and which experts took the image."
 )
@@ -28,7 +30,7 @@ def add_predict_command(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``dexcore predict`` to its parser."""
     parser.description = _PREDICT
     add = parser.add_argument
-    add("images", nargs="+", metavar="IMAGE", help="files")
+    add("images", nargs="+", metavar="IMAGE", help="files, or folders with images")
     add(
         "--model",
         required=True,
@@ -56,7 +58,7 @@ def add_predict_command(parser: argparse.ArgumentParser) -> None:
 
 
 def run_predict(arguments: argparse.Namespace) -> int:
-    """Run ``dexcore predict``; the return value is the process's: 2 where a file could not be predicted."""
+    """Run ``dexcore predict``; the return value is the process's: 2 where a file that was named, or all, failed."""
     from dexcore.checks import check_whole
     from dexcore.engine.device import choose_device
     from dexcore.evaluate.prediction.files import AskedFile, asked_modality
@@ -65,48 +67,83 @@ def run_predict(arguments: argparse.Namespace) -> int:
 
     check_whole("--batch-size", arguments.batch_size, 1)
     out: Path = arguments.out
-    _check_out(out, arguments.images)
+    asked, left = _asked(arguments.images, out)
     model = open_task_model(arguments.model)
     _choose_mode(model, arguments.mode, arguments.model)
     modality = None if arguments.modality is None else asked_modality(model.task, arguments.modality)
     spacing = None if arguments.spacing is None else _spacing(arguments.spacing, model.task)
     table = Table(out / TABLE, model.task)
     model = model.to(choose_device(arguments.device))
-    failed = 0
-    for path in arguments.images:
+    failed = done = 0
+    for path, named in asked.items():
         try:
             file = AskedFile(path, model.task, modality, arguments.axis, spacing)
             found = predict_file(model, file, arguments.batch_size, looking=not arguments.no_pictures)
             out.mkdir(parents=True, exist_ok=True)
             write_prediction(found, out, table)
         except ValueError as error:  # of this file; the others are predicted all the same
-            print(f"error: {error}", file=sys.stderr)
-            failed += 1
+            print(f"{'error' if named else 'left out'}: {error}", file=sys.stderr)
+            failed += named
+            left += not named
             continue
-        if file.said not in (None, file.modality):
-            print(f"note: {path} says that it is {file.said}, it was predicted as {file.modality}", file=sys.stderr)
-        if file.doubtful is not None:
-            rows, columns = file.doubtful
-            print(
-                f"note: {path} says that its pixels are {rows:g} x {columns:g} mm; of the training's images a table "
-                "said it (--spacing says another)",
-                file=sys.stderr,
-            )
-        if file.volumes > 1:
-            print(f"note: {path} holds {file.volumes} volumes, the first was predicted", file=sys.stderr)
-        if found.unseen:
-            print(f"note: {path} gets no picture: {found.unseen}", file=sys.stderr)
+        done += 1
+        for note in _notes(found):
+            print(f"note: {path} {note}", file=sys.stderr)
         print(f"{path}: {_told(found)}")
-    if failed < len(arguments.images):
-        kinds = [
-            TABLE,
-            *(["masks"] if model.task.is_segmentation else []),
-            *([] if arguments.no_pictures else ["pictures"]),
-        ]
-        print(f"written to {out}: {', '.join(kinds)}")
+    if done:
+        masks = ["masks"] if model.task.is_segmentation else []
+        pictures = [] if arguments.no_pictures else ["pictures"]
+        print(f"written to {out}: {', '.join([TABLE, *masks, *pictures])}{f'; {left} left out' if left else ''}")
     if failed:
-        print(f"error: {failed} of {len(arguments.images)} files could not be predicted", file=sys.stderr)
-    return _EXIT_SOME if failed else 0
+        print(f"error: {failed} of {len(asked)} files could not be predicted", file=sys.stderr)
+    elif not done:
+        print(f"error: none of {len(asked)} image files could be predicted", file=sys.stderr)
+    return _EXIT_SOME if failed or not done else 0
+
+
+def _asked(images: Sequence[str], out: Path) -> tuple[dict[str, bool], int]:
+    """The files to be predicted, each with whether it was named or found in a folder; how many of folders are left out.
+
+    Raises:
+        ValueError: a folder holds no image, or results could lie over the user's own files.
+    """
+    from dexcore.data.assemble.image_files import image_files
+
+    _check_out(out, images)
+    asked: dict[str, bool] = {}
+    left = 0
+    for image in images:
+        folder = Path(image)
+        if not folder.is_dir():
+            asked[image] = True
+            continue
+        found, rejects = image_files(folder, leave=out)
+        for reject in rejects:
+            print(f"left out: {folder / reject.path}: {reject.reason}", file=sys.stderr)
+        if not found:
+            held = f" ({len(rejects)} {'file was' if len(rejects) == 1 else 'files were'} left out)" if rejects else ""
+            raise ValueError(f"{folder}: holds no image that dexcore reads{held}")
+        for path in found:
+            asked.setdefault(str(path), False)
+        left += len(rejects)
+    return asked, left
+
+
+def _notes(found: "Predicted") -> Iterator[str]:
+    """What of a file should be known, to be read after its path."""
+    file = found.file
+    if file.said not in (None, file.modality):
+        yield f"says that it is {file.said}, it was predicted as {file.modality}"
+    if file.doubtful is not None:
+        rows, columns = file.doubtful
+        yield (
+            f"says that its pixels are {rows:g} x {columns:g} mm; of the training's images a table said it (--spacing "
+            "says another)"
+        )
+    if file.volumes > 1:
+        yield f"holds {file.volumes} volumes, the first was predicted"
+    if found.unseen:
+        yield f"gets no picture: {found.unseen}"
 
 
 def _choose_mode(model: "TaskModel", wanted: str | None, folder: str) -> None:
@@ -128,14 +165,23 @@ def _choose_mode(model: "TaskModel", wanted: str | None, folder: str) -> None:
 
 def _check_out(out: Path, images: Sequence[str]) -> None:
     """Refuse a folder in which results could lie over the user's own files: many a data set has an NAME_mask.png."""
+    from dexcore.evaluate.prediction.written import TABLE
     from dexcore.evaluate.tasks.places import located
 
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file: expected a folder")
+    own = not out.exists() or not any(out.iterdir()) or (out / TABLE).is_file()
     for image in images:
-        if located(image)[0].parent.resolve() == out.resolve():
+        folder, place = Path(image), out.resolve()
+        if folder.is_dir():
+            foreign = place == folder.resolve() or (not own and place.is_relative_to(folder.resolve()))
+            where = "is, or lies in,"
+        else:
+            foreign = place == located(image)[0].parent.resolve()
+            where = "holds"
+        if foreign:
             raise ValueError(
-                f"--out {out} holds {image}, and results could lie over files of yours: pass another folder"
+                f"--out {out} {where} {image}, and results could lie over files of yours: pass another folder"
             )
 
 

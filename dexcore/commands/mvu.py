@@ -19,7 +19,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
-from dexcore.listing import add_listing
+from dexcore.commands.listing import add_listing
 
 
 def add_commands(parser: argparse.ArgumentParser) -> None:
