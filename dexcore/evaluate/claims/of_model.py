@@ -1,15 +1,13 @@
 """All numbers of a trained model that claims are made of, each part kept: a kill loses at most the part at work."""
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import dexcore
 from dexcore.evaluate.claims.numbers import Measured
 from dexcore.evaluate.claims.of_modules import module_numbers
 from dexcore.evaluate.claims.of_run import run_numbers
 from dexcore.evaluate.claims.of_tasks import task_numbers
+from dexcore.evaluate.kept import kept, key_of
 from dexcore.evaluate.tasks import Task
 from dexcore.report.files import MODEL_FOLDER
 
@@ -53,7 +51,10 @@ def measure(
             [task.fingerprint for task in generated],
             lambda: _called(task_numbers(model, generated, out / "probes", cache, name), "generated"),
         )
-    found = [_kept(out, part, made_of, compute) for part, (made_of, compute) in parts.items()]
+    found = [
+        kept(out / f"numbers-{part}-{key_of(PROTOCOL, *made_of)}.npz", Measured.load, compute)
+        for part, (made_of, compute) in parts.items()
+    ]
     return Measured(
         {key: number for one in found for key, number in one.numbers.items()},
         tuple(dict.fromkeys(flag for one in found for flag in one.flags)),
@@ -62,14 +63,3 @@ def measure(
 
 def _called(measured: Measured, what: str) -> Measured:
     return Measured({f"{key}, {what}": number for key, number in measured.numbers.items()}, measured.flags)
-
-
-def _kept(out: Path, part: str, made_of: list[str], compute: Callable[[], Measured]) -> Measured:
-    key = hashlib.sha256(json.dumps([PROTOCOL, dexcore.__version__, *made_of]).encode()).hexdigest()[:12]
-    path = out / f"numbers-{part}-{key}.npz"
-    try:
-        return Measured.load(path)
-    except (FileNotFoundError, ValueError):
-        done = compute()
-    done.save(path)
-    return done
