@@ -19,7 +19,8 @@ _MODULES = (
     "untrained routers and the images' intensities; what a modality loses without an expert; what is left of it with "
     "its own experts alone; whether a class is found across modalities; whether modalities pull shared weights apart. "
     "Each number stands beside its control and has an interval over cases. MODEL and each twin are folders of masked "
-    "autoencoders (a run's, or its model). Writes OUT/modules.json, OUT/modules.html and its pictures."
+    "autoencoders (a run's, or its model). Writes OUT/modules.json, OUT/modules.html and its pictures. Each part is "
+    "kept in OUT/parts as soon as it is measured: after a kill the same command goes on."
 )
 
 
@@ -66,9 +67,11 @@ def _run(arguments: argparse.Namespace) -> int:
     from dexcore.engine.device import choose_device
     from dexcore.evaluate.modules.run import Plan, measure_modules
     from dexcore.evaluate.tasks import Task
+    from dexcore.extras import require
     from dexcore.files import write_whole
     from dexcore.report.modules_page import NUMBERS_FILE, build_modules_page
 
+    require("matplotlib", "train")  # of the page, and else missed after all is measured
     device = choose_device(arguments.device)
     folder = arguments.model.resolve()
     name = arguments.name or (folder.parent.name if folder.name == "model" else folder.name)
@@ -82,6 +85,7 @@ def _run(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         task=Task.open(arguments.task) if arguments.task else None,
         cache=str(arguments.cache) if arguments.cache else None,
+        keep=arguments.out / "parts",
         progress=True,
     )
     numbers = measure_modules(
@@ -92,7 +96,6 @@ def _run(arguments: argparse.Namespace) -> int:
         lambda line: print(line, file=sys.stderr, flush=True),
         [_opened(path, device) for path in arguments.other_seed],
     )
-    arguments.out.mkdir(parents=True, exist_ok=True)
     write_whole(arguments.out / NUMBERS_FILE, (json.dumps(numbers, indent=1) + "\n").encode())
     print("\n".join(build_modules_page(arguments.out)))
     return 0

@@ -107,8 +107,7 @@ def _all_flags(numbers: Mapping[str, Any]) -> Iterator[str]:
         for part, told in model.items():
             if isinstance(told, Mapping) and "left_out" in told:
                 yield f"{name}, {part.replace('_', ' ')}: {told['left_out']}"
-        if model.get("task"):
-            yield from (f"{name}, probe: {flag}" for flag in model["task"]["flags"])
+        yield from (f"{name}, probe: {flag}" for flag in model.get("task", {}).get("flags", ()))
     if "left_out" in numbers["gradients"]:
         yield f"gradients: {numbers['gradients']['left_out']}"
 

@@ -321,7 +321,7 @@ def conflict_picture(numbers: Numbers) -> Picture | None:
 def task_pictures(numbers: Numbers) -> list[Picture]:
     """What a probe loses without each expert: the block of the largest loss first."""
     task = numbers["models"][numbers["model"]].get("task")
-    if not task:
+    if not task or "left_out" in task:
         return []
     order = sorted(
         range(len(task["lost"])), key=lambda block: -max(abs(one["value"] or 0.0) for one in task["lost"][block])

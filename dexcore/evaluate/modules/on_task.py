@@ -1,6 +1,7 @@
 """What a fixed probe of a task loses without an expert."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,12 +13,14 @@ from dexcore.evaluate.embedding import features
 from dexcore.evaluate.embedding.images import TaskImages
 from dexcore.evaluate.probes.linear import best_linear
 from dexcore.evaluate.probes.run import layers_of
+from dexcore.evaluate.probes.splits import Splits
 from dexcore.evaluate.scores import Scores, compare, score
-from dexcore.evaluate.tasks import Task
+from dexcore.evaluate.tasks import Task, TaskError
+from dexcore.extras import require
 from dexcore.measures.bootstrap import Estimate
-from dexcore.nn import set_expert_mask
+from dexcore.nn import rule_of, set_expert_mask
 from dexcore.nn.expert_mask import REROUTE
-from dexcore.nn.mlp import dex_layers
+from dexcore.nn.mlp import DEXMlp, dex_layers
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,34 @@ class TaskDamage:
     shares: tuple[tuple[float, ...], ...]
     layer: str
     flags: tuple[str, ...]
+
+
+def check_task_damage(encoders: Mapping[str, nn.Module], task: Task) -> None:
+    """See, before anything is computed, that `task_damage` can be measured of these models, those of them with experts.
+
+    Raises:
+        TaskError: the task has masks, no image of train or test, or an unsound label.
+        ValueError: no model has experts, or one has none for a modality of the task.
+        MissingExtraError: scikit-learn is not installed.
+    """
+    if task.spec.is_segmentation:
+        raise TaskError(
+            f"task {task.name}: is of kind {task.kind}, expected a task of classes: what a probe loses without an "
+            "expert is measured of a linear probe alone"
+        )
+    require("sklearn.linear_model", "eval")
+    Splits.of(task)
+    routed = {name: one for name, one in encoders.items() if any(isinstance(part, DEXMlp) for part in one.modules())}
+    if not routed:
+        raise ValueError(f"task {task.name}: {', '.join(encoders)} has no experts that its probe could do without")
+    for name, encoder in routed.items():
+        rule = rule_of(encoder)
+        known = rule.modalities if rule is not None else ()
+        unknown = sorted({row.modality.value for row in task.rows} - set(known))
+        if known and unknown:
+            raise ValueError(
+                f"{name}: gives experts by modality, and has none for {', '.join(unknown)} of task {task.name}"
+            )
 
 
 def task_damage(

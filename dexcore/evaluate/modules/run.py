@@ -1,8 +1,9 @@
-"""All measures of a model's modules, and of its twins beside it, as numbers for JSON."""
+"""All measures of a model's modules, and of its twins beside it, as numbers for JSON; each part of them is kept."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,16 +11,20 @@ import torch
 
 from dexcore.data.feed.pretrain_view import Images
 from dexcore.evaluate.embedding.encode import layers_of
+from dexcore.evaluate.embedding.identity import model_hash
+from dexcore.evaluate.kept import kept, key_of
 from dexcore.evaluate.modules.conflict import fold_gradients
 from dexcore.evaluate.modules.extraction import RANDOM, extract
 from dexcore.evaluate.modules.forwards import collect
 from dexcore.evaluate.modules.knockout import knock_out
-from dexcore.evaluate.modules.on_task import task_damage
+from dexcore.evaluate.modules.on_task import check_task_damage, task_damage
+from dexcore.evaluate.modules.part import Part
 from dexcore.evaluate.modules.routing import measure_routing, routing_masses
 from dexcore.evaluate.modules.sample import IMAGES, Samples, setting_of, take_samples
 from dexcore.evaluate.modules.shared import DENSE, SharedSpace, measure_shared_space
 from dexcore.evaluate.setting import Setting
 from dexcore.evaluate.tasks import Task
+from dexcore.extras import require
 from dexcore.measures.bootstrap import FEWEST_CASES, Estimate
 from dexcore.measures.conflict import conflict, conflict_minus
 from dexcore.measures.extraction import Extraction, curve, twin_minus_own
@@ -27,9 +32,11 @@ from dexcore.measures.knockout import KnockOut, damage_bounds, own_damage, speci
 from dexcore.measures.routing import stability
 from dexcore.measures.shared_space import across_minus
 from dexcore.models import MaskedAutoencoder
+from dexcore.nn import rule_of
 from dexcore.nn.expert_mask import REROUTE
 
 FORMAT = 1
+PROTOCOL = 1  # grows when a number would come out otherwise
 Say = Callable[[str], None]
 
 
@@ -45,6 +52,7 @@ class Plan:
         seed: of masks of patches, draws and permutations.
         task: whose probe loses experts too; None for none.
         cache: folder of features for the task.
+        keep: folder where each part is kept by what it is made of, and found again; None keeps nothing.
         progress: show it on stderr.
     """
 
@@ -55,16 +63,12 @@ class Plan:
     seed: int = 0
     task: Task | None = None
     cache: str | None = None
+    keep: Path | None = None
     progress: bool = False
 
-
-@dataclass(frozen=True, eq=False)
-class _Measured:
-    """What is compared between models."""
-
-    numbers: dict[str, Any]
-    extraction: Extraction | None
-    spaces: Mapping[str, SharedSpace]
+    def told(self) -> dict[str, Any]:
+        """What decides over all numbers but those of a task."""
+        return {name: value for name, value in vars(self).items() if name not in ("task", "cache", "keep", "progress")}
 
 
 def measure_modules(
@@ -93,8 +97,11 @@ def measure_modules(
 
     Raises:
         StoreError: the store lacks such images.
-        ValueError: the models take images of different kinds, or those of other seeds have other layers.
-        MissingExtraError: SciPy is not installed, and other seeds are given.
+        ValueError: the models take images of different kinds, one has no experts for a modality, or those of other
+            seeds have other layers.
+        TaskError: the task has masks, or nothing to probe.
+        MissingExtraError: SciPy is not installed, and other seeds or a task are given.
+        OSError: a part cannot be kept.
     """
     plan = plan or Plan()
     samples = take_samples(images, plan.images)
@@ -103,15 +110,21 @@ def measure_modules(
     seeds = {f"other seed {number}": model for number, model in enumerate(other_seeds, start=1)}
     seen = {name: setting_of(model, plan.precision, plan.seed) for name, model in seeds.items()}
     _check_alike(settings | seen, {**models, **seeds})
-    stable = _stability([models[own], *other_seeds], samples, settings[own], device, plan, say) if other_seeds else None
-    found = {name: _of_model(name, model, samples, settings[name], device, plan, say) for name, model in models.items()}
-    say("gradients of shared weights")
+    _check_layers(models, seeds, samples)
+    if plan.task is not None:
+        check_task_damage({name: model.encoder for name, model in models.items()}, plan.task)
+    if plan.keep is not None:
+        plan.keep.mkdir(parents=True, exist_ok=True)
+    parts = _Parts(samples, settings[own], device, plan, say)
+    stable = parts.of_seeds([models[own], *other_seeds]) if other_seeds else None
+    found = {name: parts.of_model(name, model) for name, model in models.items()}
+    gradients = parts.of_gradients(models)
     return {
         "format": FORMAT,
         "model": own,
         "twins": twins,
         "store": {"name": images.name, "fingerprint": getattr(images, "fingerprint", "")},
-        "plan": {name: value for name, value in vars(plan).items() if name not in ("task", "cache", "progress")},
+        "plan": plan.told(),
         "modalities": list(samples.heldout.modalities),
         "images": {split: len(sample) for split, sample in samples._asdict().items()},
         "cases": {split: len(sample.label_g) for split, sample in samples._asdict().items()},
@@ -119,8 +132,50 @@ def measure_modules(
         "stability": stable,
         "models": {name: one.numbers for name, one in found.items()},
         "twin_minus_model": {name: _minus(found[own], found[name], plan) for name in twins},
-        "gradients": _gradients(models, samples, settings[own], device, plan),
+        "gradients": gradients,
     }
+
+
+class _Parts:
+    """The parts of a measurement: each is measured, or found where it was kept."""
+
+    def __init__(self, samples: Samples, setting: Setting, device: torch.device, plan: Plan, say: Say) -> None:
+        self.samples, self.setting, self.device, self.plan, self.say = samples, setting, device, plan, say
+        self.images = getattr(samples.heldout.images, "fingerprint", "")
+
+    def of_seeds(self, models: Sequence[MaskedAutoencoder]) -> dict[str, Any]:
+        self.say(f"experts of {len(models)} seeds")
+        return self._kept("seeds", models, lambda: Part(_stability(models, *self._how))).numbers
+
+    def of_model(self, name: str, model: MaskedAutoencoder) -> Part:
+        """All of one model; what a task's probe loses is kept apart: with another task nothing else is measured."""
+        part = self._kept("model", [model], lambda: _of_model(name, model, *self._how, self.say))
+        task = self.plan.task
+        if task is None or not layers_of(model.encoder):
+            return part
+        numbers = part.numbers["knock_out"]
+        if "left_out" not in numbers:
+            self.say(f"{name}: probe of {task.name}")
+            numbers = self._kept("task", [model], lambda: _of_task(model, task, self.plan), task.fingerprint).numbers
+        return replace(part, numbers=part.numbers | {"task": numbers})
+
+    def of_gradients(self, models: Mapping[str, MaskedAutoencoder]) -> dict[str, Any]:
+        self.say("gradients of shared weights")
+        own = list(models.values())
+        return self._kept("gradients", own, lambda: Part(_gradients(models, *self._how)), list(models)).numbers
+
+    @property
+    def _how(self) -> tuple[Samples, Setting, torch.device, Plan]:
+        return self.samples, self.setting, self.device, self.plan
+
+    def _kept(
+        self, kind: str, models: Sequence[MaskedAutoencoder], compute: Callable[[], Part], more: Any = None
+    ) -> Part:
+        if self.plan.keep is None or not self.images:
+            return compute()
+        made_of = [self.images, asdict(self.setting), self.plan.told(), self.device.type, more]
+        key = key_of(PROTOCOL, *made_of, *map(model_hash, models))
+        return kept(self.plan.keep / f"{kind}-{key}.npz", Part.load, compute)
 
 
 def _check_alike(settings: Mapping[str, Setting], models: Mapping[str, MaskedAutoencoder]) -> None:
@@ -128,6 +183,23 @@ def _check_alike(settings: Mapping[str, Setting], models: Mapping[str, MaskedAut
     for name, setting in others:
         if setting != first or models[name].num_patches != models[own].num_patches:
             raise ValueError(f"{name}: takes other images than {own}: expected {first}, got {setting}")
+
+
+def _check_layers(
+    models: Mapping[str, MaskedAutoencoder], seeds: Mapping[str, MaskedAutoencoder], samples: Samples
+) -> None:
+    """Refuse models that could not be measured, before hours have gone into others."""
+    depth, *others = [len(layers_of(model.encoder)) for model in (next(iter(models.values())), *seeds.values())]
+    if seeds and (not depth or any(other != depth for other in others)):
+        raise ValueError(f"other seeds: expected as many DEX layers as the model's {depth}, at least one")
+    if seeds:
+        require("scipy.optimize", "eval")
+    for name, model in {**models, **seeds}.items():
+        rule = rule_of(model)
+        known = rule.modalities if rule is not None else ()
+        unknown = [modality for modality in samples.heldout.modalities if modality not in known]
+        if known and unknown:
+            raise ValueError(f"{name}: gives experts by modality, and has none for {', '.join(unknown)} of the store")
 
 
 def _flags(samples: Samples) -> list[str]:
@@ -156,7 +228,7 @@ def _of_model(
     device: torch.device,
     plan: Plan,
     say: Say,
-) -> _Measured:
+) -> Part:
     say(f"{name}: features and gates")
     train, heldout = (collect(model, sample, setting, device) for sample in samples)
     numbers: dict[str, Any] = {"experts": [layer.num_experts for layer in layers_of(model.encoder)]}
@@ -174,12 +246,6 @@ def _of_model(
             numbers["extraction"] = plain(curve(extraction, seed=plan.seed))
         except ValueError as error:
             numbers["extraction"] = {"left_out": str(error)}
-        if plan.task is not None:
-            say(f"{name}: probe of {plan.task.name}")
-            task = plan.task
-            numbers["task"] = plain(
-                task_damage(model.encoder, task, instead=plan.instead, cache=plan.cache, progress=plan.progress)
-            )
     say(f"{name}: shared space")
     spaces: Mapping[str, SharedSpace] = {}
     try:
@@ -187,7 +253,12 @@ def _of_model(
         numbers["shared_space"] = plain(spaces)
     except ValueError as error:
         numbers["shared_space"] = {"left_out": str(error)}
-    return _Measured(numbers, extraction, spaces)
+    return Part(numbers, extraction, spaces)
+
+
+def _of_task(model: MaskedAutoencoder, task: Task, plan: Plan) -> Part:
+    found = task_damage(model.encoder, task, instead=plan.instead, cache=plan.cache, progress=plan.progress)
+    return Part(plain(found))
 
 
 def _stability(
@@ -196,14 +267,10 @@ def _stability(
     setting: Setting,
     device: torch.device,
     plan: Plan,
-    say: Say,
 ) -> dict[str, Any]:
     """Of each block, over all seeds."""
-    say(f"experts of {len(models)} seeds")
     sample = samples.heldout
     masses = [routing_masses(collect(one, sample, setting, device, spaces=False), sample) for one in models]
-    if len({len(one) for one in masses}) > 1 or not masses[0]:
-        raise ValueError(f"other seeds: expected as many DEX layers as the model's {len(masses[0])}, at least one")
     blocks = [stability(block, sample.label_g, seed=plan.seed) for block in zip(*masses, strict=True)]
     return {"seeds": len(models), "blocks": plain(blocks)}
 
@@ -248,7 +315,7 @@ def _loss(found: KnockOut) -> dict[str, float]:
     return {name: float(total / count) for name, (total, count) in zip(found.modalities, sums, strict=True)}
 
 
-def _minus(own: _Measured, twin: _Measured, plan: Plan) -> dict[str, Any]:
+def _minus(own: Part, twin: Part, plan: Plan) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if own.extraction is not None and twin.extraction is not None:
         lost = twin_minus_own(own.extraction, twin.extraction, seed=plan.seed)
