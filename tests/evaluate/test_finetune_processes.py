@@ -112,6 +112,26 @@ def test_two_and_three_ranks_have_one_ranks_losses_and_predict_each_of_21_images
             assert max(differs) < 0.01
 
 
+@pytest.mark.slow
+def test_two_ranks_that_were_killed_end_as_two_that_nothing_disturbed(place, tmp_path):
+    changes = {"steps": 60, "validations": 3, "drop_path": 0.2}
+    whole, broken = (config_of(place, str(tmp_path / name), **changes) for name in ("whole", "broken"))
+    codes, _, errors = ends(start_ranks(2, arguments(whole)))
+    assert codes == [0, 0], errors
+    folder = folder_of(broken)
+    processes = start_ranks(2, arguments(broken))
+    wait_for_steps(processes[0], folder, 33)
+    for process in processes:
+        os.kill(process.pid, signal.SIGKILL)
+    codes, *_ = ends(processes)
+    assert codes == [-signal.SIGKILL] * 2
+    assert 33 <= len(losses(folder)) < 60
+    codes, _, errors = ends(start_ranks(2, arguments(broken)))
+    assert codes == [0, 0], errors
+    assert "going on after step 30 of 60" in errors[0]
+    assert_same(folder, folder_of(whole))
+
+
 def late(rank: int, store: str) -> None:
     """One of two processes, whose group gives up after two seconds; the second one takes five to predict."""
     dist.init_process_group(
