@@ -65,14 +65,14 @@ _SCORE = (
     "classes that the task does not have."
 )
 _COMPARE = (
-    "Compare A with B: the difference on the cases that both have, its interval, Wilcoxon's test, and Holm's "
-    "adjustment over the tasks. A tie unless the interval excludes 0. Several scores of one task are seeds of one "
-    "training. Scores of other rows, labels, splits or rules are refused."
+    "Compare A with B: the difference on the cases that both have, its interval, a p-value (Wilcoxon's of one training "
+    "a model, Student's of several), and Holm's adjustment over the tasks. A tie unless the interval excludes 0. "
+    "Several scores of one task are seeds of one training. Scores of other rows, labels, splits or rules are refused."
 )
 _TABLE = (
     "A Markdown table: a row a task, a column a model, + and - where the interval of the difference excludes 0; the "
-    "mean with the tasks as they are and drawn, the mean rank, wins, ties and losses. Few-shot and retrieval follow, a "
-    "row a task and a setting."
+    "mean of these tasks and as other tasks would have it, the mean rank, wins, ties and losses. Few-shot and "
+    "retrieval follow, a row a task and a setting."
 )
 
 _PAGE = (

@@ -39,7 +39,7 @@ class Part:
         Raises:
             OSError: the file cannot be written.
         """
-        arrays = {}
+        arrays: dict[str, np.ndarray] = {}
         if self.extraction is not None:
             arrays |= {f"extraction {name}": np.asarray(getattr(self.extraction, name)) for name in _EXTRACTION}
         plain: dict[str, dict[str, Any]] = {}
@@ -65,7 +65,7 @@ class Part:
             told = json.loads(str(arrays.pop("told")))
             extraction = None
             if "extraction sizes" in arrays:
-                found = {name: arrays[f"extraction {name}"] for name in _EXTRACTION}
+                found: dict[str, Any] = {name: arrays[f"extraction {name}"] for name in _EXTRACTION}
                 found["modalities"], found["sizes"] = (tuple(found[name].tolist()) for name in ("modalities", "sizes"))
                 extraction = Extraction(**found)
             spaces = {
@@ -78,5 +78,7 @@ class Part:
 
 
 def _across(plain: dict[str, Any], arrays: Mapping[str, np.ndarray], start: str) -> Across:
-    own = {name.removeprefix(start): values for name, values in arrays.items() if name.startswith(start)}
+    own: dict[str, Any] = {
+        name.removeprefix(start): values for name, values in arrays.items() if name.startswith(start)
+    }
     return Across(**plain | {"value": Estimate(**plain["value"])}, **own)
