@@ -15,9 +15,7 @@ from dexcore.data.store import write_store
 from dexcore.evaluate.claims import findings
 from dexcore.evaluate.claims.before import ExperimentError
 from dexcore.evaluate.claims.known import CLAIMS, FIXED, ORACLE
-from dexcore.evaluate.claims.of_modules import expert_numbers
 from dexcore.evaluate.claims.of_run import routing_number
-from dexcore.evaluate.modules import take_samples
 from dexcore.evaluate.reconstruct import batches, evaluate
 from dexcore.evaluate.setting import Setting
 from dexcore.evaluate.tasks.importers.synthetic import synthetic_tasks
@@ -131,7 +129,7 @@ def test_runs_of_different_code_are_flagged(example):
         assert [told in flag for flag in found if "control" not in flag] == ([True] if told else [])
 
 
-def trained(arm, seed, images, setting, steps=_STEPS):
+def trained(arm, seed, images, setting):
     """A tiny model of one arm, a few steps, on SyntheticMVU."""
     config = replace(
         PRESETS["laptop"].model,
@@ -143,7 +141,7 @@ def trained(arm, seed, images, setting, steps=_STEPS):
     optimizer = torch.optim.AdamW(param_groups(model, 0.0), lr=3e-3)
     draws, rows = np.random.default_rng(seed), images.indices("train")
     model.train()
-    for step in range(steps):
+    for step in range(_STEPS):
         (batch,) = batches(images, draws.choice(rows, 24, replace=False), model, setting, draw=1 + step)
         optimizer.zero_grad()
         model(batch.images, noise=batch.noise, hidden_only=True).loss.backward()
@@ -159,49 +157,6 @@ def store(tmp_path_factory):
     folder = tmp_path_factory.mktemp("small") / "store"
     write_store(records, folder, name="small")
     return folder
-
-
-@pytest.mark.slow
-def test_the_road_from_pilots_to_verdicts_is_walked_once(example, store, tmp_path, monkeypatch, capsys):
-    """A kill is the trainer's business; here a second call finds all that the first one kept."""
-    short = replace(example._LAPTOP, data=replace(example._LAPTOP.data, epoch_size=64))
-    monkeypatch.setattr(example, "_LAPTOP", short)
-    quick = replace(example.QUICK, pilot_seeds=1, epochs=1.0, evaluated=2, labelled=120)
-    monkeypatch.setattr(example, "QUICK", quick)
-    (tmp_path / "narrow.yaml").write_text("model: {top_k: 1}\n")
-    out = tmp_path / "out"
-    command = ["--quick", f"--out={out}", f"--store={store}", f"--remedy={tmp_path / 'narrow.yaml'}"]
-    assert example.main(command) == 0
-    first = capsys.readouterr()
-    assert first.err.count("trained in") == 2 + 4  # pilots, and the experiment's own
-    told = json.loads((out / "claims.json").read_text())
-    assert [one["claim"]["name"] for one in told["findings"]] == [one.claim.name for one in CLAIMS]
-    assert all(one["effect"] for one in told["findings"])
-    assert [remedy["changed"] for remedy in told["remedies"]] == ["model.top_k 1"]
-    assert not any("is no prediction" in flag for flag in told["flags"])
-    assert "dex-narrow" in (out / "claims.html").read_text()
-
-    written = (out / "smallest_effects.json").stat().st_mtime_ns
-    runs = list((out / "runs").iterdir())
-    pilots = [run for run in runs if run.name.startswith("pilot-")]
-    assert (len(pilots), len(runs)) == (2, 6)
-    assert all((run / "done.json").stat().st_mtime_ns < written for run in pilots)
-    assert all((run / "run" / "starts.jsonl").stat().st_mtime_ns > written for run in set(runs) - set(pilots))
-
-    def again(*_, **__):
-        raise AssertionError("trained or measured again")
-
-    for name in ("kept.pretrain", *(f"of_model.{part}_numbers" for part in ("run", "module", "task"))):
-        place = "dexcore.train" if name.startswith("kept") else "dexcore.evaluate.claims"
-        monkeypatch.setattr(f"{place}.{name}", again)
-    kept = {path: path.stat().st_mtime_ns for path in (out / "runs").rglob("*")}
-    numbers = (out / "claims.json").read_bytes()
-    assert example.main(command) == 0
-    second = capsys.readouterr()
-    assert "trained in" not in second.err
-    assert second.out == first.out
-    assert (out / "claims.json").read_bytes() == numbers
-    assert {path: path.stat().st_mtime_ns for path in (out / "runs").rglob("*")} == kept
 
 
 @pytest.mark.slow
@@ -222,29 +177,3 @@ def test_oracle_routing_passes_the_claim_that_experts_follow_modalities_and_fixe
         (FIXED, Verdict.REFUTED),
     ], [one.effect for one in controls]
     assert all(one.passed for one in controls)
-
-
-@pytest.mark.slow
-def test_oracle_routing_passes_the_claims_about_what_experts_are_for_and_fixed_routing_fails_them(tmp_path):
-    """Of all ten modalities: with few, those of the oracle share no expert, and the two of each stay copies.
-
-    And of a thousand images: under fixed routing a modality of few images has favourites by chance, which serve it.
-    """
-    drawn = SyntheticMVU(size=32)
-    records = (drawn.record(n, "train" if n < 1200 else "heldout") for n in range(1200 + _HELDOUT))
-    write_store(records, tmp_path / "store", name="drawn")
-    images, device = open_mvu(tmp_path / "store"), torch.device("cpu")
-    setting, samples = Setting(32, 3, "gray", 0, "fp32", _HELDOUT), take_samples(images, 40)
-    numbers = {
-        (arm, seed): expert_numbers(trained(arm, seed, images, setting, steps=100), samples, setting, device)
-        for arm in (ORACLE, FIXED)
-        for seed in range(5)
-    }
-    found = {one.claim.name: one.controls for one in findings(numbers, CLAIMS, {}) if one.controls}
-    assert list(found) == ["specialization", "extraction"]
-    for name, controls in found.items():
-        assert [(one.label, one.judged.verdict) for one in controls] == [
-            (ORACLE, Verdict.SUPPORTED),
-            (FIXED, Verdict.REFUTED),
-        ], (name, [one.effect for one in controls])
-        assert all(one.passed for one in controls)

@@ -1,21 +1,9 @@
 """A store and one uninterrupted run, made once; on one thread."""
 
-from contextlib import contextmanager
-
 import pytest
-from runs import one_thread, tiny, write_images
+from runs import coarse_pictures, one_thread, tiny, write_images
 
-from dexcore.report import pictures
 from dexcore.train import PretrainConfig, pretrain
-
-
-@contextmanager
-def coarse_pictures():
-    """Else the drawing of a report takes longer than all that a run does before. tests/report looks at pictures."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pictures, "_DPI", 20)
-        patch.setattr("matplotlib.layout_engine.ConstrainedLayoutEngine.execute", lambda *_: None)
-        yield
 
 
 # Not "package": where a folder of tests is no package, that lasts to the end of all tests.

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from dexcore.data.modality import Modality
@@ -19,6 +20,7 @@ from dexcore.data.record import ImageRecord
 from dexcore.data.store import write_store
 from dexcore.data.synthetic import SyntheticMVU
 from dexcore.engine.config_file import to_yaml
+from dexcore.report import pictures
 from dexcore.train.config import (
     DataConfig,
     DexConfig,
@@ -43,6 +45,15 @@ def one_thread():
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def coarse_pictures():
+    """Else the drawing of a report takes longer than all that a run does before. tests/report looks at pictures."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pictures, "_DPI", 20)
+        patch.setattr("matplotlib.layout_engine.ConstrainedLayoutEngine.execute", lambda *_: None)
+        yield
 
 
 def write_images(folder: Path, seed: int = 0, images: int = 24, one_heldout_in: int = 6, size: int = 64) -> Path:
