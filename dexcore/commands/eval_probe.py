@@ -54,6 +54,7 @@ def add_probe_command(commands: Any) -> None:
     )
     add("--draws", type=int, default=0, metavar="N", help="knn, linear: draw the training cases N times")
     add("--seeds", type=int, metavar="N", help="fewshot, dense: so many seeds (default: 1)")
+    add("--training", type=int, metavar="N", help="which of several trainings of MODEL and its twins: tables join them")
     add("--no-baselines", action="store_true", help="leave out majority, histogram and new weights")
     probe.set_defaults(run=_run)
 
@@ -67,7 +68,7 @@ def _run(arguments: argparse.Namespace) -> int:
         if value is not None and value < least:
             raise ValueError(f"--{name} is {value}, expected {least} or more")
     task = Task.open(arguments.task)
-    probes = probes_of(task, arguments.probe, arguments.draws, arguments.seeds)
+    probes = probes_of(task, arguments.probe, arguments.draws, arguments.seeds, arguments.training)
     tables = _tables(arguments, task)
     command = shlex.join(["dexcore", *sys.argv[1:]])
     if not arguments.no_baselines:

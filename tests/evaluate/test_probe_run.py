@@ -152,6 +152,19 @@ def test_seeds_are_refused_of_what_has_no_randomness_and_draws_of_what_has(tmp_p
     assert [probe.seed for probe in probes_of(task, ["fewshot"], 0, 2)] == [0, 1]
 
 
+def test_a_training_is_told_of_what_has_scores_and_not_beside_draws_or_seeds(tmp_path):
+    task = a_task(tmp_path / "task", {"train": 20, "test": 20})
+    assert [(one.name, one.training) for one in probes_of(task, [], training=2)] == [("knn", 2), ("linear", 2)]
+    for given, told_of in (
+        ({"names": ["fewshot"], "training": 0}, "fewshot is not for it with a training"),
+        ({"names": ["knn"], "training": 0, "draws": 3}, "not by both"),
+        ({"names": ["fewshot"], "training": 0, "seeds": 2}, "not by both"),
+        ({"names": ["knn"], "training": -1}, "expected 0 or more"),
+    ):
+        with pytest.raises(ValueError, match=told_of):
+            probes_of(task, **given)
+
+
 def test_draws_of_training_cases_are_trainings_of_one_model(tmp_path):
     task = a_task(tmp_path / "task", {"train": 30, "val": 20, "test": 30})
     for probe in probes_of(task, ["knn"], 3):
@@ -159,6 +172,26 @@ def test_draws_of_training_cases_are_trainings_of_one_model(tmp_path):
     found = load_scores(tmp_path / "out")
     assert sorted(one.seed for one in found) == [0, 1, 2]
     assert table(found, draws=50).models == ("a knn, drawn",)
+
+
+def test_trainings_of_a_model_are_taken_together_and_baselines_are_probed_once(tmp_path):
+    task = a_task(tmp_path / "task", {"train": 20, "val": 10, "test": 20})
+    out = tmp_path / "out"
+    for training in range(3):
+        for model, seed in (("histogram", 9), ("mine", training)):
+            probe = Probe("knn", training=training)
+            run_probe(
+                task, of(task, told(task, seed=seed)), model, probe, out, beside=("histogram",) * (model == "mine")
+            )
+    assert (out / "training-2" / "mine" / "knn" / "made" / "all").is_dir()
+    assert not list(out.glob("training-*/histogram"))
+    found = load_scores(out)
+    assert sorted((one.model, str(one.seed)) for one in found) == [
+        ("histogram knn", "None"),
+        *(("mine knn", str(training)) for training in range(3)),
+    ]
+    (row,) = table(found, against="histogram knn").rows
+    assert row.against["mine knn"].seeds == (3, 1)
 
 
 def test_all_cases_draws_of_them_and_fewer_seeds_than_before_stand_side_by_side_in_a_table(tmp_path, monkeypatch):

@@ -1,6 +1,6 @@
 """Probes of a task, written into a folder that ``dexcore eval compare`` and ``table`` read.
 
-OUT/MODEL/PROBE/TASK/(all, draw-N or seed-N)
+OUT/MODEL/PROBE/TASK/(all, draw-N or seed-N); of training N of a model in OUT/training-N, but for baselines
     choice.json              what was chosen, on what, by which numbers: no label of test decides a byte of it
     predictions.parquet      of the test images (dense: and a PNG each, in masks/)
     scores.json, scores.npz  as `dexcore eval score` writes them
@@ -26,7 +26,7 @@ import numpy as np
 
 from dexcore.evaluate.embedding import FeaturesError, FeatureTable
 from dexcore.evaluate.probes.fewshot import FewShot, few_shot, score_few_shot
-from dexcore.evaluate.probes.kept import MAJORITY
+from dexcore.evaluate.probes.kept import MAJORITY, is_baseline
 from dexcore.evaluate.probes.knn import knn_probe
 from dexcore.evaluate.probes.linear import linear_probe
 from dexcore.evaluate.probes.retrieval import Retrieval, retrieve
@@ -40,6 +40,7 @@ PROTOCOL = 3  # grows when a probe would choose or predict otherwise
 LABELLED, DENSE = ("knn", "linear", "fewshot", "retrieval"), ("dense",)
 DRAWN = ("knn", "linear")  # without randomness: training cases are drawn in the place of seeds
 FIXED = (*DRAWN, "retrieval")  # without seeds
+SCORED = ("knn", "linear", "dense")  # into scores: those of several trainings are taken together
 ONE_CLASS = ("fewshot", "retrieval")  # of tasks with one class an image
 KEPT = "probe.json"
 ROUTES = "routes.json"
@@ -55,17 +56,21 @@ class Probe:
         name: "knn", "linear", "fewshot", "retrieval" or "dense".
         draw: key of the training cases that are drawn; None: all of them.
         seed: of episodes, or of a head.
+        training: which of a model's trainings has made the features; None: it was trained once.
     """
 
     name: str
     draw: int | None = None
     seed: int = 0
+    training: int | None = None
 
     def folder(self, out: Path, model: str, task: str) -> Path:
         """Where it is written: what is of all training cases, of a draw of them and of a seed each has its own."""
         own = f"seed-{self.seed}"
         if self.name in FIXED:
             own = "all" if self.draw is None else f"draw-{self.draw}"
+        if self.training is not None and not is_baseline(model):
+            out = out / f"training-{self.training}"
         return out / safe(model) / self.name / safe(task) / own
 
     def model(self, features: str) -> str:
@@ -73,7 +78,9 @@ class Probe:
         return f"{features} {self.name}" + ("" if self.draw is None else ", drawn")
 
 
-def probes_of(task: Task, names: Sequence[str], draws: int = 0, seeds: int | None = None) -> list[Probe]:
+def probes_of(
+    task: Task, names: Sequence[str], draws: int = 0, seeds: int | None = None, training: int | None = None
+) -> list[Probe]:
     """The probes that are asked for, in their order.
 
     Args:
@@ -81,20 +88,31 @@ def probes_of(task: Task, names: Sequence[str], draws: int = 0, seeds: int | Non
         names: of probes; none: all that suit the task.
         draws: how often training cases are drawn, of k-NN and linear; 0: all of them, once.
         seeds: how many, of few-shot and dense.
+        training: of the model, where it was trained several times.
 
     Raises:
-        ValueError: a probe is not for such a task; or seeds are asked of probes that have no randomness.
+        ValueError: a probe is not for such a task; seeds are asked of probes that have no randomness; or a training
+            is told where draws or seeds are the trainings, or of a probe whose numbers are no scores.
     """
     suited = (
         DENSE
         if task.spec.is_segmentation
         else tuple(name for name in LABELLED if name not in ONE_CLASS or task.kind != "multilabel")
     )
+    if training is not None:
+        if draws or (seeds or 1) > 1:
+            raise ValueError(
+                "training: scores of a model are apart by its trainings, or by draws and seeds, not by both"
+            )
+        if training < 0:
+            raise ValueError(f"training is {training}, expected 0 or more")
+        suited = tuple(name for name in suited if name in SCORED)
     names = list(dict.fromkeys(names or suited))
     for name in names:
         if name not in suited:
             raise ValueError(
-                f"task {task.name}: is of kind {task.kind}, the probe {name} is not for it: {_list(suited)}"
+                f"task {task.name}: is of kind {task.kind}, the probe {name} is not for it"
+                f"{'' if training is None else ' with a training'}: {_list(suited)}"
             )
     if seeds is not None and (fixed := [name for name in names if name in FIXED]):
         raise ValueError(
@@ -111,7 +129,7 @@ def probes_of(task: Task, names: Sequence[str], draws: int = 0, seeds: int | Non
             found.append(Probe(name))
         else:
             found += [Probe(name, seed=seed) for seed in range(seeds or 1)]
-    return found
+    return [replace(probe, training=training) for probe in found]
 
 
 def layers_of(table: FeatureTable, task: Task) -> dict[str, np.ndarray]:
@@ -194,6 +212,8 @@ def _done(
     if probe.name == "retrieval":
         return retrieve(task, layers_of(table, task), model), []
     probed = _probed(task, table, probe.model(model), probe, folder)
+    if probe.training is not None and not is_baseline(model):
+        probed = replace(probed, predictions=replace(probed.predictions, seed=probe.training))
     probed.predictions.save(folder / "predictions.parquet")
     _write(folder / "choice.json", probed.choice)
     return score(probed.predictions, task), list(probed.flags)
