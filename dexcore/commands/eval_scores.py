@@ -33,7 +33,11 @@ def add_score_commands(commands: Any) -> None:
     table.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a folder with scores, and those below it")
     table.add_argument("--against", metavar="MODEL", help="the model that the others are compared with")
     table.add_argument(
-        "--cluster", action="append", default=[], metavar="TASK,TASK", help="tasks of the same images: drawn as one"
+        "--cluster",
+        action="append",
+        default=[],
+        metavar="TASK,TASK",
+        help="tasks of the same images: they count as one",
     )
     table.add_argument(
         "--layer", default="mean", metavar="NAME", help="of few-shot and retrieval: whose numbers (default: mean)"
@@ -54,7 +58,11 @@ def add_score_commands(commands: Any) -> None:
     )
     page.add_argument("--against", metavar="MODEL", help="the model that the others are compared with")
     page.add_argument(
-        "--cluster", action="append", default=[], metavar="TASK,TASK", help="tasks of the same images: drawn as one"
+        "--cluster",
+        action="append",
+        default=[],
+        metavar="TASK,TASK",
+        help="tasks of the same images: they count as one",
     )
     page.set_defaults(run=_page)
 

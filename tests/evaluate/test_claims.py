@@ -334,9 +334,14 @@ def test_numbers_are_kept_with_what_must_be_known_and_made_again_where_damaged(t
     path.write_bytes(path.read_bytes()[:100])
     of_model.measure(*given)
     assert len(calls) == 2
-    beside = of_model.measure(*given, generated=[SimpleNamespace(fingerprint="f")]).numbers
+    monkeypatch.setattr(of_model, "content_of", lambda task: task.images)
+    generated = SimpleNamespace(fingerprint="f", images="of these pixels")
+    beside = of_model.measure(*given, generated=[generated]).numbers
     assert len(calls) == 3
     assert {"linear probe, a/b", "linear probe, a/b, generated"} <= set(beside)
+    generated.images = "of others"
+    of_model.measure(*given, generated=[generated])
+    assert len(calls) == 4
 
 
 def test_a_mean_over_tasks_keeps_the_fewest_cases():

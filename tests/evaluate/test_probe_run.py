@@ -183,9 +183,18 @@ def test_trainings_of_a_model_are_taken_together_and_baselines_are_probed_once(t
             run_probe(
                 task, of(task, told(task, seed=seed)), model, probe, out, beside=("histogram",) * (model == "mine")
             )
+    (made,) = out.glob("histogram/knn/made/all/probe.json")
+    before = made.stat().st_mtime_ns
+    run_probe(task, of(task, told(task, seed=9)), "histogram", Probe("knn", training=1), out)
+    assert made.stat().st_mtime_ns == before
+    with pytest.raises(FeaturesError, match=r"probed as one of several trainings in .*training-0"):
+        run_probe(task, of(task, told(task)), "mine", Probe("knn"), out)
+    run_probe(task, of(task, told(task)), "other", Probe("knn"), out)
+    with pytest.raises(FeaturesError, match=r"probed without a training in .*other"):
+        run_probe(task, of(task, told(task)), "other", Probe("knn", training=1), out)
     assert (out / "training-2" / "mine" / "knn" / "made" / "all").is_dir()
     assert not list(out.glob("training-*/histogram"))
-    found = load_scores(out)
+    found = [one for one in load_scores(out) if one.model != "other knn"]
     assert sorted((one.model, str(one.seed)) for one in found) == [
         ("histogram knn", "None"),
         *(("mine knn", str(training)) for training in range(3)),

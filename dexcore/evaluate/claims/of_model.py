@@ -7,6 +7,7 @@ from dexcore.evaluate.claims.numbers import Measured
 from dexcore.evaluate.claims.of_modules import module_numbers
 from dexcore.evaluate.claims.of_run import run_numbers
 from dexcore.evaluate.claims.of_tasks import task_numbers
+from dexcore.evaluate.embedding.images import content_of
 from dexcore.evaluate.kept import kept, key_of
 from dexcore.evaluate.tasks import Task
 from dexcore.report.files import MODEL_FOLDER
@@ -42,13 +43,13 @@ def measure(
         "run": ([], lambda: Measured(run_numbers(run))),
         "modules": ([str(images)], lambda: Measured(module_numbers(model, store, images))),
         "tasks": (
-            [task.fingerprint for task in tasks],
+            [known for task in tasks for known in (task.fingerprint, content_of(task))],
             lambda: task_numbers(model, tasks, out / "probes", cache, name),
         ),
     }
     if generated:
         parts["generated"] = (
-            [task.fingerprint for task in generated],
+            [known for task in generated for known in (task.fingerprint, content_of(task))],
             lambda: _called(task_numbers(model, generated, out / "probes", cache, name), "generated"),
         )
     found = [

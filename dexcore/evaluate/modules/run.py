@@ -12,6 +12,7 @@ import torch
 from dexcore.data.feed.pretrain_view import Images
 from dexcore.evaluate.embedding.encode import layers_of
 from dexcore.evaluate.embedding.identity import model_hash
+from dexcore.evaluate.embedding.images import content_of
 from dexcore.evaluate.kept import kept, key_of
 from dexcore.evaluate.modules.conflict import fold_gradients
 from dexcore.evaluate.modules.extraction import RANDOM, extract
@@ -156,7 +157,8 @@ class _Parts:
         numbers = part.numbers["knock_out"]
         if "left_out" not in numbers:
             self.say(f"{name}: probe of {task.name}")
-            numbers = self._kept("task", [model], lambda: _of_task(model, task, self.plan), task.fingerprint).numbers
+            made_of = [task.fingerprint, content_of(task)]
+            numbers = self._kept("task", [model], lambda: _of_task(model, task, self.plan), made_of).numbers
         return replace(part, numbers=part.numbers | {"task": numbers})
 
     def of_gradients(self, models: Mapping[str, MaskedAutoencoder]) -> dict[str, Any]:

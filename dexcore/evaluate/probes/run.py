@@ -70,7 +70,7 @@ class Probe:
         if self.name in FIXED:
             own = "all" if self.draw is None else f"draw-{self.draw}"
         if self.training is not None and not is_baseline(model):
-            out = out / f"training-{self.training}"
+            out = out / _training(self.training)
         return out / safe(model) / self.name / safe(task) / own
 
     def model(self, features: str) -> str:
@@ -166,8 +166,11 @@ def run_probe(
         TaskError, FeaturesError: task and features cannot be probed, or the folder holds another model of this name.
         OSError: the folder cannot be written.
     """
-    folder = probe.folder(out, model, task.name)
     before = {name: probe.folder(out, name, task.name) for name in beside}
+    if is_baseline(model):  # no training makes it another: it is probed once
+        probe = replace(probe, training=None)
+    folder = probe.folder(out, model, task.name)
+    _refuse_mixture(probe, out, model, folder)
     made_from = {
         "protocol": PROTOCOL,
         "task": task.fingerprint,
@@ -212,7 +215,7 @@ def _done(
     if probe.name == "retrieval":
         return retrieve(task, layers_of(table, task), model), []
     probed = _probed(task, table, probe.model(model), probe, folder)
-    if probe.training is not None and not is_baseline(model):
+    if probe.training is not None:
         probed = replace(probed, predictions=replace(probed.predictions, seed=probe.training))
     probed.predictions.save(folder / "predictions.parquet")
     _write(folder / "choice.json", probed.choice)
@@ -275,6 +278,31 @@ def _make_room(place: Path, made_from: dict[str, Any]) -> None:
                 f"{path}: was made from other features under the name {made_from['model']}: expected another name "
                 f"(--name), or a folder without {path.parent}"
             )
+
+
+def _refuse_mixture(probe: Probe, out: Path, model: str, folder: Path) -> None:
+    """Refuse a model that is probed with a training here and without one there: no table could take them together.
+
+    Raises:
+        FeaturesError: so it is; the message names the other folder.
+    """
+    if is_baseline(model):
+        return
+    if probe.training is None:
+        others = [one for one in sorted(out.glob("training-*")) if (one / folder.relative_to(out)).exists()]
+    else:
+        own = out / folder.relative_to(out / _training(probe.training))
+        others = [own] if own.exists() else []
+    if others:
+        how = "as one of several trainings" if probe.training is None else "without a training"
+        raise FeaturesError(
+            f"{model} was probed {how} in {others[0]}: expected a number of it each time (--training), or a folder "
+            "without that"
+        )
+
+
+def _training(number: int) -> str:
+    return f"training-{number}"
 
 
 def _flags(done: Scores | FewShot | Retrieval, other: Scores | FewShot | Retrieval, name: str) -> list[str]:
