@@ -6,10 +6,14 @@ NAME_mask.nii.gz        of a NIfTI volume: one volume, with its affine
 NAME_picture.png        the image, where the model looked, and which experts took it
 """
 
+import codecs
 import csv
 import gzip
 import io
-from collections.abc import Sequence
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -131,7 +135,9 @@ def _picture(found: Predicted) -> bytes:
 class Table:
     """The table of a folder; rows of earlier calls stay, but for those of the same images.
 
-    It knows which files are whose: an image is known by its path as it was given.
+    It knows which files are whose: an image is known by its path as it was given. Rows are appended to the file, which
+    is written anew only where earlier ones go. A kill meanwhile may leave a part of the last line, which is dropped
+    when the table is opened again.
 
     Args:
         path: of the CSV, which may be there.
@@ -146,29 +152,37 @@ class Table:
         self._columns = ["image", "mask" if task.is_segmentation else "label"]
         self._columns += [*(_column(task, name) for name in task.classes), "picture"]
         self._rows: dict[str, dict[str, str]] = {}
+        # Bytes of the file where it holds exactly these rows, and more may be appended.
+        self._size: int | None = None
         if path.exists():
-            with open(path, newline="", encoding="utf-8") as file:
-                reader = csv.DictReader(file)
-                if reader.fieldnames != self._columns:
-                    raise ValueError(
-                        f"{path} is of another task, with the columns {', '.join(reader.fieldnames or ())}: "
-                        "pass another --out"
-                    )
-                self._rows = {row["image"]: row for row in reader}
+            content = path.read_bytes()
+            self._rows = {row["image"]: row for row in self._read(content)}
+            if self._text(self._rows.values(), header=True) == content:
+                self._size = len(content)
+        self._know_all()
+
+    def _read(self, content: bytes) -> list[dict[str, str]]:
+        text, used = codecs.utf_8_decode(content)  # but for a part of a character at the end
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        if reader.fieldnames != self._columns:
+            raise ValueError(
+                f"{self.path} is of another task, with the columns {', '.join(reader.fieldnames or ())}: "
+                "pass another --out"
+            )
+        rows = list(reader)
+        if rows and (used < len(content) or not _is_complete(rows[-1], text.endswith(("\n", "\r")))):
+            rows.pop()
+        return rows
 
     def name_of(self, file: AskedFile) -> str:
         """A name for a file's results, under which nothing lies that is another file's."""
-        own = file_of(file.path)
-        taken = {
-            written.casefold()
-            for image, row in self._rows.items()
-            for written in (row.get("mask"), row["picture"])
-            if written and file_of(image) != own
-        }
+        own = {file_of(file.path)}
         names = [
             name
             for name in result_names(file.path)
-            if taken.isdisjoint(one.casefold() for one in (*_mask_names(file, name), _picture_name(name)))
+            if all(
+                self._owners.get(one.casefold(), own) <= own for one in (*_mask_names(file, name), _picture_name(name))
+            )
         ]
         return names[0]  # the last of them has the whole path in it
 
@@ -179,12 +193,66 @@ class Table:
             OSError: it cannot be written.
         """
         new = {row["image"]: row for row in rows}
+        more = self._text(new.values())
         masks = {row["mask"] for row in rows if row.get("mask")}
-        # An earlier row goes too where its mask has been written over: the same volume's, cut across another axis.
-        kept = {image: row for image, row in self._rows.items() if image not in new and row.get("mask") not in masks}
-        self._rows = kept | new
+        if new.keys().isdisjoint(self._rows) and masks.isdisjoint(self._masks):
+            self._rows |= new
+            self._know(new)
+        else:
+            # An earlier row goes too where its mask was written over: the same volume's, cut across another axis.
+            kept = {one: row for one, row in self._rows.items() if one not in new and row.get("mask") not in masks}
+            self._rows = kept | new
+            self._know_all()
+            self._size = None
+        size, self._size = self._size, None  # until it is written
+        if size is not None and self.path.is_file() and self.path.stat().st_size == size:
+            _append(self.path, more, size)
+            self._size = size + len(more)
+        else:
+            content = self._text(self._rows.values(), header=True)
+            write_whole(self.path, content)
+            self._size = len(content)
+
+    def _know_all(self) -> None:
+        # By name of a result, in small letters: the files whose it is. And the masks, as they are written.
+        self._owners: defaultdict[str, set[str]] = defaultdict(set)
+        self._masks: set[str] = set()
+        self._know(self._rows)
+
+    def _know(self, rows: dict[str, dict[str, str]]) -> None:
+        for image, row in rows.items():
+            for written in (row.get("mask"), row["picture"]):
+                if written:
+                    self._owners[written.casefold()].add(file_of(image))
+            if row.get("mask"):
+                self._masks.add(row["mask"])
+
+    def _text(self, rows: Iterable[dict[str, str]], header: bool = False) -> bytes:
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, self._columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self._rows.values())
-        write_whole(self.path, text.getvalue().encode())
+        if header:
+            writer.writeheader()
+        writer.writerows(rows)
+        return text.getvalue().encode()
+
+
+def _is_complete(last: dict[str, str], ended: bool) -> bool:
+    """Whether the last row of a table is all there: a kill may leave a part, an editor a row whose line has no end."""
+    if None in last.values():
+        return False
+    return ended or not last["picture"] or last["picture"].endswith(_picture_name(""))
+
+
+def _append(path: Path, content: bytes, size: int) -> None:
+    """Append to a file of ``size`` bytes; where that fails it is left as it was."""
+    try:
+        with open(path, "ab") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException as error:
+        with suppress(OSError):  # must not hide the error that led here
+            os.truncate(path, size)
+        if isinstance(error, OSError):  # a full disk does not say which file it was
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
