@@ -58,7 +58,7 @@ def add_predict_command(parser: argparse.ArgumentParser) -> None:
 
 
 def run_predict(arguments: argparse.Namespace) -> int:
-    """Run ``dexcore predict``; the return value is the process's: 2 where a file that was named, or all, failed."""
+    """Run ``dexcore predict``; the return value is the process's: 2 where a file that was named failed, or all did."""
     from dexcore.checks import check_whole
     from dexcore.engine.device import choose_device
     from dexcore.evaluate.prediction.files import AskedFile, asked_modality
@@ -105,13 +105,14 @@ def _asked(images: Sequence[str], out: Path) -> tuple[dict[str, bool], int]:
     """The files to be predicted, each with whether it was named or found in a folder; how many of folders are left out.
 
     Raises:
-        ValueError: a folder holds no image, or results could lie over the user's own files.
+        ValueError: there is none, or results could lie over the user's own files.
     """
     from dexcore.data.assemble.image_files import image_files
 
     _check_out(out, images)
     asked: dict[str, bool] = {}
     left = 0
+    without: list[str] = []
     for image in images:
         folder = Path(image)
         if not folder.is_dir():
@@ -120,13 +121,18 @@ def _asked(images: Sequence[str], out: Path) -> tuple[dict[str, bool], int]:
         found, rejects = image_files(folder, leave=out)
         for reject in rejects:
             print(f"left out: {folder / reject.path}: {reject.reason}", file=sys.stderr)
-        if not found:
-            held = f" ({len(rejects)} {'file was' if len(rejects) == 1 else 'files were'} left out)" if rejects else ""
-            raise ValueError(f"{folder}: holds no image that dexcore reads{held}")
         for path in found:
             asked.setdefault(str(path), False)
         left += len(rejects)
-    return asked, left
+        if not found:
+            without.append(f"{folder}: holds no image that dexcore reads")
+    if not asked and len(without) == 1:
+        raise ValueError(f"{without[0]}{f' ({left} left out)' if left else ''}")
+    for line in without:
+        print(f"left out: {line}", file=sys.stderr)
+    if not asked:
+        raise ValueError(f"none of {len(without)} folders holds an image that dexcore reads")
+    return asked, left + len(without)
 
 
 def _notes(found: "Predicted") -> Iterator[str]:

@@ -386,7 +386,7 @@ def test_a_folder_without_an_image_is_refused_before_anything_is_written(tmp_pat
     told = capsys.readouterr().err.splitlines()
     assert told == [
         f"left out: {tmp_path / 'empty' / 'deep' / 'a.bin'}: no kind of image that is read",
-        f"error: {tmp_path / 'empty'}: holds no image that dexcore reads (1 file was left out)",
+        f"error: {tmp_path / 'empty'}: holds no image that dexcore reads (1 left out)",
     ]
     (tmp_path / "empty" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n damaged")
     assert predict(model, out, tmp_path / "empty") == 2
@@ -406,6 +406,27 @@ def test_results_may_lie_in_the_folder_and_are_not_predicted_themselves(scans, t
         assert predict(model, other, folder) == 2
         assert "results could lie over files of yours" in capsys.readouterr().err
         assert sorted(folder.rglob("*")) == before
+
+
+def test_a_folder_without_an_image_is_left_out_where_others_hold_some(scans, tmp_path, capsys):
+    folder, images = scans
+    model, out = saved(tmp_path / "model"), tmp_path / "out"
+    empty, other = tmp_path / "empty", tmp_path / "other"
+    empty.mkdir(), other.mkdir()
+    assert predict(model, out, empty, folder, options=["--no-pictures"]) == 0
+    told = capsys.readouterr()
+    assert f"left out: {empty}: holds no image that dexcore reads" in told.err.splitlines()
+    assert told.out.splitlines()[-1].endswith("; 4 left out")
+    assert [row["image"] for row in rows_of(out)] == list(map(str, images))
+    assert predict(model, tmp_path / "named", images[0], empty, options=["--no-pictures"]) == 0
+    capsys.readouterr()
+    assert predict(model, tmp_path / "none", empty, other) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        f"left out: {empty}: holds no image that dexcore reads",
+        f"left out: {other}: holds no image that dexcore reads",
+        "error: none of 2 folders holds an image that dexcore reads",
+    ]
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_folder_is_no_file_to_those_who_ask_about_one(tmp_path):
