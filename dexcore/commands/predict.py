@@ -17,8 +17,8 @@ _PREDICT = (
     "Predict labels or masks of images by a fine-tuned model. IMAGE is a file of any kind that dexcore reads (PNG, "
     "JPEG, TIFF, DICOM, NIfTI, NRRD, a video, ...), or a folder with such files in it or below it; of a volume every "
     "slice is predicted, and the mask of a NIfTI volume is one too, with its affine. One image of a file is asked for "
-    "as scan.nii.gz#axial=12 or stack.tif#3. In a folder, what is no image, masks beside their images, and what cannot "
-    "be predicted is left out, and counted. "
+    "as scan.nii.gz#axial=12 or stack.tif#3. In a folder, what is no image, masks beside their images, results of "
+    "earlier calls, and what cannot be predicted is left out, and counted. "
     "Written: predictions.csv, masks at the images' own size (whole numbers, the indices of classes), and of each file "
     "a picture of where the model looked and which experts took the image."
 )
@@ -108,6 +108,7 @@ def _asked(images: Sequence[str], out: Path) -> tuple[dict[str, bool], int]:
         ValueError: there is none, or results could lie over the user's own files.
     """
     from dexcore.data.assemble.image_files import image_files
+    from dexcore.evaluate.prediction.written import holds_predictions
 
     _check_out(out, images)
     asked: dict[str, bool] = {}
@@ -118,7 +119,7 @@ def _asked(images: Sequence[str], out: Path) -> tuple[dict[str, bool], int]:
         if not folder.is_dir():
             asked[image] = True
             continue
-        found, rejects = image_files(folder, leave=out)
+        found, rejects = image_files(folder, out, holds_predictions)
         for reject in rejects:
             print(f"left out: {folder / reject.path}: {reject.reason}", file=sys.stderr)
         for path in found:

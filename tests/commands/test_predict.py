@@ -429,6 +429,28 @@ def test_a_folder_without_an_image_is_left_out_where_others_hold_some(scans, tmp
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.parametrize("kind", ["classification", "segmentation"])
+def test_results_of_an_earlier_call_below_the_folder_are_left_out_as_one(kind, scans, tmp_path, capsys):
+    folder, images = scans
+    model = saved(tmp_path / "model", kind)
+    earlier, out = folder / "predictions", folder / "predictions2"
+    assert predict(model, earlier, folder) == 0
+    own = save(folder / "cohort" / "b.png", picture(6))
+    (own.parent / "predictions.csv").write_text("image,label\nb.png,ill\n")  # a user's table: its images are taken
+    capsys.readouterr()
+    assert predict(model, out, folder) == 0
+    told = capsys.readouterr()
+    assert [row["image"] for row in rows_of(out)] == list(map(str, sorted([*images, own])))
+    line = f"left out: {earlier}: results of an earlier call"
+    assert [one for one in told.err.splitlines() if str(earlier) in one] == [line]
+    assert told.out.splitlines()[-1].endswith("; 4 left out")
+    assert predict(model, tmp_path / "out", earlier) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        line,
+        f"error: {earlier}: holds no image that dexcore reads (1 left out)",
+    ]
+
+
 def test_a_folder_is_no_file_to_those_who_ask_about_one(tmp_path):
     task = TaskModel.from_pretrained(saved(tmp_path / "model")).task
     with pytest.raises(PixelsError, match="is a folder, expected files"):

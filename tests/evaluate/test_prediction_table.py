@@ -11,7 +11,7 @@ from made_tasks import picture, save
 
 from dexcore.evaluate.prediction import written
 from dexcore.evaluate.prediction.files import AskedFile
-from dexcore.evaluate.prediction.written import TABLE, Table
+from dexcore.evaluate.prediction.written import TABLE, Table, holds_predictions
 from dexcore.models import TaskDescription
 
 LABELS = TaskDescription("made", "classification", ("sound", "ill"), ("X-ray",), normalization="div255")
@@ -192,3 +192,24 @@ def test_a_killed_process_leaves_a_table_that_is_opened_and_goes_on(tmp_path):
     assert rows[-1] == row("end.png", "end")
     assert len(rows) > 60
     assert all(None not in one.values() and None not in one for one in rows)
+
+
+def test_a_table_of_predictions_is_known_by_its_columns(tmp_path):
+    assert not holds_predictions(tmp_path)
+    path = tmp_path / TABLE
+    for task, one in ((LABELS, row("a.png")), (MASKS, mask_row("a.png", "a_mask.png"))):
+        Table(path, task).add([one])
+        assert holds_predictions(tmp_path)
+        path.unlink()
+    for foreign in (
+        b"",
+        b"image,label\n",
+        b"image,label,age,picture\n",
+        b"\xff\xfe\0",
+        b"image,mask,probability of a,b\n",
+    ):
+        path.write_bytes(foreign)
+        assert not holds_predictions(tmp_path)
+    path.unlink()
+    path.mkdir()
+    assert not holds_predictions(tmp_path)

@@ -27,6 +27,7 @@ from dexcore.models import TaskDescription
 from dexcore.report.prediction import Overlay, prediction_picture
 
 TABLE = "predictions.csv"
+_VALUES = {"label": "probability of ", "mask": "share of "}  # what the columns of the classes begin with
 
 
 def write_prediction(found: Predicted, folder: Path, table: "Table") -> None:
@@ -99,7 +100,7 @@ def _picture_name(name: str) -> str:
 
 
 def _column(task: TaskDescription, name: str) -> str:
-    return f"{'share' if task.is_segmentation else 'probability'} of {name}"
+    return _VALUES["mask" if task.is_segmentation else "label"] + name
 
 
 def _picture(found: Predicted) -> bytes:
@@ -130,6 +131,21 @@ def _picture(found: Predicted) -> bytes:
         tuple(name for _, name in present),
     )
     return prediction_picture(title, shown, looked.attention, asking, looked.gates, overlay=overlay)
+
+
+def holds_predictions(folder: Path) -> bool:
+    """Whether a folder holds the table of earlier predictions, of whatever task; it is known by its columns."""
+    path = folder / TABLE
+    try:
+        if not path.is_file():
+            return False
+        with open(path, newline="", encoding="utf-8") as file:
+            columns = next(csv.reader(file), [])
+    except (OSError, ValueError, csv.Error):  # no text of ours
+        return False
+    if len(columns) < 4 or columns[0] != "image" or columns[1] not in _VALUES or columns[-1] != "picture":
+        return False
+    return all(column.startswith(_VALUES[columns[1]]) for column in columns[2:-1])
 
 
 class Table:

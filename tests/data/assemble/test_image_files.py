@@ -42,3 +42,15 @@ def test_a_folder_that_is_left_or_missing(tmp_path):
     assert image_files(tmp_path, leave=tmp_path / "out") == ([tmp_path / "a.png"], [])
     with pytest.raises(ValueError, match="expected a folder of images"):
         image_files(tmp_path / "nowhere")
+
+
+def test_a_folder_of_results_is_left_out_unread_and_as_one_and_folders_below_it_are_not(tmp_path):
+    for name in ("a.png", "out/b.png", "out/b_mask.png", "out/deep/c.png", "outer/d.png"):
+        write_picture(tmp_path / name)
+    (tmp_path / "out" / "broken.bin").write_bytes(b"no image")
+    found, left = image_files(tmp_path, holds_results=lambda folder: folder == tmp_path / "out")
+    assert [path.relative_to(tmp_path).as_posix() for path in found] == ["a.png", "out/deep/c.png", "outer/d.png"]
+    assert [(one.path, one.reason) for one in left] == [("out", "results of an earlier call")]
+    found, left = image_files(tmp_path, holds_results=lambda folder: folder == tmp_path)
+    assert tmp_path / "a.png" not in found
+    assert [one.path for one in left if "results" in one.reason] == [""]
