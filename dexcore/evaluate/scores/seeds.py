@@ -58,11 +58,12 @@ def check_seeds(scores: Sequence[Scores]) -> None:
 
     Probabilities that are equal to the bit are refused. Masks and labels may rightly agree: `seed_flags` tells it.
     """
+    of = f"task {scores[0].task}: {scores[0].model or 'a model'}: " if scores else ""
     if len(scores) < 2:
-        raise ComparisonError(f"seeds: expected at least 2 trainings, got {len(scores)}")
+        raise ComparisonError(f"{of}seeds: expected at least 2 trainings, got {len(scores)}")
     seeds = [one.seed for one in scores]
     if None in seeds or len(set(seeds)) < len(seeds):
-        raise ComparisonError(f"seeds: expected a different one each, got {', '.join(map(str, seeds))}")
+        raise ComparisonError(f"{of}seeds: expected a different one each, got {', '.join(map(str, seeds))}")
     for one, other in alike(scores):
         if not is_hard(one):
             raise ComparisonError(
