@@ -144,7 +144,9 @@ class _Study:
 
     def __init__(self, values):
         drawn = values + 1e-4 * np.random.default_rng(0).normal(size=(100, len(values)))
-        self.trainings = Trainings([], values, drawn, np.zeros(60, np.int64), seeded=True)
+        self.trainings = Trainings(
+            [], values, drawn, np.zeros(60, np.int64), seeds=tuple(range(len(values))), fixed=False
+        )
 
 
 def _holds(number, truth):

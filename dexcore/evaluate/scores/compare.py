@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from dexcore.evaluate.scores.score import LOWER_IS_BETTER, Scores
-from dexcore.evaluate.scores.trainings import Trainings, difference, seed_flags
+from dexcore.evaluate.scores.trainings import Trainings, difference, is_fixed, seed_flags
 from dexcore.measures.bootstrap import DRAWS, FEWEST_CASES, Estimate
 from dexcore.measures.paired import holm, wilcoxon
 
@@ -142,8 +142,13 @@ def _flags(cases: int, left_out: int, a: Sequence[Scores], b: Sequence[Scores]) 
 def _once(one: Scores) -> str:
     """What is taken of the one training of a model that stands against several of another."""
     name = one.model or "a model"
+    if is_fixed(one):
+        return f"{name} is a baseline without a seed, and is taken as it is"
     if one.seed is None:
-        return f"{name} has no seed, and is taken as it is"
+        return (
+            f"one training of {name}, which says no seed (of a probe pass --training N), and whose seeds are taken to "
+            "deviate as the other's"
+        )
     return f"one training of {name}, whose seeds are taken to deviate as the other's"
 
 

@@ -13,6 +13,7 @@ from itertools import combinations
 
 import numpy as np
 
+from dexcore.evaluate.scores.baselines import is_baseline
 from dexcore.evaluate.scores.counted import Counted
 from dexcore.evaluate.scores.score import Scores
 from dexcore.measures.bootstrap import FEWEST_CASES, Estimate, Statistic, changes, drawn_numbers, estimate
@@ -31,14 +32,16 @@ class Trainings:
         values_s: on all cases.
         drawn_ds: on draws of them; [0, s] where there is one case.
         stratum_g: what cases were drawn within.
-        seeded: whether a training has a seed, so that another one would be another number.
+        seeds: of each; None where none is said.
+        fixed: a baseline without a seed, of which another training would be the same number.
     """
 
     statistics: Sequence[Statistic]
     values_s: np.ndarray
     drawn_ds: np.ndarray
     stratum_g: np.ndarray
-    seeded: bool
+    seeds: tuple[int | None, ...]
+    fixed: bool
 
     @classmethod
     def of(cls, scores: Sequence[Scores], cases: Sequence[str], metric: str, draws: int, seed: int) -> "Trainings":
@@ -47,7 +50,7 @@ class Trainings:
         stratum_g = made_of[0].strata(metric)
         statistics = [one.statistics()[metric] for one in made_of]
         drawn = drawn_numbers(statistics, stratum_g, draws, seed)
-        return cls(statistics, *drawn, stratum_g, any(one.seed is not None for one in scores))
+        return cls(statistics, *drawn, stratum_g, tuple(one.seed for one in scores), all(map(is_fixed, scores)))
 
     @property
     def several(self) -> bool:
@@ -77,6 +80,11 @@ class Trainings:
     def deviation_cases(self) -> float:
         """Of the mean over trainings, over draws of cases; nan where there are none."""
         return _deviation(self.drawn_d)
+
+
+def is_fixed(one: Scores) -> bool:
+    """Whether another training would be the same: of a baseline without a seed. Others may just not say theirs."""
+    return one.seed is None and is_baseline(one.model)
 
 
 def seed_flags(*sides: Sequence[Scores]) -> list[str]:
@@ -165,9 +173,9 @@ def _students(value: float, drawn_d: np.ndarray, parts: Sequence[Part], groups: 
 def _of_seeds(*sides: Trainings) -> Iterator[Part]:
     """What seeds do to a number or to a difference.
 
-    A side that was trained once, with a seed, is taken to deviate as the other does; without a seed it does not.
+    A side that was trained once is taken to deviate as the other does; a fixed one does not.
     """
-    alone = any(not side.several and side.seeded for side in sides)
+    alone = any(not side.several and not side.fixed for side in sides)
     for side in sides:
         if side.several:
             seeds = len(side.values_s)
