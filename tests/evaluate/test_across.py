@@ -12,7 +12,7 @@ from dexcore.cli import main
 from dexcore.evaluate.scores import score, table
 from dexcore.evaluate.scores.across import PUBLISHED, compare_tasks
 from dexcore.evaluate.scores.compare import ALONE, ComparisonError
-from dexcore.evaluate.scores.trainings import Trainings, mean_over_tasks
+from dexcore.evaluate.scores.trainings import Trainings, flags_of_mean, mean_over_tasks
 
 DRAWS = 300
 
@@ -95,9 +95,12 @@ def test_tasks_of_the_same_images_are_drawn_as_one(tmp_path):
     scores = [one for name, strength in (("slsc-seg", 0.2), ("slsc-cls-", 4.0), ("x", 1.0)) for one in
               scores_of(tmp_path, name, {"a": strength})]  # fmt: skip
     apart = table(scores, draws=2000).mean_of_other_tasks["a"]
-    as_one = table(scores, clusters=[("slsc-seg", "slsc-cls-")], draws=2000).mean_of_other_tasks["a"]
+    together = table(scores, clusters=[("slsc-seg", "slsc-cls-")], draws=2000)
+    as_one = together.mean_of_other_tasks["a"]
     assert as_one.value == apart.value
     assert as_one.deviation != apart.deviation
+    one, two, x = (row.numbers["a"].deviation / 3 for row in together.rows)
+    assert together.mean["a"].deviation == pytest.approx(np.hypot(one + two, x), rel=0.05)  # their cases are the same
     with pytest.raises(ComparisonError, match="clusters: no task 'slsc'"):
         table(scores, clusters=[("slsc", "x")], draws=DRAWS)
 
@@ -127,6 +130,39 @@ def test_the_mean_over_tasks_counts_seeds_as_few_as_they_are(tmp_path):
     assert 0.92 <= np.mean(held) <= 0.99
 
 
+@pytest.mark.parametrize("count", [2, 5, 26])
+@pytest.mark.parametrize("common", [1.0, 0.0])
+def test_seeds_that_move_all_tasks_together_do_not_average_out(count, common):
+    """One pre-training is probed on all tasks: what its seed does is the same on each."""
+    random = np.random.default_rng(0)
+    studies = 0.05 * (common * random.normal(size=(200, 1, 3)) + random.normal(size=(200, count, 3)) / 3)
+    found = [mean_over_tasks([_Study(0.7 + one).trainings for one in study], range(count)) for study in studies]
+    assert 0.92 <= np.mean([_holds(of_these, 0.7) for of_these, _ in found]) <= 0.99
+    assert np.mean([_holds(of_others, 0.7) for _, of_others in found]) >= 0.92
+
+
+def test_seeds_are_found_again_by_their_numbers_and_not_by_their_place():
+    values = np.array([0.6, 0.7, 0.8])
+    one, back = _Study(values), _Study(values[::-1].copy(), (2, 1, 0))
+    (both, _), (alone, _) = (mean_over_tasks([x.trainings for x in xs], range(len(xs))) for xs in ([one, back], [one]))
+    assert both.deviation == pytest.approx(alone.deviation, rel=1e-3)
+    apart, _ = mean_over_tasks([one.trainings, _Study(values, (3, 4, 5)).trainings], range(2))
+    assert apart.deviation == pytest.approx(alone.deviation / 2**0.5, rel=1e-3)
+    some, _ = mean_over_tasks([one.trainings, _Study(values, (2, 3, 4)).trainings], range(2))
+    assert some.deviation == pytest.approx(alone.deviation, rel=1e-3)  # whatever they share
+    assert some.high - some.value == pytest.approx(alone.high - alone.value, rel=1e-2)
+
+
+def test_a_task_that_was_trained_once_beside_others_is_told(tmp_path):
+    several = scores_of(tmp_path, "several", {"a": 1.0, "bb": 3.0}, seeds=(0, 1, 2), cases=60)
+    once = scores_of(tmp_path, "once", {"a": 1.0, "bb": 3.0}, cases=60)
+    told = "the mean of {} has no error of seeds for once: one training there, several elsewhere"
+    assert table([*several, *once], draws=DRAWS).flags_of_means == (told.format("a"), told.format("bb"))
+    known = {"several": _Study(np.ones(3)).trainings, "once": replace(_Study(np.ones(1)).trainings, fixed=True)}
+    assert flags_of_mean("majority", known) == []
+    assert table(once, draws=DRAWS).flags_of_means == ()
+
+
 def test_other_tasks_are_as_few_as_they_are(tmp_path):
     random = np.random.default_rng(0)
     held = []
@@ -142,11 +178,10 @@ def test_other_tasks_are_as_few_as_they_are(tmp_path):
 class _Study:
     """Numbers of a task's trainings that cases move by nothing worth telling."""
 
-    def __init__(self, values):
+    def __init__(self, values, seeds=None):
         drawn = values + 1e-4 * np.random.default_rng(0).normal(size=(100, len(values)))
-        self.trainings = Trainings(
-            [], values, drawn, np.zeros(60, np.int64), seeds=tuple(range(len(values))), fixed=False
-        )
+        seeds = tuple(range(len(values))) if seeds is None else seeds
+        self.trainings = Trainings([], values, drawn, np.zeros(60, np.int64), seeds, fixed=False)
 
 
 def _holds(number, truth):

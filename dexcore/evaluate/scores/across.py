@@ -15,7 +15,7 @@ import numpy as np
 from dexcore.evaluate.scores.compare import Comparison, ComparisonError, adjusted, check_alike, common_cases, compare
 from dexcore.evaluate.scores.score import FILE, Scores
 from dexcore.evaluate.scores.seeds import check_seeds
-from dexcore.evaluate.scores.trainings import Trainings, estimated, mean_over_tasks, seed_flags
+from dexcore.evaluate.scores.trainings import Trainings, estimated, flags_of_mean, mean_over_tasks, seed_flags
 from dexcore.measures.bootstrap import DRAWS, Estimate
 
 PUBLISHED = "DEX as published: 78.4, a mean over 26 tasks (other splits, other code; not comparable)"
@@ -146,7 +146,8 @@ def table(
     Args:
         scores: of several models.
         against: the model that the others are compared with; default: the first.
-        clusters: tasks that count as one where others are thought of, since their images are the same.
+        clusters: tasks of the same images: they count as one where others are thought of, and their cases move them
+            together.
 
     Raises:
         ComparisonError: scores of a task are of several states of it, a model's seeds are not apart, or there is no
@@ -168,15 +169,17 @@ def table(
         rows.append(row)
     rows = _adjusted(rows)
     whole = [row for row in rows if len(row.ranks) == len(models)]
-    flags_of_means = _flags_of_means(rows, whole, models)
     flags = [flag for row in rows for flag in flags_of_task(row.task, [one for one in scores if one.task == row.task])]
     mean, others, rank = {}, {}, {}
+    flags_of_means = list(_flags_of_means(rows, whole, models))
     cluster_t = _clusters([row.task for row in whole], clusters, by_task)
     for model in models if whole else ():
-        mean[model], others[model] = mean_over_tasks([trained[row.task][model] for row in whole], cluster_t)
+        of_model = {row.task: trained[row.task][model] for row in whole}
+        mean[model], others[model] = mean_over_tasks([*of_model.values()], cluster_t)
+        flags_of_means += flags_of_mean(model, of_model)
         rank[model] = float(np.mean([row.ranks[model] for row in whole]))
     flags += _flags_of_rows(rows)
-    return Table(models, against, tuple(rows), mean, others, rank, (*flags_of_means, *flags), flags_of_means)
+    return Table(models, against, tuple(rows), mean, others, rank, (*flags_of_means, *flags), tuple(flags_of_means))
 
 
 def _row(

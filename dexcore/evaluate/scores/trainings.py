@@ -7,7 +7,8 @@ freedom, so that three seeds count as three. Percentiles of draws of three seeds
 Axes: s trainings, g cases, d draws, t tasks, k clusters of tasks.
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -144,6 +145,10 @@ def mean_over_tasks(tasks: Sequence[Trainings], cluster_t: Sequence[int]) -> tup
     The second is always Student's, for tasks are as few as seeds; it has no interval where there is one cluster. How
     tasks differ holds what cases and seeds do to each, and these are added once more: a little too wide.
 
+    Seed N may be one pre-training on all tasks, which moves them together. So tasks of the same seeds have one error of
+    seeds, that of the mean over them; where they are trained apart it is as large, of fewer degrees of freedom. Cases
+    move the tasks of a cluster together: their errors are added rather than their squares.
+
     Args:
         tasks: of each task, their cases drawn apart.
         cluster_t: tasks of the same images have the same number.
@@ -151,16 +156,31 @@ def mean_over_tasks(tasks: Sequence[Trainings], cluster_t: Sequence[int]) -> tup
     values_t = np.array([one.number for one in tasks])
     value, count = float(values_t.mean()), len(tasks)
     drawn_d = np.mean([one.drawn_d for one in tasks], axis=0) if all(len(t.drawn_ds) for t in tasks) else np.zeros(0)
-    parts = [(square / count**2, free) for one in tasks for square, free in (*_of_seeds(one), _of_cases(one))]
-    found = estimate(value, drawn_d, count)
-    if any(one.several for one in tasks):
-        found, _ = _students(value, drawn_d, parts, count)
     number_t = np.unique(cluster_t, return_inverse=True)[1]
+    cases = [(square / count**2, freedom) for square, freedom in map(_of_cases, tasks)]
+    of_clusters = [_together([cases[t] for t in np.flatnonzero(number_t == k)]) for k in range(number_t.max() + 1)]
+    parts = [*_of_common_seeds(tasks), *of_clusters]
+    found = estimate(value, drawn_d, count)
+    if any(one.several for one in tasks) or len(of_clusters) < count:
+        found, _ = _students(value, drawn_d, parts, count)
     moved_k = np.bincount(number_t, (values_t - value) / count)
     if len(moved_k) < 2:
         return found, Estimate(value, np.nan, np.nan, np.nan, found.undefined, count)
     between = float(np.square(moved_k).sum()) * len(moved_k) / (len(moved_k) - 1)
     return found, _students(value, drawn_d, [*parts, (between, len(moved_k) - 1.0)], count)[0]
+
+
+def flags_of_mean(model: str, tasks: Mapping[str, Trainings]) -> list[str]:
+    """What a reader of a model's mean over tasks must know of its seeds.
+
+    Args:
+        model: its name.
+        tasks: its trainings by task.
+    """
+    once = [task for task, one in tasks.items() if not (one.several or one.fixed)]
+    if not once or not any(one.several for one in tasks.values()):
+        return []
+    return [f"the mean of {model} has no error of seeds for {', '.join(once)}: one training there, several elsewhere"]
 
 
 def _students(value: float, drawn_d: np.ndarray, parts: Sequence[Part], groups: int) -> tuple[Estimate, float]:
@@ -180,6 +200,25 @@ def _of_seeds(*sides: Trainings) -> Iterator[Part]:
         if side.several:
             seeds = len(side.values_s)
             yield side.deviation_seeds**2 * (1 / seeds + alone), seeds - 1.0
+
+
+def _of_common_seeds(tasks: Sequence[Trainings]) -> list[Part]:
+    """What seeds do to a mean over tasks; where tasks share some seeds and not all, they move together at the worst."""
+    moved_of: dict[frozenset[int | None], dict[int | None, float]] = {}
+    for one in tasks:
+        if one.several:
+            moved = moved_of.setdefault(frozenset(one.seeds), dict.fromkeys(one.seeds, 0.0))
+            for seed, value in zip(one.seeds, one.values_s.tolist(), strict=True):
+                moved[seed] += value / len(tasks)
+    parts = [(float(np.var([*moved.values()], ddof=1)) / len(moved), len(moved) - 1.0) for moved in moved_of.values()]
+    shared = sum(map(len, moved_of)) > len(frozenset().union(*moved_of))
+    return [_together(parts)] if shared else parts
+
+
+def _together(parts: Sequence[Part]) -> Part:
+    """The error of a sum of parts that depend on each other wholly: their errors' sum, as free as the least free."""
+    there = [part for part in parts if part[0] != 0] or parts
+    return sum(math.sqrt(square) for square, _ in there) ** 2, min(freedom for _, freedom in there)
 
 
 def _of_cases(number: Trainings, minus: Trainings | None = None) -> Part:
