@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 from dexcore.engine.config import ConfigError
 from dexcore.engine.folder import RunFolderError
 from dexcore.evaluate import Predictions, finetune, score
+from dexcore.evaluate.finetuning import run
 from dexcore.evaluate.finetuning.run import RunResult
 from dexcore.evaluate.finetuning.training import Finetuning
 from dexcore.evaluate.scores.across import load_scores, table
@@ -94,6 +96,28 @@ def test_images_and_masks_that_changed_in_their_place_are_another_training(ended
     with pytest.raises(RunFolderError, match=rf"holds another fine-tuning(?s:.*)\n  {named}: ") as told:
         finetune(config)
     assert len(str(told.value).splitlines()) == 2
+
+
+def test_images_are_read_once_for_all_seeds_which_is_told_where_it_takes_long(place, tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def slow(task):
+        asked.append(task.name)
+        time.sleep(0.2)
+        return "of these images"
+
+    monkeypatch.setattr(run, "content_of", slow)
+    config = config_of(place, "sides", out=str(tmp_path), steps=1, seeds=2)
+    assert finetune(replace(config, dry_run=True)).finished
+    assert asked == []
+    for _ in range(2):  # the second time they are done
+        monkeypatch.setattr(run, "_SILENT_SECONDS", 5.0 if not asked else 0.01)
+        folders = finetune(config).folders
+        assert {json.loads((folder / "finetune.json").read_text())["images"] for folder in folders} == {
+            "of these images"
+        }
+    assert asked == ["sides"] * 2
+    assert capsys.readouterr().err.count("reading the 12 images of task sides, to know them again") == 1
 
 
 def test_seeds_that_cannot_be_summed_up_end_no_training_in_an_error(ended):

@@ -97,6 +97,8 @@ def test_two_and_three_ranks_have_one_ranks_losses_and_predict_each_of_21_images
         codes, _, errors = ends(start_ranks(count, arguments(config)))
         assert codes == [0] * count, errors
         folder = folder_of(config)
+        made_from = [json.loads((one / "finetune.json").read_text())["images"] for one in (folder, alone)]
+        assert made_from[0] == made_from[1]
         for ours, theirs in zip(losses(folder), losses(alone), strict=True):
             for name in ("loss", "grad_norm"):
                 assert ours[name] == pytest.approx(theirs[name], rel=1e-4)

@@ -16,6 +16,7 @@ OUT/NAME/MODE/TASK/seed-N
 import json
 import shutil
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from dexcore.engine.config import check_field
 from dexcore.engine.folder import RunFolderError, hold
 from dexcore.engine.ranks import LostRankError, Ranks, environment_rank, join_ranks
 from dexcore.engine.stop import EXIT_STOPPED, Stopped, StopRequest
+from dexcore.evaluate.embedding.images import content_of
 from dexcore.evaluate.finetuning.config import FinetuneConfig
 from dexcore.evaluate.finetuning.dry_run import rehearse
 from dexcore.evaluate.finetuning.training import (
@@ -48,6 +50,7 @@ from dexcore.report.files import LOCK_FILE, MODEL_FOLDER
 FINISHED = "finished"  # in DONE_FILE
 DONE_FILE, CHOICE_FILE, PREDICTIONS_FILE = "finetune.json", "choice.json", "predictions.parquet"
 SCORES_FILE, MASKS_FOLDER, VAL_FOLDER = "scores.json", "masks", "val"
+_SILENT_SECONDS = 5.0  # images are read sooner where they are few, or near
 
 
 @dataclass(frozen=True)
@@ -151,6 +154,7 @@ def _run(config: FinetuneConfig, stop: StopRequest, done: list[tuple[Path, Score
     """Run the seeds; those that are done come into ``done``. False where a signal came."""
     with stop.at_once():
         task = Task.open(config.task)
+    content = None
     with join_ranks(config.device) as ranks:
         for seed in range(config.seed, config.seed + config.seeds):
             with stop.at_once(ranks.main):
@@ -161,6 +165,9 @@ def _run(config: FinetuneConfig, stop: StopRequest, done: list[tuple[Path, Score
                 if ranks.main:
                     print("\n".join(lines), flush=True)
                 return True
+            if content is None:  # not sooner: what is wrong with model or task is said before they are read
+                content = _content_of(task, ranks, stop)
+            training.of_images(content)
             with _held(training, ranks):
                 scores, trained = _read_done(training, ranks)
                 if scores is None:
@@ -179,6 +186,23 @@ def _run(config: FinetuneConfig, stop: StopRequest, done: list[tuple[Path, Score
                         scores = _finish(training, trained)
             done.append((training.folder, scores))
     return True
+
+
+def _content_of(task: Task, ranks: Ranks, stop: StopRequest) -> str:
+    """`content_of` a task, whose images the main rank reads for all."""
+
+    def read() -> str:
+        told = f"reading the {len(task.rows):,} images of task {task.name}, to know them again where the run goes on"
+        teller = threading.Timer(_SILENT_SECONDS, ranks.say, [told])
+        teller.daemon = True
+        teller.start()
+        try:
+            with stop.at_once():
+                return content_of(task)
+        finally:
+            teller.cancel()
+
+    return ranks.on_main_for_long(read)
 
 
 def seed_folder(config: FinetuneConfig, name: str, task: Task, seed: int) -> Path:

@@ -30,7 +30,6 @@ from dexcore.engine.gradient_norm import gradient_norm
 from dexcore.engine.progress import ProgressDisplay
 from dexcore.engine.ranks import ALONE, Ranks
 from dexcore.engine.stop import StopRequest, leave_signals_to_parent, signals_held_back
-from dexcore.evaluate.embedding.images import content_of
 from dexcore.evaluate.finetuning.build import build_model, has_experts, open_encoder, route_rows
 from dexcore.evaluate.finetuning.config import FinetuneConfig, Length, decisive
 from dexcore.evaluate.finetuning.data import TaskImages, TrainingView, collate, sorted_rows, sound
@@ -71,7 +70,7 @@ class Finetuning:
         step_done: steps done, skipped ones included.
         stopping: one of the ranks was asked to stop, as all know since the last step.
         best: the best number of val so far, and the steps done then; None before the first.
-        made_from: all that decides what comes out.
+        made_from: all that decides what comes out; of the images only once `of_images` was told.
     """
 
     def __init__(self, config: FinetuneConfig, seed: int, task: Task, folder: Path, ranks: Ranks = ALONE) -> None:
@@ -98,7 +97,7 @@ class Finetuning:
         self.made_from = {
             "protocol": PROTOCOL,
             "task": task.fingerprint,
-            "images": content_of(task),
+            "images": None,
             "model": source,
             **decisive(config, seed),
         }
@@ -117,6 +116,10 @@ class Finetuning:
         self.step_done = self.skipped_in_a_row = 0
         self.stopping = False
         self.best: tuple[float, int] | None = None
+
+    def of_images(self, content: str) -> None:
+        """Be told the images that are learned (`content_of`), before anything is kept or gone on with."""
+        self.made_from["images"] = content
 
     @property
     def name(self) -> str:
