@@ -87,8 +87,13 @@ def _verdicts(findings: Sequence[Finding]) -> str:
         f"<td>{escape(one.verdict)}</td><td>{_interval(one.effect)}</td></tr>"
         for one in findings
     ]
-    head = "<tr><th>claim</th><th>verdict</th><th>effect, 95 %</th></tr>"
-    return f"<table>\n<thead>{head}</thead>\n<tbody>\n" + "\n".join(lines) + "\n</tbody>\n</table>"
+    return _lines(("claim", "verdict", "effect, 95 %"), lines)
+
+
+def _lines(columns: Sequence[str], lines: Sequence[str]) -> str:
+    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
+    body = "\n".join(lines)
+    return f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"
 
 
 def _controls_table(findings: Sequence[Finding]) -> str:
@@ -138,15 +143,11 @@ def _remedies(remedies: Sequence[Remedy]) -> Iterator[str]:
         yield f"<p>{escape(_TRIED)}</p>"
     for remedy in remedies:
         yield f"<h3>{escape(remedy.name)}</h3>" + mapping("Changed:", remedy.changes)
-        rows = [
-            (
-                one.title,
-                f"{_number(one.effect.value)} {_ends(one.effect.interval)}",
-                f"{_number(one.gain.value)} {_ends(one.gain.interval)}",
-            )
+        lines = [
+            f"<tr><th>{escape(one.title)}</th><td>{_interval(one.effect)}</td><td>{_interval(one.gain)}</td></tr>"
             for one in remedy.claims
         ]
-        yield table(("claim", "effect, 95 %", "more than DEX, 95 %"), rows)
+        yield _lines(("claim", "effect, 95 %", "more than DEX, 95 %"), lines)
 
 
 def _effect_rows(finding: Finding, found: Effect) -> Iterator[tuple[str, str, str]]:
