@@ -85,7 +85,7 @@ def _tables(arguments: argparse.Namespace, task: "Task") -> list[tuple[str, "Fea
     """The features of each model that is probed and the models it is flagged against, which stand before it."""
     from dexcore.evaluate.embedding import FeatureTable, features, open_model
     from dexcore.evaluate.probes.baselines import histogram_features, redrawn
-    from dexcore.evaluate.probes.kept import HISTOGRAM, MAJORITY, RANDOM
+    from dexcore.evaluate.scores.baselines import HISTOGRAM, MAJORITY, RANDOM
 
     masks = task.spec.is_segmentation
     given: dict[str, Any] = {

@@ -22,11 +22,12 @@ from dexcore.evaluate.embedding import FeaturesError, FeatureTable
 from dexcore.evaluate.probes import few_shot, linear_probe, score_few_shot
 from dexcore.evaluate.probes.baselines import histogram_features, intensities, majority, redrawn
 from dexcore.evaluate.probes.dense import dense_probe
-from dexcore.evaluate.probes.kept import is_baseline, load_settings
+from dexcore.evaluate.probes.kept import load_settings
 from dexcore.evaluate.probes.retrieval import retrieve
 from dexcore.evaluate.probes.run import Probe, probes_of, run_majority, run_probe
 from dexcore.evaluate.scores import Predictions, PredictionsError, Scores, compare, score
 from dexcore.evaluate.scores.across import load_scores, table
+from dexcore.evaluate.scores.baselines import is_baseline
 from dexcore.evaluate.scores.compare import ComparisonError
 from dexcore.evaluate.tasks import Task
 

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from dexcore.evaluate.page.cases import mask_classes, shown_cases
-from dexcore.evaluate.probes.kept import HISTOGRAM, is_baseline, load_settings
+from dexcore.evaluate.probes.kept import load_settings
 from dexcore.evaluate.probes.retrieval import Retrieval
 from dexcore.evaluate.probes.settings import BySetting, SettingTable, setting_table
 from dexcore.evaluate.scores import Scores
 from dexcore.evaluate.scores.across import PUBLISHED, Flagged, Table, TaskRow, find_scores, flags_of_task, table
+from dexcore.evaluate.scores.baselines import HISTOGRAM, is_baseline
 from dexcore.evaluate.scores.compare import ComparisonError
 from dexcore.evaluate.scores.score import LOWER_IS_BETTER, SECONDARY
 from dexcore.evaluate.tasks import Task

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dexcore.evaluate.embedding import Features, FeatureTable, Preprocessing, features
-from dexcore.evaluate.probes.kept import HISTOGRAM, MAJORITY
 from dexcore.evaluate.probes.splits import Splits, one_hot
 from dexcore.evaluate.scores import Predictions
+from dexcore.evaluate.scores.baselines import HISTOGRAM, MAJORITY
 from dexcore.evaluate.tasks import Task
 
 M = TypeVar("M", bound=nn.Module)

@@ -1,13 +1,10 @@
-"""What probes leave in folders, found again: numbers by setting, and who is a baseline."""
+"""What probes leave in folders, found again: numbers by setting."""
 
 import os
 from pathlib import Path
 
 from dexcore.evaluate.probes import fewshot, retrieval
 from dexcore.evaluate.probes.settings import BySetting
-from dexcore.evaluate.scores.baselines import HISTOGRAM, MAJORITY, RANDOM, is_baseline
-
-__all__ = ["HISTOGRAM", "MAJORITY", "RANDOM", "is_baseline", "load_settings"]
 
 
 def load_settings(path: str | os.PathLike[str]) -> list[BySetting]:

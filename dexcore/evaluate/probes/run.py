@@ -26,13 +26,13 @@ import numpy as np
 
 from dexcore.evaluate.embedding import FeaturesError, FeatureTable
 from dexcore.evaluate.probes.fewshot import FewShot, few_shot, score_few_shot
-from dexcore.evaluate.probes.kept import MAJORITY, is_baseline
 from dexcore.evaluate.probes.knn import knn_probe
 from dexcore.evaluate.probes.linear import linear_probe
 from dexcore.evaluate.probes.retrieval import Retrieval, retrieve
 from dexcore.evaluate.probes.settings import not_beaten
 from dexcore.evaluate.probes.splits import Layers, Probed
 from dexcore.evaluate.scores import Scores, compare, score
+from dexcore.evaluate.scores.baselines import MAJORITY, is_baseline
 from dexcore.evaluate.tasks import Task
 from dexcore.files import write_whole
 
