@@ -62,15 +62,14 @@ def counted(monkeypatch):
 
 
 def labels(folder: Path, **keys) -> Task:
-    """Twelve pictures of two classes; or of masks."""
+    """Twelve pictures of two classes."""
     rows = []
     for case in range(12):
         save(folder / f"{case}.png", picture(case, (32, 32, 3)))
-        row = {"image": f"{case}.png", "split": ("train", "test")[case % 2], "case": str(case)}
-        if keys.get("kind") == "segmentation":
-            save(folder / f"{case}_mask.png", picture(case, (32, 32)) % 2)
-            row["mask"] = f"{case}_mask.png"
-        rows.append(row | {"label": ("sound", "ill")[case // 2 % 2]})
+        split = ("train", "test")[case % 2]
+        rows.append(
+            {"image": f"{case}.png", "split": split, "case": str(case), "label": ("sound", "ill")[case // 2 % 2]}
+        )
     return Task.open(write(folder, rows, **keys))
 
 
@@ -153,19 +152,6 @@ def test_another_plan_another_store_and_other_weights_are_measured_anew(folder, 
     for path in keep.iterdir():
         path.write_bytes(b"damaged")
     assert [taken(own, images), taken(own, images)] == [1, 0]
-
-
-def test_a_task_of_masks_is_refused_before_anything_is_measured(folder, tmp_path, counted, capsys):
-    task = labels(tmp_path / "task", kind="segmentation", classes=["background", "lesion"])
-    command = ["eval", "modules", str(folder / "modality"), str(folder / "store"), f"--out={tmp_path / 'out'}"]
-    assert main([*command, "--device=cpu", f"--task={task.spec.path}"]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line == (
-        f"error: task {task.name}: is of kind segmentation, expected a task of classes: what a probe loses without an "
-        "expert is measured of a linear probe alone"
-    )
-    assert not any(counted.values())
-    assert not (tmp_path / "out").exists()
 
 
 def test_what_cannot_be_measured_of_a_later_model_is_known_before_the_first(folder, models, tmp_path, counted):

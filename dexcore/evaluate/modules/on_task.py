@@ -1,21 +1,24 @@
 """What a fixed probe of a task loses without an expert."""
 
 import os
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from dexcore.data.assemble.progress import Progress
-from dexcore.evaluate.embedding import features
+from dexcore.evaluate.embedding import FeatureTable, features
 from dexcore.evaluate.embedding.images import TaskImages
+from dexcore.evaluate.probes.dense import TOKENS, check_dense, fit_dense
 from dexcore.evaluate.probes.linear import best_linear
 from dexcore.evaluate.probes.run import layers_of
 from dexcore.evaluate.probes.splits import Splits
-from dexcore.evaluate.scores import Scores, compare, score
-from dexcore.evaluate.tasks import Task, TaskError
+from dexcore.evaluate.scores import Predictions, Scores, compare, score
+from dexcore.evaluate.tasks import Row, Task
 from dexcore.extras import require
 from dexcore.measures.bootstrap import Estimate
 from dexcore.nn import rule_of, set_expert_mask
@@ -25,14 +28,14 @@ from dexcore.nn.mlp import DEXMlp, dex_layers
 
 @dataclass(frozen=True)
 class TaskDamage:
-    """A linear probe, fitted once on whole features, read on features without each expert.
+    """A linear probe, of a task of masks the dense one, fitted once and read on features without each expert.
 
     Attributes:
         task, metric: of the probe.
         value: of the whole model, on test.
         lost: a block each, by expert: the whole model's number minus that without the expert, on the same cases.
         shares: a block each, by expert: P(expert | test images).
-        layer: the features that the probe takes, as chosen on val: "cls" or "mean".
+        layer: the features that the probe takes: "cls" or "mean", as chosen on val; of masks "patch tokens".
         flags: what a reader must know.
     """
 
@@ -49,17 +52,15 @@ def check_task_damage(encoders: Mapping[str, nn.Module], task: Task) -> None:
     """See, before anything is computed, that `task_damage` can be measured of these models, those of them with experts.
 
     Raises:
-        TaskError: the task has masks, no image of train or test, or an unsound label.
+        TaskError: the task has no image of train or test, or an unsound label.
         ValueError: no model has experts, or one has none for a modality of the task.
-        MissingExtraError: scikit-learn is not installed.
+        MissingExtraError: scikit-learn is not installed, which classes need.
     """
     if task.spec.is_segmentation:
-        raise TaskError(
-            f"task {task.name}: is of kind {task.kind}, expected a task of classes: what a probe loses without an "
-            "expert is measured of a linear probe alone"
-        )
-    require("sklearn.linear_model", "eval")
-    Splits.of(task)
+        check_dense(task)
+    else:
+        require("sklearn.linear_model", "eval")
+        Splits.of(task)
     routed = {name: one for name, one in encoders.items() if any(isinstance(part, DEXMlp) for part in one.modules())}
     if not routed:
         raise ValueError(f"task {task.name}: {', '.join(encoders)} has no experts that its probe could do without")
@@ -85,40 +86,39 @@ def task_damage(
 
     Args:
         encoder: has DEX layers; through its experts, and left as it was.
-        task: of classification.
+        task: of classes or of masks.
         instead: what stands in for the expert (`dexcore.nn.set_expert_mask`).
-        cache: of features; masked ones are kept apart from others.
+        cache: of features; masked ones are kept apart from others. Patch tokens without an expert, which would be the
+            whole features' size for each of them, are not kept.
         progress: show it on stderr.
 
     Raises:
         TaskError, FeaturesError: task and features cannot be probed.
         ValueError: no DEX layer, or no other expert to reroute to.
+        OSError: the disk for temporary files has no room for the masks and tokens of one expert.
     """
     sizes = [layer.num_experts for layer in dex_layers(encoder)]
-    table = features(encoder, task, mode="experts", cache=cache)
-    probe = best_linear(task, layers_of(table, task))
-    rows = probe.splits.test.rows
-    images = TaskImages(task, rows)
+    seen: dict[str, Any] = {"mode": "experts"}
+    if task.spec.is_segmentation:
+        seen |= {"crop": "whole", "tokens": True}
+    probe = (_dense if task.spec.is_segmentation else _linear)(task, features(encoder, task, cache=cache, **seen))
+    images = TaskImages(task, probe.rows)
 
-    def scored(without: tuple[int, int] | None) -> tuple[np.ndarray, Scores]:
-        keep = [np.ones(size, bool) for size in sizes]
-        if without is not None:
-            keep[without[0]][without[1]] = False
-        with torch.no_grad(), set_expert_mask(encoder, keep, instead):
-            made = features(encoder, images, mode="experts", cache=cache).of([row.image for row in rows])
-        seen = made.cls if probe.layer == "cls" else made.mean
-        assert seen is not None
-        assert made.gates is not None
-        predictions = probe.splits.predictions(probe.linear.probability(seen), "probe", None)
-        return made.gates, score(predictions, task)
+    def without(block: int | None = None, expert: int | None = None) -> tuple[FeatureTable, Scores]:
+        keep = [[(b, e) != (block, expert) for e in range(size)] for b, size in enumerate(sizes)]
+        with tempfile.TemporaryDirectory() as scratch:
+            own = scratch if task.spec.is_segmentation else cache
+            with torch.no_grad(), set_expert_mask(encoder, keep, instead):
+                made = features(encoder, images, cache=own, **seen).of([row.image for row in probe.rows])
+            return made, score(probe.read(made, Path(scratch)), task)
 
-    gates, whole = scored(None)
+    table, whole = without()
+    assert table.gates is not None
     places = [(block, expert) for block, size in enumerate(sizes) for expert in range(size)]
     lost: list[list[Estimate]] = [[] for _ in sizes]
     bar = Progress(len(places), "knocking out experts of", unit="probe") if progress else None
-    for place in places:
-        found = compare(whole, scored(place)[1])
-        lost[place[0]].append(found.difference)
+    for block, expert in places:
+        lost[block].append(compare(whole, without(block, expert)[1]).difference)
         if bar is not None:
             bar.update()
     return TaskDamage(
@@ -126,7 +126,33 @@ def task_damage(
         metric=task.spec.metric,
         value=whole.primary,
         lost=tuple(map(tuple, lost)),
-        shares=tuple(tuple(gates[:, b, :size].mean(axis=0).tolist()) for b, size in enumerate(sizes)),
+        shares=tuple(tuple(table.gates[:, b, :size].mean(axis=0).tolist()) for b, size in enumerate(sizes)),
         layer=probe.layer,
         flags=tuple(dict.fromkeys((*probe.flags, *whole.flags))),
     )
+
+
+@dataclass(frozen=True, eq=False)
+class _Fitted:
+    """A probe that is fitted: ``read`` takes features of the test images, ``rows``, and a folder for masks."""
+
+    rows: tuple[Row, ...]
+    layer: str
+    flags: tuple[str, ...]
+    read: Callable[[FeatureTable, Path], Predictions]
+
+
+def _linear(task: Task, table: FeatureTable) -> _Fitted:
+    best = best_linear(task, layers_of(table, task))
+
+    def read(made: FeatureTable, scratch: Path) -> Predictions:
+        seen = made.cls if best.layer == "cls" else made.mean
+        assert seen is not None
+        return best.splits.predictions(best.linear.probability(seen), "probe", None)
+
+    return _Fitted(best.splits.test.rows, best.layer, best.flags, read)
+
+
+def _dense(task: Task, table: FeatureTable) -> _Fitted:
+    head = fit_dense(task, table)
+    return _Fitted(head.test, TOKENS, (), lambda made, scratch: head.predictions(made, scratch / "masks", "probe"))

@@ -5,7 +5,9 @@ Axes: b images, c classes, d width, y and x rows and columns of pixels, p and q 
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +25,7 @@ BATCH = 8
 RATE = 1e-2
 DECAY = 1e-4
 LARGEST = 256  # pixels: masks are thinned to it where the head is trained, never where it predicts
+TOKENS = "patch tokens"  # the layer that it takes
 _TOGETHER = 64  # images whose tokens are read at once
 
 
@@ -52,32 +55,77 @@ def dense_probe(
         FeaturesError: an image is not in the table, or it has no patch tokens, or they are of a part of the image.
         OSError: a mask cannot be written.
     """
+    head = fit_dense(task, table, seed, steps)
+    return Probed(head.predictions(table, folder, model, seed), head.choice, ())
+
+
+@dataclass(frozen=True, eq=False)
+class DenseHead:
+    """A dense probe that is fitted.
+
+    Attributes:
+        task: that it segments.
+        test: its test images, sorted by name.
+        mean, scale: of the tokens of train, float32 [d].
+        weight_cd, bias_c: of the head.
+        choice: how it was made.
+    """
+
+    task: Task
+    test: tuple[Row, ...]
+    mean: Tensor
+    scale: Tensor
+    weight_cd: Tensor
+    bias_c: Tensor
+    choice: dict[str, Any]
+
+    def predictions(
+        self, table: FeatureTable, folder: str | os.PathLike[str], model: str = "", seed: int | None = None
+    ) -> Predictions:
+        """Segment the test images by their tokens, and write the masks into ``folder``.
+
+        Raises:
+            FeaturesError: a test image is not in the table, or it has no patch tokens.
+            OSError: a mask cannot be written.
+        """
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        of_test, paths = table.of([row.image for row in self.test]), []
+        for number, row in enumerate(self.test):
+            tokens = _tokens(of_test, [number], self.mean, self.scale)
+            height, width = self.task.image(row).shape[:2]
+            logits = at_size(_logits(tokens, self.weight_cd, self.bias_c), height, width)[0]
+            paths.append(write_mask(folder, row.image, decided(self.task.spec.kind, logits)))
+        return Predictions.of(self.task, "mask", [row.image for row in self.test], paths, model, seed)
+
+
+def check_dense(task: Task) -> None:
+    """Refuse what `fit_dense` could not be fitted to or tested on.
+
+    Raises:
+        TaskError: the task has no masks, or no image of train or test.
+    """
     if not task.spec.is_segmentation:
         raise TaskError(f"task {task.name}: is of kind {task.kind}: the dense probe is for masks")
+    if not task.split("train") or not task.split("test"):
+        raise TaskError(f"task {task.name}: has no image of train or of test: there is nothing to probe")
+
+
+def fit_dense(task: Task, table: FeatureTable, seed: int = 0, steps: int = STEPS) -> DenseHead:
+    """Train the head of `dense_probe`, which has the arguments and errors; no mask of test is read."""
+    check_dense(task)
     if table.crop != "whole":
         raise FeaturesError(
             f"the tokens are of the crop {table.crop or 'that nobody said'}, and would be spread over the whole image: "
             'expected features(..., crop="whole", tokens=True)'
         )
     known = _sorted(task, "train") + _sorted(task, "val")
-    test = _sorted(task, "test")
-    if not _sorted(task, "train") or not test:
-        raise TaskError(f"task {task.name}: has no image of train or of test: there is nothing to probe")
     of_known = table.of([row.image for row in known])
     mean, scale = _standard(of_known, len(_sorted(task, "train")))
     masks = [_thinned(_target(task, row)) for row in known]
     weight_cd, bias_c = _trained(task, of_known, masks, mean, scale, seed, steps)
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    of_test, paths = table.of([row.image for row in test]), []
-    for number, row in enumerate(test):
-        tokens = _tokens(of_test, [number], mean, scale)
-        height, width = task.image(row).shape[:2]
-        logits = at_size(_logits(tokens, weight_cd, bias_c), height, width)[0]
-        paths.append(write_mask(folder, row.image, decided(task.spec.kind, logits)))
-    predictions = Predictions.of(task, "mask", [row.image for row in test], paths, model, seed)
     choice = {
         "probe": "dense",
-        "layer": "patch tokens",
+        "layer": TOKENS,
         "chosen_on": "nothing is chosen",
         "steps": steps,
         "batch": BATCH,
@@ -86,7 +134,7 @@ def dense_probe(
         "seed": seed,
         "grid": list(of_known.grid or ()),
     }
-    return Probed(predictions, choice, ())
+    return DenseHead(task, tuple(_sorted(task, "test")), mean, scale, weight_cd, bias_c, choice)
 
 
 def majority_masks(task: Task, folder: str | os.PathLike[str]) -> Predictions:
