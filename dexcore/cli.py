@@ -6,6 +6,7 @@
     dexcore finetune TASK MODEL train a model on a task, predict its test images, score them
     dexcore embed FOLDER        write a model's features of all images in a folder
     dexcore predict IMAGE       labels or masks of images, by a fine-tuned model
+    dexcore export RUN          write the model of a run's checkpoint
     dexcore report RUN          make the report of a run again, from the numbers in its folder
     dexcore --version           the versions of dexcore, torch and triton
 
@@ -19,6 +20,7 @@ from collections.abc import Sequence
 
 from dexcore.commands.eval import add_eval_commands, run_eval
 from dexcore.commands.eval_features import add_embed_command, run_embed
+from dexcore.commands.export import add_export_command, run_export
 from dexcore.commands.mvu import add_commands, run_mvu
 from dexcore.commands.predict import add_predict_command, run_predict
 from dexcore.commands.report import add_report_command, run_report
@@ -48,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return run_embed(arguments)
         if arguments.command == "predict":
             return run_predict(arguments)
+        if arguments.command == "export":
+            return run_export(arguments)
         return run_report(arguments)
     except (MissingExtraError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -95,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     add_eval_commands(commands.add_parser("eval", help="tasks with labels: make and check them, score predictions"))
     add_embed_command(commands.add_parser("embed", help="write a model's features of all images in a folder"))
     add_predict_command(commands.add_parser("predict", help="labels or masks of images, by a fine-tuned model"))
+    add_export_command(commands.add_parser("export", help="write the model of a run's checkpoint"))
     report = commands.add_parser("report", help="make a run's report again, from the numbers in its folder")
     add_report_command(report)
     return parser

@@ -139,11 +139,63 @@ def load_checkpoint(
     if found is None:
         return None
     path, progress = found
-    try:
+    with _told_as_misfit(path):
         _read_tensors(path, model, optimizer)
-    except (CheckpointException, RuntimeError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{path}: does not fit this model or this PyTorch: {_reason(error)}") from error
     return progress
+
+
+def find_checkpoint(folder: Path, step: int | None = None) -> Path:
+    """The checkpoint of a step, or the newest.
+
+    Args:
+        folder: of the run's checkpoints.
+        step: steps done; None for the newest.
+
+    Raises:
+        CheckpointError: there is none; the message lists those that are there.
+    """
+    found = _checkpoints(folder)
+    for path in found:
+        if step is None or _step_of(path) == step:
+            return path
+    there = ", ".join(str(_step_of(path)) for path in reversed(found)) or "none"
+    wanted = "a checkpoint" if step is None else f"the checkpoint of step {step}"
+    raise CheckpointError(f"{folder}: expected {wanted}; steps that are there: {there}")
+
+
+def read_progress(checkpoint: Path) -> Progress:
+    """Where a run stood at a checkpoint, each of whose files is read and compared with its hash.
+
+    Raises:
+        CheckpointError: it is damaged, or was removed meanwhile; it is left as it is.
+    """
+    try:
+        return _verified(checkpoint)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{checkpoint}: is damaged or gone ({error})") from error
+
+
+def load_model(checkpoint: Path, model: torch.nn.Module) -> None:
+    """Load the model alone from a checkpoint, in place.
+
+    Raises:
+        CheckpointError: it does not fit the model.
+    """
+    with _told_as_misfit(checkpoint), _quiet():
+        tensors = {"model": get_model_state_dict(model)}
+        dcp.load(tensors, storage_reader=_Reader(checkpoint), no_dist=True)
+
+
+@contextlib.contextmanager
+def _told_as_misfit(checkpoint: Path) -> Iterator[None]:
+    try:
+        yield
+    except (CheckpointException, RuntimeError, pickle.UnpicklingError) as error:
+        raise CheckpointError(f"{checkpoint}: does not fit this model or this PyTorch: {_reason(error)}") from error
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def _newest_intact(folder: Path, say: Callable[[str], None]) -> tuple[Path, Progress] | None:

@@ -2,17 +2,37 @@
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from timm.layers import Mlp
 from torch import nn
 
+from dexcore.data.feed.pretrain_view import Images
 from dexcore.engine.config import ConfigError
 from dexcore.models import DEXVisionTransformer, MaskedAutoencoder, ModelFileError, load_dense_checkpoint
 from dexcore.nn import RoutingRule, collapse, set_rule
-from dexcore.train.config import ModelConfig
+from dexcore.train.config import ModelConfig, PretrainConfig
+
+
+def model_of_run(config: PretrainConfig, images: Images, begun_from: str = "") -> MaskedAutoencoder:
+    """The autoencoder of a run before its first step, on the CPU; PyTorch's generators are left as they were.
+
+    Args:
+        config: of the run.
+        images: whose modalities oracle routing knows.
+        begun_from: the file of weights to begin with; "" for new ones.
+
+    Raises:
+        ConfigError: the file cannot be loaded.
+    """
+    there = [images.modality_names[index] for index in np.unique(images.modality)]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.run.seed)
+        return build_model(replace(config.model, init=begun_from), config.run.seed, there)
 
 
 def build_model(config: ModelConfig, seed: int = 0, modalities: Sequence[str] = ()) -> MaskedAutoencoder:

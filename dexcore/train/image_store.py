@@ -1,4 +1,4 @@
-"""The stores that a run makes itself, in the user's cache: of a folder of images, or of the sample images."""
+"""The images of a run: of a store, or of one that is made in the user's cache, of a folder or of the sample images."""
 
 import hashlib
 import json
@@ -15,14 +15,38 @@ from dexcore.data.assemble.beside import PAGE, REJECTS
 from dexcore.data.assemble.build import build
 from dexcore.data.assemble.options import Options
 from dexcore.data.assemble.plan import PACKAGES, package_version
+from dexcore.data.feed.cache import memory_share
+from dexcore.data.feed.dataset import MVUDataset
 from dexcore.data.readers import UnreadableFileError
 from dexcore.data.sources.samples import link_packages, sample_recipes
 from dexcore.data.store.manifest import StoreError
 from dexcore.engine.config import ConfigError
+from dexcore.engine.ranks import ALONE, Ranks
 from dexcore.report.store_page import report_store
+from dexcore.train.config import PretrainConfig
 
 # What the sample store's bytes depend on, beside what every store's do and this package's own files.
 _SAMPLE_PACKAGES = ("pydicom-data", "nilearn", "scikit-image")
+
+
+def open_images(config: PretrainConfig, ranks: Ranks = ALONE) -> MVUDataset:
+    """The images of a run: of its store, or of the one that is made of a folder or of the sample images; some of them
+    are kept in memory once they are decoded.
+
+    Raises:
+        ConfigError: the images have not as many channels as the model asks for, or the folder holds none.
+        StoreError: the store cannot be read, or made.
+        MissingExtraError: what reads such images is not installed.
+    """
+    if config.model.in_chans not in (1, 3):
+        raise ConfigError(f"model.in_chans: expected 1 or 3, which a store's images have, got {config.model.in_chans}")
+    data = config.data
+    store: str | Path = data.store
+    if data.images:
+        store = ranks.on_main_for_long(lambda: folder_store(data.images, data.modality))
+    elif not store:
+        store = ranks.on_main_for_long(sample_store)  # built once, not by every rank
+    return MVUDataset(store, memory_share(data.cache, ranks.local_count))
 
 
 def folder_store(folder: str, modality: str = "") -> Path:

@@ -9,19 +9,16 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
 from dexcore.data.feed.augment import Augmentation
-from dexcore.data.feed.cache import memory_share
-from dexcore.data.feed.dataset import MVUDataset
 from dexcore.data.feed.order import GlobalBatchSampler, GlobalOrder
 from dexcore.data.feed.own import OwnImages
 from dexcore.data.feed.pretrain_view import PretrainView, ReplacementLimit, collate
@@ -50,10 +47,10 @@ from dexcore.nn import (
 )
 from dexcore.nn.mlp import DEXMlp
 from dexcore.ops.backend import resolve
-from dexcore.train.build import build_model
+from dexcore.train.build import model_of_run
 from dexcore.train.comparison import comparison_of, order_digest
 from dexcore.train.config import PretrainConfig
-from dexcore.train.image_store import folder_store, sample_store
+from dexcore.train.image_store import open_images
 from dexcore.train.journal import Journal
 from dexcore.train.probe import TrainingProbe
 from dexcore.train.provenance import check_images, describe_images, record_start
@@ -97,7 +94,7 @@ class Pretraining:
         self.device = choose_device(config.run.device, ranks.local_rank, "run.device")
         check_backend(config.model.backend, self.device)
         self.part_size = _part_size(config, ranks)
-        self.images = _images(config, ranks) if dataset is None else _own_images(config, dataset)
+        self.images = open_images(config, ranks) if dataset is None else _own_images(config, dataset)
         self.rows = self.images.indices(split="train")
         if not len(self.rows):
             place = config.data.store or config.data.images or self.images.name
@@ -112,12 +109,8 @@ class Pretraining:
         )
         self.schedule = Schedule(config, self.order.epoch_size)
         self.probe = TrainingProbe(config, self.schedule, folder, ranks) if config.run.probe_task else None
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.run.seed)
-            there = [self.images.modality_names[index] for index in np.unique(self.images.modality)]
-            self.begun_from = "" if self._goes_on() else config.model.init
-            model = build_model(replace(config.model, init=self.begun_from), config.run.seed, there)
-        self.model = model.to(self.device)
+        self.begun_from = "" if self._goes_on() else config.model.init
+        self.model = model_of_run(config, self.images, self.begun_from).to(self.device)
         self.layers = [layer for layer in self.model.modules() if isinstance(layer, DEXMlp)]  # none of a dense twin
         self.wrapped: torch.nn.Module = self.model
         if ranks.group is not None:
@@ -393,19 +386,6 @@ def _part_size(config: PretrainConfig, ranks: Ranks) -> int:
             f"data.accumulate = {accumulate}, got {batch_size}"
         )
     return batch_size // (ranks.count * accumulate)
-
-
-def _images(config: PretrainConfig, ranks: Ranks) -> MVUDataset:
-    """The store's images, some of them kept in memory once they are decoded."""
-    if config.model.in_chans not in (1, 3):
-        raise ConfigError(f"model.in_chans: expected 1 or 3, which a store's images have, got {config.model.in_chans}")
-    data = config.data
-    store: str | Path = data.store
-    if data.images:
-        store = ranks.on_main_for_long(lambda: folder_store(data.images, data.modality))
-    elif not store:
-        store = ranks.on_main_for_long(sample_store)  # built once, not by every rank
-    return MVUDataset(store, memory_share(data.cache, ranks.local_count))
 
 
 def _own_images(config: PretrainConfig, dataset: Dataset[Any]) -> OwnImages:

@@ -14,7 +14,7 @@ from dexcore.evaluate.analyze import analyze
 from dexcore.evaluate.reconstruct import batches, evaluate
 from dexcore.nn import collapse
 from dexcore.nn.mlp import dex_layers
-from dexcore.train.loop import build_model
+from dexcore.train.build import build_model
 
 _CPU = torch.device("cpu")
 

@@ -9,7 +9,7 @@ from dexcore.data.feed.dataset import open_mvu
 from dexcore.evaluate.gradients import _IMAGES, _cosines, _gradients, _halves, _parts, gradient_cosines, sketch
 from dexcore.evaluate.reconstruct import batches, evaluate
 from dexcore.nn.mlp import dex_layers
-from dexcore.train.loop import build_model
+from dexcore.train.build import build_model
 
 _CPU = torch.device("cpu")
 

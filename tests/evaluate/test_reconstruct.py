@@ -11,7 +11,7 @@ from dexcore.data.feed.dataset import MODALITIES, MVUDataset, open_mvu
 from dexcore.data.modality import Modality
 from dexcore.data.store.manifest import ImageDecodeError, StoreError
 from dexcore.evaluate.reconstruct import _choose, batches, evaluate
-from dexcore.train.loop import build_model
+from dexcore.train.build import build_model
 
 _CPU = torch.device("cpu")
 
