@@ -22,6 +22,7 @@ def add_predict_task_command(commands: Any) -> None:
     add("--out", type=Path, required=True, metavar="DIR", help="the folder of predictions and scores")
     add("--split", default="test", choices=("train", "val", "test"), help="default: test")
     add("--name", metavar="NAME", help="of the model, in tables (default: from the task that it learned)")
+    add("--seed", type=int, metavar="N", help="which of several trainings the model is: tables join those of one name")
     add("--device", default="auto", metavar="D", help="auto, cpu, cuda, mps (default: auto)")
     add("--batch-size", type=int, default=16, metavar="N", help="images a forward (default: 16)")
     predict.set_defaults(run=_run)
@@ -35,12 +36,20 @@ def _run(arguments: argparse.Namespace) -> int:
     from dexcore.evaluate.tasks import Task
 
     check_whole("--batch-size", arguments.batch_size, 1)
+    if arguments.seed is not None:
+        check_whole("--seed", arguments.seed, 0)
     task = Task.open(arguments.task)
     model = open_task_model(arguments.model)
     name = arguments.name or f"fine-tuned on {model.task.name}"
     device = choose_device(arguments.device)
     scores = predict_task(
-        model.to(device), task, arguments.out, name, split=arguments.split, batch_size=arguments.batch_size
+        model.to(device),
+        task,
+        arguments.out,
+        name,
+        split=arguments.split,
+        seed=arguments.seed,
+        batch_size=arguments.batch_size,
     )
     print("\n".join(scores.lines()))
     print(f"written to {arguments.out}")

@@ -82,11 +82,13 @@ def test_a_trained_model_predicts_another_task_of_the_same_classes(ended, tmp_pa
     (folder,) = ended[name].folders
     make = {"spots": spots, "sides": sides}[name]
     other = make(tmp_path / "other", images=9)
-    assert main(["eval", "predict", str(other), str(folder), "--out", str(tmp_path / "there"), "--device", "cpu"]) == 0
+    command = ["eval", "predict", str(other), str(folder), "--out", str(tmp_path / "there"), "--device", "cpu"]
+    assert main([*command, "--seed=3"]) == 0
     predictions, task = Predictions.load(tmp_path / "there" / "predictions.parquet"), Task.open(other)
     assert sorted(predictions.image) == sorted(row.image for row in task.split("test"))
     (scores,) = load_scores(tmp_path / "there")
     assert (scores.task, scores.fingerprint, scores.model) == (name, task.fingerprint, f"fine-tuned on {name}")
+    assert scores.seed == 3
     assert score(predictions, task).as_json() == scores.as_json()
     told = capsys.readouterr().out
     assert str(scores.primary) in told

@@ -17,6 +17,7 @@ def predict_task(
     name: str,
     *,
     split: SplitName = "test",
+    seed: int | None = None,
     precision: str = "auto",
     batch_size: int = 16,
     workers: int = 0,
@@ -32,6 +33,7 @@ def predict_task(
         folder: made where it is missing.
         name: of the model, in predictions and tables.
         split: whose images.
+        seed: which of several trainings the model is: tables join those of one name; None: it was trained once.
         precision, batch_size, workers: of the forward; but for roundings they change nothing.
 
     Raises:
@@ -48,7 +50,7 @@ def predict_task(
     if not task.split(split):
         raise TaskError(f"task {task.name}: {task.spec.table} has no image of {split}")
     predictions = Predictor(model, task, precision, batch_size, workers).predict(
-        split, folder / MASKS_FOLDER, name, None
+        split, folder / MASKS_FOLDER, name, seed
     )
     folder.mkdir(parents=True, exist_ok=True)
     predictions.save(folder / PREDICTIONS_FILE)
