@@ -4,6 +4,7 @@
     python examples/verify_claims.py --out claims --store STORE --tasks TASKS/*/*.yaml
     python examples/verify_claims.py --out claims --quick             # minutes: tests the road, decides nothing
     python examples/verify_claims.py --out claims --dry-run           # how long it would take
+    python examples/verify_claims.py --out claims --arm oracle-routing # and a control that must pass
     python examples/verify_claims.py --out claims --remedy wider.yaml # a changed DEX beside it
 
 The story, from top to bottom: find the images, and see that they and the tasks will do; train short pilots and write
@@ -65,7 +66,7 @@ from dexcore.train.kept import Kept, StoppedError, code_of, is_done, run_folder,
 from dexcore.train.loop import TrainingError
 
 ARMS = (DEX, WIDE, FIXED)
-MORE_ARMS = (DENSE, ORACLE)  # with --full
+MORE_ARMS = (DENSE, ORACLE)  # with --full, or one by one with --arm
 PILOT_ARMS = (DEX, WIDE)  # those that effects are made of
 PILOT_SEED = 1000  # and on: none of the experiment's
 PILOT_NAME = "pilot-"  # begins theirs
@@ -153,7 +154,8 @@ def verify(given: argparse.Namespace) -> int:
     known = [*check_images(opened, scale.evaluated), *check_tasks(tasks.all, store), *tasks.flags]
     for flag in known:
         say(f"note: {flag}")
-    runs = plan(store, scale, ARMS + (MORE_ARMS if given.full else ()), given.remedy)
+    more = tuple(arm for arm in MORE_ARMS if given.full or arm in given.arm)
+    runs = plan(store, scale, ARMS + more, given.remedy)
     if given.dry_run:
         rehearse(runs, fingerprint, out, tasks)
         return 0
@@ -385,7 +387,7 @@ def flags(
         told.append("A quick run tests the road: one seed, a few steps. It decides nothing.")
     for arm in (ORACLE, FIXED):
         if arm not in {name for name, _ in trained}:
-            told.append(f"The control {arm} was not run; with the flag full it is.")
+            told.append(f"The control {arm} was not run; with --arm {arm} it is.")
     for seed in range(scale.seeds):
         if len({costs[key].order_sha256 for key in costs if key[1] == seed}) > 1:
             told.append(f"The arms of seed {seed} did not see the same images in the same order: nothing is paired.")
@@ -469,7 +471,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="tasks of classes, in place of the generated one",
     )
     add("--remedy", type=Path, nargs="+", default=[], metavar="YAML", help="fields of a changed DEX, tried beside it")
-    add("--full", action="store_true", help=f"train {' and '.join(MORE_ARMS)} too")
+    add("--arm", action="append", default=[], choices=MORE_ARMS, help="train this twin too; may be given again")
+    add("--full", action="store_true", help="train them all")
     add("--quick", action="store_true", help="one seed, a few steps: tests the road, decides nothing")
     add("--dry-run", action="store_true", help="train a short run of each arm and say how long all would take")
     return parser.parse_args(argv)
