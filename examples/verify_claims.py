@@ -413,9 +413,14 @@ def of_all(trained: dict[tuple[str, int], Measured]) -> list[str]:
 
 
 def of_some(trained: dict[tuple[str, int], Measured]) -> list[str]:
-    """What must be known of single models."""
+    """What must be known of single models, and of which."""
     common = of_all(trained)
-    return [f"{arm} {seed}: {flag}" for (arm, seed), one in trained.items() for flag in one.flags if flag not in common]
+    found: dict[str, list[str]] = {}
+    for (arm, seed), one in trained.items():
+        for flag in one.flags:
+            if flag not in common:
+                found.setdefault(flag, []).append(f"{arm} {seed}")
+    return [f"{flag} ({', '.join(models)})" for flag, models in found.items()]
 
 
 def costs_of(runs: Sequence[Run], fingerprint: str, out: Path) -> dict[tuple[str, int], Comparison]:

@@ -123,7 +123,7 @@ class _Problem:
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             self.solver.fit(x_nd, self.label)
-        self.warned = tuple(str(one.message).splitlines()[0] for one in said)
+        self.warned = tuple(str(one.message).splitlines()[0].rstrip(":") for one in said)
         self.iterations = int(np.max(self.solver.n_iter_))
         if len(self.columns) == 1:
             weight_cd[self.columns[0]], bias_c[self.columns[0]] = self.solver.coef_[0], self.solver.intercept_[0]
