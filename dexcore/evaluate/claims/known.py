@@ -153,7 +153,8 @@ CLAIMS = (
         "linear probe",
         against_arm=WIDE,
         beside=(
-            *((DENSE, "linear probe"), (FIXED, "linear probe"), (DEX, "k-NN"), (WIDE, "k-NN")),
+            *((arm, "linear probe") for arm in (DENSE, FIXED, ORACLE)),
+            *((arm, "k-NN") for arm in (DEX, WIDE)),
             *((DEX, "linear probe, generated"), (WIDE, "linear probe, generated")),
         ),
     ),
@@ -173,6 +174,6 @@ CLAIMS = (
         DEX,
         "variance explained",
         against_arm=WIDE,
-        beside=((DENSE, "variance explained"), (FIXED, "variance explained")),
+        beside=tuple((arm, "variance explained") for arm in (DENSE, FIXED, ORACLE)),
     ),
 )
