@@ -3,9 +3,10 @@
 The corpus is a folder of real images with ``labels/*.csv`` (path, label, patient, mask_path), named by
 ``DEXCORE_CORPUS``. Splits are drawn by patient where patients are known, and written into the tables.
 
-``--rest DIR`` links the files that are of no test split into a folder for ``dexcore mvu build DIR``: a model that
-is pre-trained on it has seen none that it is tested on (the same picture may lie in the corpus twice: ``dexcore eval
-check TASK --store STORE`` finds those).
+``--rest DIR`` links the files that are of no test split into a folder for ``dexcore mvu build DIR --key
+bench/corpus.key``: a model that is pre-trained on it has seen none that it is tested on (the same picture may lie in
+the corpus twice: ``dexcore eval check TASK --store STORE`` finds those). The key makes the same store on every machine;
+of seven keys its held-out images are of the most modalities and cases (chosen before a model was trained on them).
 """
 
 import argparse
@@ -25,6 +26,7 @@ from dexcore.evaluate.tasks.table import SPLITS
 from dexcore.evaluate.tasks.write import write_task
 
 Rows = list[dict[str, Any]]
+KEY = Path(__file__).with_name("corpus.key")  # of the groups, which decide what is held out
 _HALF = 127  # of masks in JPEG, whose edges ring
 
 
@@ -283,7 +285,8 @@ def main() -> None:
         print(f"{task.spec.path}: {counts}")
     if given.rest is not None:
         linked = link_rest(Path(corpus), tasks, given.rest)
-        print(f"{given.rest}: {linked} files that no task tests; dexcore mvu build {given.rest} --out STORE")
+        print(f"{given.rest}: {linked} files that no task tests")
+        print(f"dexcore mvu build {given.rest} --key {KEY} --out STORE")
 
 
 if __name__ == "__main__":
