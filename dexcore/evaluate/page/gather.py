@@ -15,9 +15,10 @@ from dexcore.evaluate.probes.kept import load_settings
 from dexcore.evaluate.probes.retrieval import Retrieval
 from dexcore.evaluate.probes.settings import BySetting, SettingTable, setting_table
 from dexcore.evaluate.scores import Scores
-from dexcore.evaluate.scores.across import PUBLISHED, Flagged, Table, TaskRow, find_scores, flags_of_task, table
+from dexcore.evaluate.scores.across import PUBLISHED, Table, TaskRow, find_scores, table
 from dexcore.evaluate.scores.baselines import HISTOGRAM, is_baseline
 from dexcore.evaluate.scores.compare import ComparisonError
+from dexcore.evaluate.scores.flags import Flagged, flags_of_task
 from dexcore.evaluate.scores.score import LOWER_IS_BETTER, SECONDARY
 from dexcore.evaluate.tasks import Task
 from dexcore.measures.bootstrap import DRAWS

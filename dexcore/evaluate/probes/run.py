@@ -33,6 +33,7 @@ from dexcore.evaluate.probes.settings import not_beaten
 from dexcore.evaluate.probes.splits import Layers, Probed
 from dexcore.evaluate.scores import Scores, compare, score
 from dexcore.evaluate.scores.baselines import MAJORITY, is_baseline
+from dexcore.evaluate.scores.flags import NOT_BEATEN
 from dexcore.evaluate.tasks import Task
 from dexcore.files import write_whole
 
@@ -312,12 +313,12 @@ def _flags(done: Scores | FewShot | Retrieval, other: Scores | FewShot | Retriev
         if found.verdict == "a":
             return []
         more = found.difference
-        return [f"does not beat {name}: {found.metric} {more.value:+.3f} [{more.low:+.3f}, {more.high:+.3f}]"]
+        return [f"{NOT_BEATEN}{name}: {found.metric} {more.value:+.3f} [{more.low:+.3f}, {more.high:+.3f}]"]
     assert not isinstance(done, Scores)
     assert not isinstance(other, Scores)
     lost = not_beaten(done, other)
     every = len(lost) == len(done.settings)
-    return [f"does not beat {name}{' in any setting' if every else ': ' + '; '.join(lost)}"] if lost else []
+    return [f"{NOT_BEATEN}{name}{' in any setting' if every else ': ' + '; '.join(lost)}"] if lost else []
 
 
 def _features_hash(table: FeatureTable, task: Task, probe: Probe) -> str:

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from dexcore.evaluate.scores.across import flags_of_task
 from dexcore.evaluate.scores.compare import ComparisonError, better_side
+from dexcore.evaluate.scores.flags import flags_of_task
 from dexcore.measures.bootstrap import DRAWS, Estimate, estimate, resamples
 from dexcore.measures.ratio import ratio
 

@@ -8,11 +8,12 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from dexcore.evaluate.scores.compare import Comparison, ComparisonError, adjusted, check_alike, common_cases, compare
+from dexcore.evaluate.scores.flags import flags_of_task
 from dexcore.evaluate.scores.score import FILE, Scores
 from dexcore.evaluate.scores.seeds import check_seeds
 from dexcore.evaluate.scores.trainings import Trainings, estimated, flags_of_mean, mean_over_tasks, seed_flags
@@ -261,37 +262,6 @@ def _flags_of_means(rows: list[TaskRow], whole: list[TaskRow], models: Sequence[
     if len(metrics) > 1:
         flags.append(f"the mean mixes {' and '.join(metrics)}")
     return tuple(flags)
-
-
-class Flagged(Protocol):
-    """Numbers of a model."""
-
-    @property
-    def model(self) -> str:
-        """Its name."""
-
-    @property
-    def flags(self) -> Sequence[str]:
-        """What a reader must know."""
-
-
-def flags_of_task(task: str, found: Sequence[Flagged]) -> list[str]:
-    """What the numbers of a task say: ``task: flag`` where all models say it, else ``task, model, model: flag``.
-
-    Args:
-        task: the name that goes before; "" for none.
-        found: all numbers of the task.
-    """
-    models = {one.model for one in found}
-    said: dict[str, list[str]] = {}
-    for one in found:
-        for flag in one.flags:
-            said.setdefault(flag, []).append(one.model)
-    told = []
-    for flag, by in said.items():
-        of = [] if set(by) == models else list(dict.fromkeys(by))
-        told.append(": ".join(filter(None, (", ".join(filter(None, [task, *of])), flag))))
-    return told
 
 
 def find_scores(path: str | os.PathLike[str]) -> list[Path]:
