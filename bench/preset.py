@@ -23,7 +23,7 @@ from dexcore.nn import fast_layers
 from dexcore.train.config import PRESETS, PretrainConfig
 from dexcore.train.finish import finish
 from dexcore.train.loop import Pretraining
-from dexcore.train.run_folder import open_run_folder
+from dexcore.train.run.folder import open_run_folder
 
 PARTS = ("data", "forward", "backward", "clip and optimizer", "GEMA")
 

@@ -62,8 +62,8 @@ from dexcore.report.files import COMPARISON_FILE
 from dexcore.report.history import History
 from dexcore.train.config import PRESETS, ModelConfig, PretrainConfig
 from dexcore.train.image_store import sample_store
-from dexcore.train.kept import Kept, StoppedError, code_of, is_done, run_folder, train_once
 from dexcore.train.loop import TrainingError
+from dexcore.train.run.kept import Kept, StoppedError, code_of, is_done, run_folder, train_once
 
 ARMS = (DEX, WIDE, FIXED)
 MORE_ARMS = (DENSE, ORACLE)  # with --full, or one by one with --arm

@@ -29,7 +29,7 @@ def run_export(arguments: argparse.Namespace) -> int:
     from dexcore.data.store import StoreError
     from dexcore.engine.checkpoint import CheckpointError
     from dexcore.engine.folder import RunFolderError
-    from dexcore.train.export import export_model
+    from dexcore.train.run.export import export_model
 
     try:
         step = export_model(arguments.run, arguments.out, arguments.step, arguments.store)

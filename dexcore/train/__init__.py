@@ -2,6 +2,6 @@
 
 from dexcore.engine.config import ConfigError
 from dexcore.train.config import PRESETS, PretrainConfig
-from dexcore.train.run import RunResult, pretrain
+from dexcore.train.pretraining import RunResult, pretrain
 
 __all__ = ["PRESETS", "ConfigError", "PretrainConfig", "RunResult", "pretrain"]

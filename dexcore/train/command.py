@@ -8,8 +8,8 @@ from dexcore.engine.command_line import run_command
 from dexcore.train.arguments import parse
 from dexcore.train.config import PretrainConfig
 from dexcore.train.loop import TrainingError
-from dexcore.train.provenance import repeat_command
-from dexcore.train.run import pretrain
+from dexcore.train.pretraining import pretrain
+from dexcore.train.run.provenance import repeat_command
 
 _ERRORS = (StoreError, TrainingError, UnreadableFileError)
 _LESS_MEMORY = (

@@ -9,8 +9,8 @@ from dexcore.engine.progress import duration
 from dexcore.models.precision import compute_dtype, uses_bf16
 from dexcore.nn import fast_layers
 from dexcore.report.comparison import KINDS
-from dexcore.train.comparison import cost
 from dexcore.train.loop import Pretraining
+from dexcore.train.run.comparison import cost
 
 _MIB = 2**20
 _WARM_UP, _TIMED = 3, 7  # steps: the first ones take several times as long as those that follow

@@ -10,7 +10,7 @@ from dexcore.models.card import CARD_FILE
 from dexcore.report import build_report
 from dexcore.report.files import ANALYSIS_FILE, EVALUATION_FILE, MODEL_FOLDER
 from dexcore.train.loop import Pretraining
-from dexcore.train.run_card import note_inputs, run_card
+from dexcore.train.run.card import note_inputs, run_card
 
 
 def finish(run: Pretraining) -> None:

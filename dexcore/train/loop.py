@@ -1,4 +1,4 @@
-"""The training loop of a run; `dexcore.train.run` has what comes before and after it.
+"""The training loop of a run; `dexcore.train.pretraining` has what comes before and after it.
 
 The loop is `Pretraining.train`; one step is `Pretraining.step`. Everything random in a step is keyed on
 (seed, epoch, sample), so a run that was killed and resumed computes the losses of one that was not, and one on
@@ -48,13 +48,13 @@ from dexcore.nn import (
 from dexcore.nn.mlp import DEXMlp
 from dexcore.ops.backend import resolve
 from dexcore.train.build import model_of_run
-from dexcore.train.comparison import comparison_of, order_digest
 from dexcore.train.config import PretrainConfig
 from dexcore.train.image_store import open_images
-from dexcore.train.journal import Journal
 from dexcore.train.probe import TrainingProbe
-from dexcore.train.provenance import check_images, describe_images, record_start
-from dexcore.train.run_folder import CHECKPOINTS_FOLDER, check_not_begun, write_comparison, write_config
+from dexcore.train.run.comparison import comparison_of, order_digest
+from dexcore.train.run.folder import CHECKPOINTS_FOLDER, check_not_begun, write_comparison, write_config
+from dexcore.train.run.journal import Journal
+from dexcore.train.run.provenance import check_images, describe_images, record_start
 from dexcore.train.schedules import Schedule, StepValues
 from dexcore.train.step0 import measure_step0
 

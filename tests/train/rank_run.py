@@ -20,7 +20,7 @@ from dexcore.engine.ranks import join_ranks
 from dexcore.engine.stop import EXIT_STOPPED, StopRequest
 from dexcore.train.config import PretrainConfig
 from dexcore.train.loop import Pretraining
-from dexcore.train.run_folder import open_run_folder
+from dexcore.train.run.folder import open_run_folder
 
 _calls = 0
 _all_reduce = dist.all_reduce

@@ -21,8 +21,8 @@ from dexcore.models import DEXVisionTransformer, MaskedAutoencoder
 from dexcore.report import Evaluation
 from dexcore.train.finish import finish
 from dexcore.train.loop import Pretraining, TrainingError
-from dexcore.train.run import pretrain
-from dexcore.train.run_folder import RunFolderError
+from dexcore.train.pretraining import pretrain
+from dexcore.train.run.folder import RunFolderError
 
 
 def _batch(run):

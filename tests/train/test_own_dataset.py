@@ -11,7 +11,7 @@ from runs import metrics, tiny
 from dexcore.data.synthetic import SyntheticMVU
 from dexcore.engine.config import ConfigError
 from dexcore.train import pretrain
-from dexcore.train.run_folder import RunFolderError
+from dexcore.train.run.folder import RunFolderError
 
 
 class Own(torch.utils.data.Dataset):

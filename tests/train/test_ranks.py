@@ -21,7 +21,7 @@ from dexcore.engine.stop import EXIT_STOPPED, StopRequest
 from dexcore.train.command import main
 from dexcore.train.config import DexConfig, PretrainConfig
 from dexcore.train.loop import Pretraining
-from dexcore.train.run_folder import open_run_folder
+from dexcore.train.run.folder import open_run_folder
 
 RANK_RUN = str(Path(__file__).with_name("rank_run.py"))
 BATCH = 12

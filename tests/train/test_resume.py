@@ -12,7 +12,7 @@ from runs import STEPS, metrics, similarities, start, tiny, wait_for_steps, writ
 from dexcore.engine.stop import EXIT_STOPPED, StopRequest
 from dexcore.train import pretrain
 from dexcore.train.loop import Pretraining
-from dexcore.train.run_folder import RunFolderError, open_run_folder
+from dexcore.train.run.folder import RunFolderError, open_run_folder
 
 
 def _resumed(config):

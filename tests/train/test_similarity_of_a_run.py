@@ -9,7 +9,7 @@ from dexcore.engine.stop import StopRequest
 from dexcore.evaluate.similarity import moments
 from dexcore.report import Analysis
 from dexcore.train.loop import Pretraining
-from dexcore.train.run_folder import open_run_folder
+from dexcore.train.run.folder import open_run_folder
 
 
 def test_the_experts_part_and_the_last_moment_is_that_of_the_analysis(whole_run):

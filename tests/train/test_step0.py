@@ -19,7 +19,7 @@ from dexcore.evaluate.reconstruct import evaluate
 from dexcore.report import Analysis, Evaluation, build_report
 from dexcore.train import pretrain
 from dexcore.train.loop import Pretraining
-from dexcore.train.run_folder import RunFolderError, open_run_folder
+from dexcore.train.run.folder import RunFolderError, open_run_folder
 from dexcore.train.step0 import measure_step0
 
 _CPU = torch.device("cpu")

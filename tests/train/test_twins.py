@@ -20,10 +20,10 @@ from dexcore.report import Analysis, Evaluation, build_report
 from dexcore.report.comparison import idle_settings
 from dexcore.train import PRESETS, PretrainConfig, pretrain
 from dexcore.train.build import build_model
-from dexcore.train.comparison import cost, order_digest
 from dexcore.train.config import DexConfig, ModelConfig, OptimizerConfig
 from dexcore.train.loop import Pretraining
-from dexcore.train.run_folder import open_run_folder
+from dexcore.train.run.comparison import cost, order_digest
+from dexcore.train.run.folder import open_run_folder
 
 RANK_RUN = str(Path(__file__).with_name("rank_run.py"))
 KINDS = ("dex", "dense", "dense-wide", "fixed-routing", "oracle-routing")

@@ -10,8 +10,8 @@ from runs import tiny
 from dexcore.cli import main
 from dexcore.engine.stop import StopRequest
 from dexcore.train.loop import Pretraining, TrainingError
-from dexcore.train.run import pretrain
-from dexcore.train.run_folder import open_run_folder
+from dexcore.train.pretraining import pretrain
+from dexcore.train.run.folder import open_run_folder
 
 
 def _trained(config, steps):

@@ -26,7 +26,7 @@ from dexcore.engine.config import ConfigError
 from dexcore.engine.device import device_name
 from dexcore.engine.folder import LineFile, RunFolderError
 from dexcore.engine.ranks import environment_number, environment_rank
-from dexcore.train.run_folder import STARTS_FILE
+from dexcore.train.run.folder import STARTS_FILE
 
 _PACKAGES = ("torch", "timm", "triton", "numpy", "safetensors", "pyarrow", "opencv-python-headless", "Pillow")
 _SECONDS_FOR_GIT = 10

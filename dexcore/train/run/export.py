@@ -10,9 +10,9 @@ from dexcore.report.files import CONFIG_FILE
 from dexcore.train.build import model_of_run
 from dexcore.train.config import PretrainConfig
 from dexcore.train.image_store import open_images
-from dexcore.train.provenance import check_images, describe_images
-from dexcore.train.run_card import note_inputs
-from dexcore.train.run_folder import CHECKPOINTS_FOLDER
+from dexcore.train.run.card import note_inputs
+from dexcore.train.run.folder import CHECKPOINTS_FOLDER
+from dexcore.train.run.provenance import check_images, describe_images
 
 
 def export_model(run: Path, out: Path, step: int | None = None, store: Path | None = None) -> int:

@@ -11,12 +11,12 @@ import pytest
 
 from dexcore.engine.folder import LineFile, RunFolderError, hold
 from dexcore.train.config import PretrainConfig
-from dexcore.train.run_folder import open_run_folder, write_config
+from dexcore.train.run.folder import open_run_folder, write_config
 
 _HOLD = """
 import sys
 from dexcore.train.config import PretrainConfig
-from dexcore.train.run_folder import open_run_folder
+from dexcore.train.run.folder import open_run_folder
 with open_run_folder(PretrainConfig(out=sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

@@ -17,7 +17,7 @@ from dexcore.train.config import PretrainConfig
 from dexcore.train.dry_run import rehearse
 from dexcore.train.finish import finish
 from dexcore.train.loop import Pretraining
-from dexcore.train.run_folder import open_run_folder
+from dexcore.train.run.folder import open_run_folder
 
 Transform = Callable[[Any], torch.Tensor]
 

@@ -15,7 +15,8 @@ from runs import EXAMPLE, metrics, start, tiny, write_images
 import dexcore
 from dexcore.data.feed.dataset import open_mvu
 from dexcore.engine.folder import RunFolderError
-from dexcore.train import pretrain, provenance
+from dexcore.train import pretrain
+from dexcore.train.run import provenance
 
 
 def _starts(out: str | Path) -> list[dict]:

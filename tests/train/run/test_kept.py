@@ -12,8 +12,8 @@ from runs import STEPS, metrics, tiny
 
 from dexcore.data import open_mvu
 from dexcore.engine.config import ConfigError
-from dexcore.train import kept as kept_runs
-from dexcore.train.kept import Code, StoppedError, code_of, is_done, run_folder, train_once
+from dexcore.train.run import kept as kept_runs
+from dexcore.train.run.kept import Code, StoppedError, code_of, is_done, run_folder, train_once
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,9 @@ from dexcore.engine.checkpoint import load_checkpoint
 from dexcore.engine.stop import StopRequest
 from dexcore.evaluate.embedding import open_model
 from dexcore.models import MaskedAutoencoder
-from dexcore.train.export import export_model
 from dexcore.train.loop import Pretraining
-from dexcore.train.run_folder import open_run_folder
+from dexcore.train.run.export import export_model
+from dexcore.train.run.folder import open_run_folder
 
 _FILES = ("model.safetensors", "config.json")
 

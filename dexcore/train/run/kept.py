@@ -18,8 +18,8 @@ from typing import Any
 import dexcore
 from dexcore.files import write_whole
 from dexcore.train.config import MAY_CHANGE_ON_RESUME, PretrainConfig, flat
-from dexcore.train.provenance import content_of_init, read_starts
-from dexcore.train.run import pretrain
+from dexcore.train.pretraining import pretrain
+from dexcore.train.run.provenance import content_of_init, read_starts
 
 _DONE, _RUN, _SUMMARY = "done.json", "run", "summary.txt"
 
