@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -177,3 +178,30 @@ def test_oracle_routing_passes_the_claim_that_experts_follow_modalities_and_fixe
         (FIXED, Verdict.REFUTED),
     ], [one.effect for one in controls]
     assert all(one.passed for one in controls)
+
+
+# What an experiment's folder keeps of it without models and images, as docs/claims_measured.md packs it.
+_NUMBERS = ("*.json", "runs/*/done.json", "runs/*/numbers-*.npz", "runs/*/run/comparison.json", "runs/*/run/starts.jsonl")
+
+
+@pytest.mark.slow
+def test_an_experiment_goes_on_from_its_numbers_alone_and_only_a_changed_dex_is_trained(example, tmp_path, monkeypatch):
+    model = replace(example.QUICK.model, dim=32, depth=1, num_experts=3)
+    small = {"epochs": 0.25, "pilot_epochs": 0.125, "evaluated": 3, "drawn": 200, "held_out": 60, "labelled": 100}
+    monkeypatch.setattr(example, "WHOLE", replace(example.QUICK, model=model, **small))
+    whole, numbers = tmp_path / "whole", tmp_path / "numbers"
+    assert example.main(["--out", str(whole)]) == 0
+    for file in (file for pattern in _NUMBERS for file in whole.glob(pattern) if file.name != "claims.json"):
+        (numbers / file.relative_to(whole)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, numbers / file.relative_to(whole))
+    before = {file: file.read_bytes() for file in numbers.rglob("*.*") if file.is_file()}
+    (tmp_path / "sooner.yaml").write_text("dex: {noise_start: 0.25}\n")
+    assert example.main(["--out", str(numbers), "--remedy", str(tmp_path / "sooner.yaml")]) == 0
+    assert {file: file.read_bytes() for file in before} == before
+    trained_again = {folder.parent.name for folder in numbers.glob("runs/*/run") if (folder / "metrics.jsonl").exists()}
+    assert {name.rpartition("-")[0] for name in trained_again} == {"dex-sooner-0"}
+    first, second = (json.loads((folder / "claims.json").read_text()) for folder in (whole, numbers))
+    assert second["findings"] == first["findings"]
+    assert not first["remedies"]
+    (remedy,) = second["remedies"]
+    assert remedy["changed"] == "dex.noise_start 0.25"

@@ -124,7 +124,7 @@ def check_images(folder: Path, fingerprint: str, now: Mapping[str, Any]) -> None
         return
     differences = _image_differences(folder, now) or [f"fingerprint: {fingerprint} -> {now['fingerprint']}"]
     raise RunFolderError(
-        f"data.store: the images are not those that {folder} was begun with; resume with the same store. "
+        f"data.store: the images are not those that {folder} was begun with; expected the same ones. "
         "What differs (then -> now):\n  " + "\n  ".join(differences)
     )
 
