@@ -49,11 +49,3 @@ class ProgressDisplay:
         """Leave the bar as it stands."""
         if self._bar is not None:
             self._bar.close()
-
-
-def duration(seconds: float) -> str:
-    """A time in the unit that people would say it in."""
-    minutes, hours = seconds / 60, seconds / 3600
-    if minutes < 2:
-        return f"{seconds:.0f} s"
-    return f"{minutes:.0f} min" if hours < 2 else f"{hours:.1f} h"

@@ -18,6 +18,7 @@ SCALARS = (
     "grad_norm",
     "images_per_second",
 )
+MEASURED = ("images_per_second", "seconds_data")  # by a clock: not the same of a run that is made again
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,13 +13,13 @@ from dexcore.report.files import (
     ANALYSIS_FILE,
     CONFIG_FILE,
     EVALUATION_FILE,
-    LOCK_FILE,
     METRICS_FILE,
     MODEL_FOLDER,
     PROBE_FILE,
     REPORT_FILE,
     SIMILARITY_FILE,
     SUMMARY_FILE,
+    is_held,
 )
 from dexcore.report.history import History, SimilarityCourse
 from dexcore.report.html import document, figure
@@ -73,7 +73,7 @@ def report_unfinished(run_folder: str | Path) -> Unfinished:
     probe = ProbeCourse.read(folder / PROBE_FILE)
     config = read_config(folder / CONFIG_FILE)
     history = History.read(folder / METRICS_FILE)
-    under_way = _is_held(folder)
+    under_way = is_held(folder)
     found = Unfinished(
         _standing(folder, history, config.get("run", {}).get("max_skipped"), under_way),
         _course(history),
@@ -126,17 +126,3 @@ def _course(history: History) -> str:
     if not len(finite):
         return f"{told}; no reconstruction loss was a finite number."
     return f"{told}; reconstruction loss from {loss[finite[0]]:.3f} to {loss[finite[-1]]:.3f}."
-
-
-def _is_held(folder: Path) -> bool:
-    """Whether a process is writing into the run's folder (it holds a lock for as long as it lives)."""
-    try:
-        import fcntl  # POSIX alone
-
-        with open(folder / LOCK_FILE, "rb") as lock:
-            fcntl.lockf(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except (ImportError, FileNotFoundError):
-        return False
-    except OSError:  # EAGAIN or EACCES
-        return True
-    return False

@@ -3,9 +3,9 @@
 import time
 from statistics import median, quantiles
 
+from dexcore.amounts import duration
 from dexcore.engine.device import device_name
 from dexcore.engine.memory import peak_memory
-from dexcore.engine.progress import duration
 from dexcore.models.precision import compute_dtype, uses_bf16
 from dexcore.nn import fast_layers
 from dexcore.report.comparison import KINDS

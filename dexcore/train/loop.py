@@ -47,12 +47,13 @@ from dexcore.nn import (
 )
 from dexcore.nn.mlp import DEXMlp
 from dexcore.ops.backend import resolve
+from dexcore.report.files import CHECKPOINTS_FOLDER
 from dexcore.train.build import model_of_run
 from dexcore.train.config import PretrainConfig
 from dexcore.train.image_store import open_images
 from dexcore.train.probe import TrainingProbe
 from dexcore.train.run.comparison import comparison_of, order_digest
-from dexcore.train.run.folder import CHECKPOINTS_FOLDER, check_not_begun, write_comparison, write_config
+from dexcore.train.run.folder import check_not_begun, write_comparison, write_config
 from dexcore.train.run.journal import Journal
 from dexcore.train.run.provenance import check_images, describe_images, record_start
 from dexcore.train.schedules import Schedule, StepValues
@@ -137,7 +138,8 @@ class Pretraining:
         if self.ranks.main:
             write_config(self.folder, self.config)
             described = describe_images(self.images, self.rows)
-            record_start(self.folder, self.step_done, self.device, described, self.begun_from)
+            length = {"total_steps": total, "batch_size": self.config.data.batch_size}
+            record_start(self.folder, self.step_done, self.device, described, length, self.begun_from)
             write_comparison(self.folder, comparison_of(self.config, self._order_digest()))
         if self.step_done == 0:
             measure_step0(self.folder, self.model, self.images, self.config, self.device, self.ranks)
@@ -149,12 +151,14 @@ class Pretraining:
             with signals_held_back():
                 batches = iter(self.batches(self.workers))  # workers begin while the model is measured
             self._measure(journal)
-            started = time.perf_counter()
+            started = asked = time.perf_counter()
             for batch in batches:
+                waited = time.perf_counter() - asked
                 limit.update(batch["replaced"])
                 line = self.step(batch, self.schedule.at(self.step_done), bool(stop))
                 now = time.perf_counter()
                 line["images_per_second"] = self.config.data.batch_size / (now - started)
+                line["seconds_data"] = waited
                 started = now
                 skipped_ids = self.ranks.gather(batch["sample_id"]).tolist() if line["skipped"] else None
                 journal.write(line, skipped_ids)
@@ -166,6 +170,7 @@ class Pretraining:
                     self.save()
                 if self.stopping:
                     break
+                asked = time.perf_counter()
 
     def warm_up(self) -> None:
         """On a GPU compile the kernels in parallel before the first step, which would look like a hang."""

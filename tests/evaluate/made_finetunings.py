@@ -14,6 +14,7 @@ from dexcore.evaluate.finetuning.data import sound
 from dexcore.evaluate.finetuning.training import Finetuning
 from dexcore.evaluate.tasks import Task
 from dexcore.models import DEXVisionTransformer
+from dexcore.report.history import MEASURED
 
 SIZE = 16
 
@@ -69,7 +70,7 @@ def begun(config: FinetuneConfig, folder: Path) -> Finetuning:
 def losses(folder: Path) -> list[dict]:
     """The steps of a training, without what a clock measured."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "images_per_second"} for line in lines]
+    return [{name: value for name, value in line.items() if name not in MEASURED} for line in lines]
 
 
 def place_of_tasks(folder: Path, images: int = 12) -> Path:

@@ -21,6 +21,7 @@ from dexcore.data.store import write_store
 from dexcore.data.synthetic import SyntheticMVU
 from dexcore.engine.config_file import to_yaml
 from dexcore.report import pictures
+from dexcore.report.history import MEASURED
 from dexcore.train.config import (
     DataConfig,
     DexConfig,
@@ -107,9 +108,7 @@ def tiny(store: Path, out: Path, **run: Any) -> PretrainConfig:
 def metrics(out: str | Path) -> list[dict[str, Any]]:
     """The steps of a run, without what a clock measured."""
     lines = [json.loads(line) for line in (Path(out) / "metrics.jsonl").read_text().splitlines()]
-    for line in lines:
-        line.pop("images_per_second")
-    return lines
+    return [{name: value for name, value in line.items() if name not in MEASURED} for line in lines]
 
 
 def similarities(out: str | Path) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dexcore.amounts import duration
 from dexcore.data.assemble.discover import KIND_NAMES, Classified, advice
 from dexcore.data.assemble.walk import SourceFiles
 from dexcore.data.modality import Modality
@@ -98,7 +99,7 @@ class DryRun:
             *table(self.sources, "files"),
             *(sentence for report in self.sources for sentence in report.advice),
             f"estimated: about {self.images} images before any is dropped, {size_text(self.size)}, "
-            f"{_duration(self.seconds)} to build",
+            f"{duration(max(1.0, self.seconds))} to build",
         ]
 
 
@@ -172,12 +173,6 @@ def copies_told(name: str, report: SourceReport) -> Iterator[str]:
         yield f"{name}: {report.near_copies} {are} and kept; --drop-near-copies leaves such out"
     for other, count in report.shared.items():
         yield f"{name}: {count} {'image is a copy of one' if count == 1 else 'images are copies of some'} in {other}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{max(1, round(seconds))} s"
-    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
 
 
 def size_text(size: float) -> str:

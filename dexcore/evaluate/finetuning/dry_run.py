@@ -5,9 +5,9 @@ from statistics import median
 
 import torch
 
+from dexcore.amounts import duration
 from dexcore.engine.device import device_name
 from dexcore.engine.memory import peak_memory
-from dexcore.engine.progress import duration
 from dexcore.evaluate.finetuning.data import sound
 from dexcore.evaluate.finetuning.training import Finetuning
 from dexcore.models.precision import compute_dtype, uses_bf16

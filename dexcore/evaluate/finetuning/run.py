@@ -34,7 +34,6 @@ from dexcore.evaluate.finetuning.config import FinetuneConfig
 from dexcore.evaluate.finetuning.dry_run import rehearse
 from dexcore.evaluate.finetuning.training import (
     BEST_FOLDER,
-    CHECKPOINTS_FOLDER,
     Finetuning,
     write_json,
 )
@@ -45,7 +44,7 @@ from dexcore.evaluate.tasks import Task
 from dexcore.evaluate.tasks.table import SplitName
 from dexcore.extras import MissingExtraError
 from dexcore.models.hub import CONFIG_FILE
-from dexcore.report.files import LOCK_FILE, MODEL_FOLDER
+from dexcore.report.files import CHECKPOINTS_FOLDER, LOCK_FILE, MODEL_FOLDER
 
 FINISHED = "finished"  # in DONE_FILE
 DONE_FILE, CHOICE_FILE, PREDICTIONS_FILE = "finetune.json", "choice.json", "predictions.parquet"

@@ -43,10 +43,10 @@ from dexcore.models import TaskModel
 from dexcore.models.precision import autocast, compute_dtype
 from dexcore.models.pretrained import load_exactly
 from dexcore.nn import aux_losses, discard_load, fast_layers, param_groups
-from dexcore.report.files import METRICS_FILE
+from dexcore.report.files import CHECKPOINTS_FOLDER, METRICS_FILE
 
 PROTOCOL = 1  # grows when a training would come out otherwise
-CHECKPOINTS_FOLDER, BEST_FOLDER = "checkpoints", "best"
+BEST_FOLDER = "best"
 _KEEP = 2
 _DRAWS = 2  # resamples of a number of val whose interval nobody reads
 _NAMED = 3  # images in a message
@@ -140,9 +140,10 @@ class Finetuning:
                 batches = iter(self.batches(self.workers))
             started = time.perf_counter()
             for batch in sound(batches):
+                waited = time.perf_counter() - started
                 line = self.step(batch, bool(stop))
-                now = time.perf_counter()
-                line["images_per_second"] = self.config.batch_size / (now - started)
+                line["images_per_second"] = self.config.batch_size / (time.perf_counter() - started)
+                line["seconds_data"] = waited
                 if line["skipped"]:
                     journal.say(f"step {line['step']} skipped: loss or gradient is not finite ({self._named(batch)})")
                     self._check_skipped(batch)

@@ -6,12 +6,11 @@ from pathlib import Path
 from dexcore.engine.checkpoint import find_checkpoint, load_model, read_progress
 from dexcore.engine.config_file import read_yaml
 from dexcore.engine.folder import RunFolderError
-from dexcore.report.files import CONFIG_FILE
+from dexcore.report.files import CHECKPOINTS_FOLDER, CONFIG_FILE
 from dexcore.train.build import model_of_run
 from dexcore.train.config import PretrainConfig
 from dexcore.train.image_store import open_images
 from dexcore.train.run.card import note_inputs
-from dexcore.train.run.folder import CHECKPOINTS_FOLDER
 from dexcore.train.run.provenance import check_images, describe_images
 
 

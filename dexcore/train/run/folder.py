@@ -27,6 +27,7 @@ from dexcore.engine.folder import RunFolderError, hold, step_of
 from dexcore.files import write_whole
 from dexcore.report.comparison import Comparison
 from dexcore.report.files import (
+    CHECKPOINTS_FOLDER,
     COMPARISON_FILE,
     CONFIG_FILE,
     LOCK_FILE,
@@ -34,14 +35,13 @@ from dexcore.report.files import (
     MODEL_FOLDER,
     PROBE_FILE,
     SIMILARITY_FILE,
+    SKIPPED_FILE,
+    STARTS_FILE,
     STEP0_ANALYSIS_FILE,
     STEP0_EVALUATION_FILE,
 )
 from dexcore.train.config import PretrainConfig, differences
 
-SKIPPED_FILE = "skipped.jsonl"
-STARTS_FILE = "starts.jsonl"
-CHECKPOINTS_FOLDER = "checkpoints"
 _FIRST_FILES = frozenset(  # before any step
     {
         COMPARISON_FILE,

@@ -13,8 +13,7 @@ from dexcore.engine.folder import LineFile
 from dexcore.engine.progress import ProgressDisplay
 from dexcore.engine.ranks import Ranks
 from dexcore.evaluate.similarity import Alignment
-from dexcore.report.files import METRICS_FILE, PROBE_FILE, SIMILARITY_FILE
-from dexcore.train.run.folder import SKIPPED_FILE
+from dexcore.report.files import METRICS_FILE, PROBE_FILE, SIMILARITY_FILE, SKIPPED_FILE
 
 
 class Journal:

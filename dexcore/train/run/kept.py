@@ -17,9 +17,10 @@ from typing import Any
 
 import dexcore
 from dexcore.files import write_whole
+from dexcore.report.starts import read_starts
 from dexcore.train.config import MAY_CHANGE_ON_RESUME, PretrainConfig, flat
 from dexcore.train.pretraining import pretrain
-from dexcore.train.run.provenance import content_of_init, read_starts
+from dexcore.train.run.provenance import content_of_init
 
 _DONE, _RUN, _SUMMARY = "done.json", "run", "summary.txt"
 

@@ -6,7 +6,6 @@ No environment variable, user name or remote address of a repository is stored: 
 import functools
 import hashlib
 import importlib.metadata
-import json
 import platform
 import shlex
 import subprocess
@@ -26,7 +25,8 @@ from dexcore.engine.config import ConfigError
 from dexcore.engine.device import device_name
 from dexcore.engine.folder import LineFile, RunFolderError
 from dexcore.engine.ranks import environment_number, environment_rank
-from dexcore.train.run.folder import STARTS_FILE
+from dexcore.report.files import STARTS_FILE
+from dexcore.report.starts import read_starts
 
 _PACKAGES = ("torch", "timm", "triton", "numpy", "safetensors", "pyarrow", "opencv-python-headless", "Pillow")
 _SECONDS_FOR_GIT = 10
@@ -55,7 +55,12 @@ def content_of_init(init: str) -> str:
 
 
 def record_start(
-    folder: Path, step: int, device: torch.device, images: Mapping[str, Any], begun_from: str = ""
+    folder: Path,
+    step: int,
+    device: torch.device,
+    images: Mapping[str, Any],
+    length: Mapping[str, int],
+    begun_from: str = "",
 ) -> None:
     """Append a line to starts.jsonl.
 
@@ -64,6 +69,7 @@ def record_start(
         step: steps done before.
         device: the run's.
         images: from `describe_images`.
+        length: ``total_steps`` and ``batch_size`` of the run.
         begun_from: the file of the weights that it begins with; known by its content. "": of none.
 
     Raises:
@@ -86,27 +92,11 @@ def record_start(
                     "processes": environment_rank()[1],
                 },
                 "images": images,
+                **length,
                 **begun,
             }
         )
         starts.sync()
-
-
-def read_starts(folder: Path) -> list[dict[str, Any]]:
-    """The lines that `record_start` wrote, the first start first; those that are damaged are left out."""
-    try:
-        lines = (folder / STARTS_FILE).read_text(encoding="utf-8").splitlines()
-    except (FileNotFoundError, UnicodeDecodeError):
-        return []
-    found = []
-    for line in lines:
-        try:
-            start = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(start, dict):
-            found.append(start)
-    return found
 
 
 def check_images(folder: Path, fingerprint: str, now: Mapping[str, Any]) -> None:

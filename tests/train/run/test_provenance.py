@@ -18,6 +18,8 @@ from dexcore.engine.folder import RunFolderError
 from dexcore.train import pretrain
 from dexcore.train.run import provenance
 
+_LENGTH = {"total_steps": 10, "batch_size": 8}
+
 
 def _starts(out: str | Path) -> list[dict]:
     return [json.loads(line) for line in (Path(out) / "starts.jsonl").read_text().splitlines()]
@@ -37,10 +39,10 @@ def test_a_run_s_folder_tells_command_versions_machine_and_images(whole_run, sto
 def test_no_environment_gets_into_a_run_s_folder(store, tmp_path, monkeypatch):
     monkeypatch.setenv("API_TOKEN", "hunter2-is-no-word")
     images = open_mvu(store)
-    provenance.record_start(
-        tmp_path, 3, torch.device("cpu"), provenance.describe_images(images, images.indices("train"))
-    )
-    assert _starts(tmp_path)[0]["step"] == 3
+    described = provenance.describe_images(images, images.indices("train"))
+    provenance.record_start(tmp_path, 3, torch.device("cpu"), described, _LENGTH)
+    (start,) = _starts(tmp_path)
+    assert (start["step"], start["total_steps"], start["batch_size"]) == (3, 10, 8)
     assert "hunter2" not in (tmp_path / "starts.jsonl").read_text()
 
 
@@ -48,7 +50,7 @@ def test_every_resumption_is_a_line_more(store, tmp_path):
     images = open_mvu(store)
     described = provenance.describe_images(images, images.indices("train"))
     for step in (0, 0, 7):
-        provenance.record_start(tmp_path, step, torch.device("cpu"), described)
+        provenance.record_start(tmp_path, step, torch.device("cpu"), described, _LENGTH)
     assert [line["step"] for line in _starts(tmp_path)] == [0, 0, 7]
 
 
