@@ -1,7 +1,7 @@
 """An autoencoder's numbers on training and held-out images, for the report: before training, and after it."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -51,7 +51,7 @@ def evaluate(model: MaskedAutoencoder, images: Images, setting: Setting, device:
     sample_ids: list[int] = []
     squared_error, total = [], []
     gates: list[list[np.ndarray]] = [[] for _ in layers]
-    for batch in batches(images, _choose(images, setting.images), model, setting):
+    for batch in batches(images, chosen_rows(images, setting.images), model, setting):
         _, mask, error, variance = _reconstruct(model, batch, setting, device)
         sample_ids.extend(batch.sample_id)
         squared_error.append((error * mask).sum(1).double().cpu().numpy())
@@ -75,10 +75,10 @@ def evaluate(model: MaskedAutoencoder, images: Images, setting: Setting, device:
     )
 
 
-def _choose(images: Images, most: int) -> np.ndarray:
+def chosen_rows(images: Images, most: int, splits: Sequence[str] = ("train", "heldout")) -> np.ndarray:
     """Rows of the store: up to ``most`` evenly spaced ones of every modality and split."""
-    chosen = []
-    for split in ("train", "heldout"):
+    chosen = [np.zeros(0, np.int64)]
+    for split in splits:
         for modality in range(len(images.modality_names)):
             rows = np.flatnonzero((images.split == split) & (images.modality == modality))
             if len(rows):

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from dexcore.report.comparison import by_rule
+from dexcore.report.heldout_course import HeldOutCourse
 from dexcore.report.history import History, SimilarityCourse
 from dexcore.report.pictures import BLUE, NEUTRAL, RED, Picture, new_figure, styled, to_png
 
@@ -24,11 +25,14 @@ _PROGRESS = {
 _OF_THE_ROUTER = ("loss_balance", "noise_std", "lambda_balance")
 
 
-def course_pictures(history: History, similarity: SimilarityCourse, mlp: str = "dex") -> list[Picture]:
+def course_pictures(
+    history: History, similarity: SimilarityCourse, mlp: str = "dex", heldout: HeldOutCourse | None = None
+) -> list[Picture]:
     """Losses and schedules, as far as they were recorded; those of the router only where one chose the experts.
 
     Args:
         mlp: kind of the encoder's MLPs, a key of `dexcore.report.comparison.KINDS`.
+        heldout: the loss on held-out images, drawn over that of training.
     """
     shown = (
         {name: title for name, title in titles.items() if name not in _OF_THE_ROUTER or not by_rule(mlp)}
@@ -38,7 +42,7 @@ def course_pictures(history: History, similarity: SimilarityCourse, mlp: str = "
     with styled():
         losses, progress = (_recorded(history, titles) for titles in shown)
         if losses:
-            pictures.append(_losses(history, losses, similarity))
+            pictures.append(_losses(history, losses, similarity, heldout))
         if progress:
             pictures.append(_schedules(history, progress))
     return pictures
@@ -53,7 +57,12 @@ def _recorded(history: History, titles: dict[str, str]) -> list[tuple[np.ndarray
     ]
 
 
-def _losses(history: History, losses: list[tuple[np.ndarray, str]], similarity: SimilarityCourse) -> Picture:
+def _losses(
+    history: History,
+    losses: list[tuple[np.ndarray, str]],
+    similarity: SimilarityCourse,
+    heldout: HeldOutCourse | None,
+) -> Picture:
     figure = new_figure(2.9 + 1.6 * (len(losses) - 1))
     ratios = [1.9] + [1.0] * (len(losses) - 1)
     axes = figure.subplots(len(losses), 1, sharex=True, squeeze=False, height_ratios=ratios)[:, 0]
@@ -63,13 +72,24 @@ def _losses(history: History, losses: list[tuple[np.ndarray, str]], similarity: 
             _alignment(axis, similarity)
         else:
             _curve(axis, history.step, values, title, smooth=True)
+    told = heldout.told() if heldout else ""
+    if heldout and told:
+        axes[0].plot(heldout.step, heldout.loss, "o-", color=RED, linewidth=1.5, markersize=3.5, label="held out")
+        axes[0].legend(loc="upper right")
     axes[-1].set_xlabel("step")
     titles = [title for _, title in losses]
     bad = "a reconstruction loss that stays at its start or turns up for good, "
+    if told:
+        bad += "a held-out loss that rises while that of training falls, "
     detail = (
         "Where targets are normalized patch by patch (the default), a reconstruction loss of 1.0 is what predicting "
         "each patch as its own mean over all channels costs."
     )
+    if told:
+        detail += (
+            " Held-out images are shown whole, with the same masks at every moment, and without exploration noise: "
+            "their loss is not that of training by more than what was not seen."
+        )
     if _LOSSES["loss_balance"] in titles:
         bad += "a balance loss that rises and stays high, "
         detail += (
@@ -84,6 +104,7 @@ def _losses(history: History, losses: list[tuple[np.ndarray, str]], similarity: 
         reading="Thin is every step, thick a running mean: the reconstruction loss should fall quickly, then slowly.",
         bad=f"{bad}or red marks at the bottom: steps whose loss was not a finite number.",
         png=to_png(figure),
+        found=f"{told}." if told else "",
         detail=detail,
     )
 

@@ -5,6 +5,7 @@ from pathlib import Path
 METRICS_FILE = "metrics.jsonl"
 SIMILARITY_FILE = "similarity.jsonl"
 PROBE_FILE = "probe.jsonl"
+HELDOUT_FILE = "heldout.jsonl"
 SKIPPED_FILE = "skipped.jsonl"
 STARTS_FILE = "starts.jsonl"
 CONFIG_FILE = "config.yaml"
@@ -17,6 +18,7 @@ SUMMARY_FILE = "summary.json"
 REPORT_FILE = "report.html"
 PICTURES_FOLDER = "report"
 MODEL_FOLDER = "model"
+BEST_FOLDER = "model-best"
 CHECKPOINTS_FOLDER = "checkpoints"
 LOCK_FILE = ".lock"  # held by the process that trains
 

@@ -16,12 +16,14 @@ from dexcore.report.files import (
     COMPARISON_FILE,
     CONFIG_FILE,
     EVALUATION_FILE,
+    HELDOUT_FILE,
     METRICS_FILE,
     PROBE_FILE,
     SIMILARITY_FILE,
     STEP0_ANALYSIS_FILE,
     STEP0_EVALUATION_FILE,
 )
+from dexcore.report.heldout_course import HeldOutCourse
 from dexcore.report.history import History, SimilarityCourse
 from dexcore.report.probe_course import ProbeCourse
 
@@ -53,6 +55,7 @@ class RunNumbers:
         step0_missing: then, what became of it, in words that follow "step 0 was".
         comparison: which model it is, its cost and order of images; None of a run that an older version began.
         probe: what features were worth to a task meanwhile; no moment where the run was not probed.
+        heldout_course: the loss on held-out images meanwhile; no moment where it was not measured.
     """
 
     config: Mapping[str, Any]
@@ -64,11 +67,12 @@ class RunNumbers:
     step0_missing: str = "not measured"
     comparison: Comparison | None = None
     probe: ProbeCourse = field(default_factory=lambda: ProbeCourse(np.zeros(0, np.int64), {}))
+    heldout_course: HeldOutCourse = field(default_factory=lambda: HeldOutCourse(np.zeros(0, np.int64), np.zeros(0)))
 
     @classmethod
     def read(cls, folder: str | Path) -> "RunNumbers":
         """Read metrics.jsonl, config.yaml, evaluation.npz, analysis.npz and, where they are there, similarity.jsonl,
-        evaluation_step0.npz, analysis_step0.npz, comparison.json and probe.jsonl.
+        evaluation_step0.npz, analysis_step0.npz, comparison.json, probe.jsonl and heldout.jsonl.
 
         Raises:
             FileNotFoundError: the folder or one of the first four is missing.
@@ -92,6 +96,7 @@ class RunNumbers:
             step0_missing=missing,
             comparison=Comparison.read(folder / COMPARISON_FILE),
             probe=ProbeCourse.read(folder / PROBE_FILE),
+            heldout_course=HeldOutCourse.read(folder / HELDOUT_FILE),
         )
         _check_steps(folder, len(numbers.history.step), similarity)
         _check_images(folder / ANALYSIS_FILE, analysis, evaluation, EVALUATION_FILE)

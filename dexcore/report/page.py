@@ -143,7 +143,10 @@ def _sections(numbers: RunNumbers, summary: Summary) -> list[_Section]:
         _Section(
             "course",
             "The course of training",
-            of(*course_pictures(history, numbers.similarity, summary.mlp), probe_picture(numbers.probe)),
+            of(
+                *course_pictures(history, numbers.similarity, summary.mlp, numbers.heldout_course),
+                probe_picture(numbers.probe),
+            ),
         ),
     ]
     return [section for section in sections if any(True for _ in section.all_pictures())]

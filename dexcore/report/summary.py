@@ -17,6 +17,7 @@ from dexcore.report.as_json import changes_dict, measures_dict, number_or_none
 from dexcore.report.change import Change
 from dexcore.report.compared import NEIGHBOR_LABELS, Compared, Measures, compare, measure
 from dexcore.report.comparison import Comparison, by_rule
+from dexcore.report.heldout_course import HeldOutCourse
 from dexcore.report.history import SimilarityCourse
 from dexcore.report.numbers import RunNumbers
 from dexcore.report.probe_course import ProbeCourse
@@ -64,6 +65,7 @@ class Summary(Measures):
         files: where things are, by what they are.
         comparison: which model it is, what it costs, its order of images; None of a run that an older version began.
         probe: what features were worth to a task meanwhile.
+        heldout_course: the loss on held-out images meanwhile.
     """
 
     steps: int
@@ -75,6 +77,7 @@ class Summary(Measures):
     files: Mapping[str, str]
     comparison: Comparison | None = None
     probe: ProbeCourse | None = None
+    heldout_course: HeldOutCourse | None = None
 
     @property
     def mlp(self) -> str:
@@ -90,10 +93,15 @@ class Summary(Measures):
             *self._model_lines(),
             "",
             *textwrap.wrap(self.verdict(), _WIDTH),
+            *self._heldout_lines(),
             *(["", *self.probe.lines()] if self.probe and self.probe.curves else []),
             *(["", *self.comparison.lines()] if self.comparison else []),
             *self._file_lines(),
         ]
+
+    def _heldout_lines(self) -> list[str]:
+        told = self.heldout_course.told() if self.heldout_course else ""
+        return ["", *textwrap.wrap(told, _WIDTH)] if told else []
 
     def save(self, path: str | Path) -> None:
         """Write JSON, whole or not at all; numbers that do not exist are null."""
@@ -126,6 +134,7 @@ class Summary(Measures):
             "step_0_missing": self.step0_missing or None,
             "change_since_step_0": None if self.compared is None else changes_dict(self.compared),
             "probe": None if self.probe is None else self.probe.as_dict(),
+            "heldout_course": None if self.heldout_course is None else self.heldout_course.as_dict(),
             "files": dict(self.files),
         }
 
@@ -351,6 +360,7 @@ def summarize(numbers: RunNumbers, files: Mapping[str, str | Path] | None = None
         files={name: str(path) for name, path in (files or {}).items()},
         comparison=numbers.comparison,
         probe=numbers.probe,
+        heldout_course=numbers.heldout_course,
     )
 
 

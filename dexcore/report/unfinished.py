@@ -13,6 +13,7 @@ from dexcore.report.files import (
     ANALYSIS_FILE,
     CONFIG_FILE,
     EVALUATION_FILE,
+    HELDOUT_FILE,
     METRICS_FILE,
     MODEL_FOLDER,
     PROBE_FILE,
@@ -21,6 +22,7 @@ from dexcore.report.files import (
     SUMMARY_FILE,
     is_held,
 )
+from dexcore.report.heldout_course import HeldOutCourse
 from dexcore.report.history import History, SimilarityCourse
 from dexcore.report.html import document, figure
 from dexcore.report.loads import hunger_picture, load_picture
@@ -83,7 +85,7 @@ def report_unfinished(run_folder: str | Path) -> Unfinished:
     )
     mlp = kind_of(config)
     pictures: list[Picture | None] = [
-        *course_pictures(history, similarity, mlp),
+        *course_pictures(history, similarity, mlp, HeldOutCourse.read(folder / HELDOUT_FILE)),
         probe_picture(probe),
         load_picture(history, mlp),
         None if by_rule(mlp) else hunger_picture(history, hunger(history)),

@@ -292,6 +292,9 @@ class RunConfig:
     """Steps in a row with a non-finite loss or gradient after which the run gives up."""
     evaluate_images: int = 64
     """Images a modality, of the training and of the held-out ones each, that are evaluated at the end."""
+    evaluate_every: float = 0.0
+    """Epochs between two measurements of the loss on held-out images, first and last step included; 0: none. The best
+    model stays beside the last one."""
     probe_task: str = ""
     """YAML of a labelled task on which the model is probed while it trains, by nearest neighbors; empty: on none."""
     probe_every: float = 1.0
@@ -304,6 +307,7 @@ class RunConfig:
         for name in ("checkpoint_every", "keep_checkpoints", "max_skipped", "evaluate_images"):
             check_field(getattr(self, name) >= 1, f"run.{name}", "at least 1", getattr(self, name))
         check_field(self.probe_every > 0, "run.probe_every", "a number above 0", self.probe_every)
+        check_field(self.evaluate_every >= 0, "run.evaluate_every", "at least 0", self.evaluate_every)
 
 
 @dataclass(frozen=True)
@@ -398,7 +402,8 @@ MAY_CHANGE_ON_RESUME = frozenset(
         "run.keep_checkpoints",
         "run.max_skipped",
         "run.evaluate_images",
-        "run.probe_task",  # it looks on, and changes nothing
+        "run.evaluate_every",  # it looks on, and changes nothing, as do probes
+        "run.probe_task",
         "run.probe_every",
     }
 )

@@ -47,9 +47,10 @@ from dexcore.nn import (
 )
 from dexcore.nn.mlp import DEXMlp
 from dexcore.ops.backend import resolve
-from dexcore.report.files import CHECKPOINTS_FOLDER
+from dexcore.report.files import CHECKPOINTS_FOLDER, HELDOUT_FILE, PROBE_FILE
 from dexcore.train.build import model_of_run
 from dexcore.train.config import PretrainConfig
+from dexcore.train.heldout import HeldOut
 from dexcore.train.image_store import open_images
 from dexcore.train.probe import TrainingProbe
 from dexcore.train.run.comparison import comparison_of, order_digest
@@ -110,6 +111,9 @@ class Pretraining:
         )
         self.schedule = Schedule(config, self.order.epoch_size)
         self.probe = TrainingProbe(config, self.schedule, folder, ranks) if config.run.probe_task else None
+        self.heldout = None
+        if config.run.evaluate_every:
+            self.heldout = HeldOut(config, self.schedule, self.images, self.rows, folder, ranks)
         self.begun_from = "" if self._goes_on() else config.model.init
         self.model = model_of_run(config, self.images, self.begun_from).to(self.device)
         self.layers = [layer for layer in self.model.modules() if isinstance(layer, DEXMlp)]  # none of a dense twin
@@ -144,7 +148,7 @@ class Pretraining:
         if self.step_done == 0:
             measure_step0(self.folder, self.model, self.images, self.config, self.device, self.ranks)
         with (
-            Journal(self.folder, self.step_done, total, self.ranks, self.probe is not None) as journal,
+            Journal(self.folder, self.step_done, total, self.ranks, self._beside()) as journal,
             fast_layers(self.model, compute_dtype(self.device, self.config.run.precision)),
         ):
             self.warm_up()
@@ -365,12 +369,20 @@ class Pretraining:
         )
 
     def _measure(self, journal: Journal) -> None:
-        """At the moments for it, probe the model, and have the main rank write down how alike the experts are."""
+        """At the moments for it, probe the model, measure its loss on held-out images, and have the main rank write
+        down how alike the experts are."""
         if self.probe is not None and self.step_done in self.probe.moments:
-            journal.write_probe(self.probe.measure(self.model, self.step_done))
+            journal.write_beside(PROBE_FILE, self.probe.measure(self.model, self.step_done))
+        if self.heldout is not None and self.step_done in self.heldout.moments:
+            journal.write_beside(HELDOUT_FILE, self.heldout.measure(self.model, self.step_done, self.device))
         if self.layers and self.ranks.main and self.step_done in moments(self.schedule.total_steps):
             given = self.model, self.images, self.config.setting, self.device
             journal.write_similarity(self.step_done, expert_similarity(*given), alignment(*given))
+
+    def _beside(self) -> list[str]:
+        """Names of the files of what is measured meanwhile."""
+        of = {PROBE_FILE: self.probe, HELDOUT_FILE: self.heldout}
+        return [name for name, measured in of.items() if measured is not None]
 
     def _check_skipped(self, path: Path) -> None:
         if self.skipped_in_a_row >= self.config.run.max_skipped:

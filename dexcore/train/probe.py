@@ -48,15 +48,7 @@ class TrainingProbe:
             Splits.of(self.task)
         except (TaskError, OSError) as error:
             raise ConfigError(f"run.probe_task: {error}") from error
-        steps = config.run.probe_every * schedule.epoch_size / config.data.batch_size
-        least = config.data.batch_size / schedule.epoch_size
-        if config.run.probe_every < least * (1 - 1e-6):  # roundings of a tenth of ten steps, say
-            raise ConfigError(
-                f"run.probe_every: expected at least a step, {least:.3g} epochs of {schedule.epoch_size} images in "
-                f"steps of {config.data.batch_size}, got {config.run.probe_every:g}"
-            )
-        between = {round(number * steps) for number in range(int(schedule.total_steps / steps) + 1)}
-        self.moments = frozenset({step for step in between if step < schedule.total_steps} | {schedule.total_steps})
+        self.moments = schedule.moments(config.run.probe_every, "run.probe_every")
 
     def measure(self, model: MaskedAutoencoder, steps_done: int) -> dict[str, Any]:
         """Probe the model; all ranks call it.

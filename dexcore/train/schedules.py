@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from dexcore.engine.config import check_field
 from dexcore.engine.schedules import half_cosine, learning_rate
 from dexcore.train.config import PretrainConfig
 
@@ -40,6 +41,28 @@ class Schedule:
         """Steps of the warm-up, fewer than `total_steps`."""
         steps = round(self.config.optimizer.warmup_epochs * self.epoch_size / self.config.data.batch_size)
         return min(steps, self.total_steps - 1)
+
+    def moments(self, every: float, name: str) -> frozenset[int]:
+        """Numbers of steps done: none, those after every so many epochs, and all.
+
+        Args:
+            every: epochs.
+            name: of the field that says so.
+
+        Raises:
+            ConfigError: less than a step is between two moments.
+        """
+        batch_size = self.config.data.batch_size
+        least = batch_size / self.epoch_size
+        check_field(
+            every >= least * (1 - 1e-6),  # roundings of a tenth of ten steps, say
+            name,
+            f"at least a step, {least:.3g} epochs of {self.epoch_size} images in steps of {batch_size}",
+            every,
+        )
+        steps = every / least
+        between = {round(number * steps) for number in range(int(self.total_steps / steps) + 1)}
+        return frozenset({step for step in between if step < self.total_steps} | {self.total_steps})
 
     def at(self, step: int) -> StepValues:
         """The values of step ``step``, counted from 0; without a router there is neither noise nor balance loss."""

@@ -10,7 +10,7 @@ from runs import tiny
 from dexcore.data.feed.dataset import MODALITIES, MVUDataset, open_mvu
 from dexcore.data.modality import Modality
 from dexcore.data.store.manifest import ImageDecodeError, StoreError
-from dexcore.evaluate.reconstruct import _choose, batches, evaluate
+from dexcore.evaluate.reconstruct import batches, chosen_rows, evaluate
 from dexcore.train.build import build_model
 
 _CPU = torch.device("cpu")
@@ -25,7 +25,7 @@ def setup(store, tmp_path):
 def test_squared_errors_add_up_to_the_loss(setup):
     model, images, config = setup
     evaluation = evaluate(model, images, config.setting, _CPU)
-    (batch,) = batches(images, _choose(images, 3), model, config.setting)
+    (batch,) = batches(images, chosen_rows(images, 3), model, config.setting)
     hidden = model.num_patches - model.num_visible
     values = len(evaluation) * hidden * 3 * 8 * 8
     loss = model(batch.images, noise=batch.noise).loss.item()

@@ -5,6 +5,7 @@ from collections import deque
 
 import numpy as np
 
+from dexcore.report.heldout_course import HeldOutCourse
 from dexcore.report.history import SimilarityCourse
 from dexcore.report.live import Course, Standing
 from dexcore.report.live.course import RECENT
@@ -52,3 +53,7 @@ def waiting(tmp_path, seconds):
     found = course(tmp_path)
     found.scalars["seconds_data"] = array("d", [seconds] * STEPS)
     return found
+
+
+def heldout(tmp_path, *losses):
+    return course(tmp_path, heldout=HeldOutCourse(100 * np.arange(len(losses)), np.array(losses), 8))

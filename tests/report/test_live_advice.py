@@ -3,8 +3,9 @@
 import re
 from collections import deque
 
+import numpy as np
 import pytest
-from made_courses import STEPS, apart, course, starving, waiting, with_losses
+from made_courses import STEPS, apart, course, heldout, starving, waiting, with_losses
 
 from dexcore.engine.config import flat
 from dexcore.report.live import Standing, advise
@@ -25,6 +26,10 @@ def test_nothing_is_said_of_a_run_that_is_well(tmp_path):
         (lambda path: with_losses(path, STEPS - 3, 0.9), r"the loss rose to 0.900 .* from 0.[45]"),
         (starving, r"less than a tenth of an even share \(block 1: 3\)"),
         (lambda path: apart(path, 400, 0.69), "the alignment loss does not fall: 0.690"),
+        (
+            lambda path: heldout(path, 0.9, 0.5, 0.52, 0.53, 0.6),
+            "held-out loss rises: 0.600, from 0.500 after step 100",
+        ),
         (lambda path: waiting(path, 0.1), "waits for images 20 % of the time"),
     ],
 )
@@ -43,6 +48,9 @@ def test_what_is_wrong_is_told_alone_with_flags_that_there_are(tmp_path, made, p
         lambda path: starving(path, mlp="fixed-routing"),  # a rule chooses
         lambda path: starving(path, mlp=""),
         lambda path: apart(path, 370, 0.69),  # too early: it rises while exploration is strong
+        lambda path: heldout(path, 0.9, 0.5, 0.52, 0.53),  # two moments
+        lambda path: heldout(path, 0.9, 0.5, 0.52, 0.505, 0.6),  # it came back
+        lambda path: heldout(path, np.nan, np.nan),
         lambda path: waiting(path, 0.04),
         lambda path: course(path, scalars={}, load=deque(), similarity=None, steps=0),
     ],

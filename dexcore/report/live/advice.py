@@ -12,6 +12,7 @@ _SPIKE = 6.0  # deviations above what came before
 _AT_LEAST = 0.2  # and of the loss before
 _WAITING = 0.1  # of a step's time
 _ENOUGH = 20  # steps, to say something of them
+_MOMENTS, _RISEN = 3, 0.02  # in a row, and of the least loss
 _LATE, _NEAR = 0.75, 0.95  # of a run; of its peak
 
 
@@ -24,7 +25,8 @@ class Advice(NamedTuple):
 
 def advise(course: Course) -> list[Advice]:
     """All there is to say of the last steps, the gravest first."""
-    found = [_quiet(course), _skipped(course), _spike(course), _starving(course), _apart(course), _waiting(course)]
+    found = [_quiet(course), _skipped(course), _spike(course), _starving(course), _apart(course)]
+    found += [_overfitted(course), _waiting(course)]
     return [one for one in found if one is not None]
 
 
@@ -93,6 +95,20 @@ def _apart(course: Course) -> Advice | None:
     return Advice(
         f"the alignment loss does not fall: {gap[-1]:.3f} above its least, at most {gap.max():.3f} before",
         "a larger --dex.lambda-align, or a smaller --dex.momentum-end, in another --out",
+    )
+
+
+def _overfitted(course: Course) -> Advice | None:
+    """A held-out loss that has risen over several moments."""
+    if course.heldout is None or course.heldout.best is None:
+        return None
+    step, least = course.heldout.best
+    since = course.heldout.loss[course.heldout.step > step]
+    if len(since) < _MOMENTS or not since[-_MOMENTS:].min() > (1 + _RISEN) * least:
+        return None
+    return Advice(
+        f"the held-out loss rises: {since[-1]:.3f}, from {least:.3f} after step {step}",
+        "model-best holds that model; more images, fewer epochs, or a larger --optimizer.weight-decay help",
     )
 
 

@@ -18,6 +18,7 @@ from dexcore.report.comparison import Comparison
 from dexcore.report.files import (
     CHECKPOINTS_FOLDER,
     COMPARISON_FILE,
+    HELDOUT_FILE,
     METRICS_FILE,
     PROBE_FILE,
     SIMILARITY_FILE,
@@ -25,6 +26,7 @@ from dexcore.report.files import (
     SUMMARY_FILE,
     is_held,
 )
+from dexcore.report.heldout_course import HeldOutCourse
 from dexcore.report.history import SimilarityCourse
 from dexcore.report.probe_course import ProbeCourse
 from dexcore.report.starts import read_starts
@@ -62,6 +64,7 @@ class Course:
         start: the last line of starts.jsonl.
         mlp: kind of the encoder's MLPs; "" where it is not told.
         similarity: how alike experts were, and how far the director's outputs from theirs, at moments.
+        heldout: the loss on held-out images, at moments.
         probe: what features were worth, at moments.
         checkpoint: steps done of the newest checkpoint, and when it was written; None where there is none.
         written: when the last step's line was.
@@ -80,6 +83,7 @@ class Course:
     start: Mapping[str, Any] = field(default_factory=dict)
     mlp: str = ""
     similarity: SimilarityCourse | None = None
+    heldout: HeldOutCourse | None = None
     probe: ProbeCourse | None = None
     checkpoint: tuple[int, float] | None = None
     written: float = math.nan
@@ -152,6 +156,7 @@ class Follower:
         comparison = Comparison.read(folder / COMPARISON_FILE)
         course.mlp = comparison.mlp if comparison else ""
         course.similarity = SimilarityCourse.read(folder / SIMILARITY_FILE)
+        course.heldout = HeldOutCourse.read(folder / HELDOUT_FILE)
         course.probe = ProbeCourse.read(folder / PROBE_FILE)
         course.checkpoint = _newest(folder / CHECKPOINTS_FOLDER)
         course.standing = self._standing()

@@ -126,6 +126,8 @@ def _curves(course: Course, width: int) -> Any:
         values = np.array(course.scalars.get(name, ()))
         if np.isfinite(values).any() and not (name == "loss" and "loss_self" in course.scalars):
             rows.append((title, values, 20))
+    if course.heldout is not None and course.heldout.best:
+        rows.append(("held-out loss", course.heldout.loss, 1))
     if course.probe is not None:
         for (mode, layer), curve in course.probe.curves.items():
             if np.isfinite(curve).any():

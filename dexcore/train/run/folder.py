@@ -7,9 +7,11 @@ starts.jsonl        a line a beginning or resumption: command, versions, git sta
 metrics.jsonl       a line a step
 similarity.jsonl    a line a moment at which the experts were compared, "step" being the steps done
 probe.jsonl         a line a moment at which the model was probed (`dexcore.train.probe`), if it was
+heldout.jsonl       a line a moment at which the held-out loss was measured (`dexcore.train.heldout`), if it was
 skipped.jsonl       a line a step that was skipped, with its sample ids
 checkpoints/        see `dexcore.engine.checkpoint`
 model/              the trained autoencoder, for `MaskedAutoencoder.from_pretrained`
+model-best/         the one of the least held-out loss, if that was measured
 evaluation_step0.npz, analysis_step0.npz      what the model measures before its first step
 evaluation.npz, analysis.npz, summary.json, report.html, report/      see `dexcore.report`
 """
@@ -30,6 +32,7 @@ from dexcore.report.files import (
     CHECKPOINTS_FOLDER,
     COMPARISON_FILE,
     CONFIG_FILE,
+    HELDOUT_FILE,
     LOCK_FILE,
     METRICS_FILE,
     MODEL_FOLDER,
@@ -50,6 +53,7 @@ _FIRST_FILES = frozenset(  # before any step
         METRICS_FILE,
         SIMILARITY_FILE,
         PROBE_FILE,
+        HELDOUT_FILE,
         SKIPPED_FILE,
         STEP0_EVALUATION_FILE,
         STEP0_ANALYSIS_FILE,

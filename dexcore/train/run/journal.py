@@ -13,7 +13,7 @@ from dexcore.engine.folder import LineFile
 from dexcore.engine.progress import ProgressDisplay
 from dexcore.engine.ranks import Ranks
 from dexcore.evaluate.similarity import Alignment
-from dexcore.report.files import METRICS_FILE, PROBE_FILE, SIMILARITY_FILE, SKIPPED_FILE
+from dexcore.report.files import METRICS_FILE, SIMILARITY_FILE, SKIPPED_FILE
 
 
 class Journal:
@@ -25,20 +25,22 @@ class Journal:
             after this step or later ones.
         total_steps: of the run.
         ranks: who train.
-        probes: whether the model is probed meanwhile.
+        beside: names of the files of what is measured meanwhile.
     """
 
-    def __init__(self, folder: Path, first_step: int, total_steps: int, ranks: Ranks, probes: bool = False) -> None:
+    def __init__(
+        self, folder: Path, first_step: int, total_steps: int, ranks: Ranks, beside: Sequence[str] = ()
+    ) -> None:
         self._writes = ranks.main
         self.skipped_path = folder / SKIPPED_FILE
         if not self._writes:
             return
         with ExitStack() as opened:
             self._metrics = opened.enter_context(closing(LineFile(folder / METRICS_FILE, first_step)))
-            self._similarity = opened.enter_context(closing(LineFile(folder / SIMILARITY_FILE, first_step)))
-            self._probes = None
-            if probes:
-                self._probes = opened.enter_context(closing(LineFile(folder / PROBE_FILE, first_step)))
+            self._beside = {
+                name: opened.enter_context(closing(LineFile(folder / name, first_step)))
+                for name in (SIMILARITY_FILE, *beside)
+            }
             self._skipped = opened.enter_context(closing(LineFile(self.skipped_path, first_step)))
             self._display = opened.enter_context(closing(ProgressDisplay(first_step, total_steps)))
             self._opened = opened.pop_all()
@@ -62,19 +64,18 @@ class Journal:
         """Write how alike the experts of each block are, and how far from the director, after so many steps."""
         if self._writes:
             alike = [np.round(block, 6).tolist() for block in blocks]
-            self._similarity.write({"step": steps_done, "blocks": alike, "align": asdict(aligned)})
+            self.write_beside(SIMILARITY_FILE, {"step": steps_done, "blocks": alike, "align": asdict(aligned)})
 
-    def write_probe(self, line: Mapping[str, Any]) -> None:
-        """Write what a probe found."""
-        if self._writes and self._probes is not None:
-            self._probes.write(line)
+    def write_beside(self, name: str, line: Mapping[str, Any]) -> None:
+        """Write what was measured into one of the files beside."""
+        if self._writes:
+            self._beside[name].write(line)
 
     def sync(self) -> None:
         """Have what was written survive a power cut."""
         if self._writes:
-            for file in (self._metrics, self._similarity, self._probes, self._skipped):
-                if file is not None:
-                    file.sync()
+            for file in (self._metrics, self._skipped, *self._beside.values()):
+                file.sync()
 
     def __enter__(self) -> "Journal":
         return self
