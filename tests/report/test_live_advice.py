@@ -28,7 +28,7 @@ def test_nothing_is_said_of_a_run_that_is_well(tmp_path):
         (lambda path: apart(path, 400, 0.69), "the alignment loss does not fall: 0.690"),
         (
             lambda path: heldout(path, 0.9, 0.5, 0.52, 0.53, 0.6),
-            "held-out loss rises: 0.600, from 0.500 after step 100",
+            "rises: 0.600, from 0.500 after step 100",
         ),
         (lambda path: waiting(path, 0.1), "waits for images 20 % of the time"),
     ],
