@@ -18,6 +18,7 @@ _MOST_BLOCKS = 1024
 _MOST_PIXELS = 1 << 14
 _MOST_CHANNELS = 1 << 10
 _DATA_RANGES = {"epoch_size": (0, 10**9), "batch_size": (1, 2**20), "accumulate": (1, 2**20), "workers": (-1, 1024)}
+_SINKS = ("tensorboard", "mlflow", "wandb")
 # Mirrored, they are still of somebody: left and right of the body cannot be told on them.
 _UNSIDED = ("Fundus", "OCT", "Pathology", "Endoscopy", "Photo")
 
@@ -292,6 +293,8 @@ class RunConfig:
     """Steps in a row with a non-finite loss or gradient after which the run gives up."""
     evaluate_images: int = 64
     """Images a modality, of the training and of the held-out ones each, that are evaluated at the end."""
+    sinks: str = ""
+    """Where the numbers go besides the run's folder: tensorboard, mlflow, wandb, or several: tensorboard,wandb."""
     evaluate_every: float = 0.0
     """Epochs between two measurements of the loss on held-out images, first and last step included; 0: none. The best
     model stays beside the last one."""
@@ -307,7 +310,14 @@ class RunConfig:
         for name in ("checkpoint_every", "keep_checkpoints", "max_skipped", "evaluate_images"):
             check_field(getattr(self, name) >= 1, f"run.{name}", "at least 1", getattr(self, name))
         check_field(self.probe_every > 0, "run.probe_every", "a number above 0", self.probe_every)
+        unknown = [name for name in self.sink_names if name not in _SINKS]
+        check_field(not unknown, "run.sinks", f"names of {', '.join(_SINKS)}, with commas between", self.sinks)
         check_field(self.evaluate_every >= 0, "run.evaluate_every", "at least 0", self.evaluate_every)
+
+    @property
+    def sink_names(self) -> tuple[str, ...]:
+        """The names in ``sinks``, each once."""
+        return tuple(dict.fromkeys(name.strip() for name in self.sinks.split(",") if name.strip()))
 
 
 @dataclass(frozen=True)
@@ -402,6 +412,7 @@ MAY_CHANGE_ON_RESUME = frozenset(
         "run.keep_checkpoints",
         "run.max_skipped",
         "run.evaluate_images",
+        "run.sinks",
         "run.evaluate_every",  # it looks on, and changes nothing, as do probes
         "run.probe_task",
         "run.probe_every",

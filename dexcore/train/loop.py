@@ -57,6 +57,7 @@ from dexcore.train.run.comparison import comparison_of, order_digest
 from dexcore.train.run.folder import check_not_begun, write_comparison, write_config
 from dexcore.train.run.journal import Journal
 from dexcore.train.run.provenance import check_images, describe_images, record_start
+from dexcore.train.run.sinks import check_sinks
 from dexcore.train.schedules import Schedule, StepValues
 from dexcore.train.step0 import measure_step0
 
@@ -92,6 +93,7 @@ class Pretraining:
         transform: Callable[[Any], torch.Tensor] | None = None,
     ) -> None:
         self.config, self.folder, self.ranks, self.transform = config, folder, ranks, transform
+        check_sinks(config)
         require("matplotlib", "train")  # the report's, missed now rather than after hours of training
         self.device = choose_device(config.run.device, ranks.local_rank, "run.device")
         check_backend(config.model.backend, self.device)
@@ -148,7 +150,7 @@ class Pretraining:
         if self.step_done == 0:
             measure_step0(self.folder, self.model, self.images, self.config, self.device, self.ranks)
         with (
-            Journal(self.folder, self.step_done, total, self.ranks, self._beside()) as journal,
+            Journal(self.folder, self.step_done, total, self.ranks, self.config, self._beside()) as journal,
             fast_layers(self.model, compute_dtype(self.device, self.config.run.precision)),
         ):
             self.warm_up()

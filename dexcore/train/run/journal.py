@@ -14,6 +14,8 @@ from dexcore.engine.progress import ProgressDisplay
 from dexcore.engine.ranks import Ranks
 from dexcore.evaluate.similarity import Alignment
 from dexcore.report.files import METRICS_FILE, SIMILARITY_FILE, SKIPPED_FILE
+from dexcore.train.config import PretrainConfig
+from dexcore.train.run.sinks import Sinks
 
 
 class Journal:
@@ -26,10 +28,17 @@ class Journal:
         total_steps: of the run.
         ranks: who train.
         beside: names of the files of what is measured meanwhile.
+        config: the run, for its sinks.
     """
 
     def __init__(
-        self, folder: Path, first_step: int, total_steps: int, ranks: Ranks, beside: Sequence[str] = ()
+        self,
+        folder: Path,
+        first_step: int,
+        total_steps: int,
+        ranks: Ranks,
+        config: PretrainConfig,
+        beside: Sequence[str] = (),
     ) -> None:
         self._writes = ranks.main
         self.skipped_path = folder / SKIPPED_FILE
@@ -43,6 +52,7 @@ class Journal:
             }
             self._skipped = opened.enter_context(closing(LineFile(self.skipped_path, first_step)))
             self._display = opened.enter_context(closing(ProgressDisplay(first_step, total_steps)))
+            self._sinks = opened.enter_context(closing(Sinks(config, folder, first_step, self._display.say)))
             self._opened = opened.pop_all()
 
     def write(self, line: Mapping[str, Any], skipped_ids: list[int] | None) -> None:
@@ -55,6 +65,7 @@ class Journal:
         if not self._writes:
             return
         self._metrics.write(line)
+        self._sinks.write(line["step"], line)
         if skipped_ids is not None:
             self._skipped.write({"step": line["step"], "sample_ids": skipped_ids})
             self._display.say(f"step {line['step']} skipped: loss or gradient is not finite ({self.skipped_path})")
@@ -70,6 +81,7 @@ class Journal:
         """Write what was measured into one of the files beside."""
         if self._writes:
             self._beside[name].write(line)
+            self._sinks.write(line["step"], line, f"{name.removesuffix('.jsonl')}/")
 
     def sync(self) -> None:
         """Have what was written survive a power cut."""
