@@ -18,7 +18,8 @@ SCALARS = (
     "grad_norm",
     "images_per_second",
 )
-MEASURED = ("images_per_second", "seconds_data")  # by a clock: not the same of a run that is made again
+SECONDS = ("seconds_data", "seconds_forward", "seconds_backward", "seconds_communication", "seconds_update")
+MEASURED = ("images_per_second", *SECONDS)  # by a clock: not the same of a run that is made again
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,6 +5,7 @@ The defaults are the paper's recipe (method section 4); `PRESETS` holds it under
 command line or a YAML file is `dexcore.train.arguments`.
 """
 
+import re
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Literal
@@ -18,6 +19,7 @@ _MOST_BLOCKS = 1024
 _MOST_PIXELS = 1 << 14
 _MOST_CHANNELS = 1 << 10
 _DATA_RANGES = {"epoch_size": (0, 10**9), "batch_size": (1, 2**20), "accumulate": (1, 2**20), "workers": (-1, 1024)}
+_WINDOW = re.compile(r"\d{1,12}:\d{1,12}")
 _SINKS = ("tensorboard", "mlflow", "wandb")
 # Mirrored, they are still of somebody: left and right of the body cannot be told on them.
 _UNSIDED = ("Fundus", "OCT", "Pathology", "Endoscopy", "Photo")
@@ -293,6 +295,8 @@ class RunConfig:
     """Steps in a row with a non-finite loss or gradient after which the run gives up."""
     evaluate_images: int = 64
     """Images a modality, of the training and of the held-out ones each, that are evaluated at the end."""
+    profile: str = ""
+    """Steps of which a trace is written (torch.profiler), the last left out: 100:110; empty: none."""
     sinks: str = ""
     """Where the numbers go besides the run's folder: tensorboard, mlflow, wandb, or several: tensorboard,wandb."""
     evaluate_every: float = 0.0
@@ -310,9 +314,18 @@ class RunConfig:
         for name in ("checkpoint_every", "keep_checkpoints", "max_skipped", "evaluate_images"):
             check_field(getattr(self, name) >= 1, f"run.{name}", "at least 1", getattr(self, name))
         check_field(self.probe_every > 0, "run.probe_every", "a number above 0", self.probe_every)
+        first, end = self.profile_steps if _WINDOW.fullmatch(self.profile) else (1, 0)
+        window = "two numbers of steps, the first below the second: 100:110"
+        check_field(not self.profile or first < end, "run.profile", window, self.profile)
         unknown = [name for name in self.sink_names if name not in _SINKS]
         check_field(not unknown, "run.sinks", f"names of {', '.join(_SINKS)}, with commas between", self.sinks)
         check_field(self.evaluate_every >= 0, "run.evaluate_every", "at least 0", self.evaluate_every)
+
+    @property
+    def profile_steps(self) -> tuple[int, int]:
+        """The first step of ``profile`` and the one after its last; (0, 0) where it is empty."""
+        first, _, end = (self.profile or "0:0").partition(":")
+        return int(first), int(end)
 
     @property
     def sink_names(self) -> tuple[str, ...]:
@@ -412,6 +425,7 @@ MAY_CHANGE_ON_RESUME = frozenset(
         "run.keep_checkpoints",
         "run.max_skipped",
         "run.evaluate_images",
+        "run.profile",
         "run.sinks",
         "run.evaluate_every",  # it looks on, and changes nothing, as do probes
         "run.probe_task",

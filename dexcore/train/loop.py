@@ -23,6 +23,7 @@ from dexcore.data.feed.order import GlobalBatchSampler, GlobalOrder
 from dexcore.data.feed.own import OwnImages
 from dexcore.data.feed.pretrain_view import PretrainView, ReplacementLimit, collate
 from dexcore.engine.checkpoint import Progress, has_checkpoint, load_checkpoint, save_checkpoint
+from dexcore.engine.clock import StepClock
 from dexcore.engine.config import ConfigError
 from dexcore.engine.device import check_backend, choose_device, choose_workers
 from dexcore.engine.gradient_norm import gradient_norm
@@ -56,6 +57,7 @@ from dexcore.train.probe import TrainingProbe
 from dexcore.train.run.comparison import comparison_of, order_digest
 from dexcore.train.run.folder import check_not_begun, write_comparison, write_config
 from dexcore.train.run.journal import Journal
+from dexcore.train.run.profile import ProfileWindow
 from dexcore.train.run.provenance import check_images, describe_images, record_start
 from dexcore.train.run.sinks import check_sinks
 from dexcore.train.schedules import Schedule, StepValues
@@ -113,6 +115,7 @@ class Pretraining:
         )
         self.schedule = Schedule(config, self.order.epoch_size)
         self.probe = TrainingProbe(config, self.schedule, folder, ranks) if config.run.probe_task else None
+        self.profile = ProfileWindow(config, self.schedule.total_steps, folder, ranks)
         self.heldout = None
         if config.run.evaluate_every:
             self.heldout = HeldOut(config, self.schedule, self.images, self.rows, folder, ranks)
@@ -132,6 +135,7 @@ class Pretraining:
             betas=(config.optimizer.beta1, config.optimizer.beta2),
             fused=True,
         )
+        self.clock = StepClock(self.device)
         self.step_done = 0
         self.skipped_in_a_row = 0
         self.stopping = False
@@ -159,12 +163,14 @@ class Pretraining:
             self._measure(journal)
             started = asked = time.perf_counter()
             for batch in batches:
-                waited = time.perf_counter() - asked
+                self.clock.add("data", time.perf_counter() - asked)
                 limit.update(batch["replaced"])
+                self.profile.begin(self.step_done)
                 line = self.step(batch, self.schedule.at(self.step_done), bool(stop))
+                self.profile.end(self.step_done, self.stopping)
                 now = time.perf_counter()
                 line["images_per_second"] = self.config.data.batch_size / (now - started)
-                line["seconds_data"] = waited
+                line |= {f"seconds_{part}": seconds for part, seconds in self.clock.read().items()}
                 started = now
                 skipped_ids = self.ranks.gather(batch["sample_id"]).tolist() if line["skipped"] else None
                 journal.write(line, skipped_ids)
@@ -211,19 +217,13 @@ class Pretraining:
             with gradients_summed:
                 losses += self._backward(part, values)
         grad_norm = gradient_norm([p.grad for p in self.parameters if p.grad is not None])
-        scalars, load, self.stopping = self._agree(losses / config.data.accumulate, grad_norm, stop)
+        with self.clock.part("communication"):
+            scalars, load, self.stopping = self._agree(losses / config.data.accumulate, grad_norm, stop)
 
         finite = all(math.isfinite(scalar) for scalar in scalars)
         if finite:
-            *_, norm = scalars
-            clip_norm = config.optimizer.clip_norm
-            if norm > 0.99 * clip_norm:  # surely below it, all gradients would be multiplied by 1
-                torch.nn.utils.clip_grads_with_norm_(self.parameters, clip_norm, grad_norm)
-            for group in self.optimizer.param_groups:
-                group["lr"] = values.lr
-            self.optimizer.step()
-            if self.layers:
-                update_directors(self.model, values.momentum)  # without a group: the recorded load is all ranks'
+            with self.clock.part("update"):
+                self._update(values, scalars[-1], grad_norm)
             self.skipped_in_a_row = 0
         else:
             if self.layers:
@@ -239,6 +239,17 @@ class Pretraining:
             "skipped": not finite,
         }
         return line if self.layers else {name: value for name, value in line.items() if name not in _OF_DEX}
+
+    def _update(self, values: StepValues, norm: float, grad_norm: torch.Tensor) -> None:
+        """Change the weights by their gradients, and the directors by the experts."""
+        clip_norm = self.config.optimizer.clip_norm
+        if norm > 0.99 * clip_norm:  # surely below it, all gradients would be multiplied by 1
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, clip_norm, grad_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = values.lr
+        self.optimizer.step()
+        if self.layers:
+            update_directors(self.model, values.momentum)  # without a group: the recorded load is all ranks'
 
     def _parts(self, batch: dict[str, Any]) -> Iterator[tuple[dict[str, torch.Tensor], AbstractContextManager[Any]]]:
         """The batch in `data.accumulate` parts, each with the context of its backward: DDP adds up the ranks'
@@ -259,12 +270,13 @@ class Pretraining:
             set_router_noise(self.model, part["router_noise"].split(sizes, dim=1))
             if self.config.model.mlp != "dex":
                 route_by_rule(self.model, *names_of(self.images, part["sample_id"].numpy()))
-        with autocast(self.device, self.config.run.precision):
+        with self.clock.part("forward"), autocast(self.device, self.config.run.precision):
             loss_self = self.wrapped(part["image"], noise=part["mask_noise"], hidden_only=True).loss
             zero = loss_self.new_zeros(())
             aux = aux_losses(self.model, self.ranks.group) if self.layers else AuxLosses(zero, zero)
         loss = loss_self + self.config.dex.lambda_align * aux.align + values.lambda_balance * aux.balance
-        (loss / self.config.data.accumulate).backward()
+        with self.clock.part("backward"):
+            (loss / self.config.data.accumulate).backward()
         if self.layers:
             record_load(self.model)
         return torch.stack([loss, loss_self, aux.align, aux.balance]).detach()

@@ -75,7 +75,7 @@ def test_steps_are_taken_in_once_and_a_line_that_is_being_written_waits_for_its_
     assert list(course.scalars["loss_self"]) == [1, 0.5, 1 / 3]
     assert (course.total_steps, course.epoch, course.seconds_a_step) == (40, 0, 0.5)
     assert course.seconds_left == pytest.approx(37 * 0.5)
-    assert course.waiting_share == pytest.approx(0.25)
+    assert course.shares() == {"seconds_data": pytest.approx(0.25)}
     np.testing.assert_allclose(course.mean_load()[0], [0.5, 0.25, 0.25])
 
 

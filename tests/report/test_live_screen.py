@@ -28,6 +28,7 @@ def test_the_screen_fits_the_terminal_and_cuts_no_number(tmp_path, width):
     assert "80 %, 50 s left" in text  # 100 steps of 8 images at 16 a second
     assert "checkpoint after step 200" in text
     assert "0.0 % (3)" in text
+    assert "of a step's time: data 2 %" in text
     assert "--dex.lambda-balance" in text
     (curve,) = (line for line in lines if line.startswith("reconstruction"))
     assert len(curve.split()[-1]) > width - 60

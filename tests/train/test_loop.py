@@ -19,6 +19,7 @@ from dexcore.engine.config import ConfigError
 from dexcore.extras import MissingExtraError
 from dexcore.models import DEXVisionTransformer, MaskedAutoencoder
 from dexcore.report import Evaluation
+from dexcore.report.history import SECONDS
 from dexcore.train.finish import finish
 from dexcore.train.loop import Pretraining, TrainingError
 from dexcore.train.pretraining import pretrain
@@ -47,6 +48,14 @@ def test_a_step_moves_experts_by_gradient_and_directors_by_their_average(run):
     expected = values.momentum * director + (1 - values.momentum) * experts
     assert not torch.equal(layer.director.fc1.weight, director)
     torch.testing.assert_close(layer.director.fc1.weight, expected)
+
+
+def test_a_step_s_time_is_told_by_its_parts(whole_run):
+    lines = (Path(whole_run.out) / "metrics.jsonl").read_text().splitlines()
+    for line in map(json.loads, lines):
+        parts = [line[name] for name in SECONDS]
+        assert min(parts) > 0
+        assert sum(parts) <= 1.01 * whole_run.data.batch_size / line["images_per_second"]
 
 
 def test_the_learning_rate_of_the_step_is_the_schedule_s(run):

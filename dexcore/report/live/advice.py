@@ -113,8 +113,8 @@ def _overfitted(course: Course) -> Advice | None:
 
 
 def _waiting(course: Course) -> Advice | None:
-    share = course.waiting_share
-    if not share > _WAITING or course.steps < _ENOUGH:
+    share = course.shares().get("seconds_data", 0.0)
+    if share <= _WAITING or course.steps < _ENOUGH:
         return None
     return Advice(
         f"the model waits for images {100 * share:.0f} % of the time",

@@ -27,7 +27,7 @@ from dexcore.report.files import (
     is_held,
 )
 from dexcore.report.heldout_course import HeldOutCourse
-from dexcore.report.history import SimilarityCourse
+from dexcore.report.history import SECONDS, SimilarityCourse
 from dexcore.report.probe_course import ProbeCourse
 from dexcore.report.starts import read_starts
 
@@ -113,13 +113,18 @@ class Course:
         """Until the last step, at the speed of the last ones; nan where it is not known."""
         return max(0, self.total_steps - self.steps) * self.seconds_a_step if self.total_steps else math.nan
 
-    @property
-    def waiting_share(self) -> float:
-        """The part of the last steps' time in which the model waited for images; nan where it is not told."""
-        waited = self.recent("seconds_data", 50)
-        whole = self.batch_size / self.recent("images_per_second", 50) if self.batch_size else np.array([])
-        known = np.isfinite(waited) if len(waited) == len(whole) else np.array([], bool)
-        return float(waited[known].sum() / whole[known].sum()) if known.any() else math.nan
+    def shares(self) -> dict[str, float]:
+        """The parts of the last steps' time, those of `SECONDS` that are told."""
+        if not self.batch_size:
+            return {}
+        whole = self.batch_size / self.recent("images_per_second", 50)
+        found = {}
+        for name in SECONDS:
+            part = self.recent(name, 50)
+            known = np.isfinite(part) & np.isfinite(whole) if len(part) == len(whole) else np.array([], bool)
+            if known.any():
+                found[name] = float(part[known].sum() / whole[known].sum())
+        return found
 
 
 class Follower:

@@ -108,10 +108,11 @@ def _beside(course: Course) -> Iterator[Any]:
         told.append("no checkpoint yet")
     if math.isfinite(course.written) and course.standing is not Standing.FINISHED:
         told.append(f"last step {duration(now - course.written)} ago")
-    if math.isfinite(course.waiting_share):
-        told.append(f"waits for images {100 * course.waiting_share:.0f} % of the time")
     if told:
         yield text(", ".join(told), style="dim")
+    shares = [f"{name.removeprefix('seconds_')} {100 * share:.0f} %" for name, share in course.shares().items()]
+    if shares:
+        yield text(f"of a step's time: {', '.join(shares)}", style="dim")
     machine, images = course.start.get("machine", {}), course.start.get("images", {})
     if machine:
         count = machine.get("processes", 1)
