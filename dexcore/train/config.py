@@ -7,7 +7,7 @@ command line or a YAML file is `dexcore.train.arguments`.
 
 import re
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from dexcore.engine.config import check_field, check_kinds, check_values, flat
@@ -238,9 +238,12 @@ class OptimizerConfig:
     """Decay of the squared gradients' running mean."""
     clip_norm: float = 1.0
     """Largest norm of the whole gradient."""
+    layer_decay: float = 1.0
+    """Factor on the encoder's learning rate from one layer to the one before, as timm's; for --model.init."""
 
     def __post_init__(self) -> None:
         check_kinds(self, "optimizer.")
+        check_field(0 < self.layer_decay <= 1, "optimizer.layer_decay", "above 0, at most 1", self.layer_decay)
         check_field(self.base_lr > 0, "optimizer.base_lr", "a number above 0", self.base_lr)
         check_field(self.min_lr >= 0, "optimizer.min_lr", "at least 0", self.min_lr)
         check_field(self.warmup_epochs >= 0, "optimizer.warmup_epochs", "at least 0", self.warmup_epochs)
@@ -341,6 +344,8 @@ class PretrainConfig:
     """Folder of the run: metrics, checkpoints, the trained model, the report."""
     resume: bool = False
     """Go on from the newest checkpoint in the run's folder, or begin where there is none yet."""
+    allow_change: str = ""
+    """Fields that a resumed run may have changed, with commas between: run.epochs,optimizer.base_lr."""
     dry_run: bool = False
     """Build everything, try a step, tell memory, speed and time to finish, and leave; no run folder is written."""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -353,6 +358,9 @@ class PretrainConfig:
         check_kinds(self)
         check_values(self)
         check_field(self.out != "", "out", "the path of a folder", self.out)
+        for name in self.allowed:
+            expected = f"some of {', '.join(sorted(CHANGES_IF_ALLOWED))}; others would make another run"
+            check_field(name in CHANGES_IF_ALLOWED, "allow_change", expected, name)
         check_field(
             self.optimizer.warmup_epochs < self.run.epochs,
             "optimizer.warmup_epochs",
@@ -365,6 +373,11 @@ class PretrainConfig:
             f"at most the peak learning rate {self.peak_lr:g}",
             self.optimizer.min_lr,
         )
+
+    @property
+    def allowed(self) -> tuple[str, ...]:
+        """The fields in ``allow_change``."""
+        return tuple(name.strip() for name in self.allow_change.split(",") if name.strip())
 
     @property
     def peak_lr(self) -> float:
@@ -413,6 +426,7 @@ MAY_CHANGE_ON_RESUME = frozenset(
     {
         "out",
         "resume",
+        "allow_change",
         "dry_run",
         "data.store",  # its content is compared by fingerprint
         "data.images",
@@ -434,11 +448,27 @@ MAY_CHANGE_ON_RESUME = frozenset(
 )
 
 
-def differences(before: PretrainConfig, now: PretrainConfig) -> list[str]:
-    """Lines ``model.dim: 768 -> 384`` for every field that makes ``now`` another run than ``before``."""
+# And of these where ``allow_change`` names them: the weights and the order of images stay those of the run.
+CHANGES_IF_ALLOWED = frozenset(
+    {
+        *(f"optimizer.{each.name}" for each in fields(OptimizerConfig)),
+        *(f"dex.{each.name}" for each in fields(DexConfig)),
+        "data.flip",
+        "data.intensity",
+        "data.min_area",
+        "data.rotation",
+        "run.device",
+        "run.epochs",
+        "run.precision",
+    }
+)
+
+
+def differences(before: PretrainConfig, now: PretrainConfig) -> dict[str, str]:
+    """The fields that make ``now`` another run than ``before``, and lines ``model.dim: 768 -> 384`` of them."""
     old = dict(flat(before))
-    return [
-        f"{name}: {old[name]!r} -> {value!r}"
+    return {
+        name: f"{name}: {old[name]!r} -> {value!r}"
         for name, value in flat(now)
         if name not in MAY_CHANGE_ON_RESUME and value != old[name]
-    ]
+    }

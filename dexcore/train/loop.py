@@ -32,6 +32,7 @@ from dexcore.engine.stop import StopRequest, leave_signals_to_parent, signals_he
 from dexcore.evaluate.reconstruct import names_of
 from dexcore.evaluate.similarity import alignment, expert_similarity, moments
 from dexcore.extras import require
+from dexcore.models import MaskedAutoencoder
 from dexcore.models.precision import autocast, compute_dtype
 from dexcore.nn import (
     AuxLosses,
@@ -50,12 +51,12 @@ from dexcore.nn.mlp import DEXMlp
 from dexcore.ops.backend import resolve
 from dexcore.report.files import CHECKPOINTS_FOLDER, HELDOUT_FILE, PROBE_FILE
 from dexcore.train.build import model_of_run
-from dexcore.train.config import PretrainConfig
+from dexcore.train.config import OptimizerConfig, PretrainConfig
 from dexcore.train.heldout import HeldOut
 from dexcore.train.image_store import open_images
 from dexcore.train.probe import TrainingProbe
 from dexcore.train.run.comparison import comparison_of, order_digest
-from dexcore.train.run.folder import check_not_begun, write_comparison, write_config
+from dexcore.train.run.folder import allowed_changes, check_not_begun, write_comparison, write_config
 from dexcore.train.run.journal import Journal
 from dexcore.train.run.profile import ProfileWindow
 from dexcore.train.run.provenance import check_images, describe_images, record_start
@@ -130,7 +131,7 @@ class Pretraining:
             self.wrapped.broadcast_buffers = False  # as an argument it is deprecated, its successor is too young
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
-            param_groups(self.model, config.optimizer.weight_decay),
+            _groups(self.model, config.optimizer),
             lr=config.peak_lr,
             betas=(config.optimizer.beta1, config.optimizer.beta2),
             fused=True,
@@ -146,10 +147,13 @@ class Pretraining:
         limit = ReplacementLimit(self.config.data.max_replaced)
         self.model.train()
         if self.ranks.main:
+            changed = allowed_changes(self.folder, self.config) if self.step_done else []
             write_config(self.folder, self.config)
             described = describe_images(self.images, self.rows)
-            length = {"total_steps": total, "batch_size": self.config.data.batch_size}
-            record_start(self.folder, self.step_done, self.device, described, length, self.begun_from)
+            told = {"total_steps": total, "batch_size": self.config.data.batch_size, "changed": changed}
+            record_start(self.folder, self.step_done, self.device, described, told, self.begun_from)
+            for change in changed:
+                self.ranks.say(f"changed: {change}")
             write_comparison(self.folder, comparison_of(self.config, self._order_digest()))
         if self.step_done == 0:
             measure_step0(self.folder, self.model, self.images, self.config, self.device, self.ranks)
@@ -246,7 +250,7 @@ class Pretraining:
         if norm > 0.99 * clip_norm:  # surely below it, all gradients would be multiplied by 1
             torch.nn.utils.clip_grads_with_norm_(self.parameters, clip_norm, grad_norm)
         for group in self.optimizer.param_groups:
-            group["lr"] = values.lr
+            group["lr"] = values.lr * group.get("lr_scale", 1.0)
         self.optimizer.step()
         if self.layers:
             update_directors(self.model, values.momentum)  # without a group: the recorded load is all ranks'
@@ -417,6 +421,18 @@ def _part_size(config: PretrainConfig, ranks: Ranks) -> int:
             f"data.accumulate = {accumulate}, got {batch_size}"
         )
     return batch_size // (ranks.count * accumulate)
+
+
+def _groups(model: MaskedAutoencoder, optimizer: OptimizerConfig) -> list[dict[str, Any]]:
+    """The optimizer's groups: of the encoder's layers where their learning rates differ, and of all else."""
+    groups = param_groups(model, optimizer.weight_decay)
+    if optimizer.layer_decay == 1:
+        return groups
+    own = {*model.encoder.parameters()}
+    for group in groups:
+        group["params"] = [parameter for parameter in group["params"] if parameter not in own]
+    groups = [group for group in groups if group["params"]]
+    return [*groups, *param_groups(model.encoder, optimizer.weight_decay, optimizer.layer_decay)]
 
 
 def _own_images(config: PretrainConfig, dataset: Dataset[Any]) -> OwnImages:

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import shutil
 import sys
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -158,6 +159,17 @@ def store(tmp_path_factory):
     folder = tmp_path_factory.mktemp("small") / "store"
     write_store(records, folder, name="small")
     return folder
+
+
+@pytest.mark.parametrize(("name", "more"), [("synthetic", ("oracle-routing",)), ("real", ())])
+def test_the_kept_experiments_are_those_of_today_s_configuration(example, tmp_path, name, more):
+    """What is committed of them is found by the command: a new field of the configuration must not hide it."""
+    with tarfile.open(_FILE.parents[1] / "docs" / "claims" / name / "numbers.tar.xz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    (place,) = tmp_path.iterdir()
+    fingerprint = json.loads((place / "experiment.json").read_text())["images"]
+    for run in example.plan(Path("store"), example.WHOLE, (*example.ARMS, *more)):
+        assert example.known_run(run, fingerprint, place), run.name
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import pytest
 
 from dexcore.engine.config import ConfigError, flat
 from dexcore.train.config import (
+    CHANGES_IF_ALLOWED,
     MAY_CHANGE_ON_RESUME,
     PRESETS,
     DataConfig,
@@ -128,7 +129,10 @@ def test_experts_may_differ_by_block():
 
 
 def test_what_a_resume_may_change_are_fields_that_exist():
-    assert {name for name, _ in flat(PretrainConfig())} >= MAY_CHANGE_ON_RESUME
+    names = {name for name, _ in flat(PretrainConfig())}
+    assert names >= MAY_CHANGE_ON_RESUME
+    assert names >= CHANGES_IF_ALLOWED
+    assert not CHANGES_IF_ALLOWED & MAY_CHANGE_ON_RESUME
 
 
 def test_differences_name_what_makes_another_run_and_nothing_else():
@@ -141,4 +145,4 @@ def test_differences_name_what_makes_another_run_and_nothing_else():
         model=replace(before.model, tau=0.7),
         run=replace(before.run, seed=3),
     )
-    assert differences(before, now) == ["model.tau: 0.5 -> 0.7", "run.seed: 0 -> 3"]
+    assert differences(before, now) == {"model.tau": "model.tau: 0.5 -> 0.7", "run.seed": "run.seed: 0 -> 3"}

@@ -67,6 +67,7 @@ def test_the_last_moment_s_loss_is_that_of_the_saved_model_on_its_held_out_image
             assert (pytest.approx(loss, rel=1e-5), count) == (loss_n[modality == index].mean(), sum(modality == index))
 
 
+@pytest.mark.slow
 def test_it_changes_no_bit_of_the_training(config, tmp_path):
     plain = replace(config, out=str(tmp_path / "plain"), run=replace(config.run, evaluate_every=0.0))
     assert pretrain(plain).finished

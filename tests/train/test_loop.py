@@ -81,6 +81,29 @@ def test_the_optimizer_has_the_configuration_s_betas_and_weight_decay(store, tmp
     assert trained["encoder.blocks.0.mlp.experts.fc1.weight"] == trained["decoder_pred.weight"] == 0.03
 
 
+def test_with_layer_decay_the_encoder_s_layers_learn_by_timm_s_factors_and_the_decoder_as_before(store, tmp_path):
+    config = tiny(store, tmp_path / "run")
+    run = Pretraining(replace(config, optimizer=replace(config.optimizer, layer_decay=0.5)), tmp_path)
+    scale = {}
+    for group in run.optimizer.param_groups:
+        scale |= {id(parameter): group.get("lr_scale", 1.0) for parameter in group["params"]}
+    found = {name: scale.pop(id(p)) for name, p in run.model.named_parameters() if p.requires_grad}
+    assert not scale
+    depth = config.model.depth
+    for name, factor in found.items():
+        if name.startswith("encoder.blocks."):
+            assert factor == 0.5 ** (depth - 1 - int(name.split(".")[2])), name
+        elif name.startswith("encoder.patch_embed") or name == "encoder.cls_token":
+            assert factor == 0.5**depth
+        elif not name.startswith("encoder."):
+            assert factor == 1, name
+    (batch,) = [batch for batch, _ in zip(run.batches(0), range(1), strict=False)]
+    run.model.train()
+    run.step(batch, run.schedule.at(run.schedule.warmup_steps))
+    lr = {group["lr"] / group.get("lr_scale", 1.0) for group in run.optimizer.param_groups}
+    assert lr == {pytest.approx(config.peak_lr)}
+
+
 def test_a_step_goes_by_the_clipped_gradient_and_reports_the_whole_one(store, tmp_path):
     runs, norms = [], []
     for clip_norm in (1e-3, 1e30):

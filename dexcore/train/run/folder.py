@@ -43,7 +43,7 @@ from dexcore.report.files import (
     STEP0_ANALYSIS_FILE,
     STEP0_EVALUATION_FILE,
 )
-from dexcore.train.config import PretrainConfig, differences
+from dexcore.train.config import CHANGES_IF_ALLOWED, PretrainConfig, differences
 
 _FIRST_FILES = frozenset(  # before any step
     {
@@ -85,7 +85,7 @@ def write_config(folder: Path, config: PretrainConfig) -> None:
         RunFolderError: it cannot be written.
     """
     with _clear_errors(folder):
-        write_whole(folder / CONFIG_FILE, to_yaml(replace(config, resume=False)).encode())
+        write_whole(folder / CONFIG_FILE, to_yaml(replace(config, resume=False, allow_change="")).encode())
 
 
 def write_comparison(folder: Path, comparison: Comparison) -> None:
@@ -143,11 +143,22 @@ def _check_content(folder: Path, config: PretrainConfig) -> None:
     if CONFIG_FILE not in content:
         raise RunFolderError(f"out: {folder} holds {content[0]} but no {CONFIG_FILE}: it is no run to resume")
     changed = differences(read_yaml(folder / CONFIG_FILE, PretrainConfig()), config)
-    if changed:
+    refused = {name: line for name, line in changed.items() if name not in config.allowed}
+    if refused:
+        others = "begin another run in another --out"
+        if refused.keys() <= CHANGES_IF_ALLOWED:
+            others = f"change it by --allow-change {','.join(changed)}, or {others}"
         raise RunFolderError(
-            f"out: the run in {folder} was begun with another configuration; resume it with its own, or "
-            "begin another run in another --out. What differs (then -> now):\n  " + "\n  ".join(changed)
+            f"out: the run in {folder} was begun with another configuration; resume it with its own, or {others}. "
+            "What differs (then -> now):\n  " + "\n  ".join(refused.values())
         )
+
+
+def allowed_changes(folder: Path, config: PretrainConfig) -> list[str]:
+    """Lines ``run.epochs: 50 -> 80`` of what a resumed run has changed and may; before `write_config`."""
+    if not (folder / CONFIG_FILE).is_file():
+        return []
+    return [*differences(read_yaml(folder / CONFIG_FILE, PretrainConfig()), config).values()]
 
 
 def _came_to_a_step(folder: Path) -> bool:

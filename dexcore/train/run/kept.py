@@ -25,6 +25,10 @@ from dexcore.train.run.provenance import content_of_init
 _DONE, _RUN, _SUMMARY = "done.json", "run", "summary.txt"
 
 
+# Fields that came after runs were kept, at the values at which they do nothing: those are the runs that they were.
+_NOTHING = {("optimizer.layer_decay", 1.0)}
+
+
 @dataclass(frozen=True)
 class Kept:
     """A run that is done.
@@ -58,6 +62,7 @@ def made_of(config: PretrainConfig, fingerprint: str) -> dict[str, Any]:
         ConfigError: the file of ``model.init`` cannot be read.
     """
     fields = {name: value for name, value in flat(config) if name not in MAY_CHANGE_ON_RESUME}
+    fields = {name: value for name, value in fields.items() if (name, value) not in _NOTHING}
     fields["run.evaluate_images"] = config.run.evaluate_images  # decides what is measured
     if config.model.init:
         fields["model.init"] = content_of_init(config.model.init)

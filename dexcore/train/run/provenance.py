@@ -59,7 +59,7 @@ def record_start(
     step: int,
     device: torch.device,
     images: Mapping[str, Any],
-    length: Mapping[str, int],
+    told: Mapping[str, Any],
     begun_from: str = "",
 ) -> None:
     """Append a line to starts.jsonl.
@@ -69,7 +69,7 @@ def record_start(
         step: steps done before.
         device: the run's.
         images: from `describe_images`.
-        length: ``total_steps`` and ``batch_size`` of the run.
+        told: of the run: ``total_steps``, ``batch_size``, and lines of what was ``changed`` since the last start.
         begun_from: the file of the weights that it begins with; known by its content. "": of none.
 
     Raises:
@@ -92,7 +92,7 @@ def record_start(
                     "processes": environment_rank()[1],
                 },
                 "images": images,
-                **length,
+                **told,
                 **begun,
             }
         )

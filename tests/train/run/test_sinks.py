@@ -86,7 +86,10 @@ def config_of(name: str) -> PretrainConfig:
     return PretrainConfig(run=RunConfig(sinks=name))
 
 
-@pytest.mark.parametrize("name", READERS)
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("mlflow", "wandb")]
+
+
+@pytest.mark.parametrize("name", ["tensorboard", *SLOW])
 def test_what_is_written_is_read_back_as_one_run_also_where_it_went_back_to_its_checkpoint(tmp_path, name):
     folder = tmp_path / "the-run"
     folder.mkdir()
