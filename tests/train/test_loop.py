@@ -100,8 +100,8 @@ def test_with_layer_decay_the_encoder_s_layers_learn_by_timm_s_factors_and_the_d
     (batch,) = [batch for batch, _ in zip(run.batches(0), range(1), strict=False)]
     run.model.train()
     run.step(batch, run.schedule.at(run.schedule.warmup_steps))
-    lr = {group["lr"] / group.get("lr_scale", 1.0) for group in run.optimizer.param_groups}
-    assert lr == {pytest.approx(config.peak_lr)}
+    for group in run.optimizer.param_groups:
+        assert group["lr"] / group.get("lr_scale", 1.0) == pytest.approx(config.peak_lr)
 
 
 def test_a_step_goes_by_the_clipped_gradient_and_reports_the_whole_one(store, tmp_path):
