@@ -43,11 +43,13 @@ class HeldOutCourse:
 
     @property
     def best(self) -> tuple[int, float] | None:
-        """Steps done at the least loss, the first of equal ones, and that loss; None where none is a number."""
-        if not np.isfinite(self.loss).any():
+        """Steps done at the least loss of training, the first of equal ones, and that loss; None where none is a
+        number after a step."""
+        loss = np.where(self.step > 0, self.loss, np.nan)
+        if not np.isfinite(loss).any():
             return None
-        place = int(np.nanargmin(self.loss))
-        return int(self.step[place]), float(self.loss[place])
+        place = int(np.nanargmin(loss))
+        return int(self.step[place]), float(loss[place])
 
     def told(self) -> str:
         """The course in a sentence; "" where there is none."""

@@ -89,7 +89,7 @@ class HeldOut:
         loss = float(loss_n.mean()) if len(loss_n) else math.nan
         line = {"step": steps_done, "loss": loss, "modalities": of_modality}
         before = HeldOutCourse.read(self.folder / HELDOUT_FILE).best
-        if math.isfinite(loss) and (before is None or loss < before[1]):
+        if steps_done and math.isfinite(loss) and (before is None or loss < before[1]):
             self._keep(model, line)
         return line
 

@@ -138,6 +138,10 @@ def test_what_a_run_does_is_told_by_its_lock_and_by_what_it_wrote(run):
     assert Follower(run).read().standing is Standing.STOPPED
     (run / "summary.json").write_text("{}")
     assert Follower(run).read().standing is Standing.FINISHED
+    longer = START | {"step": 40, "total_steps": 60}  # it went on for more, and was stopped
+    with open(run / "starts.jsonl", "a") as starts:
+        starts.write(text_of(longer))
+    assert Follower(run).read().standing is Standing.STOPPED
 
 
 def test_the_newest_checkpoint_is_told_and_what_is_being_written_or_damaged_is_none(run):

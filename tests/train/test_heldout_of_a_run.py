@@ -128,7 +128,9 @@ def test_the_best_model_stays_where_a_later_one_is_worse_or_not_finite(config, h
 
 def test_a_best_model_that_cannot_be_written_leaves_the_one_before(config, heldout, monkeypatch):
     model = MaskedAutoencoder.from_pretrained(Path(config.out) / "model")
-    heldout.measure(model, 0, CPU)  # no line of it: the next is the best again
+    heldout.measure(model, 0, CPU)
+    assert not (heldout.folder / "model-best").exists()  # nothing is learned yet
+    heldout.measure(model, 5, CPU)  # no line of it: the next is the best again
     before = weights(heldout.folder / "model-best")
 
     def full(*_: object) -> None:
@@ -138,7 +140,7 @@ def test_a_best_model_that_cannot_be_written_leaves_the_one_before(config, heldo
     with torch.no_grad():
         next(model.parameters()).add_(0.01)
     with pytest.raises(RunFolderError, match=r"model-best: the best model cannot be written: .*No space left"):
-        heldout.measure(model, 5, CPU)
+        heldout.measure(model, 10, CPU)
     assert weights(heldout.folder / "model-best") == before
 
 

@@ -219,7 +219,7 @@ class Follower:
             if not course.steps:
                 return Standing.WAITING
             return Standing.TRAINING if awaited else Standing.QUIET
-        if (course.folder / SUMMARY_FILE).exists():
+        if (course.folder / SUMMARY_FILE).exists() and course.steps >= course.total_steps:
             return Standing.FINISHED
         return Standing.ELSEWHERE if awaited else Standing.STOPPED
 

@@ -37,7 +37,7 @@ class Sink(Protocol):
 
 
 class Sinks:
-    """The sinks of a run; the main rank's alone. They are opened with the first numbers that they are given.
+    """The sinks of a run; the main rank's alone. They are opened with the first step.
 
     Args:
         config: the run, with its ``run.sinks``.
@@ -49,12 +49,21 @@ class Sinks:
     def __init__(self, config: PretrainConfig, folder: Path, first_step: int, say: Callable[[str], None]) -> None:
         self._given, self._say = (config, folder, first_step), say
         self._missing = list(config.run.sink_names)
+        self._early: list[tuple[int, Mapping[str, Any], str]] = []
         self._open: dict[str, Sink] = {}
 
     def write(self, step: int, line: Mapping[str, Any], prefix: str = "") -> None:
-        """Give all sinks the numbers of a line."""
+        """Give all sinks the numbers of a line: of a step's, or of what was measured meanwhile, with a ``prefix``."""
+        if self._missing and prefix:  # before the first step, and a run that fails before it leaves nothing
+            self._early.append((step, line, prefix))
+            return
         while self._missing:
             self._try(self._missing.pop(0), self._begin)
+        early, self._early = self._early, []
+        for each in (*early, (step, line, prefix)):
+            self._give(*each)
+
+    def _give(self, step: int, line: Mapping[str, Any], prefix: str) -> None:
         numbers = dict(_numbers(line, prefix))
         for name in tuple(self._open):
             self._try(name, lambda of: self._open[of].write(step, numbers))

@@ -94,6 +94,7 @@ def test_what_is_written_is_read_back_as_one_run_also_where_it_went_back_to_its_
     folder = tmp_path / "the-run"
     folder.mkdir()
     with closing(Sinks(config_of(name), folder, 0, pytest.fail)) as sinks:
+        sinks.write(0, {"step": 0, "loss": 2.5}, "heldout/")
         assert not any(folder.iterdir())  # a run that fails before its first step leaves nothing
         for step in (0, 1, 2, 3):
             sinks.write(step, LINE | {"step": step, "loss": 0.1 * step})
@@ -103,7 +104,7 @@ def test_what_is_written_is_read_back_as_one_run_also_where_it_went_back_to_its_
         sinks.write(4, {"step": 4, "loss": 1.5, "modalities": {"CT": [1.25, 7]}}, "heldout/")
     found = READERS[name](folder)
     assert found.pop("loss") == pytest.approx({step: 0.1 * step for step in range(5)})
-    assert (found.pop("heldout/loss"), found.pop("heldout/CT")) == ({4: 1.5}, {4: 1.25})
+    assert (found.pop("heldout/loss"), found.pop("heldout/CT")) == ({0: 2.5, 4: 1.5}, {4: 1.25})
     assert found == {tag: dict.fromkeys(range(5), value) for tag, value in NUMBERS.items()}  # no nan, no others
 
 
