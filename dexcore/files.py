@@ -2,6 +2,8 @@
 
 import errno
 import os
+import socket
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -48,6 +50,11 @@ def write_sealed(contents: Mapping[Path, bytes | memoryview]) -> None:
         for temporary in staged.values():
             with suppress(OSError):  # must not hide the error that led here
                 temporary.unlink()
+
+
+def this_process() -> str:
+    """Who holds a lock, for the message to whoever comes second."""
+    return f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}"
 
 
 def sync_folder(folder: Path) -> None:

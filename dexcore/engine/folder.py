@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from dexcore.files import write_whole
+from dexcore.files import this_process, write_whole
 
 
 class RunFolderError(RuntimeError):
@@ -19,7 +19,7 @@ def hold(lock: IO[str], folder: Path, name: str) -> None:
     """Hold a folder by its open lock file of that name, until this process closes it or dies.
 
     Raises:
-        RunFolderError: another process holds it.
+        RunFolderError: another process holds it, which the message names.
     """
     import fcntl  # POSIX alone
 
@@ -29,9 +29,17 @@ def hold(lock: IO[str], folder: Path, name: str) -> None:
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if not os.path.samestat(os.fstat(lock.fileno()), os.stat(folder / name)):
             raise FileNotFoundError(name)  # removed by a run that failed meanwhile: a third may hold a new one
+        lock.truncate(0)
+        lock.write(this_process())
+        lock.flush()
     except OSError as error:
+        try:
+            holder = (folder / name).read_text(errors="replace").strip()
+        except OSError:
+            holder = ""
         raise RunFolderError(
-            f"out: another run is writing into {folder}; wait for it, or give this one another --out"
+            f"out: another run is writing into {folder}{f' ({holder})' if holder else ''}; wait for it, or give this "
+            "one another --out"
         ) from error
 
 

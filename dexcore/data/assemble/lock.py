@@ -2,13 +2,12 @@
 
 import os
 import shutil
-import socket
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from dexcore.data.store.manifest import StoreError
+from dexcore.files import this_process
 
 _LOCK = "lock"
 
@@ -44,7 +43,7 @@ def locked(staging: Path) -> Iterator[Path]:
             except FileNotFoundError:
                 continue
             lock.truncate(0)
-            lock.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}")
+            lock.write(this_process())
             lock.flush()
             yield staging
             return

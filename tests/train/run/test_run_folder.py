@@ -33,7 +33,8 @@ def test_two_runs_on_one_folder_are_refused_and_a_killed_one_holds_nothing(tmp_p
     process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "held\n"
-    with pytest.raises(RunFolderError, match="another run is writing"):
+    named = rf"another run is writing into \S+ \(process {process.pid} on \S+, since 20.*\); wait for it"
+    with pytest.raises(RunFolderError, match=named):
         _open(tmp_path / "run")
     process.kill()
     process.communicate()
