@@ -298,6 +298,8 @@ class RunConfig:
     """Steps in a row with a non-finite loss or gradient after which the run gives up."""
     evaluate_images: int = 64
     """Images a modality, of the training and of the held-out ones each, that are evaluated at the end."""
+    stuck_after: float = 1800.0
+    """Seconds without a step after which a run that hangs ends, with every process's stacks in its folder; 0: never."""
     profile: str = ""
     """Steps of which a trace is written (torch.profiler), the last left out: 100:110; empty: none."""
     sinks: str = ""
@@ -322,6 +324,7 @@ class RunConfig:
         check_field(not self.profile or first < end, "run.profile", window, self.profile)
         unknown = [name for name in self.sink_names if name not in _SINKS]
         check_field(not unknown, "run.sinks", f"names of {', '.join(_SINKS)}, with commas between", self.sinks)
+        check_field(self.stuck_after >= 0, "run.stuck_after", "at least 0", self.stuck_after)
         check_field(self.evaluate_every >= 0, "run.evaluate_every", "at least 0", self.evaluate_every)
 
     @property
@@ -439,6 +442,7 @@ MAY_CHANGE_ON_RESUME = frozenset(
         "run.keep_checkpoints",
         "run.max_skipped",
         "run.evaluate_images",
+        "run.stuck_after",
         "run.profile",
         "run.sinks",
         "run.evaluate_every",  # it looks on, and changes nothing, as do probes

@@ -29,6 +29,7 @@ from dexcore.engine.device import check_backend, choose_device, choose_workers
 from dexcore.engine.gradient_norm import gradient_norm
 from dexcore.engine.ranks import ALONE, Ranks
 from dexcore.engine.stop import StopRequest, leave_signals_to_parent, signals_held_back
+from dexcore.engine.watchdog import Watchdog
 from dexcore.evaluate.reconstruct import names_of
 from dexcore.evaluate.similarity import alignment, expert_similarity, moments
 from dexcore.extras import require
@@ -160,11 +161,13 @@ class Pretraining:
         with (
             Journal(self.folder, self.step_done, total, self.ranks, self.config, self._beside()) as journal,
             fast_layers(self.model, compute_dtype(self.device, self.config.run.precision)),
+            Watchdog(self.config.run.stuck_after, self.folder, self.ranks, "run.stuck_after") as watchdog,
         ):
             self.warm_up()
             with signals_held_back():
                 batches = iter(self.batches(self.workers))  # workers begin while the model is measured
-            self._measure(journal)
+            with watchdog.paused():
+                self._measure(journal)
             started = asked = time.perf_counter()
             for batch in batches:
                 self.clock.add("data", time.perf_counter() - asked)
@@ -179,13 +182,15 @@ class Pretraining:
                 skipped_ids = self.ranks.gather(batch["sample_id"]).tolist() if line["skipped"] else None
                 journal.write(line, skipped_ids)
                 self._check_skipped(journal.skipped_path)
-                self._measure(journal)
+                with watchdog.paused():
+                    self._measure(journal)
                 started += time.perf_counter() - now  # what is measured meanwhile is no training
                 if self.stopping or self.step_done == total or self.step_done % every == 0:
                     journal.sync()
                     self.save()
                 if self.stopping:
                     break
+                watchdog.beat(self.step_done)
                 asked = time.perf_counter()
 
     def warm_up(self) -> None:
