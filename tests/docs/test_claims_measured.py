@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from dexcore.evaluate.claims import Measured, findings
+from dexcore.evaluate.claims.effects import measured
 from dexcore.evaluate.claims.known import CLAIMS
 from dexcore.report.claims import Shown
 
@@ -25,6 +26,17 @@ def of_page(finding: dict) -> str:
         return "not measured"
     low, high = effect["interval"]
     return f"{effect['value']:+.3f} [{low:+.3f}, {high:+.3f}], {finding['verdict']}"
+
+
+def numbers_of(runs: Path) -> dict:
+    """The kept numbers of all runs of a folder but the pilots, by arm and seed."""
+    found = {}
+    for folder in sorted(runs.iterdir()):
+        arm, seed, _ = folder.name.rsplit("-", 2)
+        if not arm.startswith("pilot-"):
+            parts = [Measured.load(path) for path in sorted(folder.glob("numbers-*.npz"))]
+            found[arm, int(seed)] = {key: number for part in parts for key, number in part.numbers.items()}
+    return found
 
 
 def test_the_page_shows_every_verdict_and_interval():
@@ -47,12 +59,8 @@ def test_trained_controls_came_out_as_they_must():
 def test_the_verdicts_follow_from_the_kept_numbers(name, tmp_path):
     with tarfile.open(DOCS / "claims" / name / "numbers.tar.xz") as archive:
         archive.extractall(tmp_path, filter="data")
-    trained = {}
-    for folder in sorted(tmp_path.glob("*/runs/*")):
-        arm, seed, _ = folder.name.rsplit("-", 2)
-        if not arm.startswith("pilot-"):
-            parts = [Measured.load(path) for path in sorted(folder.glob("numbers-*.npz"))]
-            trained[arm, int(seed)] = {key: number for part in parts for key, number in part.numbers.items()}
+    (runs,) = tmp_path.glob("*/runs")
+    trained = numbers_of(runs)
     (written,) = tmp_path.glob("*/smallest_effects.json")
     before = json.loads(written.read_text(encoding="utf-8"))["claims"]
     nan = float("nan")
@@ -81,3 +89,28 @@ def test_the_page_shows_every_number_of_the_probes(kind):
         numbers = [row["numbers"][name] for name in shown]
         told = [f"{one['value']:.3f} [{one['low']:.3f}, {one['high']:.3f}]" for one in numbers]
         assert [cell.rstrip(" +-") for cell in cells[3:]] == told
+
+
+CHANGED = {
+    "variance explained": "Variance explained on held-out images",
+    "linear probe": "Linear probe",
+    "routing": "Experts follow modalities",
+    "specificity": "Experts are of use to their modality",
+    "saved loss": "A modality's module can be cut out",
+}
+
+
+def test_the_page_shows_what_a_changed_dex_gained(tmp_path):
+    with tarfile.open(DOCS / "claims" / "remedies" / "numbers.tar.xz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    lines = (DOCS / "claims_measured.md").read_text(encoding="utf-8").splitlines()
+    trained = [numbers_of(tmp_path / name / "runs") for name in ("real", "synthetic")]
+    for numbers in trained:
+        assert sorted(numbers) == [(arm, seed) for arm in ("dex", "dex-sooner") for seed in range(3)]
+    for number, title in CHANGED.items():
+        cells = []
+        for numbers in trained:
+            gain = measured(numbers, [(1.0, "dex-sooner", number), (-1.0, "dex", number)])
+            assert gain is not None
+            cells.append(f"{gain.value:+.3f} [{gain.interval[0]:+.3f}, {gain.interval[1]:+.3f}]")
+        assert f"| {title} | {' | '.join(cells)} |" in lines

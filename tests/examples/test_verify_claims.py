@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from runs import coarse_pictures
 
 from dexcore.data import SyntheticMVU, open_mvu
 from dexcore.data.store import write_store
@@ -208,13 +209,15 @@ def test_an_experiment_goes_on_from_its_numbers_alone_and_only_a_changed_dex_is_
     small = {"epochs": 0.25, "pilot_epochs": 0.125, "evaluated": 3, "drawn": 200, "held_out": 60, "labelled": 100}
     monkeypatch.setattr(example, "WHOLE", replace(example.QUICK, model=model, **small))
     whole, numbers = tmp_path / "whole", tmp_path / "numbers"
-    assert example.main(["--out", str(whole)]) == 0
+    with coarse_pictures():
+        assert example.main(["--out", str(whole)]) == 0
     for file in (file for pattern in _NUMBERS for file in whole.glob(pattern)):
         (numbers / file.relative_to(whole)).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(file, numbers / file.relative_to(whole))
     before = {file: file.read_bytes() for file in numbers.rglob("*.*") if file.is_file()}
     (tmp_path / "sooner.yaml").write_text("dex: {noise_start: 0.25}\n")
-    assert example.main(["--out", str(numbers), "--remedy", str(tmp_path / "sooner.yaml")]) == 0
+    with coarse_pictures():
+        assert example.main(["--out", str(numbers), "--remedy", str(tmp_path / "sooner.yaml")]) == 0
     assert {file: file.read_bytes() for file in before} == before
     trained_again = {folder.parent.name for folder in numbers.glob("runs/*/run") if (folder / "metrics.jsonl").exists()}
     assert {name.rpartition("-")[0] for name in trained_again} == {"dex-sooner-0"}
