@@ -4,7 +4,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,8 +15,10 @@ class RunFolderError(RuntimeError):
     """The run's folder cannot be used; the message names it and says what to do."""
 
 
-def hold(lock: IO[str], folder: Path, name: str) -> None:
-    """Hold a folder by its open lock file of that name, until this process closes it or dies.
+@contextmanager
+def hold(lock: IO[str], folder: Path, name: str) -> Iterator[None]:
+    """Hold a folder by its open lock file of that name, which tells meanwhile who does, until this process closes the
+    file or dies.
 
     Raises:
         RunFolderError: another process holds it, which the message names.
@@ -29,9 +31,6 @@ def hold(lock: IO[str], folder: Path, name: str) -> None:
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if not os.path.samestat(os.fstat(lock.fileno()), os.stat(folder / name)):
             raise FileNotFoundError(name)  # removed by a run that failed meanwhile: a third may hold a new one
-        lock.truncate(0)
-        lock.write(this_process())
-        lock.flush()
     except OSError as error:
         try:
             holder = (folder / name).read_text(errors="replace").strip()
@@ -41,6 +40,14 @@ def hold(lock: IO[str], folder: Path, name: str) -> None:
             f"out: another run is writing into {folder}{f' ({holder})' if holder else ''}; wait for it, or give this "
             "one another --out"
         ) from error
+    with suppress(OSError):  # a full disk, say: the lock holds without a name
+        os.truncate(lock.fileno(), 0)
+        os.write(lock.fileno(), this_process().encode())
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            os.truncate(lock.fileno(), 0)
 
 
 class LineFile:

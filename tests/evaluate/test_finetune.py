@@ -74,10 +74,10 @@ def test_tables_and_comparisons_read_it(ended, place):
 
 def test_a_finished_seed_is_not_run_again_and_another_one_is_another_training(ended, place):
     (folder,) = ended["sides"].folders
-    written = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    written = {path: path.stat().st_mtime_ns for path in folder.rglob("[!.]*") if path.is_file()}
     task = place / "sides" / "sides.yaml"
     both = finetune(tiny(task, place / "mine", place / "out", seeds=2))
-    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == written
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("[!.]*") if path.is_file()} == written
     assert [path.name for path in both.folders] == ["seed-0", "seed-1"]
     of_seeds = [Predictions.load(one / "predictions.parquet") for one in both.folders]
     assert [one.seed for one in of_seeds] == [0, 1]

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from onednn_here import needs_bf16
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
@@ -43,7 +44,7 @@ def calls_onednn(run):
 
 
 @pytest.mark.usefixtures("onednn_is_faster")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=needs_bf16)])
 def test_dense_layers_run_by_onednn_where_it_is_faster_and_as_before_after(dtype):
     model = VisionTransformer(img_size=16, patch_size=8, embed_dim=8, depth=2, num_heads=2)
     images, bound = torch.randn(2, 3, 16, 16), 1e-4 if dtype == torch.float32 else 0.3
@@ -63,6 +64,7 @@ def test_dense_layers_run_by_onednn_where_it_is_faster_and_as_before_after(dtype
     assert not calls_onednn(results)
 
 
+@needs_bf16
 @pytest.mark.usefixtures("onednn_is_faster")
 def test_only_plain_dense_layers_in_a_fitting_precision_run_by_onednn():
     class Own(nn.Linear):
@@ -120,7 +122,9 @@ def _trained(model, context, dtype, steps=3):
 
 
 @pytest.mark.usefixtures("onednn_is_faster")
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-4), (torch.bfloat16, 0.05)])
+@pytest.mark.parametrize(
+    ("dtype", "bound"), [(torch.float32, 1e-4), pytest.param(torch.bfloat16, 0.05, marks=needs_bf16)]
+)
 def test_a_users_own_loop_trains_as_without_it_to_rounding(dtype, bound):
     torch.manual_seed(0)
     vit = VisionTransformer(img_size=16, patch_size=8, embed_dim=16, depth=2, num_heads=2, num_classes=3)

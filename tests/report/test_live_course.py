@@ -49,7 +49,7 @@ def held(folder):
     code = (
         "import sys, pathlib, dexcore.engine.folder as f\n"
         "folder = pathlib.Path(sys.argv[1]); lock = open(folder / '.lock', 'a')\n"
-        "f.hold(lock, folder, '.lock'); print('held', flush=True); sys.stdin.read()"
+        "with f.hold(lock, folder, '.lock'): print('held', flush=True); sys.stdin.read()"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

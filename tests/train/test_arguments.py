@@ -90,7 +90,7 @@ def test_yaml_goes_there_and_back(config, tmp_path):
         ("epochs: 3", r"run.yaml: epochs: no such field in dexcore [0-9.]+; did you mean run.epochs\?"),
         (
             "zebra: 3",
-            r"run.yaml: zebra: no such field in dexcore [0-9.]+; a configuration has out, resume, dry_run, model",
+            r"run.yaml: zebra: no such field in dexcore [0-9.]+; a configuration has out, resume, allow_change",
         ),
         ("model: {dim: wide}", r"run.yaml: model.dim: expected a whole number, got 'wide'"),
         ("model: {dim: 19.5}", r"run.yaml: model.dim: expected a whole number, got 19.5"),

@@ -18,7 +18,7 @@ import shutil
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
@@ -220,16 +220,12 @@ def _held(training: Finetuning, ranks: Ranks) -> Iterator[None]:
             lock = open(training.folder / LOCK_FILE, "a")  # noqa: SIM115
         except OSError as error:
             raise RunFolderError(f"out: cannot write into {training.folder}: {error.strerror or error}") from error
-        hold(lock, training.folder, LOCK_FILE)
-        locks.append(lock)
+        held.enter_context(lock)
+        held.enter_context(hold(lock, training.folder, LOCK_FILE))
 
-    locks: list[Any] = []
-    ranks.on_main(opened)
-    try:
+    with ExitStack() as held:
+        ranks.on_main(opened)
         yield
-    finally:
-        for lock in locks:
-            lock.close()
 
 
 def _read_done(training: Finetuning, ranks: Ranks) -> tuple[Scores | None, bool]:

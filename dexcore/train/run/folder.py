@@ -120,8 +120,7 @@ def _held(folder: Path) -> Iterator[None]:
     with _clear_errors(folder):
         before = {*os.listdir(folder)}
         lock = open(folder / LOCK_FILE, "a")  # noqa: SIM115
-    with lock:
-        hold(lock, folder, LOCK_FILE)
+    with lock, hold(lock, folder, LOCK_FILE):
         try:
             yield
         except BaseException:

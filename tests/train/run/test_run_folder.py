@@ -98,10 +98,10 @@ def test_a_lock_that_was_removed_between_its_opening_and_the_hold_holds_nothing(
     with open(tmp_path / ".lock", "a") as lock:
         (tmp_path / ".lock").unlink()
         with pytest.raises(RunFolderError, match="another run is writing"):
-            hold(lock, tmp_path, ".lock")
+            hold(lock, tmp_path, ".lock").__enter__()
         (tmp_path / ".lock").touch()  # a third run's
         with pytest.raises(RunFolderError, match="another run is writing"):
-            hold(lock, tmp_path, ".lock")
+            hold(lock, tmp_path, ".lock").__enter__()
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
