@@ -36,16 +36,19 @@ class Watchdog:
         self._path = folder / STUCK_FOLDER / f"rank-{ranks.rank}.txt"
         self._steps, self._waited, self._pauses = 0, 0.0, 0
         self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def __enter__(self) -> "Watchdog":
         if self._seconds:
-            threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+            self._thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._ended.set()
+        if self._thread.ident is not None:
+            self._thread.join()  # no thread is left to the interpreter's end
 
     def beat(self, steps_done: int) -> None:
         """So many steps are done."""

@@ -195,11 +195,8 @@ def test_oracle_routing_passes_the_claim_that_experts_follow_modalities_and_fixe
 
 # What an experiment's folder keeps of it without models and images, as docs/claims_measured.md packs it.
 _NUMBERS = (
-    "*.json",
-    "runs/*/done.json",
-    "runs/*/numbers-*.npz",
-    "runs/*/run/comparison.json",
-    "runs/*/run/starts.jsonl",
+    *("experiment.json", "smallest_effects.json", "runs/*/done.json", "runs/*/numbers-*.npz"),
+    *("runs/*/run/comparison.json", "runs/*/run/starts.jsonl"),
 )
 
 
