@@ -222,4 +222,4 @@ def test_an_experiment_goes_on_from_its_numbers_alone_and_only_a_changed_dex_is_
     assert second["findings"] == first["findings"]
     assert not first["remedies"]
     (remedy,) = second["remedies"]
-    assert remedy["changed"] == "dex.noise_start 0.25"
+    assert (remedy["name"], remedy["changes"]) == ("dex-sooner", "dex.noise_start 0.25")
