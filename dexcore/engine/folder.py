@@ -17,8 +17,8 @@ class RunFolderError(RuntimeError):
 
 @contextmanager
 def hold(lock: IO[str], folder: Path, name: str) -> Iterator[None]:
-    """Hold a folder by its open lock file of that name, which tells meanwhile who does, until this process closes the
-    file or dies.
+    """Hold a folder by its open lock file of that name, until that is closed or this process dies; within the
+    context the file tells who holds it.
 
     Raises:
         RunFolderError: another process holds it, which the message names.

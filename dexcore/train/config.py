@@ -305,8 +305,8 @@ class RunConfig:
     sinks: str = ""
     """Where the numbers go besides the run's folder: tensorboard, mlflow, wandb, or several: tensorboard,wandb."""
     evaluate_every: float = 0.0
-    """Epochs between two measurements of the loss on held-out images, first and last step included; 0: none. The best
-    model stays beside the last one."""
+    """Epochs between two measurements of the loss on held-out images, the first before the first step, the last after
+    the last; 0: none. The best model stays beside the last one."""
     probe_task: str = ""
     """YAML of a labelled task on which the model is probed while it trains, by nearest neighbors; empty: on none."""
     probe_every: float = 1.0
