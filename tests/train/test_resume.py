@@ -110,10 +110,10 @@ def test_data_workers_change_nothing(store, whole_run, tmp_path):
     _assert_same_run(config.out, whole_run.out)
 
 
-def test_a_finished_run_can_be_resumed_and_only_reports_again(whole_run, capsys):
-    before = metrics(whole_run.out), similarities(whole_run.out)
-    assert pretrain(_resumed(whole_run)).finished
-    assert (metrics(whole_run.out), similarities(whole_run.out)) == before
+def test_a_finished_run_can_be_resumed_and_only_reports_again(own_run, capsys):
+    before = metrics(own_run.out), similarities(own_run.out)
+    assert pretrain(own_run).finished
+    assert (metrics(own_run.out), similarities(own_run.out)) == before
     assert "Share of masked-patch variance explained" in capsys.readouterr().out
 
 
@@ -129,7 +129,7 @@ def test_other_images_are_refused(whole_run, tmp_path):
         pretrain(replace(whole_run, resume=True, data=replace(whole_run.data, store=str(other))))
 
 
-def test_the_same_images_elsewhere_are_accepted(whole_run, store, tmp_path):
+def test_the_same_images_elsewhere_are_accepted(own_run, store, tmp_path):
     moved = tmp_path / "moved"
     moved.symlink_to(store)
-    _train_on(replace(whole_run, resume=True, data=replace(whole_run.data, store=str(moved))))
+    _train_on(replace(own_run, data=replace(own_run.data, store=str(moved))))
