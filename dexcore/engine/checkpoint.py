@@ -3,6 +3,7 @@
     checkpoints/
         step-00000200/      named by the steps done
             __0_0.distcp    tensors of model and optimizer, in the format of torch.distributed.checkpoint
+            __1_0.distcp    of sharded ones each rank's in files of its own
             .metadata       its index
             state.json      step, order, configuration; sha256 of the other files, and of itself
         damaged-...         what did not verify at a resume, kept for people to look at
@@ -40,7 +41,7 @@ from torch.distributed.checkpoint.state_dict import (
 from dexcore.engine.ranks import ALONE, Ranks
 from dexcore.files import sync_folder
 
-_STATE = "state.json"
+_STATE, _METADATA = "state.json", ".metadata"
 _VERSION = 1
 _FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
 
@@ -68,43 +69,80 @@ class Progress:
 
 
 def save_checkpoint(
-    folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, keep: int
+    folder: Path,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    keep: int,
+    ranks: Ranks = ALONE,
 ) -> Path:
     """Write a checkpoint, then remove all but the ``keep`` newest.
 
     Args:
-        folder: of the run's checkpoints; made where it is missing.
+        folder: of the run's checkpoints; made where it is missing. All ``ranks`` see it.
         model: its parameters and buffers are stored.
         optimizer: its tensors are stored.
         progress: names the checkpoint.
         keep: at least 1.
+        ranks: who hold the shards of a sharded model; each writes its own, and all call it. One process alone writes
+            what is whole.
 
     Returns:
         The checkpoint's folder.
 
     Raises:
         CheckpointError: it cannot be written (a full disk, for example). The older ones are untouched.
+        MainRankError: the main rank could not begin or end it.
     """
     final = folder / f"step-{progress.step:08d}"
-    temporary = folder / f".saving-{final.name}-{os.getpid()}"
-    if final.exists():
+    temporary = ranks.on_main(lambda: _begin(folder, final))
+    if temporary is None:
         return final  # a run is a function of its step: this is what would be written
+    try:
+        _write_tensors(temporary, model, optimizer, ranks)
+        digests = ranks.merge({path.name: _digest(path, sync=True) for path in _own_files(temporary, ranks)})
+        ranks.on_main(lambda: _end(temporary, final, progress, digests, keep))
+    except (OSError, CheckpointException) as error:
+        if ranks.main:
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise _not_written(final, model, optimizer, error) from error
+    return final
+
+
+def _begin(folder: Path, final: Path) -> Path | None:
+    """The hidden folder to write into, not made yet; None where the checkpoint is there."""
+    if final.exists():
+        return None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(folder)
-        _write_tensors(temporary, model, optimizer)
-        _write_state(temporary, progress)
-        temporary.rename(final)
-        sync_folder(folder)
-    except (OSError, CheckpointException) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise CheckpointError(
-            f"{final}: the checkpoint cannot be written: {_no_room(folder, model, optimizer) or _reason(error)}; "
-            "older checkpoints are untouched, go on from them when there is room"
-        ) from error
-    for old in _checkpoints(folder)[keep:]:
+    except OSError as error:
+        raise CheckpointError(f"{final}: the checkpoint cannot be written: {_reason(error)}") from error
+    return folder / f".saving-{final.name}-{os.getpid()}"
+
+
+def _own_files(path: Path, ranks: Ranks) -> list[Path]:
+    """What this rank has written, and the main one of all: DCP's name of a file begins with its rank."""
+    files = sorted(path.glob(f"__{ranks.rank}_*"))
+    return [*files, path / _METADATA] if ranks.main else files
+
+
+def _end(temporary: Path, final: Path, progress: Progress, digests: dict[str, str], keep: int) -> None:
+    _write_state(temporary, progress, digests)
+    temporary.rename(final)
+    sync_folder(final.parent)
+    for old in _checkpoints(final.parent)[keep:]:
         _remove(old)
-    return final
+
+
+def _not_written(
+    final: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, error: BaseException
+) -> CheckpointError:
+    why = _no_room(final.parent, model, optimizer) or _reason(error)
+    return CheckpointError(
+        f"{final}: the checkpoint cannot be written: {why}; "
+        "older checkpoints are untouched, go on from them when there is room"
+    )
 
 
 def has_checkpoint(folder: Path) -> bool:
@@ -218,9 +256,10 @@ def _checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*"), reverse=True)
 
 
-def _write_tensors(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def _write_tensors(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, ranks: Ranks) -> None:
     with _quiet():
-        dcp.save(_tensors(model, optimizer), storage_writer=dcp.FileSystemWriter(path), no_dist=True)
+        writer, alone = dcp.FileSystemWriter(path), ranks.group is None
+        dcp.save(_tensors(model, optimizer), storage_writer=writer, process_group=ranks.group, no_dist=alone)
 
 
 def _read_tensors(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -248,9 +287,8 @@ def _only_tensors(state: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
 
 
-def _write_state(path: Path, progress: Progress) -> None:
-    files = {entry.name: _digest(entry, sync=True) for entry in sorted(path.iterdir())}
-    state = {"version": _VERSION, **asdict(progress), "files": files}
+def _write_state(path: Path, progress: Progress, digests: dict[str, str]) -> None:
+    state = {"version": _VERSION, **asdict(progress), "files": dict(sorted(digests.items()))}
     with open(path / _STATE, "w", encoding="utf-8") as file:
         json.dump({"sha256": _digest_of(state), "state": state}, file, indent=1)
         file.flush()
@@ -323,7 +361,7 @@ class _Reader(dcp.FileSystemReader):
     """Reads the index with a whitelist: a pickle may run anything, and run folders are handed around."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Any:
-        with open(Path(self.path) / ".metadata", "rb") as file:
+        with open(Path(self.path) / _METADATA, "rb") as file:
             metadata = _MetadataUnpickler(file).load()
         metadata.storage_meta.load_id = self.load_id
         return metadata

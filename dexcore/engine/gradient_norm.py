@@ -1,9 +1,16 @@
-"""The norm of a step's gradient."""
+"""The norm of a step's gradient, and the gradient cut to a norm."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+
+def gradients_of(parameters: Sequence[Tensor]) -> list[Tensor]:
+    """Their gradients, those that they have; of sharded ones this process's share."""
+    found = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    return [gradient.to_local() if isinstance(gradient, DTensor) else gradient for gradient in found]
 
 
 def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:
@@ -16,3 +23,10 @@ def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:
         return torch.nn.utils.get_total_norm(gradients)
     rows = [torch.linalg.vector_norm(gradient, dim=-1 if gradient.ndim else None) for gradient in gradients]
     return torch.linalg.vector_norm(torch.cat([norms.flatten() for norms in rows]))
+
+
+def clip_(gradients: Sequence[Tensor], most: float, norm: Tensor) -> None:
+    """Multiply gradients whose norm [0-dim] is above ``most`` down to it, in place, without a word from the device; as
+    `torch.nn.utils.clip_grads_with_norm_` does with whole ones."""
+    factor = (most / (norm + 1e-6)).clamp(max=1.0)
+    torch._foreach_mul_(list(gradients), factor)

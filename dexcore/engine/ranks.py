@@ -76,6 +76,14 @@ class Ranks:
         dist.all_gather_object(parts, values.cpu(), group=self.group)
         return torch.cat([part for part in parts if part is not None])
 
+    def merge(self, own: dict[str, T]) -> dict[str, T]:
+        """Every rank's entries together, on all."""
+        if self.group is None:
+            return own
+        parts: list[dict[str, T] | None] = [None] * self.count
+        dist.all_gather_object(parts, own, group=self.group)
+        return {name: value for part in parts if part is not None for name, value in part.items()}
+
     def on_main(self, do: Callable[[], T]) -> T:
         """Have the main rank ``do`` something, and give what it returns to all; nobody goes on before.
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.utils.parametrize import is_parametrized
 
 from dexcore.checks import check_kind
@@ -103,6 +104,10 @@ def update_directors(model: nn.Module, momentum: float, group: dist.ProcessGroup
     A layer that saw no image, or that the last forward did not reach, stays as it is; so does one whose Omega is not
     finite (a NaN image), and an element of a director where an expert in use is not finite. `left_out` counts both.
 
+    Parameters that FSDP2 has sharded (`torch.distributed.fsdp.fully_shard`) are moved where they lie, without
+    communication: the experts' have to be cut on their second axis and the director's on its first, by
+    ``shard_placement_fn``.
+
     Args:
         model: holds DEX layers.
         momentum: m, in [0, 1].
@@ -134,8 +139,8 @@ def update_directors(model: nn.Module, momentum: float, group: dist.ProcessGroup
         omega = omega.nan_to_num(0, 0, 0)  # a load that is not finite leaves no other number: as if no image had come
         omegas.append(omega)
         for expert, director in layer.expert_director_pairs():
-            directors.append(director)
-            experts.append(expert)
+            directors.append(_own_share(director))
+            experts.append(_own_share(expert))
             weights.append(omega)
     group_ema_(directors, experts, weights, momentum, backend=layers[0].backend)
     wrong = ~torch.stack(totals).isfinite()
@@ -224,6 +229,11 @@ def _last_load(layer: DEXMlp) -> Tensor:
     assert layer.record.pending is not None
     load = expert_load(*layer.record.pending, layer.num_experts, backend=layer.backend)
     return load.to(layer.router.activation_frequency.dtype)
+
+
+def _own_share(parameter: Tensor) -> Tensor:
+    """Of a sharded parameter what this process holds: of director and experts the same rows, or check_shape refuses."""
+    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
 
 
 def _no_load(layer: DEXMlp) -> Tensor:

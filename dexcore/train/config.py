@@ -279,6 +279,28 @@ class DexConfig:
 
 
 @dataclass(frozen=True)
+class ParallelConfig:
+    """How the processes of torchrun hold the model; a process alone holds all of it."""
+
+    kind: Literal["ddp", "fsdp", "hsdp"] = "ddp"
+    """ddp: a copy in every process; fsdp: each holds a share of every block, and gathers a block while it runs; hsdp:
+    so within groups of processes."""
+    replicas: int = 0
+    """hsdp's groups, each of which holds the whole model; 0: one a machine."""
+    gather: Literal["fp32", "bf16"] = "fp32"
+    """Precision in which fsdp and hsdp gather a block; bf16 halves what is sent. Weights, their updates and the sums of
+    gradients stay float32."""
+
+    def __post_init__(self) -> None:
+        check_kinds(self, "parallel.")
+        check_field(self.replicas >= 0, "parallel.replicas", "at least 0", self.replicas)
+        grouped = not self.replicas or self.kind == "hsdp"
+        check_field(grouped, "parallel.replicas", f"0 with parallel.kind {self.kind}", self.replicas)
+        gathered = self.gather == "fp32" or self.kind != "ddp"
+        check_field(gathered, "parallel.gather", "fp32 with parallel.kind ddp, which gathers nothing", self.gather)
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """How long, on what, and what is kept."""
 
@@ -355,6 +377,7 @@ class PretrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     dex: DexConfig = field(default_factory=DexConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
@@ -438,6 +461,8 @@ MAY_CHANGE_ON_RESUME = frozenset(
         "data.workers",
         "data.cache",
         "data.max_replaced",
+        "parallel.kind",  # but for the order of sums the same numbers
+        "parallel.replicas",
         "run.checkpoint_every",
         "run.keep_checkpoints",
         "run.max_skipped",
@@ -461,6 +486,7 @@ CHANGES_IF_ALLOWED = frozenset(
         "data.intensity",
         "data.min_area",
         "data.rotation",
+        "parallel.gather",
         "run.device",
         "run.epochs",
         "run.precision",

@@ -6,6 +6,7 @@ from dexcore.engine.folder import RunFolderError
 from dexcore.evaluate.analyze import analyze
 from dexcore.evaluate.reconstruct import evaluate
 from dexcore.files import write_whole
+from dexcore.models import MaskedAutoencoder
 from dexcore.models.card import CARD_FILE
 from dexcore.report import build_report
 from dexcore.report.files import ANALYSIS_FILE, EVALUATION_FILE, MODEL_FOLDER
@@ -13,25 +14,29 @@ from dexcore.train.loop import Pretraining
 from dexcore.train.run.card import note_inputs, run_card
 
 
-def finish(run: Pretraining) -> None:
+def finish(run: Pretraining, model: MaskedAutoencoder) -> None:
     """Save the model, evaluate it, write the report and print the summary; the main rank's alone.
+
+    Args:
+        run: done.
+        model: its model, in one piece.
 
     Raises:
         RunFolderError: the folder cannot be written (a full disk, for example); nothing trained is lost.
     """
     try:
-        note_inputs(run.model, run.images, run.rows, run.config)
-        run.model.save_pretrained(run.folder / MODEL_FOLDER)
+        note_inputs(model, run.images, run.rows, run.config)
+        model.save_pretrained(run.folder / MODEL_FOLDER)
         run.ranks.say("evaluating")
-        evaluation = evaluate(run.model, run.images, run.config.setting, run.device)
+        evaluation = evaluate(model, run.images, run.config.setting, run.device)
         evaluation.save(run.folder / EVALUATION_FILE)
-        analysis = analyze(run.model, run.images, evaluation, run.config.setting, run.device)
+        analysis = analyze(model, run.images, evaluation, run.config.setting, run.device)
         analysis.save(run.folder / ANALYSIS_FILE)
         try:
             summary = build_report(run.folder)
         except ValueError as error:
             raise RunFolderError(f"{run.folder}: the training is done, its report cannot be made: {error}") from error
-        card = run_card(run.model, run.images, run.config, summary)
+        card = run_card(model, run.images, run.config, summary)
         write_whole(run.folder / MODEL_FOLDER / CARD_FILE, card.encode())
     except (OSError, SafetensorError) as error:
         raise RunFolderError(

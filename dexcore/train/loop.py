@@ -8,25 +8,24 @@ several processes those of one on a single one.
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
 from dexcore.data.feed.augment import Augmentation
 from dexcore.data.feed.order import GlobalBatchSampler, GlobalOrder
 from dexcore.data.feed.own import OwnImages
 from dexcore.data.feed.pretrain_view import PretrainView, ReplacementLimit, collate
-from dexcore.engine.checkpoint import Progress, has_checkpoint, load_checkpoint, save_checkpoint
+from dexcore.engine.checkpoint import Progress, has_checkpoint
 from dexcore.engine.clock import StepClock
 from dexcore.engine.config import ConfigError
 from dexcore.engine.device import check_backend, choose_device, choose_workers
-from dexcore.engine.gradient_norm import gradient_norm
+from dexcore.engine.gradient_norm import clip_, gradient_norm, gradients_of
 from dexcore.engine.ranks import ALONE, Ranks
 from dexcore.engine.stop import StopRequest, leave_signals_to_parent, signals_held_back
 from dexcore.engine.watchdog import Watchdog
@@ -55,6 +54,7 @@ from dexcore.train.build import model_of_run
 from dexcore.train.config import OptimizerConfig, PretrainConfig
 from dexcore.train.heldout import HeldOut
 from dexcore.train.image_store import open_images
+from dexcore.train.parallel import parallel_of
 from dexcore.train.probe import TrainingProbe
 from dexcore.train.run.comparison import comparison_of, order_digest
 from dexcore.train.run.folder import allowed_changes, check_not_begun, write_comparison, write_config
@@ -122,14 +122,14 @@ class Pretraining:
         if config.run.evaluate_every:
             self.heldout = HeldOut(config, self.schedule, self.images, self.rows, folder, ranks)
         self.begun_from = "" if self._goes_on() else config.model.init
-        self.model = model_of_run(config, self.images, self.begun_from).to(self.device)
+        self.parallel = parallel_of(
+            config,
+            lambda begun: model_of_run(config, self.images, self.begun_from if begun else ""),
+            self.device,
+            ranks,
+        )
+        self.model = self.parallel.model
         self.layers = [layer for layer in self.model.modules() if isinstance(layer, DEXMlp)]  # none of a dense twin
-        self.wrapped: torch.nn.Module = self.model
-        if ranks.group is not None:
-            # Every trained parameter has a gradient in every step (experts without images: zeros), and directors
-            # need none: no unused parameter to search for. Buffers change alike on all ranks: none to broadcast.
-            self.wrapped = DistributedDataParallel(self.model, gradient_as_bucket_view=True)
-            self.wrapped.broadcast_buffers = False  # as an argument it is deprecated, its successor is too young
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
             _groups(self.model, config.optimizer),
@@ -157,7 +157,7 @@ class Pretraining:
                 self.ranks.say(f"changed: {change}")
             write_comparison(self.folder, comparison_of(self.config, self._order_digest()))
         if self.step_done == 0:
-            measure_step0(self.folder, self.model, self.images, self.config, self.device, self.ranks)
+            measure_step0(self.folder, self.parallel.whole(), self.images, self.config, self.device, self.ranks)
         with (
             Journal(self.folder, self.step_done, total, self.ranks, self.config, self._beside()) as journal,
             fast_layers(self.model, compute_dtype(self.device, self.config.run.precision)),
@@ -225,14 +225,17 @@ class Pretraining:
         for part, gradients_summed in self._parts(batch):
             with gradients_summed:
                 losses += self._backward(part, values)
-        grad_norm = gradient_norm([p.grad for p in self.parameters if p.grad is not None])
+        gradients = gradients_of(self.parameters)
+        own_norm = gradient_norm(gradients)
         with self.clock.part("communication"):
-            scalars, load, self.stopping = self._agree(losses / config.data.accumulate, grad_norm, stop)
+            scalars, grad_norm, load, self.stopping = self._agree(losses / config.data.accumulate, own_norm, stop)
 
         finite = all(math.isfinite(scalar) for scalar in scalars)
         if finite:
             with self.clock.part("update"):
-                self._update(values, scalars[-1], grad_norm)
+                if scalars[-1] > 0.99 * config.optimizer.clip_norm:  # surely below it, all would be multiplied by 1
+                    clip_(gradients, config.optimizer.clip_norm, grad_norm)
+                self._update(values)
             self.skipped_in_a_row = 0
         else:
             if self.layers:
@@ -249,11 +252,8 @@ class Pretraining:
         }
         return line if self.layers else {name: value for name, value in line.items() if name not in _OF_DEX}
 
-    def _update(self, values: StepValues, norm: float, grad_norm: torch.Tensor) -> None:
+    def _update(self, values: StepValues) -> None:
         """Change the weights by their gradients, and the directors by the experts."""
-        clip_norm = self.config.optimizer.clip_norm
-        if norm > 0.99 * clip_norm:  # surely below it, all gradients would be multiplied by 1
-            torch.nn.utils.clip_grads_with_norm_(self.parameters, clip_norm, grad_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = values.lr * group.get("lr_scale", 1.0)
         self.optimizer.step()
@@ -261,16 +261,13 @@ class Pretraining:
             update_directors(self.model, values.momentum)  # without a group: the recorded load is all ranks'
 
     def _parts(self, batch: dict[str, Any]) -> Iterator[tuple[dict[str, torch.Tensor], AbstractContextManager[Any]]]:
-        """The batch in `data.accumulate` parts, each with the context of its backward: DDP adds up the ranks'
-        gradients in the last one's.
-        """
+        """The batch in `data.accumulate` parts, each with the context of its forward and backward."""
         moved, kept = ("image", "mask_noise", "router_noise"), ("sample_id", "modality")
         split = [batch[name].split(self.part_size) for name in (*moved, *kept)]
         for number, tensors in enumerate(zip(*split, strict=True), start=1):
             part = dict(zip((*moved, *kept), tensors, strict=True))
             part |= {name: part[name].to(self.device, non_blocking=True) for name in moved}
-            last, ddp = number == self.config.data.accumulate, self.wrapped
-            yield part, ddp.no_sync() if isinstance(ddp, DistributedDataParallel) and not last else nullcontext()
+            yield part, self.parallel.backward_of(last=number == self.config.data.accumulate)
 
     def _backward(self, part: dict[str, torch.Tensor], values: StepValues) -> torch.Tensor:
         """Add a part's gradient and record its use of experts; its losses [4]: whole, self, align, balance."""
@@ -280,7 +277,7 @@ class Pretraining:
             if self.config.model.mlp != "dex":
                 route_by_rule(self.model, *names_of(self.images, part["sample_id"].numpy()))
         with self.clock.part("forward"), autocast(self.device, self.config.run.precision):
-            loss_self = self.wrapped(part["image"], noise=part["mask_noise"], hidden_only=True).loss
+            loss_self = self.parallel.wrapped(part["image"], noise=part["mask_noise"], hidden_only=True).loss
             zero = loss_self.new_zeros(())
             aux = aux_losses(self.model, self.ranks.group) if self.layers else AuxLosses(zero, zero)
         loss = loss_self + self.config.dex.lambda_align * aux.align + values.lambda_balance * aux.balance
@@ -291,46 +288,47 @@ class Pretraining:
         return torch.stack([loss, loss_self, aux.align, aux.balance]).detach()
 
     def _agree(
-        self, losses: torch.Tensor, grad_norm: torch.Tensor, stop: bool
-    ) -> tuple[list[float], list[list[float]], bool]:
+        self, losses: torch.Tensor, own_norm: torch.Tensor, stop: bool
+    ) -> tuple[list[float], torch.Tensor, list[list[float]], bool]:
         """Bring the ranks to one mind by one all-reduce, and its result to the host by one transfer.
 
         Args:
             losses: [4], this rank's.
-            grad_norm: 0-dim, the same on all ranks already.
+            own_norm: 0-dim, of what this rank holds of the gradient.
             stop: whether this rank was asked to stop.
 
         Returns:
-            The losses of the whole batch and the gradient's norm; the share of the batch's gates that each expert
-            got, an entry a DEX block; whether a rank was asked to stop. The layers' recorded loads become the sum
-            over all ranks.
+            The losses of the whole batch and the gradient's norm; the norm on the device; the share of the batch's
+            gates that each expert got, an entry a DEX block; whether a rank was asked to stop. The layers' recorded
+            loads become the sum over all ranks.
         """
-        summed, loads = torch.cat([losses, losses.new_tensor([stop])]), list[torch.Tensor]()
+        summed = torch.cat([losses, losses.new_tensor([stop]), own_norm.square()[None]])
+        loads = list[torch.Tensor]()
         if self.layers:
             summed, loads = share_load(self.model, summed, self.ranks.group)
         elif self.ranks.group is not None:
             dist.all_reduce(summed, group=self.ranks.group)
         shares = [load / load.sum() for load in loads]
-        told = torch.cat([summed[:4] / self.ranks.count, grad_norm[None], summed[4:], *shares]).cpu()
+        grad_norm = self.parallel.norm(own_norm, summed[5])
+        told = torch.cat([summed[:4] / self.ranks.count, grad_norm[None], summed[4:5], *shares]).cpu()
         by_block = told[6:].split([len(share) for share in shares])
         load = [[round(share, 6) for share in block.tolist()] for block in by_block]
-        return told[:5].tolist(), load, bool(told[5] > 0)
+        return told[:5].tolist(), grad_norm, load, bool(told[5] > 0)
 
     def _order_digest(self) -> str:
         steps, own = self.schedule.total_steps, self.transform is not None
         return order_digest(self.order, self.rows, self.images.fingerprint, self.config, steps, own)
 
     def save(self) -> None:
-        """Have the main rank write a checkpoint; the others wait for it."""
+        """Write a checkpoint; all ranks call it."""
         progress = Progress(
             step=self.step_done,
             skipped_in_a_row=self.skipped_in_a_row,
             order=self._sampler().state(self.step_done, self.images.fingerprint),
             config=asdict(self.config),
         )
-        keep = self.config.run.keep_checkpoints
         checkpoints = self.folder / CHECKPOINTS_FOLDER
-        self.ranks.on_main(lambda: save_checkpoint(checkpoints, self.model, self.optimizer, progress, keep))
+        self.parallel.save(checkpoints, self.optimizer, progress, self.config.run.keep_checkpoints)
 
     def _goes_on(self) -> bool:
         """Whether the weights will be a checkpoint's: then those to begin with are not asked for."""
@@ -346,8 +344,7 @@ class Pretraining:
         """
         if not self.config.resume:
             return
-        checkpoints = self.folder / CHECKPOINTS_FOLDER
-        progress = load_checkpoint(checkpoints, self.model, self.optimizer, self.ranks.say, self.ranks)
+        progress = self.parallel.load(self.folder / CHECKPOINTS_FOLDER, self.optimizer)
         if progress is None:
             self.ranks.on_main(lambda: check_not_begun(self.folder, self.config.run.checkpoint_every))
             self.ranks.say(f"{self.folder} holds no checkpoint yet: beginning at the first step")
@@ -395,12 +392,15 @@ class Pretraining:
         """At the moments for it, probe the model, measure its loss on held-out images, and have the main rank write
         down how alike the experts are."""
         if self.probe is not None and self.step_done in self.probe.moments:
-            journal.write_beside(PROBE_FILE, self.probe.measure(self.model, self.step_done))
+            model = self.parallel.whole(main_only=False)
+            journal.write_beside(PROBE_FILE, self.probe.measure(model, self.step_done))
         if self.heldout is not None and self.step_done in self.heldout.moments:
-            journal.write_beside(HELDOUT_FILE, self.heldout.measure(self.model, self.step_done, self.device))
-        if self.layers and self.ranks.main and self.step_done in moments(self.schedule.total_steps):
-            given = self.model, self.images, self.config.setting, self.device
-            journal.write_similarity(self.step_done, expert_similarity(*given), alignment(*given))
+            model = self.parallel.whole()
+            journal.write_beside(HELDOUT_FILE, self.heldout.measure(model, self.step_done, self.device))
+        if self.layers and self.step_done in moments(self.schedule.total_steps):
+            given = self.parallel.whole(), self.images, self.config.setting, self.device
+            if self.ranks.main:
+                journal.write_similarity(self.step_done, expert_similarity(*given), alignment(*given))
 
     def _beside(self) -> list[str]:
         """Names of the files of what is measured meanwhile."""

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from dexcore.checks import check_kind
 from dexcore.engine.ranks import LostRankError, environment_rank, join_ranks
 from dexcore.engine.stop import EXIT_STOPPED, Stopped, StopRequest
+from dexcore.models import MaskedAutoencoder
 from dexcore.train.config import PretrainConfig
 from dexcore.train.dry_run import rehearse
 from dexcore.train.finish import finish
@@ -125,16 +126,18 @@ def _run(
                 stop.ignore_further()  # torchrun's, to the ranks that leave last
             reason = stop.signal_name or "a signal to another rank"
             ranks.say(f"{reason}: stopped after step {run.step_done}; go on with --resume --out {folder}")
-        elif ranks.main and not _finished(run, stop):
-            return RunResult(folder, run.step_done, finished=False)
+        else:
+            model = run.parallel.whole()
+            if ranks.main and not _finished(run, model, stop):
+                return RunResult(folder, run.step_done, finished=False)
         return RunResult(folder, run.step_done, finished=not run.stopping)
 
 
-def _finished(run: Pretraining, stop: StopRequest) -> bool:
+def _finished(run: Pretraining, model: MaskedAutoencoder, stop: StopRequest) -> bool:
     """Evaluate and report; False where a signal came before or meanwhile: --resume comes back here."""
     try:
         with stop.at_once():
-            finish(run)
+            finish(run, model)
     except Stopped:
         run.ranks.say(
             f"{stop.signal_name}: stopped after the last step, before the report was done; make it with --resume "

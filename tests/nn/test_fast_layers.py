@@ -7,13 +7,13 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from onednn_here import needs_bf16
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from assertions import assert_close
 from dexcore.nn import aux_losses, collapse, fast_layers, upcycle, update_directors
+from onednn_here import needs_bf16
 
 module = sys.modules["dexcore.nn.fast_layers"]  # the function hides it
 

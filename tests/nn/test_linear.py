@@ -5,12 +5,12 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from onednn_here import DTYPES_HERE, needs_bf16
 from torch.utils.flop_counter import FlopCounterMode
 
 import dexcore.ops.flops  # noqa: F401  # teaches FlopCounterMode oneDNN's dense layer
 from assertions import assert_close
 from dexcore.nn.linear import faster_by_onednn, linear
+from onednn_here import DTYPES_HERE, needs_bf16
 
 sizes = st.integers(1, 70)
 

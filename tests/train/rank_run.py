@@ -1,12 +1,11 @@
 """One rank of a run without its report, which leaves its weights for a test to look at.
 
-    rank_run.py CONFIG.yaml STATES [--resume] [--poison RANK STEP]
+    rank_run.py CONFIG.yaml STATES [--resume] [--until STEP] [--poison RANK STEP]
 
 STATES/rank0.npz, ... hold the ranks' weights, and under "all_reduces" how often they called `dist.all_reduce`.
 """
 
 import argparse
-import math
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import torch.distributed as dist
 from runs import state
+from several_ranks import Disturbed
 
 from dexcore.engine.config_file import read_yaml
 from dexcore.engine.ranks import join_ranks
 from dexcore.engine.stop import EXIT_STOPPED, StopRequest
 from dexcore.train.config import PretrainConfig
-from dexcore.train.loop import Pretraining
 from dexcore.train.run.folder import open_run_folder
 
 _calls = 0
@@ -32,34 +31,24 @@ def _counted(*args, **kwargs):
     return _all_reduce(*args, **kwargs)
 
 
-class _Poisoned(Pretraining):
-    """A run one of whose ranks is given a NaN."""
-
-    poison: tuple[int, int]
-
-    def batches(self, workers):
-        for step, batch in enumerate(super().batches(workers), start=self.step_done):
-            if (self.ranks.rank, step) == self.poison:
-                batch["image"][0, 0, 3, 3] = math.nan
-            yield batch
-
-
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("config", type=Path)
     parser.add_argument("states", type=Path)
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--until", type=int, default=0)
     parser.add_argument("--poison", type=int, nargs=2, default=(-1, -1))
     asked = parser.parse_args()
     config = replace(read_yaml(asked.config, PretrainConfig()), resume=asked.resume)
     dist.all_reduce = _counted
     with join_ranks(config.run.device) as ranks, ExitStack() as held, StopRequest() as stop:
         folder = ranks.on_main(lambda: held.enter_context(open_run_folder(config)))
-        run = _Poisoned(config, folder, ranks)
-        run.poison = tuple(asked.poison)
+        run = Disturbed(config, folder, ranks)
+        run.until, run.poison = asked.until, tuple(asked.poison)
         run.resume()
         run.train(stop)
-        np.savez(asked.states / f"rank{ranks.rank}.npz", all_reduces=_calls, **state(run.model))
+        whole = run.parallel.whole(main_only=False)
+        np.savez(asked.states / f"rank{ranks.rank}.npz", all_reduces=_calls, **state(whole))
     return EXIT_STOPPED if run.stopping else 0
 
 

@@ -13,78 +13,36 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from runs import EXAMPLE, STEPS, ends, flags, metrics, similarities, start_ranks, state, tiny, wait_for_steps
+from runs import EXAMPLE, STEPS, ends, flags, metrics, start_ranks, state, tiny, wait_for_steps
+from several_ranks import (
+    BATCH,
+    FEW_STEPS,
+    alone,
+    assert_bit_identical,
+    assert_same_but_for_balance,
+    assert_same_run,
+    on_ranks,
+    shared_run,
+    without_balance,
+)
 
 from dexcore.engine.config import ConfigError
 from dexcore.engine.ranks import LostRankError, Ranks, environment_rank, join_ranks
-from dexcore.engine.stop import EXIT_STOPPED, StopRequest
+from dexcore.engine.stop import EXIT_STOPPED
 from dexcore.train.command import main
-from dexcore.train.config import DexConfig, PretrainConfig
 from dexcore.train.loop import Pretraining
-from dexcore.train.run.folder import open_run_folder
-
-RANK_RUN = str(Path(__file__).with_name("rank_run.py"))
-BATCH = 12
-FEW_STEPS = 12
-
-
-def _shared(store: Path, out: Path, steps: int = FEW_STEPS, accumulate: int = 1) -> PretrainConfig:
-    """A run for one to three ranks in float32, all noise and all losses on."""
-    config = tiny(store, out, precision="fp32", epochs=steps * BATCH / 20)
-    data = replace(config.data, batch_size=BATCH, accumulate=accumulate)
-    return replace(config, data=data, dex=DexConfig(lambda_align=0.1, lambda_balance=0.1))
-
-
-def _alone(config: PretrainConfig) -> Pretraining:
-    with open_run_folder(config) as folder, StopRequest() as stop:
-        run = Pretraining(config, folder)
-        run.resume()
-        run.train(stop)
-    return run
-
-
-def _on_ranks(count: int, config: PretrainConfig, *more: str) -> list[dict[str, np.ndarray]]:
-    """What `rank_run` left on every rank."""
-    file, states = Path(config.out).with_suffix(".yaml"), Path(config.out).with_suffix(".states")
-    states.mkdir()
-    flags(config, file.parent)
-    codes, _, errors = ends(start_ranks(count, [RANK_RUN, str(file), str(states), *more]))
-    assert codes == [0] * count, errors
-    return [dict(np.load(states / f"rank{rank}.npz")) for rank in range(count)]
-
-
-def _assert_same_run(one: str | Path, other: str | Path) -> None:
-    """Equal to float noise in every number of every step."""
-    assert len(metrics(one)) == len(metrics(other))
-    for a, b in zip(metrics(one), metrics(other), strict=True):
-        assert (a["step"], a["epoch"], a["skipped"]) == (b["step"], b["epoch"], b["skipped"])
-        for name in ("loss", "loss_self", "loss_align", "loss_balance", "grad_norm", "lr", "noise_std"):
-            assert a[name] == pytest.approx(b[name], rel=2e-5, abs=1e-7), (a["step"], name)
-        for block, other_block in zip(a["load"], b["load"], strict=True):
-            assert block == pytest.approx(other_block, abs=1e-4), a["step"]
-    assert len(similarities(one)) == len(similarities(other))
-    for a, b in zip(similarities(one), similarities(other), strict=True):
-        assert a["step"] == b["step"]
-        for block, other_block in zip(a["blocks"], b["blocks"], strict=True):
-            np.testing.assert_allclose(block, other_block, rtol=0, atol=1e-3)
-
-
-def _assert_bit_identical(ranks: list[dict[str, np.ndarray]]) -> None:
-    for rank in ranks[1:]:
-        assert rank.keys() == ranks[0].keys()
-        assert all(np.array_equal(rank[name], value) for name, value in ranks[0].items())
 
 
 @pytest.fixture(scope="module")
 def one_rank(store, tmp_path_factory) -> Pretraining:
-    return _alone(_shared(store, tmp_path_factory.mktemp("ranks") / "one"))
+    return alone(shared_run(store, tmp_path_factory.mktemp("ranks") / "one"))
 
 
 def test_two_ranks_are_one_run(store, one_rank, tmp_path):
-    config = _shared(store, tmp_path / "two")
-    ranks = _on_ranks(2, config)
-    _assert_same_run(config.out, one_rank.folder)
-    _assert_bit_identical(ranks)
+    config = shared_run(store, tmp_path / "two")
+    ranks = on_ranks(2, config)
+    assert_same_run(config.out, one_rank.folder)
+    assert_bit_identical(ranks)
     assert ranks[0]["all_reduces"] == 2 * FEW_STEPS
     for name, value in state(one_rank.model).items():
         if "director" in name or "frequency" in name:
@@ -93,29 +51,16 @@ def test_two_ranks_are_one_run(store, one_rank, tmp_path):
 
 @pytest.mark.slow
 def test_three_ranks_are_one_run(store, one_rank, tmp_path):
-    config = _shared(store, tmp_path / "three")
-    ranks = _on_ranks(3, config)
-    _assert_same_run(config.out, one_rank.folder)
-    _assert_bit_identical(ranks)
-
-
-def _without_balance(config: PretrainConfig) -> PretrainConfig:
-    return replace(config, dex=replace(config.dex, lambda_balance=0.0))
-
-
-def _assert_same_but_for_balance(one: str | Path, other: str | Path) -> None:
-    """The balance loss is each part's own."""
-    for a, b in zip(metrics(one), metrics(other), strict=True):
-        for name in ("loss", "loss_self", "loss_align", "grad_norm"):
-            assert a[name] == pytest.approx(b[name], rel=2e-5), (a["step"], name)
-        for block, other_block in zip(a["load"], b["load"], strict=True):
-            assert block == pytest.approx(other_block, abs=1e-4), a["step"]
+    config = shared_run(store, tmp_path / "three")
+    ranks = on_ranks(3, config)
+    assert_same_run(config.out, one_rank.folder)
+    assert_bit_identical(ranks)
 
 
 def test_accumulated_parts_equal_the_large_batch(store, tmp_path):
-    whole = _alone(_without_balance(_shared(store, tmp_path / "whole")))
-    parts = _alone(_without_balance(_shared(store, tmp_path / "parts", accumulate=3)))
-    _assert_same_but_for_balance(parts.folder, whole.folder)
+    whole = alone(without_balance(shared_run(store, tmp_path / "whole")))
+    parts = alone(without_balance(shared_run(store, tmp_path / "parts", accumulate=3)))
+    assert_same_but_for_balance(parts.folder, whole.folder)
     for name, value in state(whole.model).items():
         if "director" in name or "frequency" in name:
             assert np.allclose(state(parts.model)[name], value, rtol=1e-4, atol=1e-6), name
@@ -123,17 +68,17 @@ def test_accumulated_parts_equal_the_large_batch(store, tmp_path):
 
 @pytest.mark.slow
 def test_ranks_that_accumulate_equal_the_large_batch(store, tmp_path):
-    whole = _alone(_without_balance(_shared(store, tmp_path / "whole")))
-    config = _without_balance(_shared(store, tmp_path / "parts", accumulate=2))
+    whole = alone(without_balance(shared_run(store, tmp_path / "whole")))
+    config = without_balance(shared_run(store, tmp_path / "parts", accumulate=2))
     config = replace(config, model=replace(config.model, grad_checkpointing=True))
-    ranks = _on_ranks(2, config)
+    ranks = on_ranks(2, config)
     assert ranks[0]["all_reduces"] == 3 * FEW_STEPS  # the balance loss is each part's own
-    _assert_same_but_for_balance(config.out, whole.folder)
-    _assert_bit_identical(ranks)
+    assert_same_but_for_balance(config.out, whole.folder)
+    assert_bit_identical(ranks)
 
 
 def test_a_batch_that_the_ranks_cannot_share_is_refused(store, tmp_path):
-    config = _shared(store, tmp_path / "run")
+    config = shared_run(store, tmp_path / "run")
     with pytest.raises(ConfigError, match=r"data\.batch_size: expected a multiple of 5, the 5 processes times"):
         Pretraining(config, tmp_path, Ranks(rank=0, count=5, local_rank=0))
     config = replace(config, data=replace(config.data, accumulate=4))
@@ -143,8 +88,8 @@ def test_a_batch_that_the_ranks_cannot_share_is_refused(store, tmp_path):
 
 @pytest.mark.slow
 def test_a_signal_to_one_rank_stops_all_and_any_number_of_ranks_goes_on(store, tmp_path):
-    whole = _alone(_shared(store, tmp_path / "whole", steps=STEPS))
-    config = _shared(store, tmp_path / "stopped", steps=STEPS)
+    whole = alone(shared_run(store, tmp_path / "whole", steps=STEPS))
+    config = shared_run(store, tmp_path / "stopped", steps=STEPS)
     out = Path(config.out)
     for count, steps in ((2, 3), (3, 12)):
         processes = start_ranks(count, [str(EXAMPLE), *flags(config, tmp_path)])
@@ -160,19 +105,19 @@ def test_a_signal_to_one_rank_stops_all_and_any_number_of_ranks_goes_on(store, t
         assert newest.name == f"step-{done:08d}"
         assert sorted(entry.name for entry in newest.iterdir()) == [".metadata", "__0_0.distcp", "state.json"]
         config = replace(config, resume=True)
-    _alone(config)
-    _assert_same_run(out, whole.folder)
+    alone(config)
+    assert_same_run(out, whole.folder)
 
 
 @pytest.mark.slow
 def test_a_nan_on_one_rank_is_skipped_by_all_with_the_ids_of_all(store, one_rank, tmp_path):
-    config = _shared(store, tmp_path / "nan")
-    ranks = _on_ranks(3, config, "--poison", "1", "4")
+    config = shared_run(store, tmp_path / "nan")
+    ranks = on_ranks(3, config, "--poison", "1", "4")
     lines = metrics(config.out)
     assert [line["step"] for line in lines if line["skipped"]] == [4]
     assert len(lines) == FEW_STEPS
     assert all(np.isfinite(line["loss"]) for line in lines if not line["skipped"])
-    _assert_bit_identical(ranks)
+    assert_bit_identical(ranks)
     (skipped,) = [json.loads(line) for line in (Path(config.out) / "skipped.jsonl").read_text().splitlines()]
     keys = one_rank.order
     places = range(4 * BATCH, 5 * BATCH)
@@ -182,7 +127,7 @@ def test_a_nan_on_one_rank_is_skipped_by_all_with_the_ids_of_all(store, one_rank
 
 @pytest.mark.slow
 def test_the_example_under_torchrun_speaks_once_and_says_how_to_repeat_it(store, tmp_path):
-    config = _shared(store, tmp_path / "run", steps=3)
+    config = shared_run(store, tmp_path / "run", steps=3)
     command = ["--nproc-per-node", "2", str(EXAMPLE), *flags(config, tmp_path)]
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", *command],
@@ -203,7 +148,7 @@ def test_the_example_under_torchrun_speaks_once_and_says_how_to_repeat_it(store,
 
 @pytest.mark.slow
 def test_ranks_whose_folder_is_taken_leave_with_one_message(store, tmp_path):
-    config = _shared(store, tmp_path / "run")
+    config = shared_run(store, tmp_path / "run")
     Path(config.out).mkdir()
     (Path(config.out) / "thesis.tex").write_text("years of work")
     codes, _, said = ends(start_ranks(2, [str(EXAMPLE), *flags(config, tmp_path)]))
@@ -214,7 +159,7 @@ def test_ranks_whose_folder_is_taken_leave_with_one_message(store, tmp_path):
 
 @pytest.mark.slow
 def test_a_rank_that_dies_takes_the_others_along_with_a_clear_error(store, tmp_path):
-    config = _shared(store, tmp_path / "run", steps=500)
+    config = shared_run(store, tmp_path / "run", steps=500)
     processes = start_ranks(2, [str(EXAMPLE), *flags(config, tmp_path)])
     wait_for_steps(processes[0], Path(config.out), 6)
     processes[1].kill()

@@ -1,0 +1,160 @@
+"""The model in shards: FSDP2, block by block, over all processes or within groups of them (HSDP).
+
+A process holds its share of every parameter, gradient and moment in float32, and gathers a block while it runs.
+Experts [R, H, D] are cut on their second axis and the director [H, D] on its first, which is the same H: what a process
+holds of the director is the mean of what it holds of the experts, and GEMA moves nothing between processes. Cut on
+their first axis, R experts would leave all but R processes without any.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Shard
+
+from dexcore.engine.checkpoint import Progress, load_checkpoint, save_checkpoint
+from dexcore.engine.config import ConfigError, check_field
+from dexcore.engine.ranks import Ranks
+from dexcore.models import MaskedAutoencoder
+from dexcore.nn.mlp import DEXMlp
+from dexcore.train.config import ParallelConfig
+
+_FROM_MAIN = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+
+
+class Sharded:
+    """Holds a share of the model.
+
+    The main rank draws the whole of it once, in its host memory, and sends every process its share.
+
+    Args:
+        config: how it is cut.
+        build: makes the whole model; given False without the weights of ``model.init``, for its shape.
+        device: where it trains.
+        ranks: the processes that share every batch.
+
+    Attributes:
+        model: its parameters are `DTensor`; a forward gathers them, and is all ranks' together.
+        wrapped: the same, to call in training.
+
+    Raises:
+        ConfigError: the processes cannot be put into groups so, or a block cannot be cut into so many parts.
+    """
+
+    def __init__(
+        self, config: ParallelConfig, build: Callable[[bool], MaskedAutoencoder], device: torch.device, ranks: Ranks
+    ) -> None:
+        self.ranks, self.device = ranks, device
+        self._build = build
+        self.replicas = _replicas(config, ranks)
+        self.model = self._empty()
+        check_sizes(self.model, ranks.count // self.replicas)
+        gathered = {"fp32": None, "bf16": torch.bfloat16}[config.gather]
+        precision = MixedPrecisionPolicy(param_dtype=gathered, reduce_dtype=torch.float32)
+        shard(self.model, _mesh(device, ranks.count, self.replicas), precision)
+        self.model.to_empty(device=device)
+        drawn = build(True).state_dict() if ranks.main else {}
+        set_model_state_dict(self.model, drawn, options=_FROM_MAIN)
+        self.wrapped: nn.Module = self.model
+
+    @contextmanager
+    def backward_of(self, last: bool) -> Iterator[None]:
+        """The context of a part's forward and backward: gradients are added up over ranks in the ``last`` part's."""
+        assert isinstance(self.model, FSDPModule)
+        self.model.set_requires_gradient_sync(last)
+        yield
+
+    def norm(self, own: Tensor, squares: Tensor) -> Tensor:
+        """The norm of the whole gradient, 0-dim, of this process's own and of the sum over all of their squares."""
+        return (squares / self.replicas).sqrt()
+
+    def whole(self, main_only: bool = True) -> MaskedAutoencoder:
+        """A copy in one piece, to be measured or saved; all ranks call it. Where ``main_only``, the others get one
+        without numbers."""
+        copy = self._empty()
+        wanted = self.ranks.main or not main_only
+        if wanted:
+            copy.to_empty(device=self.device)
+        for into, tensor in zip(_tensors(copy), _tensors(self.model), strict=True):
+            numbers = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+            if wanted:
+                into.data.copy_(numbers)
+        return copy.train(self.model.training)
+
+    def save(self, folder: Path, optimizer: torch.optim.Optimizer, progress: Progress, keep: int) -> None:
+        """Write a checkpoint, every rank its share."""
+        save_checkpoint(folder, self.model, optimizer, progress, keep, self.ranks)
+
+    def load(self, folder: Path, optimizer: torch.optim.Optimizer) -> Progress | None:
+        """`load_checkpoint` into model and optimizer, of every rank its share."""
+        return load_checkpoint(folder, self.model, optimizer, self.ranks.say, self.ranks)
+
+    def _empty(self) -> MaskedAutoencoder:
+        with torch.device("meta"):
+            return self._build(False)
+
+
+def shard(model: MaskedAutoencoder, mesh: DeviceMesh, precision: MixedPrecisionPolicy) -> None:
+    """Cut a model, block by block, in place; what is in no block is gathered for the whole of a step.
+
+    Args:
+        model: its parameters on any device, the meta device too.
+        mesh: one axis of shards, or one of replicas before it.
+        precision: of what is gathered and of the gradients' sum.
+    """
+    second = {id(p) for layer in model.modules() if isinstance(layer, DEXMlp) for p in layer.experts.parameters()}
+
+    def placement(parameter: nn.Parameter) -> Shard:
+        return Shard(1 if id(parameter) in second else 0)
+
+    # The parts of the decoder's last block are called one by one, past its hooks: it stays with the whole.
+    for block in (*model.encoder.blocks, *list(model.decoder_blocks)[:-1]):
+        fully_shard(block, mesh=mesh, shard_placement_fn=placement, mp_policy=precision)
+    fully_shard(model, mesh=mesh, shard_placement_fn=placement, mp_policy=precision)
+
+
+def check_sizes(model: MaskedAutoencoder, shards: int) -> None:
+    """Raise ConfigError, which names the nearest sizes that fit, where experts cannot be cut into ``shards`` parts."""
+    for layer in model.modules():
+        if not isinstance(layer, DEXMlp):
+            continue
+        _, hidden, width = layer.experts.fc1.weight.shape
+        for name, size in (("model.dim", width), ("model.dim * model.mlp_ratio", hidden)):
+            below = size - size % shards
+            nearest = " or ".join(str(fits) for fits in (below, below + shards) if fits)
+            if size % shards:
+                raise ConfigError(
+                    f"{name}: expected a multiple of {shards}, the parts into which parallel.kind cuts every expert, "
+                    f"got {size} (nearest: {nearest}); or fewer parts in groups: parallel.kind hsdp"
+                )
+
+
+def _replicas(config: ParallelConfig, ranks: Ranks) -> int:
+    """How many groups of processes hold a whole model each."""
+    if config.kind == "fsdp":
+        return 1
+    machines = ranks.count // ranks.local_count
+    replicas = config.replicas or machines
+    expected = f"a number of groups of at least two processes each, from 2 on, of all {ranks.count}"
+    if not config.replicas and machines < 2:
+        expected += " (0 is one a machine, and there is one machine)"
+    fits = replicas >= 2 and ranks.count % replicas == 0 and ranks.count // replicas >= 2
+    check_field(fits, "parallel.replicas", expected, config.replicas)
+    return replicas
+
+
+def _mesh(device: torch.device, count: int, replicas: int) -> DeviceMesh:
+    if replicas == 1:
+        return init_device_mesh(device.type, (count,), mesh_dim_names=("shard",))
+    return init_device_mesh(device.type, (replicas, count // replicas), mesh_dim_names=("replicate", "shard"))
+
+
+def _tensors(model: nn.Module) -> list[Any]:
+    """All parameters and buffers, in an order that the model's making decides."""
+    return [*(tensor.detach() for tensor in model.parameters()), *model.buffers()]
