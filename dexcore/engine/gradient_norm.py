@@ -4,13 +4,13 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+
+from dexcore.nn.sharding import own_share
 
 
 def gradients_of(parameters: Sequence[Tensor]) -> list[Tensor]:
     """Their gradients, those that they have; of sharded ones this process's share."""
-    found = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    return [gradient.to_local() if isinstance(gradient, DTensor) else gradient for gradient in found]
+    return [own_share(parameter.grad) for parameter in parameters if parameter.grad is not None]
 
 
 def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:

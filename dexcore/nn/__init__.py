@@ -11,6 +11,7 @@ from dexcore.nn.param_groups import param_groups
 from dexcore.nn.records import Routing
 from dexcore.nn.routes import route_by_rule, rule_of, set_routes, set_rule
 from dexcore.nn.rules import RoutingRule
+from dexcore.nn.sharding import shard_placement
 from dexcore.nn.upcycle import collapse, upcycle
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "set_router_noise",
     "set_routes",
     "set_rule",
+    "shard_placement",
     "share_load",
     "upcycle",
     "update_directors",

@@ -10,7 +10,6 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.nn.utils.parametrize import is_parametrized
 
 from dexcore.checks import check_kind
@@ -18,6 +17,7 @@ from dexcore.nn.mlp import FREQUENCY_DECAY, DEXMlp, dex_layers
 from dexcore.nn.mlp_checks import check_linear
 from dexcore.nn.processes import process_group
 from dexcore.nn.records import countable, say_left_out
+from dexcore.nn.sharding import own_share
 from dexcore.ops import expert_load, group_ema_
 
 
@@ -104,9 +104,7 @@ def update_directors(model: nn.Module, momentum: float, group: dist.ProcessGroup
     A layer that saw no image, or that the last forward did not reach, stays as it is; so does one whose Omega is not
     finite (a NaN image), and an element of a director where an expert in use is not finite. `left_out` counts both.
 
-    Parameters that FSDP2 has sharded (`torch.distributed.fsdp.fully_shard`) are moved where they lie, without
-    communication: the experts' have to be cut on their second axis and the director's on its first, by
-    ``shard_placement_fn``.
+    Parameters that FSDP2 has sharded are moved where they lie: see `dexcore.nn.shard_placement`.
 
     Args:
         model: holds DEX layers.
@@ -139,8 +137,8 @@ def update_directors(model: nn.Module, momentum: float, group: dist.ProcessGroup
         omega = omega.nan_to_num(0, 0, 0)  # a load that is not finite leaves no other number: as if no image had come
         omegas.append(omega)
         for expert, director in layer.expert_director_pairs():
-            directors.append(_own_share(director))
-            experts.append(_own_share(expert))
+            directors.append(own_share(director))
+            experts.append(own_share(expert))
             weights.append(omega)
     group_ema_(directors, experts, weights, momentum, backend=layers[0].backend)
     wrong = ~torch.stack(totals).isfinite()
@@ -229,11 +227,6 @@ def _last_load(layer: DEXMlp) -> Tensor:
     assert layer.record.pending is not None
     load = expert_load(*layer.record.pending, layer.num_experts, backend=layer.backend)
     return load.to(layer.router.activation_frequency.dtype)
-
-
-def _own_share(parameter: Tensor) -> Tensor:
-    """Of a sharded parameter what this process holds: of director and experts the same rows, or check_shape refuses."""
-    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
 
 
 def _no_load(layer: DEXMlp) -> Tensor:

@@ -1,9 +1,7 @@
 """The model in shards: FSDP2, block by block, over all processes or within groups of them (HSDP).
 
-A process holds its share of every parameter, gradient and moment in float32, and gathers a block while it runs.
-Experts [R, H, D] are cut on their second axis and the director [H, D] on its first, which is the same H: what a process
-holds of the director is the mean of what it holds of the experts, and GEMA moves nothing between processes. Cut on
-their first axis, R experts would leave all but R processes without any.
+A process holds its share of every parameter, gradient and moment in float32, and gathers a block while it runs. How
+experts and directors are cut is `dexcore.nn.shard_placement`'s.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,12 +14,13 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor
 
 from dexcore.engine.checkpoint import Progress, load_checkpoint, save_checkpoint
 from dexcore.engine.config import ConfigError, check_field
 from dexcore.engine.ranks import Ranks
 from dexcore.models import MaskedAutoencoder
+from dexcore.nn import shard_placement
 from dexcore.nn.mlp import DEXMlp
 from dexcore.train.config import ParallelConfig
 
@@ -108,15 +107,11 @@ def shard(model: MaskedAutoencoder, mesh: DeviceMesh, precision: MixedPrecisionP
         mesh: one axis of shards, or one of replicas before it.
         precision: of what is gathered and of the gradients' sum.
     """
-    second = {id(p) for layer in model.modules() if isinstance(layer, DEXMlp) for p in layer.experts.parameters()}
-
-    def placement(parameter: nn.Parameter) -> Shard:
-        return Shard(1 if id(parameter) in second else 0)
-
+    settings: Any = {"mesh": mesh, "shard_placement_fn": shard_placement(model), "mp_policy": precision}
     # The parts of the decoder's last block are called one by one, past its hooks: it stays with the whole.
     for block in (*model.encoder.blocks, *list(model.decoder_blocks)[:-1]):
-        fully_shard(block, mesh=mesh, shard_placement_fn=placement, mp_policy=precision)
-    fully_shard(model, mesh=mesh, shard_placement_fn=placement, mp_policy=precision)
+        fully_shard(block, **settings)
+    fully_shard(model, **settings)
 
 
 def check_sizes(model: MaskedAutoencoder, shards: int) -> None:

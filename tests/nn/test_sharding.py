@@ -1,0 +1,59 @@
+"""DEX layers cut by FSDP2: the same rows of experts and director on every process, and the models that only fit so."""
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from dexcore.models import DEXVisionTransformer
+from dexcore.nn import DEXMlp, set_mode, shard_placement
+from dexcore.nn.sharding import own_share
+
+SIZES = {"width 192": (192, 2, 3, 8, 6), "ViT-H": (1280, 32, 16, 8, 64)}  # width, depth, heads, experts, processes
+
+
+@pytest.fixture
+def sharded(request):
+    """A model on the meta device, cut for as many processes, of which this is one; no number exists."""
+    width, depth, heads, experts, processes = SIZES[request.param]
+    dist.init_process_group("fake", store=FakeStore(), rank=processes - 1, world_size=processes)
+    try:
+        with torch.device("meta"):
+            model = DEXVisionTransformer(224, 14, embed_dim=width, depth=depth, num_heads=heads, num_experts=experts)
+        mesh, placement = init_device_mesh("cpu", (processes,)), shard_placement(model)
+        whole = sum(parameter.numel() for parameter in model.parameters())
+        for block in model.blocks:
+            fully_shard(block, mesh=mesh, shard_placement_fn=placement)
+        fully_shard(model, mesh=mesh, shard_placement_fn=placement)
+        yield model, whole, processes
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("sharded", SIZES, indirect=True)
+def test_a_process_holds_the_same_rows_of_experts_and_director(sharded):
+    model, _, processes = sharded
+    for layer in (module for module in model.modules() if isinstance(module, DEXMlp)):
+        for expert, director in layer.expert_director_pairs():
+            rows = director.shape[0] // processes
+            assert own_share(director).shape == (rows, *director.shape[1:])
+            assert own_share(expert).shape == (layer.num_experts, rows, *director.shape[1:])
+            (of_expert,), (of_director,) = expert.placements, director.placements
+            assert (of_expert.dim, of_director.dim) == (1, 0)
+
+
+@pytest.mark.parametrize("sharded", ["ViT-H"], indirect=True)
+def test_a_process_holds_its_share_and_no_more(sharded):
+    model, whole, processes = sharded
+    assert whole > 3.9e9
+    own = sum(own_share(parameter).numel() for parameter in model.parameters())
+    assert own <= 1.001 * whole / processes
+    set_mode(model, "director")  # what is frozen is a shard as well
+    assert sum(own_share(p).numel() for p in model.parameters() if p.requires_grad) < own / 5
+
+
+def test_what_is_whole_is_this_process_s_own():
+    tensor = torch.ones(3)
+    assert own_share(tensor) is tensor
