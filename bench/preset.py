@@ -144,7 +144,7 @@ def seconds_after_steps(config: PretrainConfig) -> float:
         training = Pretraining(config, folder)
         training.train(stop)
         began = time.perf_counter()
-        finish(training)
+        finish(training, training.model)
         return time.perf_counter() - began
 
 

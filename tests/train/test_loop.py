@@ -200,7 +200,7 @@ def test_a_missing_package_of_the_report_is_named_before_the_first_step(store, t
 def test_an_end_that_cannot_be_written_is_a_clear_error(run, name):
     (run.folder / name).mkdir(parents=True)  # in the way
     with pytest.raises(RunFolderError, match=rf"the training is done, .*cannot be written: .*{name}.*--resume"):
-        finish(run)
+        finish(run, run.model)
 
 
 def test_metrics_that_are_lost_at_the_end_are_a_clear_error(whole_run, tmp_path):
