@@ -143,11 +143,15 @@ def start_one_of_two(rank: int, arguments: list[str]) -> subprocess.Popen[str]:
     return _process(arguments, {**_meeting_place(2), "RANK": str(rank), "LOCAL_RANK": str(rank)}, group=0)
 
 
-def _meeting_place(count: int) -> dict[str, str]:
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
+        port: int = free.getsockname()[1]
+    return port
+
+
+def _meeting_place(count: int) -> dict[str, str]:
+    return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(count)}
 
 
 def _process(arguments: list[str], environment: dict[str, str], group: int) -> subprocess.Popen[str]:

@@ -56,6 +56,8 @@ class Sharded:
         check_sizes(self.model, ranks.count // self.replicas)
         gathered = {"fp32": None, "bf16": torch.bfloat16}[config.gather]
         precision = MixedPrecisionPolicy(param_dtype=gathered, reduce_dtype=torch.float32)
+        # Training asks for the loss alone. FSDP2 waits for the gradient of every output, and warns of views among them.
+        self.model.register_forward_hook(lambda model, given, out: out._replace(pred=out.pred.detach()))
         shard(self.model, _mesh(device, ranks.count, self.replicas), precision)
         self.model.to_empty(device=device)
         drawn = build(True).state_dict() if ranks.main else {}
