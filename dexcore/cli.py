@@ -7,6 +7,7 @@
     dexcore embed FOLDER        write a model's features of all images in a folder
     dexcore predict IMAGE       labels or masks of images, by a fine-tuned model
     dexcore export RUN          write the model of a run's checkpoint
+    dexcore plan --gpus N       predict what a run on many GPUs takes
     dexcore watch RUN           follow a run on the terminal while it trains
     dexcore report RUN          make the report of a run again, from the numbers in its folder
     dexcore --version           the versions of dexcore, torch and triton
@@ -23,6 +24,7 @@ from dexcore.commands.eval import add_eval_commands, run_eval
 from dexcore.commands.eval_features import add_embed_command, run_embed
 from dexcore.commands.export import add_export_command, run_export
 from dexcore.commands.mvu import add_commands, run_mvu
+from dexcore.commands.plan import add_plan_command, run_plan
 from dexcore.commands.predict import add_predict_command, run_predict
 from dexcore.commands.report import add_report_command, run_report
 from dexcore.commands.watch import add_watch_command, run_watch
@@ -54,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return run_predict(arguments)
         if arguments.command == "export":
             return run_export(arguments)
+        if arguments.command == "plan":
+            return run_plan(arguments)
         if arguments.command == "watch":
             return run_watch(arguments)
         return run_report(arguments)
@@ -104,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     add_embed_command(commands.add_parser("embed", help="write a model's features of all images in a folder"))
     add_predict_command(commands.add_parser("predict", help="labels or masks of images, by a fine-tuned model"))
     add_export_command(commands.add_parser("export", help="write the model of a run's checkpoint"))
+    add_plan_command(commands.add_parser("plan", help="predict what pre-training on many GPUs takes"))
     add_watch_command(commands.add_parser("watch", help="follow a run on the terminal while it trains"))
     report = commands.add_parser("report", help="make a run's report again, from the numbers in its folder")
     add_report_command(report)

@@ -56,8 +56,6 @@ class Sharded:
         check_sizes(self.model, ranks.count // self.replicas)
         gathered = {"fp32": None, "bf16": torch.bfloat16}[config.gather]
         precision = MixedPrecisionPolicy(param_dtype=gathered, reduce_dtype=torch.float32)
-        # Training asks for the loss alone. FSDP2 waits for the gradient of every output, and warns of views among them.
-        self.model.register_forward_hook(lambda model, given, out: out._replace(pred=out.pred.detach()))
         shard(self.model, _mesh(device, ranks.count, self.replicas), precision)
         self.model.to_empty(device=device)
         drawn = build(True).state_dict() if ranks.main else {}
@@ -109,6 +107,8 @@ def shard(model: MaskedAutoencoder, mesh: DeviceMesh, precision: MixedPrecisionP
         mesh: one axis of shards, or one of replicas before it.
         precision: of what is gathered and of the gradients' sum.
     """
+    # Training asks for the loss alone. FSDP2 waits for the gradient of every output, and warns of views among them.
+    model.register_forward_hook(lambda model, given, out: out._replace(pred=out.pred.detach()))
     settings: Any = {"mesh": mesh, "shard_placement_fn": shard_placement(model), "mp_policy": precision}
     # The parts of the decoder's last block are called one by one, past its hooks: it stays with the whole.
     for block in (*model.encoder.blocks, *list(model.decoder_blocks)[:-1]):

@@ -1,0 +1,61 @@
+"""``dexcore plan``: what pre-training on many GPUs would take.
+
+Heavy imports wait until the command runs.
+"""
+
+import argparse
+
+_PLAN = (
+    "Predict, for each kind of parallelism, a process's memory, the time of a step and of a whole run on GPUs that are "
+    "not there: from counted FLOPs, bytes and messages and the data sheet of a card. Nothing is computed on a device."
+)
+
+
+def add_plan_command(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``dexcore plan`` to its parser."""
+    parser.description = _PLAN
+    add = parser.add_argument
+    add("--gpus", type=int, required=True, metavar="N", help="in all")
+    add("--gpu", default="h100", choices=("a100", "h100", "h200", "b200"), help="which (default: h100)")
+    add("--gpus-per-node", type=int, default=8, metavar="N", help="of a machine (default: 8)")
+    add(
+        "--model",
+        default="base",
+        choices=("base", "large", "huge"),
+        help="ViT-B, -L or -H (default: base)",
+    )
+    add(
+        "--batch-size",
+        type=int,
+        metavar="N",
+        help="of a step (default: the paper's 448, or what all can share)",
+    )
+    add("--epochs", type=float, default=200.0, help="of the run (default: 200, the paper's)")
+    add("--images", type=int, metavar="N", help="an epoch (default: 4,970,000, those of MVU)")
+    add("--gather", default="fp32", choices=("fp32", "bf16"), help="parallel.gather (default: fp32)")
+    add("--grad-checkpointing", action="store_true", help="run blocks again in the backward")
+    add("--efficiency", type=float, metavar="E", help="of the peak in matrix products (default: 0.4, assumed)")
+    add("--price-per-gpu-hour", type=float, metavar="X", help="tell what the run costs")
+
+
+def run_plan(arguments: argparse.Namespace) -> int:
+    """Run ``dexcore plan``; the return value is the process's."""
+    from dexcore.train import plan
+
+    given = arguments
+    machines = plan.Machines(
+        given.gpus,
+        plan.GPUS[given.gpu],
+        given.gpus_per_node,
+        plan.EFFICIENCY if given.efficiency is None else given.efficiency,
+    )
+    batch = given.batch_size or plan.fitting_batch(plan.PRESETS["paper"].data.batch_size, given.gpus)
+    counted = plan.count(plan.MODELS[given.model])
+    steps = given.epochs * (given.images or plan.MVU_IMAGES) / batch
+    plans = [
+        plan.plan(counted, machines, kind, batch, 2 if given.gather == "bf16" else 4, given.grad_checkpointing)
+        for kind in plan.KINDS
+        if kind != "hsdp" or given.gpus > given.gpus_per_node
+    ]
+    print("\n".join(plan.told(counted, machines, plans, batch, steps, given.price_per_gpu_hour)))
+    return 0

@@ -1,0 +1,386 @@
+"""What a run on many GPUs would take: memory, time and messages of a step, before one is rented.
+
+Counted: parameters, FLOPs, what a step keeps for its backward, bytes and numbers of collectives. Predicted from them
+and a few numbers of a card and its network: times. Nothing here was measured on such a machine.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal, NamedTuple
+
+import torch
+from torch._subclasses import FakeTensorMode
+
+from dexcore.amounts import duration
+from dexcore.engine.config import check_field
+from dexcore.models import MaskedAutoencoder
+from dexcore.train.build import build_model
+from dexcore.train.config import PRESETS, ModelConfig
+from dexcore.train.run.comparison import cost
+
+Kind = Literal["ddp", "fsdp", "hsdp"]
+KINDS: tuple[Kind, ...] = ("ddp", "fsdp", "hsdp")
+GIB = 2**30
+MVU_IMAGES = 4_970_000
+EFFICIENCY = (
+    0.4  # of the peak, in the products of matrices: assumed, within what ViTs of these widths are seen to reach
+)
+# Images that a core prepares a second, colour photographs of 640 x 480 for 256 pixels: the slowest line of
+# bench/results/feed.jsonl.
+IMAGES_A_CORE = 528
+_CONTEXT = 1.5 * GIB  # CUDA's and NCCL's own, and the allocator's gaps
+_WITHIN, _ACROSS = 10e-6, 30e-6  # seconds until a collective's first byte is there, within a machine and between
+
+
+@dataclass(frozen=True)
+class GPU:
+    """A card, by its maker's data sheet, and its share of the network in machines that are sold with it.
+
+    Attributes:
+        memory: bytes.
+        flops: of bf16 matrix products with float32 sums a second, dense.
+        bandwidth: bytes a second of its memory.
+        link: bytes a second to another card of the machine, one way.
+        network: bytes a second to other machines, one way.
+    """
+
+    name: str
+    memory: float
+    flops: float
+    bandwidth: float
+    link: float
+    network: float
+
+
+GPUS = {
+    "a100": GPU("A100 SXM 80 GB", 80e9, 312e12, 2.04e12, 300e9, 25e9),
+    "h100": GPU("H100 SXM 80 GB", 80e9, 989e12, 3.35e12, 450e9, 50e9),
+    "h200": GPU("H200 SXM 141 GB", 141e9, 989e12, 4.8e12, 450e9, 50e9),
+    "b200": GPU("B200 SXM 180 GB", 180e9, 2250e12, 8e12, 900e9, 50e9),
+}
+
+_PAPER = PRESETS["paper"].model
+MODELS: dict[str, ModelConfig] = {
+    "base": _PAPER,
+    "large": replace(_PAPER, dim=1024, depth=24, heads=16),
+    "huge": replace(_PAPER, dim=1280, depth=32, heads=16),
+}
+
+
+class Counted(NamedTuple):
+    """A model, counted on the meta device.
+
+    Attributes:
+        parameters: all numbers, of directors and positions too.
+        trained: those that have a gradient.
+        experts: those of all pools.
+        units: parameters of what FSDP gathers at once, a number a block, the last the rest of the model's.
+        trained_units: those of each unit that have a gradient.
+        flops: of a training step, an image.
+        kept: bytes that a step keeps for its backward, an image, in bf16.
+        kept_checkpointed: those where blocks are run again.
+    """
+
+    parameters: int
+    trained: int
+    experts: int
+    units: tuple[int, ...]
+    trained_units: tuple[int, ...]
+    flops: int
+    kept: int
+    kept_checkpointed: int
+
+
+def count(config: ModelConfig) -> Counted:
+    """Count a model of DEX layers or a twin; no memory is taken for it."""
+    model = _empty(config)
+    blocks = [*model.encoder.blocks, *list(model.decoder_blocks)[:-1]]  # as `dexcore.train.parallel.sharded.shard`
+    units = [sum(p.numel() for p in block.parameters()) for block in blocks]
+    trained = [sum(p.numel() for p in block.parameters() if p.requires_grad) for block in blocks]
+    everything = list(model.parameters())
+    total, learned = sum(p.numel() for p in everything), sum(p.numel() for p in everything if p.requires_grad)
+    experts = sum(p.numel() for name, p in model.named_parameters() if ".experts." in name)
+    return Counted(
+        total,
+        learned,
+        experts,
+        (*units, total - sum(units)),
+        (*trained, learned - sum(trained)),
+        cost(replace(config, init="")).training_flops,
+        *(kept_for_backward(config, again) // 2 for again in (False, True)),
+    )
+
+
+def kept_for_backward(config: ModelConfig, again: bool) -> int:
+    """Bytes that autograd keeps of one image's step in float32, weights left out; ``again``: blocks are run again.
+
+    Of blocks that are run again one at a time has what it keeps: the largest is added.
+    """
+    model, other = (_empty(replace(config, grad_checkpointing=on)).train() for on in (again, False))
+    with FakeTensorMode(allow_non_fake_inputs=True):  # unlike the meta device it takes the fused attention
+        model.to_empty(device="cpu")
+        other.to_empty(device="cpu")
+        image = torch.empty(1, config.in_chans, config.image_size, config.image_size)
+        noise = torch.empty(1, model.num_patches)
+        kept = _kept(lambda: model(image, noise=noise, hidden_only=True), model)
+        if again:
+            parts = (
+                (other.encoder.blocks[0], other.num_visible + 1, config.dim),
+                (other.decoder_blocks[0], other.num_patches + 1, config.decoder_dim),
+            )
+            kept += max(_kept(partial(block, _tokens(count, width)), other) for block, count, width in parts)
+    return kept
+
+
+def _empty(config: ModelConfig) -> MaskedAutoencoder:
+    with torch.device("meta"):
+        return build_model(replace(config, init=""))
+
+
+def _tokens(count: int, width: int) -> torch.Tensor:
+    return torch.empty(1, count, width, requires_grad=True)
+
+
+def _kept(run: Callable[[], object], model: torch.nn.Module) -> int:
+    """Bytes of what ``run`` leaves for its backward, each storage once."""
+    weights = {p.untyped_storage()._cdata for p in model.parameters()}
+    found: dict[int, int] = {}
+    held: list[torch.Tensor] = []  # else a storage that is freed meanwhile gives its name to another
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            found[storage._cdata] = storage.nbytes()
+            held.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        run()
+    return sum(found.values())
+
+
+@dataclass(frozen=True)
+class Machines:
+    """Where a run would go.
+
+    Attributes:
+        gpus: in all.
+        gpu: which.
+        per_node: GPUs of a machine.
+        efficiency: share of the peak that the products of matrices reach.
+    """
+
+    gpus: int
+    gpu: GPU
+    per_node: int = 8
+    efficiency: float = EFFICIENCY
+
+    def __post_init__(self) -> None:
+        check_field(1 <= self.gpus <= 2**17, "--gpus", "1 to 131,072", self.gpus)
+        check_field(1 <= self.per_node <= 1024, "--gpus-per-node", "1 to 1,024", self.per_node)
+        whole = self.gpus <= self.per_node or self.gpus % self.per_node == 0
+        check_field(whole, "--gpus", f"a multiple of the {self.per_node} of a machine", self.gpus)
+        check_field(0 < self.efficiency <= 1, "--efficiency", "above 0, at most 1", self.efficiency)
+
+    @property
+    def of_node(self) -> int:
+        return min(self.gpus, self.per_node)
+
+
+class Messages(NamedTuple):
+    """Collectives of a step beside the two small all-reduces: numbers, and bytes that a process sends.
+
+    Attributes:
+        gathers: of blocks, forward and backward.
+        scatters: of gradients.
+        reduces: of whole gradients (ddp, in buckets of 25 MiB), or of shards between machines (hsdp).
+        gathered, scattered, reduced: bytes.
+    """
+
+    gathers: int
+    scatters: int
+    reduces: int
+    gathered: float
+    scattered: float
+    reduced: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A step of a model on machines, by kind.
+
+    Attributes:
+        kind: of parallelism.
+        images: of a step, a process.
+        memory: bytes of a process at the peak.
+        fits: whether the card has them.
+        messages: of a step.
+        computing: seconds in the model, forward and backward.
+        exposed: seconds in which it waits for messages.
+        update: seconds of optimizer and directors.
+    """
+
+    kind: Kind
+    images: int
+    memory: float
+    fits: bool
+    messages: Messages
+    computing: float
+    exposed: float
+    update: float
+
+    @property
+    def step(self) -> float:
+        """Seconds."""
+        return self.computing + self.exposed + self.update
+
+    @property
+    def share(self) -> float:
+        """Of a step in the model."""
+        return self.computing / self.step
+
+
+def plan(
+    counted: Counted,
+    machines: Machines,
+    kind: Kind,
+    batch_size: int,
+    gather_bytes: int = 4,
+    checkpointing: bool = False,
+) -> Plan:
+    """Predict a step.
+
+    Args:
+        counted: the model.
+        machines: where it would run.
+        kind: of parallelism; hsdp shards within a machine.
+        batch_size: images of a step, over all processes.
+        gather_bytes: of a number that FSDP gathers: 4, or 2 with ``parallel.gather bf16``.
+        checkpointing: whether blocks are run again in the backward.
+
+    Raises:
+        ConfigError: the batch cannot be shared out.
+    """
+    gpu, n = machines.gpu, machines.gpus
+    check_field(batch_size % n == 0, "--batch-size", f"a multiple of the {n} GPUs", batch_size)
+    images = batch_size // n
+    shards = {"ddp": 1, "fsdp": n, "hsdp": machines.of_node}[kind]
+    sent = messages(counted, n, shards, gather_bytes)
+    forward = counted.flops / 3 * images / (gpu.flops * machines.efficiency)
+    backward = (3 if checkpointing else 2) * forward
+    across = n > machines.per_node
+    speed, latency = (gpu.network, _ACROSS) if across and shards in (1, n) else (gpu.link, _WITHIN)
+    of_gathers = sent.gathered / speed + latency * sent.gathers
+    of_scatters = sent.scattered / speed + latency * sent.scatters
+    of_reduces = sent.reduced / (gpu.network if across else gpu.link) + (_ACROSS if across else _WITHIN) * sent.reduces
+    # What a forward gathers is half; the backward gathers the other half, sums, and reduces over another network.
+    exposed = max(0.0, of_gathers / 2 - forward) + max(
+        0.0, of_gathers / 2 + of_scatters - backward, of_reduces - backward
+    )
+    exposed += 2 * (_ACROSS if across else _WITHIN) * math.log2(max(2, n))  # the two small ones, which nothing hides
+    update = (28 * counted.trained + 4 * counted.experts) / shards / gpu.bandwidth
+    memory = memory_of(counted, shards, gather_bytes, images, checkpointing)
+    return Plan(kind, images, memory, memory <= gpu.memory, sent, forward + backward, exposed, update)
+
+
+def messages(counted: Counted, processes: int, shards: int, gather_bytes: int) -> Messages:
+    """The collectives of a step: rings, in which a process sends (n - 1) / n of what is gathered or scattered."""
+    if processes == 1:
+        return Messages(0, 0, 0, 0.0, 0.0, 0.0)
+    bucket = 25 * 2**20
+    if shards == 1:
+        gradients = 4 * counted.trained
+        twice = 2 * (processes - 1) / processes
+        return Messages(0, 0, math.ceil(gradients / bucket), 0.0, 0.0, twice * gradients)
+    part, replicas = (shards - 1) / shards, processes // shards
+    units = len(counted.units)
+    # The root's parameters stay gathered between forward and backward.
+    gathered = gather_bytes * (2 * sum(counted.units[:-1]) + counted.units[-1])
+    reduced = 2 * (replicas - 1) / replicas * 4 * counted.trained / shards
+    return Messages(
+        2 * units - 1, units, units if replicas > 1 else 0, part * gathered, part * 4 * counted.trained, reduced
+    )
+
+
+def states_of(counted: Counted, shards: int) -> float:
+    """Bytes of weights, gradients and AdamW's two moments that a process holds, all float32."""
+    return (4 * counted.parameters + 12 * counted.trained) / shards
+
+
+def memory_of(counted: Counted, shards: int, gather_bytes: int, images: int, checkpointing: bool) -> float:
+    """Bytes of a process at the peak of a step."""
+    kept = (counted.kept_checkpointed if checkpointing else counted.kept) * images
+    if shards == 1:
+        whole = 2 * counted.parameters  # autocast's copies in bf16
+    else:  # a block that runs, the next one, the rest of the model, and a block's gradients before they are scattered
+        block = max(counted.units[:-1])
+        whole = gather_bytes * (2 * block + counted.units[-1]) + 4 * block + 2 * block
+    return states_of(counted, shards) + whole + kept + _CONTEXT
+
+
+def fitting_batch(batch_size: int, gpus: int) -> int:
+    """The batch, or the next larger one that so many GPUs can share out."""
+    return math.ceil(batch_size / gpus) * gpus
+
+
+def cores_of_node(plan: Plan, machines: Machines) -> int:
+    """Cores that a machine's share of the images takes to be prepared."""
+    return math.ceil(plan.images * machines.of_node / plan.step / IMAGES_A_CORE)
+
+
+def told(
+    counted: Counted, machines: Machines, plans: list[Plan], batch_size: int, steps: float, price: float | None
+) -> list[str]:
+    """Lines that say what a run would take."""
+    gpu = machines.gpu
+    lines = [
+        f"{counted.parameters / 1e6:,.0f} M parameters, {counted.trained / 1e6:,.0f} M of them trained; "
+        f"{counted.flops / 1e9:,.1f} GFLOPs an image in a training step",
+        f"{machines.gpus} x {gpu.name}, {machines.of_node} a machine; a step of {batch_size:,} images, "
+        f"{batch_size // machines.gpus} a GPU; {steps:,.0f} steps",
+        "",
+        "kind    memory of a GPU      step   images/s   in the model    the run",
+    ]
+    for one in plans:
+        days = steps * one.step
+        fits = "" if one.fits else "  does not fit"
+        paid = f"   {price * machines.gpus * days / 3600:,.0f}" if price is not None and one.fits else ""
+        lines.append(
+            f"{one.kind:5} {one.memory / GIB:6,.1f} of {gpu.memory / GIB:4,.0f} GiB {one.step * 1e3:7,.1f} ms "
+            f"{batch_size / one.step:10,.0f} {one.share:13.0%} {duration(days):>12}{paid}{fits}"
+        )
+    best = min((one for one in plans if one.fits), key=lambda one: one.step, default=None)
+    lines.append("")
+    if best is None:
+        lines.append("No kind fits: more GPUs, --grad-checkpointing, or a smaller batch.")
+        return lines
+    cores = cores_of_node(best, machines)
+    lines += [
+        f"Images: {batch_size / best.step:,.0f} a second, {cores} cores of each machine (a core prepares "
+        f"{IMAGES_A_CORE}).",
+        f"Counted: parameters, FLOPs, messages. Predicted: times, at {machines.efficiency:.0%} of the card's peak, and "
+        "memory. Not measured on such machines.",
+    ]
+    return lines
+
+
+def table(gpu: str = "h100") -> str:
+    """The table of docs/scaling.md: the paper's run at its own batch and at a larger one, by model and GPUs."""
+    rows = ["| model | GPUs | images a step | ddp | fsdp | hsdp |", "|---|---|---|---|---|---|"]
+    for name, config in MODELS.items():
+        counted = count(config)
+        for gpus in (2, 8, 64, 512):
+            for batch in dict.fromkeys((fitting_batch(PRESETS["paper"].data.batch_size, gpus), 4096)):
+                cells = []
+                for kind in KINDS:
+                    if kind == "hsdp" and gpus <= 8:
+                        cells.append("")
+                        continue
+                    one = plan(counted, Machines(gpus, GPUS[gpu]), kind, batch, 2, checkpointing=True)
+                    days = duration(200 * MVU_IMAGES / batch * one.step)
+                    fits = f"{days}, {one.share:.0%}" if one.fits else "-"
+                    cells.append(f"{one.memory / GIB:.0f} GiB, {one.step * 1e3:.0f} ms, {fits}")
+                rows.append(f"| {name} | {gpus} | {batch:,} | {' | '.join(cells)} |")
+    return "\n".join(rows)

@@ -1,0 +1,136 @@
+"""What a run on many GPUs would take: what is counted is counted right, and the page shows what is computed."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.distributed.tensor.debug import CommDebugMode
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from dexcore import cli
+from dexcore.engine.config import ConfigError
+from dexcore.nn.sharding import own_share
+from dexcore.train.build import build_model
+from dexcore.train.config import PRESETS, ModelConfig
+from dexcore.train.parallel.sharded import _mesh, shard
+from dexcore.train.plan import (
+    GPUS,
+    IMAGES_A_CORE,
+    KINDS,
+    MODELS,
+    MVU_IMAGES,
+    Machines,
+    count,
+    fitting_batch,
+    kept_for_backward,
+    messages,
+    plan,
+    states_of,
+    table,
+)
+
+SMALL = replace(PRESETS["laptop"].model, dim=96, decoder_dim=96, decoder_depth=3, num_experts=3)
+PAGE = Path(__file__).parents[2] / "docs" / "scaling.md"
+
+
+def _forward(model: torch.nn.Module, config: ModelConfig) -> torch.Tensor:
+    image = torch.rand(1, 3, config.image_size, config.image_size)
+    return model(image, noise=torch.rand(1, model.num_patches), hidden_only=True).loss
+
+
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("mlp", ["dex", "dense-wide"])
+def test_what_a_step_keeps_is_what_a_real_step_keeps(mlp, again):
+    config = replace(SMALL, mlp=mlp)
+    model = build_model(replace(config, grad_checkpointing=again)).train()
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, torch.Tensor] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in weights:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = _forward(model, config)
+    real = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    assert loss.isfinite()
+    counted = kept_for_backward(config, again)
+    if again:  # and a block's that is run again
+        assert real < counted < kept_for_backward(config, False)
+    else:
+        assert counted == pytest.approx(real, rel=0.02)
+
+
+@pytest.fixture
+def of_eight():
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=8)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("replicas", [1, 4])
+def test_messages_and_bytes_are_those_of_a_sharded_step(of_eight, replicas):
+    counted, shards = count(SMALL), 8 // replicas
+    model = build_model(SMALL).train()
+    shard(model, _mesh(torch.device("cpu"), 8, replicas), MixedPrecisionPolicy(reduce_dtype=torch.float32))
+    with CommDebugMode() as seen:
+        _forward(model, SMALL).backward()
+    found = {str(op): number for op, number in seen.get_comm_counts().items()}
+
+    def number(name: str) -> int:
+        return sum(count for op, count in found.items() if name in op)
+
+    told = messages(counted, 8, shards, gather_bytes=4)
+    assert number("allgather") == told.gathers
+    assert number("reduce_scatter") == told.scatters
+    assert number("allreduce") == told.reduces
+    held = sum(own_share(parameter).numel() for parameter in model.parameters())
+    trained = sum(own_share(parameter).numel() for parameter in model.parameters() if parameter.requires_grad)
+    assert states_of(counted, shards) == pytest.approx(4 * held + 12 * trained, rel=0.03)  # tokens are rank 0's
+
+
+def test_more_shards_hold_less_and_a_block_stays():
+    counted = count(MODELS["base"])
+    machines = [Machines(gpus, GPUS["h100"]) for gpus in (8, 64, 512)]
+    memory = [plan(counted, one, "fsdp", 512).memory for one in machines]
+    assert memory[0] > memory[1] > memory[2] > 4 * max(counted.units)
+    assert plan(counted, machines[1], "ddp", 448).memory > 16 * counted.trained
+    within = plan(counted, machines[1], "hsdp", 448)
+    assert within.memory == pytest.approx(memory[0], rel=0.6)
+    assert within.step < plan(counted, machines[1], "fsdp", 448).step  # its blocks do not cross the network
+
+
+def test_what_cannot_be_is_refused_by_its_flag(capsys):
+    counted = count(SMALL)
+    with pytest.raises(ConfigError, match=r"--gpus: expected a multiple of the 8 of a machine, got 12"):
+        Machines(12, GPUS["h100"])
+    with pytest.raises(ConfigError, match=r"--batch-size: expected a multiple of the 64 GPUs, got 448\d"):
+        plan(counted, Machines(64, GPUS["h100"]), "fsdp", 4481)
+    assert fitting_batch(448, 512) == 512
+    assert cli.main(["plan", "--gpus", "12"]) == 2
+    assert "--gpus" in capsys.readouterr().err
+
+
+def test_the_command_tells_every_kind_and_what_it_costs(capsys):
+    assert cli.main(["plan", "--gpus", "64", "--price-per-gpu-hour", "2.5"]) == 0
+    told = capsys.readouterr().out
+    rows = {line.split()[0]: line for line in told.splitlines() if line.split()[:1] and line.split()[0] in KINDS}
+    assert set(rows) == set(KINDS)
+    one = plan(count(MODELS["base"]), Machines(64, GPUS["h100"]), "hsdp", 448)
+    hours = 200 * MVU_IMAGES / 448 * one.step / 3600
+    assert f"{2.5 * 64 * hours:,.0f}" in rows["hsdp"]
+    assert "Not measured on such machines" in told
+
+
+def test_what_a_core_prepares_was_measured():
+    lines = (Path(__file__).parents[2] / "bench" / "results" / "feed.jsonl").read_text().splitlines()
+    assert any(f'"images_per_second": {IMAGES_A_CORE - 1}.' in line for line in lines)
+
+
+def test_the_page_shows_what_is_computed():
+    assert table() == re.search(r"(?ms)^\| model.*?(?=\n\n)", PAGE.read_text())[0]
