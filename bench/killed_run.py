@@ -38,7 +38,7 @@ def train(config: PretrainConfig, environment: dict[str, str]) -> None:
         os.dup2(log.fileno(), 2)
     torch.set_num_threads(1)
     try:
-        with join_ranks("cpu") as ranks, ExitStack() as held, StopRequest() as stop:
+        with join_ranks("cpu", patience=30) as ranks, ExitStack() as held, StopRequest() as stop:
             folder = ranks.on_main(lambda: held.enter_context(open_run_folder(config)))
             run = _Watched(config, folder, ranks)
             run.resume()

@@ -212,8 +212,10 @@ def survive(kind: str, kills: int, seed: int, out: Path) -> list[dict[str, Any]]
         run = out / f"{kind}-{lives if not open_run else lives - 1}"
         lives, open_run = lives + (not open_run), True
         draw = np.random.default_rng([seed, list(KINDS).index(kind), len(lines)])
-        victim, steps = int(draw.integers(processes)), float(draw.integers(STEPS + 1))
-        after = draw.uniform(0, usual / STEPS)
+        before = len(steps_of(run))
+        victim, steps = int(draw.integers(processes)), float(draw.integers(before, STEPS + 1))
+        # While it begins, or after a step: within the next ones.
+        after = draw.uniform(0, usual if steps == before else 3 * usual / STEPS)
         if number >= kills:  # the run is let go on to its end
             steps = float("inf")
         config = replace(config_of(kind, store, run), resume=run.is_dir())
