@@ -144,6 +144,8 @@ def kill_at(config: PretrainConfig, processes: int, steps: float, seconds: float
         time.sleep(0.002)
     if all(process.exitcode == 0 for process in started):
         return {}
+    if any(process.exitcode for process in started):
+        raise KillsError(f"{config.out}: failed by itself, exit codes {[p.exitcode for p in started]}")
     if started[victim].exitcode is None:
         os.kill(started[victim].pid, signal.SIGKILL)
     killed = time.monotonic()

@@ -19,12 +19,13 @@ set -euo pipefail
 
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
+export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK # srun does not take it over by itself
 export MASTER_ADDR MASTER_PORT OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
 # shellcheck disable=SC2016 # what a task is stands in its own environment
 task='export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS
 export LOCAL_WORLD_SIZE=$((SLURM_NTASKS / SLURM_NNODES))
-exec dexcore pretrain --resume "$@"'
+exec dexcore pretrain --resume --data.workers $((SLURM_CPUS_PER_TASK > 2 ? SLURM_CPUS_PER_TASK - 2 : 0)) "$@"'
 
 code=0
 srun --kill-on-bad-exit=1 bash -c "$task" dexcore "$@" || code=$?

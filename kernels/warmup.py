@@ -15,6 +15,7 @@ from dexcore.checks import check_kind, check_whole
 from dexcore.kernels.group_ema import group_ema
 from dexcore.kernels.launch import compiling
 from dexcore.kernels.route import expert_load
+from dexcore.shards import own_share
 
 _log = logging.getLogger("dexcore")
 
@@ -95,7 +96,8 @@ def _step(model: nn.Module, images: Tensor) -> None:
     wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if total.requires_grad:
         torch.autograd.grad(total, wanted, allow_unused=True)
-    experts, directors = [expert.detach() for expert, _ in pairs], [director.detach() for _, director in pairs]
+    experts = [own_share(expert.detach()) for expert, _ in pairs]
+    directors = [own_share(director.detach()) for _, director in pairs]
     group_ema(directors, experts, [expert.new_zeros(len(expert), dtype=torch.float32) for expert in experts], 1.0)
 
 

@@ -32,7 +32,6 @@ def add_plan_command(parser: argparse.ArgumentParser) -> None:
     )
     add("--epochs", type=float, default=200.0, help="of the run (default: 200, the paper's)")
     add("--images", type=int, metavar="N", help="an epoch (default: 4,970,000, those of MVU)")
-    add("--gather", default="fp32", choices=("fp32", "bf16"), help="parallel.gather (default: fp32)")
     add("--grad-checkpointing", action="store_true", help="run blocks again in the backward")
     add("--efficiency", type=float, metavar="E", help="of the peak in matrix products (default: 0.4, assumed)")
     add("--price-per-gpu-hour", type=float, metavar="X", help="tell what the run costs")
@@ -40,6 +39,7 @@ def add_plan_command(parser: argparse.ArgumentParser) -> None:
 
 def run_plan(arguments: argparse.Namespace) -> int:
     """Run ``dexcore plan``; the return value is the process's."""
+    from dexcore.engine.config import check_field
     from dexcore.train import plan
 
     given = arguments
@@ -49,13 +49,19 @@ def run_plan(arguments: argparse.Namespace) -> int:
         given.gpus_per_node,
         plan.EFFICIENCY if given.efficiency is None else given.efficiency,
     )
-    batch = given.batch_size or plan.fitting_batch(plan.PRESETS["paper"].data.batch_size, given.gpus)
+    batch = plan.fitting_batch(plan.PRESETS["paper"].data.batch_size, given.gpus)
+    batch = batch if given.batch_size is None else given.batch_size
+    images = plan.MVU_IMAGES if given.images is None else given.images
+    for flag, value in (("--epochs", given.epochs), ("--images", images), ("--batch-size", batch)):
+        check_field(value > 0, flag, "a number above 0", value)
+    price = given.price_per_gpu_hour
+    check_field(price is None or price >= 0, "--price-per-gpu-hour", "at least 0", price)
     counted = plan.count(plan.MODELS[given.model])
-    steps = given.epochs * (given.images or plan.MVU_IMAGES) / batch
+    steps = given.epochs * images / batch
     plans = [
-        plan.plan(counted, machines, kind, batch, 2 if given.gather == "bf16" else 4, given.grad_checkpointing)
+        plan.plan(counted, machines, kind, batch, given.grad_checkpointing)
         for kind in plan.KINDS
         if kind != "hsdp" or given.gpus > given.gpus_per_node
     ]
-    print("\n".join(plan.told(counted, machines, plans, batch, steps, given.price_per_gpu_hour)))
+    print("\n".join(plan.told(counted, machines, plans, batch, steps, price)))
     return 0

@@ -42,6 +42,7 @@ from dexcore.engine.ranks import ALONE, Ranks
 from dexcore.files import sync_folder
 
 _STATE, _METADATA = "state.json", ".metadata"
+_FAILED = "failed: "  # in the place of a file's name: no digest could be had
 _VERSION = 1
 _FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
 
@@ -100,12 +101,15 @@ def save_checkpoint(
         return final  # a run is a function of its step: this is what would be written
     try:
         _write_tensors(temporary, model, optimizer, ranks)
-        digests = ranks.merge({path.name: _digest(path, sync=True) for path in _own_files(temporary, ranks)})
-        ranks.on_main(lambda: _end(temporary, final, progress, digests, keep))
+        digests = ranks.merge(_own_digests(temporary, ranks))
+        if failed := [name for name in digests if name.startswith(_FAILED)]:
+            raise OSError(failed[0].removeprefix(_FAILED))
+        ranks.on_main(lambda: _end(temporary, final, progress, digests))
     except (OSError, CheckpointException) as error:
         if ranks.main:
             shutil.rmtree(temporary, ignore_errors=True)
         raise _not_written(final, model, optimizer, error) from error
+    ranks.on_main(lambda: _remove_all_but(folder, keep))
     return final
 
 
@@ -121,18 +125,28 @@ def _begin(folder: Path, final: Path) -> Path | None:
     return folder / f".saving-{final.name}-{os.getpid()}"
 
 
-def _own_files(path: Path, ranks: Ranks) -> list[Path]:
-    """What this rank has written, and the main one of all: DCP's name of a file begins with its rank."""
-    files = sorted(path.glob(f"__{ranks.rank}_*"))
-    return [*files, path / _METADATA] if ranks.main else files
+def _own_digests(path: Path, ranks: Ranks) -> dict[str, str]:
+    """Of what this rank has written: DCP's name of a file begins with its rank. Or why they cannot be had, which all
+    ranks have to learn of."""
+    try:
+        files = [*path.glob(f"__{ranks.rank}_*"), *([path / _METADATA] if ranks.main else [])]
+        return {file.name: _digest(file, sync=True) for file in sorted(files)}
+    except OSError as error:
+        return {f"{_FAILED}rank {ranks.rank}: {_reason(error)}": ""}
 
 
-def _end(temporary: Path, final: Path, progress: Progress, digests: dict[str, str], keep: int) -> None:
+def _end(temporary: Path, final: Path, progress: Progress, digests: dict[str, str]) -> None:
     _write_state(temporary, progress, digests)
     temporary.rename(final)
     sync_folder(final.parent)
-    for old in _checkpoints(final.parent)[keep:]:
-        _remove(old)
+
+
+def _remove_all_but(folder: Path, keep: int) -> None:
+    for old in _checkpoints(folder)[keep:]:
+        try:
+            _remove(old)
+        except OSError as error:
+            raise CheckpointError(f"{old}: an older checkpoint cannot be removed: {_reason(error)}") from error
 
 
 def _not_written(

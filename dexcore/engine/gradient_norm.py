@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dexcore.nn.sharding import own_share
+from dexcore.shards import own_share
 
 
 def gradients_of(parameters: Sequence[Tensor]) -> list[Tensor]:

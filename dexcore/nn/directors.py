@@ -17,8 +17,8 @@ from dexcore.nn.mlp import FREQUENCY_DECAY, DEXMlp, dex_layers
 from dexcore.nn.mlp_checks import check_linear
 from dexcore.nn.processes import process_group
 from dexcore.nn.records import countable, say_left_out
-from dexcore.nn.sharding import own_share
 from dexcore.ops import expert_load, group_ema_
+from dexcore.shards import own_share
 
 
 class LeftOut(NamedTuple):
@@ -154,7 +154,8 @@ def update_directors(model: nn.Module, momentum: float, group: dist.ProcessGroup
 def left_out(model: nn.Module) -> list[LeftOut]:
     """What `update_directors` left as it was, a `LeftOut` for each DEX layer in order of depth.
 
-    Counted since the model was made, copied or loaded; all zeros where nothing went wrong. It asks the device, so a
+    Counted since the model was made, copied or loaded; all zeros where nothing went wrong. Of a sharded model a process
+    counts the elements that it holds. It asks the device, so a
     training loop calls it now and then, not every step.
 
     Raises:
@@ -166,7 +167,7 @@ def left_out(model: nn.Module) -> list[LeftOut]:
         used = layer.router.activation_frequency != 0
         standing = 0
         for expert, director in layer.expert_director_pairs():
-            follows = director.detach().isfinite() & expert.detach()[used].isfinite().all(0)
+            follows = own_share(director.detach()).isfinite() & own_share(expert.detach())[used].isfinite().all(0)
             standing += int((~follows).sum())
         counts.append(LeftOut(0 if skipped is None else int(skipped), standing))
     return counts

@@ -1,9 +1,9 @@
-"""Parameters that PyTorch's FSDP2 has cut into shards: how DEX layers are cut, and what a process holds of them."""
+"""How PyTorch's FSDP2 cuts DEX layers into shards."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from torch import Tensor, nn
+from torch import nn
 
 from dexcore.checks import check_kind
 from dexcore.nn.mlp import DEXMlp
@@ -32,9 +32,3 @@ def shard_placement(model: nn.Module) -> "Callable[[nn.Parameter], Shard]":
     layers = [layer for layer in model.modules() if isinstance(layer, DEXMlp)]
     pools = {parameter for layer in layers for parameter in layer.experts.parameters()}
     return lambda parameter: Shard(1 if parameter in pools else 0)
-
-
-def own_share(tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor: of a whole one all."""
-    shard: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-    return shard

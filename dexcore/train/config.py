@@ -287,17 +287,12 @@ class ParallelConfig:
     so within groups of processes."""
     replicas: int = 0
     """hsdp's groups, each of which holds the whole model; 0: one a machine."""
-    gather: Literal["fp32", "bf16"] = "fp32"
-    """Precision in which fsdp and hsdp gather a block; bf16 halves what is sent. Weights, their updates and the sums of
-    gradients stay float32."""
 
     def __post_init__(self) -> None:
         check_kinds(self, "parallel.")
         check_field(self.replicas >= 0, "parallel.replicas", "at least 0", self.replicas)
         grouped = not self.replicas or self.kind == "hsdp"
         check_field(grouped, "parallel.replicas", f"0 with parallel.kind {self.kind}", self.replicas)
-        gathered = self.gather == "fp32" or self.kind != "ddp"
-        check_field(gathered, "parallel.gather", "fp32 with parallel.kind ddp, which gathers nothing", self.gather)
 
 
 @dataclass(frozen=True)
@@ -486,7 +481,6 @@ CHANGES_IF_ALLOWED = frozenset(
         "data.intensity",
         "data.min_area",
         "data.rotation",
-        "parallel.gather",
         "run.device",
         "run.epochs",
         "run.precision",

@@ -391,16 +391,20 @@ class Pretraining:
     def _measure(self, journal: Journal) -> None:
         """At the moments for it, probe the model, measure its loss on held-out images, and have the main rank write
         down how alike the experts are."""
-        if self.probe is not None and self.step_done in self.probe.moments:
-            model = self.parallel.whole(main_only=False)
-            journal.write_beside(PROBE_FILE, self.probe.measure(model, self.step_done))
-        if self.heldout is not None and self.step_done in self.heldout.moments:
-            model = self.parallel.whole()
-            journal.write_beside(HELDOUT_FILE, self.heldout.measure(model, self.step_done, self.device))
-        if self.layers and self.step_done in moments(self.schedule.total_steps):
-            given = self.parallel.whole(), self.images, self.config.setting, self.device
-            if self.ranks.main:
-                journal.write_similarity(self.step_done, expert_similarity(*given), alignment(*given))
+        step = self.step_done
+        probe = self.probe if self.probe is not None and step in self.probe.moments else None
+        heldout = self.heldout if self.heldout is not None and step in self.heldout.moments else None
+        compared = bool(self.layers) and step in moments(self.schedule.total_steps)
+        if not (probe or heldout or compared):
+            return
+        model = self.parallel.whole(main_only=probe is None)  # a probe is computed by all
+        if probe:
+            journal.write_beside(PROBE_FILE, probe.measure(model, step))
+        if heldout:
+            journal.write_beside(HELDOUT_FILE, heldout.measure(model, step, self.device))
+        if compared and self.ranks.main:
+            given = model, self.images, self.config.setting, self.device
+            journal.write_similarity(step, expert_similarity(*given), alignment(*given))
 
     def _beside(self) -> list[str]:
         """Names of the files of what is measured meanwhile."""

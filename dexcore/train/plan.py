@@ -18,6 +18,7 @@ from dexcore.engine.config import check_field
 from dexcore.models import MaskedAutoencoder
 from dexcore.train.build import build_model
 from dexcore.train.config import PRESETS, ModelConfig
+from dexcore.train.parallel.sharded import gathered_apart
 from dexcore.train.run.comparison import cost
 
 Kind = Literal["ddp", "fsdp", "hsdp"]
@@ -31,7 +32,7 @@ EFFICIENCY = (
 # bench/results/feed.jsonl.
 IMAGES_A_CORE = 528
 _CONTEXT = 1.5 * GIB  # CUDA's and NCCL's own, and the allocator's gaps
-_WITHIN, _ACROSS = 10e-6, 30e-6  # seconds until a collective's first byte is there, within a machine and between
+_WITHIN, _HOP = 10e-6, 8e-6  # seconds: until a collective begins, and from a machine to the next one of a ring
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class Counted(NamedTuple):
 def count(config: ModelConfig) -> Counted:
     """Count a model of DEX layers or a twin; no memory is taken for it."""
     model = _empty(config)
-    blocks = [*model.encoder.blocks, *list(model.decoder_blocks)[:-1]]  # as `dexcore.train.parallel.sharded.shard`
+    blocks = gathered_apart(model)
     units = [sum(p.numel() for p in block.parameters()) for block in blocks]
     trained = [sum(p.numel() for p in block.parameters() if p.requires_grad) for block in blocks]
     everything = list(model.parameters())
@@ -109,38 +110,45 @@ def count(config: ModelConfig) -> Counted:
         (*units, total - sum(units)),
         (*trained, learned - sum(trained)),
         cost(replace(config, init="")).training_flops,
-        *(kept_for_backward(config, again) // 2 for again in (False, True)),
+        *(kept_for_backward(config, again) for again in (False, True)),
     )
 
 
 def kept_for_backward(config: ModelConfig, again: bool) -> int:
-    """Bytes that autograd keeps of one image's step in float32, weights left out; ``again``: blocks are run again.
+    """Bytes that autograd keeps of an image's step in bf16 autocast: of two images, less those of one.
 
-    Of blocks that are run again one at a time has what it keeps: the largest is added.
+    Args:
+        config: of the model.
+        again: blocks are run again in the backward: of these one at a time has what it keeps, and the largest is added.
     """
+    one, two = (_kept_of(config, again, images) for images in (1, 2))
+    return two - one
+
+
+def _kept_of(config: ModelConfig, again: bool, images: int) -> int:
     model, other = (_empty(replace(config, grad_checkpointing=on)).train() for on in (again, False))
-    with FakeTensorMode(allow_non_fake_inputs=True):  # unlike the meta device it takes the fused attention
+    # Unlike the meta device this takes the fused attention.
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
         model.to_empty(device="cpu")
         other.to_empty(device="cpu")
-        image = torch.empty(1, config.in_chans, config.image_size, config.image_size)
-        noise = torch.empty(1, model.num_patches)
+        image = torch.empty(images, config.in_chans, config.image_size, config.image_size)
+        noise = torch.empty(images, model.num_patches)
         kept = _kept(lambda: model(image, noise=noise, hidden_only=True), model)
         if again:
             parts = (
                 (other.encoder.blocks[0], other.num_visible + 1, config.dim),
                 (other.decoder_blocks[0], other.num_patches + 1, config.decoder_dim),
             )
-            kept += max(_kept(partial(block, _tokens(count, width)), other) for block, count, width in parts)
+            kept += max(
+                _kept(partial(block, torch.empty(images, tokens, width, requires_grad=True)), other)
+                for block, tokens, width in parts
+            )
     return kept
 
 
 def _empty(config: ModelConfig) -> MaskedAutoencoder:
     with torch.device("meta"):
         return build_model(replace(config, init=""))
-
-
-def _tokens(count: int, width: int) -> torch.Tensor:
-    return torch.empty(1, count, width, requires_grad=True)
 
 
 def _kept(run: Callable[[], object], model: torch.nn.Module) -> int:
@@ -247,7 +255,6 @@ def plan(
     machines: Machines,
     kind: Kind,
     batch_size: int,
-    gather_bytes: int = 4,
     checkpointing: bool = False,
 ) -> Plan:
     """Predict a step.
@@ -257,35 +264,37 @@ def plan(
         machines: where it would run.
         kind: of parallelism; hsdp shards within a machine.
         batch_size: images of a step, over all processes.
-        gather_bytes: of a number that FSDP gathers: 4, or 2 with ``parallel.gather bf16``.
         checkpointing: whether blocks are run again in the backward.
 
     Raises:
         ConfigError: the batch cannot be shared out.
     """
     gpu, n = machines.gpu, machines.gpus
+    check_field(batch_size >= 1, "--batch-size", "at least 1", batch_size)
     check_field(batch_size % n == 0, "--batch-size", f"a multiple of the {n} GPUs", batch_size)
     images = batch_size // n
     shards = {"ddp": 1, "fsdp": n, "hsdp": machines.of_node}[kind]
-    sent = messages(counted, n, shards, gather_bytes)
+    sent = messages(counted, n, shards)
     forward = counted.flops / 3 * images / (gpu.flops * machines.efficiency)
     backward = (3 if checkpointing else 2) * forward
-    across = n > machines.per_node
-    speed, latency = (gpu.network, _ACROSS) if across and shards in (1, n) else (gpu.link, _WITHIN)
-    of_gathers = sent.gathered / speed + latency * sent.gathers
-    of_scatters = sent.scattered / speed + latency * sent.scatters
-    of_reduces = sent.reduced / (gpu.network if across else gpu.link) + (_ACROSS if across else _WITHIN) * sent.reduces
+    nodes = n // machines.of_node
+    # Rings over whole machines go through all of their network cards at once; hsdp's between machines are one a card.
+    ring = gpu.link if nodes == 1 else min(gpu.link, machines.of_node * gpu.network)
+    speed, wait = (ring, _WITHIN + _HOP * (nodes - 1)) if shards in (1, n) else (gpu.link, _WITHIN)
+    of_gathers = sent.gathered / speed + wait * sent.gathers
+    of_scatters = sent.scattered / speed + wait * sent.scatters
+    between = gpu.network if 1 < shards < n else ring
+    of_reduces = sent.reduced / between + (_WITHIN + 2 * _HOP * (nodes - 1)) * sent.reduces
     # What a forward gathers is half; the backward gathers the other half, sums, and reduces over another network.
-    exposed = max(0.0, of_gathers / 2 - forward) + max(
-        0.0, of_gathers / 2 + of_scatters - backward, of_reduces - backward
-    )
-    exposed += 2 * (_ACROSS if across else _WITHIN) * math.log2(max(2, n))  # the two small ones, which nothing hides
+    exposed = max(0.0, of_gathers / 2 - forward)
+    exposed += max(0.0, of_gathers / 2 + of_scatters - backward, of_reduces - backward)
+    exposed += 2 * (_WITHIN + 2 * _HOP * (nodes - 1))  # the two small ones, which nothing hides
     update = (28 * counted.trained + 4 * counted.experts) / shards / gpu.bandwidth
-    memory = memory_of(counted, shards, gather_bytes, images, checkpointing)
+    memory = memory_of(counted, shards, images, checkpointing)
     return Plan(kind, images, memory, memory <= gpu.memory, sent, forward + backward, exposed, update)
 
 
-def messages(counted: Counted, processes: int, shards: int, gather_bytes: int) -> Messages:
+def messages(counted: Counted, processes: int, shards: int) -> Messages:
     """The collectives of a step: rings, in which a process sends (n - 1) / n of what is gathered or scattered."""
     if processes == 1:
         return Messages(0, 0, 0, 0.0, 0.0, 0.0)
@@ -297,7 +306,7 @@ def messages(counted: Counted, processes: int, shards: int, gather_bytes: int) -
     part, replicas = (shards - 1) / shards, processes // shards
     units = len(counted.units)
     # The root's parameters stay gathered between forward and backward.
-    gathered = gather_bytes * (2 * sum(counted.units[:-1]) + counted.units[-1])
+    gathered = 4 * (2 * sum(counted.units[:-1]) + counted.units[-1])
     reduced = 2 * (replicas - 1) / replicas * 4 * counted.trained / shards
     return Messages(
         2 * units - 1, units, units if replicas > 1 else 0, part * gathered, part * 4 * counted.trained, reduced
@@ -309,15 +318,15 @@ def states_of(counted: Counted, shards: int) -> float:
     return (4 * counted.parameters + 12 * counted.trained) / shards
 
 
-def memory_of(counted: Counted, shards: int, gather_bytes: int, images: int, checkpointing: bool) -> float:
+def memory_of(counted: Counted, shards: int, images: int, checkpointing: bool) -> float:
     """Bytes of a process at the peak of a step."""
     kept = (counted.kept_checkpointed if checkpointing else counted.kept) * images
-    if shards == 1:
-        whole = 2 * counted.parameters  # autocast's copies in bf16
-    else:  # a block that runs, the next one, the rest of the model, and a block's gradients before they are scattered
-        block = max(counted.units[:-1])
-        whole = gather_bytes * (2 * block + counted.units[-1]) + 4 * block + 2 * block
-    return states_of(counted, shards) + whole + kept + _CONTEXT
+    block, rest = max(counted.units[:-1]), counted.units[-1]
+    copies = 2 * (block if checkpointing else counted.parameters)  # in bf16, for the backward
+    gathered = 0.0
+    if shards > 1:  # a block that runs, the next one and its copy to be cut, the rest; gradients, whole and to be sent
+        gathered = 4 * (3 * block + rest) + 8 * block
+    return states_of(counted, shards) + copies + gathered + kept + _CONTEXT
 
 
 def fitting_batch(batch_size: int, gpus: int) -> int:
@@ -344,12 +353,12 @@ def told(
         "kind    memory of a GPU      step   images/s   in the model    the run",
     ]
     for one in plans:
-        days = steps * one.step
+        seconds = steps * one.step
         fits = "" if one.fits else "  does not fit"
-        paid = f"   {price * machines.gpus * days / 3600:,.0f}" if price is not None and one.fits else ""
+        paid = f"   {price * machines.gpus * seconds / 3600:,.0f}" if price is not None and one.fits else ""
         lines.append(
             f"{one.kind:5} {one.memory / GIB:6,.1f} of {gpu.memory / GIB:4,.0f} GiB {one.step * 1e3:7,.1f} ms "
-            f"{batch_size / one.step:10,.0f} {one.share:13.0%} {duration(days):>12}{paid}{fits}"
+            f"{batch_size / one.step:10,.0f} {one.share:13.0%} {duration(seconds):>12}{paid}{fits}"
         )
     best = min((one for one in plans if one.fits), key=lambda one: one.step, default=None)
     lines.append("")
@@ -378,7 +387,7 @@ def table(gpu: str = "h100") -> str:
                     if kind == "hsdp" and gpus <= 8:
                         cells.append("")
                         continue
-                    one = plan(counted, Machines(gpus, GPUS[gpu]), kind, batch, 2, checkpointing=True)
+                    one = plan(counted, Machines(gpus, GPUS[gpu]), kind, batch, checkpointing=True)
                     days = duration(200 * MVU_IMAGES / batch * one.step)
                     fits = f"{days}, {one.share:.0%}" if one.fits else "-"
                     cells.append(f"{one.memory / GIB:.0f} GiB, {one.step * 1e3:.0f} ms, {fits}")

@@ -8,8 +8,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from dexcore.models import DEXVisionTransformer
-from dexcore.nn import DEXMlp, set_mode, shard_placement
-from dexcore.nn.sharding import own_share
+from dexcore.nn import DEXMlp, left_out, set_mode, shard_placement, update_directors
+from dexcore.shards import own_share
 
 SIZES = {"width 192": (192, 2, 3, 8, 6), "ViT-H": (1280, 32, 16, 8, 64)}  # width, depth, heads, experts, processes
 
@@ -52,6 +52,24 @@ def test_a_process_holds_its_share_and_no_more(sharded):
     assert own <= 1.001 * whole / processes
     set_mode(model, "director")  # what is frozen is a shard as well
     assert sum(own_share(p).numel() for p in model.parameters() if p.requires_grad) < own / 5
+
+
+@pytest.mark.parametrize("sharded", ["width 192"], indirect=True)
+def test_directors_follow_and_are_counted_in_shards(sharded):
+    model, _, _ = sharded
+    model.to_empty(device="cpu")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            own_share(parameter).fill_(2.0 if parameter.requires_grad else 0.0)
+    layers = [module for module in model.modules() if isinstance(module, DEXMlp)]
+    for layer in layers:
+        layer.router.activation_frequency.fill_(1.0)
+        layer.record.recorded = torch.ones(layer.num_experts)
+    own_share(layers[0].experts.fc1.weight).data[1, 0, :3] = float("nan")
+    update_directors(model, 0.5, group=dist.new_group([dist.get_rank()]))
+    assert [counts.elements for counts in left_out(model)] == [3, 0]
+    director = own_share(layers[1].director.fc1.weight)
+    assert torch.equal(director, torch.full_like(director, 1.0))
 
 
 def test_what_is_whole_is_this_process_s_own():

@@ -46,11 +46,11 @@ class Disturbed(Pretraining):
             yield batch
 
 
-def alone(config: PretrainConfig, until: int = 0) -> Pretraining:
+def alone(config: PretrainConfig, until: int = 0, poison: tuple[int, int] = (-1, -1)) -> Pretraining:
     """The run in this process."""
     with open_run_folder(config) as folder, StopRequest() as stop:
         run = Disturbed(config, folder)
-        run.until = until
+        run.until, run.poison = until, poison
         run.resume()
         run.train(stop)
     return run

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from runs import metrics, state
 from several_ranks import (
     FEW_STEPS,
@@ -113,14 +112,20 @@ def test_parts_that_are_added_up_and_blocks_that_are_run_again_change_nothing(st
 
 
 @pytest.mark.slow
-def test_weights_that_are_gathered_in_bf16_stay_float32_where_they_lie(store, one_process, tmp_path):
-    config = _run(store, tmp_path / "run", replace(KINDS["fsdp", 2], gather="bf16"))
-    ranks = on_ranks(2, config)
-    losses = [[line["loss"] for line in metrics(out)] for out in (config.out, one_process.folder)]
-    assert losses[0] != losses[1]
-    assert losses[0] == pytest.approx(losses[1], rel=0.02)
-    weight = ranks[0]["encoder.blocks.0.mlp.experts.fc1.weight"]
-    assert not np.array_equal(weight, torch.from_numpy(weight).bfloat16().float().numpy())
+def test_a_nan_on_one_rank_is_skipped_by_all_and_gradients_are_cut_as_by_one_process(store, tmp_path):
+    config = _run(store, tmp_path / "run", KINDS["fsdp", 2])
+    config = replace(config, optimizer=replace(config.optimizer, clip_norm=0.05))
+    ranks = on_ranks(2, config, "--poison", "1", "4")
+    assert_bit_identical(ranks)
+    lines = metrics(config.out)
+    assert [line["step"] for line in lines if line["skipped"]] == [4]
+    assert all(np.isfinite(value).all() for name, value in ranks[0].items())
+    cut = replace(config, out=str(tmp_path / "one"), parallel=ParallelConfig())
+    alone(cut, poison=(0, 4))
+    for line, one in zip(lines, metrics(cut.out), strict=True):
+        if not line["skipped"]:
+            assert one["grad_norm"] > 0.05
+            assert line["loss"] == pytest.approx(one["loss"], rel=2e-5)
 
 
 def test_sizes_that_cannot_be_cut_are_refused_with_the_nearest_that_can():

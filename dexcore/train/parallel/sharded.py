@@ -4,8 +4,8 @@ A process holds its share of every parameter, gradient and moment in float32, an
 experts and directors are cut is `dexcore.nn.shard_placement`'s.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from dexcore.engine.checkpoint import Progress, load_checkpoint, save_checkpoint
@@ -54,20 +54,20 @@ class Sharded:
         self.replicas = _replicas(config, ranks)
         self.model = self._empty()
         check_sizes(self.model, ranks.count // self.replicas)
-        gathered = {"fp32": None, "bf16": torch.bfloat16}[config.gather]
-        precision = MixedPrecisionPolicy(param_dtype=gathered, reduce_dtype=torch.float32)
-        shard(self.model, _mesh(device, ranks.count, self.replicas), precision)
+        shard(self.model, _mesh(device, ranks.count, self.replicas))
         self.model.to_empty(device=device)
-        drawn = build(True).state_dict() if ranks.main else {}
+        drawn: dict[str, Any] = {}
+        ranks.on_main(lambda: drawn.update(build(True).state_dict()))
         set_model_state_dict(self.model, drawn, options=_FROM_MAIN)
         self.wrapped: nn.Module = self.model
 
-    @contextmanager
-    def backward_of(self, last: bool) -> Iterator[None]:
-        """The context of a part's forward and backward: gradients are added up over ranks in the ``last`` part's."""
+    def backward_of(self, last: bool) -> AbstractContextManager[None]:
+        """The context of a part's forward and backward: each part's gradients are scattered, so that none is held
+        whole, and in the ``last`` one's added up over groups."""
         assert isinstance(self.model, FSDPModule)
-        self.model.set_requires_gradient_sync(last)
-        yield
+        if self.replicas > 1:
+            self.model.set_requires_all_reduce(last)
+        return nullcontext()
 
     def norm(self, own: Tensor, squares: Tensor) -> Tensor:
         """The norm of the whole gradient, 0-dim, of this process's own and of the sum over all of their squares."""
@@ -99,21 +99,25 @@ class Sharded:
             return self._build(False)
 
 
-def shard(model: MaskedAutoencoder, mesh: DeviceMesh, precision: MixedPrecisionPolicy) -> None:
+def shard(model: MaskedAutoencoder, mesh: DeviceMesh) -> None:
     """Cut a model, block by block, in place; what is in no block is gathered for the whole of a step.
 
     Args:
         model: its parameters on any device, the meta device too.
         mesh: one axis of shards, or one of replicas before it.
-        precision: of what is gathered and of the gradients' sum.
     """
     # Training asks for the loss alone. FSDP2 waits for the gradient of every output, and warns of views among them.
     model.register_forward_hook(lambda model, given, out: out._replace(pred=out.pred.detach()))
-    settings: Any = {"mesh": mesh, "shard_placement_fn": shard_placement(model), "mp_policy": precision}
-    # The parts of the decoder's last block are called one by one, past its hooks: it stays with the whole.
-    for block in (*model.encoder.blocks, *list(model.decoder_blocks)[:-1]):
+    settings: Any = {"mesh": mesh, "shard_placement_fn": shard_placement(model)}
+    for block in gathered_apart(model):
         fully_shard(block, **settings)
     fully_shard(model, **settings)
+
+
+def gathered_apart(model: MaskedAutoencoder) -> list[nn.Module]:
+    """The blocks that are gathered one by one; all else is gathered once a step."""
+    # The parts of the decoder's last block are called one by one, past its hooks: it stays with the whole.
+    return [*model.encoder.blocks, *list(model.decoder_blocks)[:-1]]
 
 
 def check_sizes(model: MaskedAutoencoder, shards: int) -> None:
