@@ -17,6 +17,7 @@ told in a line on stderr, 75 where a signal stopped a training.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -46,24 +47,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         return finetune(argv[argv.index("finetune") + 1 :], "dexcore finetune")
     arguments = _parser().parse_args(argv)
     try:
-        if arguments.command == "mvu":
-            return run_mvu(arguments)
-        if arguments.command == "eval":
-            return run_eval(arguments)
-        if arguments.command == "embed":
-            return run_embed(arguments)
-        if arguments.command == "predict":
-            return run_predict(arguments)
-        if arguments.command == "export":
-            return run_export(arguments)
-        if arguments.command == "plan":
-            return run_plan(arguments)
-        if arguments.command == "watch":
-            return run_watch(arguments)
-        return run_report(arguments)
+        code = _run(arguments)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever reads has read enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        return 0
     except (MissingExtraError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_ERROR
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    if arguments.command == "mvu":
+        return run_mvu(arguments)
+    if arguments.command == "eval":
+        return run_eval(arguments)
+    if arguments.command == "embed":
+        return run_embed(arguments)
+    if arguments.command == "predict":
+        return run_predict(arguments)
+    if arguments.command == "export":
+        return run_export(arguments)
+    if arguments.command == "plan":
+        return run_plan(arguments)
+    if arguments.command == "watch":
+        return run_watch(arguments)
+    return run_report(arguments)
 
 
 def versions() -> str:

@@ -31,6 +31,14 @@ def test_the_version_is_that_of_all_that_computes(line):
     assert done.stdout.count("\n") == 1
 
 
+def test_a_reader_that_has_read_enough_is_no_error():
+    command = [sys.executable, "-m", "dexcore", "eval", "tasks"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 0
+
+
 def _told(capsys, command, line):
     """Exit code, output and errors of a command line."""
     try:

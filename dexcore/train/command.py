@@ -34,6 +34,6 @@ def main(argv: Sequence[str] | None = None, program: str | None = None) -> int:
 
 def _run(config: PretrainConfig, rank: int) -> int:
     result = pretrain(config)
-    if rank == 0 and result.finished and not config.dry_run:
+    if rank == 0 and result.finished and not (config.dry_run or config.replay):
         print(f"Repeat it with  {repeat_command(config.out)}", flush=True)
     return result.exit_code

@@ -368,6 +368,9 @@ class PretrainConfig:
     """Fields that a resumed run may have changed, with commas between: run.epochs,optimizer.base_lr."""
     dry_run: bool = False
     """Build everything, try a step, tell memory, speed and time to finish, and leave; no run folder is written."""
+    replay: str = ""
+    """With resume: a skipped.jsonl, whose steps are done again to tell which image's numbers are not finite; no file
+    changes."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -378,6 +381,7 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         check_kinds(self)
         check_values(self)
+        check_field(not self.replay or self.resume, "replay", "none without resume: true", self.replay)
         check_field(self.out != "", "out", "the path of a folder", self.out)
         for name in self.allowed:
             expected = f"some of {', '.join(sorted(CHANGES_IF_ALLOWED))}; others would make another run"
@@ -449,6 +453,7 @@ MAY_CHANGE_ON_RESUME = frozenset(
         "resume",
         "allow_change",
         "dry_run",
+        "replay",
         "data.store",  # its content is compared by fingerprint
         "data.images",
         "data.modality",

@@ -186,8 +186,9 @@ class Pretraining:
                     self._measure(journal)
                 started += time.perf_counter() - now  # what is measured meanwhile is no training
                 if self.stopping or self.step_done == total or self.step_done % every == 0:
-                    journal.sync()
-                    self.save()
+                    with watchdog.paused():  # a large one on a slow disk takes its time
+                        journal.sync()
+                        self.save()
                 if self.stopping:
                     break
                 watchdog.beat(self.step_done)
@@ -218,17 +219,11 @@ class Pretraining:
             The step's line in metrics.jsonl, but for the speed; the same on all ranks.
         """
         config = self.config
-        if self.layers:
-            set_noise_std(self.model, values.noise_std)
-        self.optimizer.zero_grad(set_to_none=True)
-        losses = torch.zeros(4, device=self.device)
-        for part, gradients_summed in self._parts(batch):
-            with gradients_summed:
-                losses += self._backward(part, values)
+        losses = self.gradients(batch, values)
         gradients = gradients_of(self.parameters)
         own_norm = gradient_norm(gradients)
         with self.clock.part("communication"):
-            scalars, grad_norm, load, self.stopping = self._agree(losses / config.data.accumulate, own_norm, stop)
+            scalars, grad_norm, load, self.stopping = self._agree(losses, own_norm, stop)
 
         finite = all(math.isfinite(scalar) for scalar in scalars)
         if finite:
@@ -251,6 +246,17 @@ class Pretraining:
             "skipped": not finite,
         }
         return line if self.layers else {name: value for name, value in line.items() if name not in _OF_DEX}
+
+    def gradients(self, batch: dict[str, Any], values: StepValues) -> torch.Tensor:
+        """Leave a batch's gradients with the parameters; this rank's losses [4]: whole, self, align, balance."""
+        if self.layers:
+            set_noise_std(self.model, values.noise_std)
+        self.optimizer.zero_grad(set_to_none=True)
+        losses = torch.zeros(4, device=self.device)
+        for part, gradients_summed in self._parts(batch):
+            with gradients_summed:
+                losses += self._backward(part, values)
+        return losses / self.config.data.accumulate
 
     def _update(self, values: StepValues) -> None:
         """Change the weights by their gradients, and the directors by the experts."""
@@ -353,18 +359,19 @@ class Pretraining:
         self.step_done, self.skipped_in_a_row = progress.step, progress.skipped_in_a_row
         self.ranks.say(f"resuming {self.folder} after step {self.step_done} of {self.schedule.total_steps}")
 
-    def _sampler(self) -> GlobalBatchSampler:
+    def _sampler(self, start_step: int | None = None) -> GlobalBatchSampler:
         return GlobalBatchSampler(
             self.order,
             self.config.data.batch_size,
             self.ranks.rank,
             self.ranks.count,
-            start_step=self.step_done,
+            start_step=self.step_done if start_step is None else start_step,
             total_steps=self.schedule.total_steps,
         )
 
-    def batches(self, workers: int) -> DataLoader[dict[str, Any]]:
-        """This rank's share of every step's batch from here on, prepared by ``workers`` processes."""
+    def batches(self, workers: int, start_step: int | None = None) -> DataLoader[dict[str, Any]]:
+        """This rank's share of every step's batch from ``start_step`` (default: here) on, prepared by ``workers``
+        processes."""
         data = self.config.data
         view = PretrainView(
             self.images,
@@ -381,7 +388,7 @@ class Pretraining:
         )
         return DataLoader(
             view,
-            batch_sampler=self._sampler(),
+            batch_sampler=self._sampler(start_step),
             collate_fn=collate,
             num_workers=workers,
             pin_memory=self.device.type == "cuda",
@@ -415,9 +422,9 @@ class Pretraining:
         if self.skipped_in_a_row >= self.config.run.max_skipped:
             raise TrainingError(
                 f"the loss or its gradient was not finite in {self.skipped_in_a_row} steps on end; the ids "
-                f"of their images are in {path}. A skipped step changes no weight: the newest checkpoint holds those "
-                "of before. Where every image is affected, training has diverged: begin again in another --out with a "
-                "smaller --optimizer.base-lr"
+                f"of their images are in {path}, and --resume --replay {path} tells which are affected. A skipped step "
+                "changes no weight: the newest checkpoint holds those of before. Where every image is affected, training "
+                "has diverged: begin again in another --out with a smaller --optimizer.base-lr"
             )
 
 

@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import Dataset
 
 from dexcore.checks import check_kind
+from dexcore.engine.config import ConfigError
 from dexcore.engine.ranks import LostRankError, environment_rank, join_ranks
 from dexcore.engine.stop import EXIT_STOPPED, Stopped, StopRequest
 from dexcore.models import MaskedAutoencoder
@@ -18,6 +19,7 @@ from dexcore.train.config import PretrainConfig
 from dexcore.train.dry_run import rehearse
 from dexcore.train.finish import finish
 from dexcore.train.loop import Pretraining
+from dexcore.train.replay import replay
 from dexcore.train.run.folder import open_run_folder
 
 Transform = Callable[[Any], torch.Tensor]
@@ -85,6 +87,8 @@ def pretrain(
     check_kind("config", config, PretrainConfig, "a PretrainConfig")
     if config.dry_run:
         return _dry_run(config, dataset, transform)
+    if config.replay:
+        return _replay(config, dataset, transform)
     with StopRequest() as stop:
         try:
             return _run(config, stop, dataset, transform)
@@ -108,6 +112,16 @@ def _dry_run(config: PretrainConfig, dataset: Dataset[Any] | None, transform: Tr
         if ranks.main:
             print("\n".join(lines), flush=True)
     return RunResult(Path(config.out), 0, finished=True)
+
+
+def _replay(config: PretrainConfig, dataset: Dataset[Any] | None, transform: Transform | None) -> RunResult:
+    if (count := environment_rank()[1]) > 1:
+        raise ConfigError(f"replay: expected one process, got {count}")
+    with open_run_folder(config) as folder:
+        run = Pretraining(config, folder, dataset=dataset, transform=transform)
+        run.resume()
+        print("\n".join(replay(run, Path(config.replay))), flush=True)
+    return RunResult(folder, run.step_done, finished=True)
 
 
 def _run(

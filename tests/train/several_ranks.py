@@ -37,8 +37,9 @@ class Disturbed(Pretraining):
     until = 0
     poison = (-1, -1)
 
-    def batches(self, workers):
-        for step, batch in enumerate(super().batches(workers), start=self.step_done):
+    def batches(self, workers, start_step=None):
+        first = self.step_done if start_step is None else start_step
+        for step, batch in enumerate(super().batches(workers, start_step), start=first):
             if (self.ranks.rank, step) == self.poison:
                 batch["image"][0, 0, 3, 3] = math.nan
             if (self.ranks.rank, step) == (self.ranks.count - 1, self.until - 1):

@@ -45,7 +45,7 @@ def _skipped(course: Course) -> Advice | None:
     times = f"{course.skipped} step{'s were' if course.skipped > 1 else ' was'} skipped, the last {course.last_skipped}"
     return Advice(
         f"{times}: loss or gradient was not finite",
-        "skipped.jsonl names the images; where it goes on, a smaller --optimizer.base-lr in another --out",
+        "--replay skipped.jsonl names the images; where it goes on: a smaller --optimizer.base-lr with --allow-change",
     )
 
 
@@ -63,7 +63,7 @@ def _spike(course: Course) -> Advice | None:
         return None
     return Advice(
         f"the loss rose to {highest:.3f} within the last {_ENOUGH} steps, from {middle:.3f} before",
-        "where it stays there: a smaller --optimizer.base-lr or --optimizer.clip-norm in another --out",
+        "where it stays there: a smaller --optimizer.base-lr or --optimizer.clip-norm with --allow-change",
     )
 
 
@@ -80,7 +80,7 @@ def _starving(course: Course) -> Advice | None:
         return None
     return Advice(
         f"experts get less than a tenth of an even share ({'; '.join(hungry)})",
-        "a larger --dex.lambda-balance, or less --dex.noise-start, in another --out",
+        "a larger --dex.lambda-balance, or less --dex.noise-start, with --allow-change",
     )
 
 
@@ -94,7 +94,7 @@ def _apart(course: Course) -> Advice | None:
         return None
     return Advice(
         f"the alignment loss does not fall: {gap[-1]:.3f} above its least, at most {gap.max():.3f} before",
-        "a larger --dex.lambda-align, or a smaller --dex.momentum-end, in another --out",
+        "a larger --dex.lambda-align, or a smaller --dex.momentum-end, with --allow-change",
     )
 
 
