@@ -423,8 +423,8 @@ class Pretraining:
             raise TrainingError(
                 f"the loss or its gradient was not finite in {self.skipped_in_a_row} steps on end; the ids "
                 f"of their images are in {path}, and --resume --replay {path} tells which are affected. A skipped step "
-                "changes no weight: the newest checkpoint holds those of before. Where every image is affected, training "
-                "has diverged: begin again in another --out with a smaller --optimizer.base-lr"
+                "changes no weight: the newest checkpoint holds those of before. Where every image is affected, "
+                "training has diverged: begin again in another --out with a smaller --optimizer.base-lr"
             )
 
 
