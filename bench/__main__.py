@@ -3,7 +3,8 @@
 Results are checked first, then the ceilings are measured, then everything is timed against them. Single benches:
 ``python -m bench.layer``, ``bench.kernels``, ``bench.ema``, ``bench.align``, ``bench.augment``, ``bench.codec``,
 ``bench.copies``, ``bench.features``, ``bench.feed``, ``bench.finetune``, ``bench.memory``, ``bench.scores``,
-``bench.step``, ``bench.trainer``. What a CPU does alone (augment, codec, copies, feed, memory, scores, trainer) is not measured while a GPU waits.
+``bench.step``, ``bench.trainer``. What a CPU does alone (augment, codec, copies, feed, memory, scores, trainer) is not
+measured while a GPU waits.
 """
 
 from importlib.util import find_spec
