@@ -5,15 +5,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from runs import coarse_pictures, one_thread, tiny, write_images
+from runs import coarse_pictures, one_thread, pages_without_pictures, tiny, write_images
 
 from dexcore.train import PretrainConfig, pretrain
 
 
 # Not "package": where a folder of tests is no package, that lasts to the end of all tests.
 @pytest.fixture(scope="module", autouse=True)
-def _fast():
-    with one_thread(), coarse_pictures():
+def _fast(request):
+    looks = getattr(request.module, "LOOKS_AT_PAGES", False)
+    with one_thread(), coarse_pictures() if looks else pages_without_pictures():
         yield
 
 

@@ -20,7 +20,7 @@ from dexcore.data.record import ImageRecord
 from dexcore.data.store import write_store
 from dexcore.data.synthetic import SyntheticMVU
 from dexcore.engine.config_file import to_yaml
-from dexcore.report import pictures
+from dexcore.report import page, pictures
 from dexcore.report.history import MEASURED
 from dexcore.train.config import (
     DataConfig,
@@ -31,6 +31,7 @@ from dexcore.train.config import (
     RunConfig,
 )
 
+_SECTIONS = page._sections
 _MODALITIES = (Modality.PET, Modality.OCT, Modality.ENDOSCOPY, Modality.PHOTO)
 EXAMPLE = Path(__file__).parents[2] / "examples" / "pretrain_mvu.py"
 STEPS = 40
@@ -52,8 +53,17 @@ def one_thread():
 def coarse_pictures():
     """Else the drawing of a report takes longer than all that a run does before. tests/report looks at pictures."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(page, "_sections", _SECTIONS)
         patch.setattr(pictures, "_DPI", 20)
         patch.setattr("matplotlib.layout_engine.ConstrainedLayoutEngine.execute", lambda *_: None)
+        yield
+
+
+@contextmanager
+def pages_without_pictures():
+    """For tests of what comes before a report: summary and page are made, the drawing is left out."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(page, "_sections", lambda numbers, summary: [])
         yield
 
 

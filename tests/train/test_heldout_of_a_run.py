@@ -21,6 +21,7 @@ from dexcore.train import PretrainConfig, pretrain
 from dexcore.train.heldout import HeldOut
 from dexcore.train.schedules import Schedule
 
+LOOKS_AT_PAGES = True
 CPU = torch.device("cpu")
 RANK_RUN = str(Path(__file__).with_name("rank_run.py"))
 MOMENTS = [0, 5, 10, 15]

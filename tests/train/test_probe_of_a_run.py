@@ -21,6 +21,7 @@ from dexcore.train.probe import TrainingProbe
 from dexcore.train.schedules import Schedule
 
 RANK_RUN = str(Path(__file__).with_name("rank_run.py"))
+LOOKS_AT_PAGES = True
 TESTS_ARE_NONSENSE = {"dark": "bright", "bright": "dark"}  # whoever read them would see it
 
 

@@ -22,6 +22,7 @@ from dexcore.train.loop import Pretraining
 from dexcore.train.run.folder import RunFolderError, open_run_folder
 from dexcore.train.step0 import measure_step0
 
+LOOKS_AT_PAGES = True
 _CPU = torch.device("cpu")
 FILES = ("evaluation_step0.npz", "analysis_step0.npz")
 

@@ -25,6 +25,7 @@ from dexcore.train.loop import Pretraining
 from dexcore.train.run.comparison import cost, order_digest
 from dexcore.train.run.folder import open_run_folder
 
+LOOKS_AT_PAGES = True
 RANK_RUN = str(Path(__file__).with_name("rank_run.py"))
 KINDS = ("dex", "dense", "dense-wide", "fixed-routing", "oracle-routing")
 DENSE = ("dense", "dense-wide")

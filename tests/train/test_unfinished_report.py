@@ -13,6 +13,8 @@ from dexcore.train.loop import Pretraining, TrainingError
 from dexcore.train.pretraining import pretrain
 from dexcore.train.run.folder import open_run_folder
 
+LOOKS_AT_PAGES = True
+
 
 def _trained(config, steps):
     """Stop a run after some steps, in this process."""
