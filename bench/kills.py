@@ -215,9 +215,8 @@ def survive(kind: str, kills: int, seed: int, out: Path) -> list[dict[str, Any]]
         lives, open_run = lives + (not open_run), True
         draw = np.random.default_rng([seed, list(KINDS).index(kind), len(lines)])
         before = len(steps_of(run))
-        victim, steps = int(draw.integers(processes)), float(draw.integers(before, STEPS + 1))
-        # While it begins, or after a step: within the next ones.
-        after = draw.uniform(0, usual if steps == before else 3 * usual / STEPS)
+        victim, steps = int(draw.integers(processes)), float(draw.integers(before, max(before + 1, STEPS)))
+        after = draw.uniform(0, usual / 2 if steps == before else usual / STEPS)  # while it begins, or after a step
         if number >= kills:  # the run is let go on to its end
             steps = float("inf")
         config = replace(config_of(kind, store, run), resume=run.is_dir())
@@ -247,6 +246,9 @@ def main(arguments: list[str] | None = None) -> int:
     kinds = given.kind or list(KINDS)
     given.out.mkdir(parents=True, exist_ok=True)
     _CHILDREN.set_forkserver_preload([train.__module__])
+    first = _CHILDREN.Process(target=int)  # waits for the imports, which no run's time should hold
+    first.start()
+    first.join()
     for place, kind in enumerate(kinds):
         kills = given.kills // len(kinds) + (place < given.kills % len(kinds))
         lines = survive(kind, kills, given.seed, given.out)

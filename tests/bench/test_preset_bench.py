@@ -52,8 +52,8 @@ def test_what_follows_the_steps_is_timed_by_a_run_that_writes_its_report(monkeyp
     config = replace(config, out=str(tmp_path / "run"), data=replace(config.data, epoch_size=8))
     right = preset.finish
 
-    def slow(training):
-        right(training)
+    def slow(*arguments):
+        right(*arguments)
         time.sleep(0.2)
 
     monkeypatch.setattr(preset, "finish", slow)
