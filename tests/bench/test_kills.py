@@ -40,7 +40,6 @@ def test_two_kills_of_each_kind_change_nothing_and_a_spoilt_run_is_told(tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
 def test_twenty_kills_change_nothing(tmp_path):
     lines = _killed(_survive(tmp_path, 20))
     assert len(lines) == 20
