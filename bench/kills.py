@@ -145,7 +145,10 @@ def kill_at(config: PretrainConfig, processes: int, steps: float, seconds: float
     if all(process.exitcode == 0 for process in started):
         return {}
     if any(process.exitcode for process in started):
-        raise KillsError(f"{config.out}: failed by itself, exit codes {[p.exitcode for p in started]}")
+        codes = [process.exitcode for process in started]
+        for process in started:
+            process.kill()
+        raise KillsError(f"{config.out}: failed by itself, exit codes {codes}")
     if started[victim].exitcode is None:
         os.kill(started[victim].pid, signal.SIGKILL)
     killed = time.monotonic()
