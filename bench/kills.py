@@ -179,7 +179,7 @@ def check_run(run: Path, undisturbed: Path) -> None:
     if steps_of(run) != steps_of(undisturbed):
         raise KillsError(f"{run}: metrics.jsonl is not the undisturbed run's")
     found, expected = (dict(np.load(folder / WEIGHTS)) for folder in (run, undisturbed))
-    wrong = [name for name in expected if not np.array_equal(found.get(name), expected[name])]
+    wrong = [name for name in expected if name not in found or not np.array_equal(found[name], expected[name])]
     if wrong or found.keys() != expected.keys():
         raise KillsError(f"{run}: {len(wrong)} tensors are not the undisturbed run's: {', '.join(wrong[:3])}")
     shown: dict[int, list[int]] = {}
