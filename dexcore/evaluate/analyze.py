@@ -6,12 +6,13 @@ from torch import Tensor
 
 from dexcore.data.feed.pretrain_view import Images
 from dexcore.data.synthetic import SyntheticMVU, stored_label
+from dexcore.evaluate.examples import example_rows
 from dexcore.evaluate.gradients import gradient_cosines
-from dexcore.evaluate.reconstruct import batches, example_rows
+from dexcore.evaluate.reconstruct import batches
 from dexcore.evaluate.setting import Setting
 from dexcore.evaluate.similarity import expert_similarity
 from dexcore.measures.components import principal_components
-from dexcore.models import MaskedAutoencoder
+from dexcore.models.objective import Objective
 from dexcore.models.precision import autocast
 from dexcore.nn import set_mode
 from dexcore.nn.mlp import DEXMlp
@@ -20,7 +21,7 @@ from dexcore.report.evaluation import Evaluation
 
 
 def analyze(
-    model: MaskedAutoencoder,
+    model: Objective,
     images: Images,
     evaluation: Evaluation,
     setting: Setting,
@@ -51,9 +52,7 @@ def _labels(images: Images, rows: np.ndarray) -> np.ndarray:
 
 
 @torch.no_grad()
-def _features(
-    model: MaskedAutoencoder, images: Images, rows: np.ndarray, setting: Setting, device: torch.device
-) -> np.ndarray:
+def _features(model: Objective, images: Images, rows: np.ndarray, setting: Setting, device: torch.device) -> np.ndarray:
     """The encoder's own pooled feature of whole images in each of its modes, [modes, n, D]."""
     found: list[list[np.ndarray]] = [[] for _ in _modes(model)]
     for batch in batches(images, rows, model, setting):
@@ -65,7 +64,7 @@ def _features(
 
 @torch.no_grad()
 def _patches(
-    model: MaskedAutoencoder, images: Images, rows: np.ndarray, setting: Setting, device: torch.device
+    model: Objective, images: Images, rows: np.ndarray, setting: Setting, device: torch.device
 ) -> tuple[np.ndarray, np.ndarray]:
     """Three principal components of patch tokens, [modes, m, rows, columns, 3], of all images and modes together."""
     (batch,) = batches(images, rows, model, setting)
@@ -75,7 +74,7 @@ def _patches(
     return projected.reshape(len(both), len(rows), *model.encoder.patch_embed.grid_size, 3), variance
 
 
-def _tokens(model: MaskedAutoencoder, images: Tensor, setting: Setting, device: torch.device) -> list[Tensor]:
+def _tokens(model: Objective, images: Tensor, setting: Setting, device: torch.device) -> list[Tensor]:
     """The encoder's tokens [n, N, D] of whole images in each mode."""
     found = []
     modes = _modes(model)
@@ -91,6 +90,6 @@ def _tokens(model: MaskedAutoencoder, images: Tensor, setting: Setting, device: 
     return found
 
 
-def _modes(model: MaskedAutoencoder) -> tuple[str | None, ...]:
+def _modes(model: Objective) -> tuple[str | None, ...]:
     """Those that the encoder can run in; None is the one of a dense encoder."""
     return MODES if any(isinstance(part, DEXMlp) for part in model.modules()) else (None,)

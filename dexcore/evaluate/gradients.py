@@ -16,7 +16,7 @@ from dexcore.evaluate.reconstruct import Batch, batches
 from dexcore.evaluate.setting import Setting
 from dexcore.measures.conflict import half_cosines
 from dexcore.measures.spread import evenly
-from dexcore.models import MaskedAutoencoder
+from dexcore.models.objective import Objective
 from dexcore.models.precision import autocast
 from dexcore.nn.mlp import DEXMlp
 from dexcore.report.evaluation import Evaluation
@@ -27,7 +27,7 @@ _SIGNS = 20260521  # the sketch's seed
 
 
 def gradient_cosines(
-    model: MaskedAutoencoder,
+    model: Objective,
     images: Images,
     evaluation: Evaluation,
     setting: Setting,
@@ -63,7 +63,7 @@ def gradient_cosines(
     return names, np.array(counts), _cosines(torch.stack(sketches, dim=1).double())
 
 
-def _parts(model: MaskedAutoencoder) -> tuple[list[Tensor], ...]:
+def _parts(model: Objective) -> tuple[list[Tensor], ...]:
     """The encoder's weights that every image uses, and those of its experts, if it has any."""
     layers = [layer for layer in model.modules() if isinstance(layer, DEXMlp)]
     experts: list[Tensor] = [parameter for layer in layers for parameter in layer.experts.parameters()]
@@ -90,7 +90,7 @@ def _halves(places: np.ndarray, group_n: np.ndarray) -> list[np.ndarray]:
 
 
 def _gradients(
-    model: MaskedAutoencoder,
+    model: Objective,
     images: Images,
     rows: np.ndarray,
     parameters: Sequence[Tensor],
@@ -103,7 +103,7 @@ def _gradients(
 
 
 def loss_gradients(
-    model: MaskedAutoencoder, batch: Batch, parameters: Sequence[Tensor], setting: Setting, device: torch.device
+    model: Objective, batch: Batch, parameters: Sequence[Tensor], setting: Setting, device: torch.device
 ) -> Sequence[Tensor]:
     """The gradient of a batch's reconstruction loss; zeros of what it does not depend on."""
     with torch.enable_grad(), autocast(device, setting.precision):

@@ -12,9 +12,10 @@ from dexcore.data.feed.augment import channel_statistics
 from dexcore.data.feed.keyed import Stream, generator
 from dexcore.data.feed.pretrain_view import Images
 from dexcore.data.store.manifest import ImageDecodeError, StoreError
+from dexcore.evaluate.examples import example_rows, examples_of
 from dexcore.evaluate.setting import Setting
 from dexcore.measures.spread import evenly
-from dexcore.models import MaskedAutoencoder
+from dexcore.models.objective import Objective
 from dexcore.models.precision import autocast
 from dexcore.nn import route_by_rule
 from dexcore.nn.mlp import DEXMlp
@@ -35,7 +36,7 @@ class Batch(NamedTuple):
 
 
 @torch.no_grad()
-def evaluate(model: MaskedAutoencoder, images: Images, setting: Setting, device: torch.device) -> Evaluation:
+def evaluate(model: Objective, images: Images, setting: Setting, device: torch.device) -> Evaluation:
     """Run ``model`` over up to ``setting.images`` images a modality of either split, and leave it in
     eval mode.
 
@@ -89,7 +90,7 @@ def chosen_rows(images: Images, most: int, splits: Sequence[str] = ("train", "he
 def batches(
     images: Images,
     rows: np.ndarray,
-    model: MaskedAutoencoder,
+    model: Objective,
     setting: Setting,
     draw: npt.ArrayLike = 0,
 ) -> Iterator[Batch]:
@@ -128,7 +129,7 @@ def names_of(images: Images, sample_id: np.ndarray) -> tuple[list[str], list[str
 
 
 def _reconstruct(
-    model: MaskedAutoencoder, batch: Batch, setting: Setting, device: torch.device
+    model: Objective, batch: Batch, setting: Setting, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Predictions [n, L, K], mask [n, L], and a patch's squared error and variance to explain [n, L]."""
     images = batch.images.to(device)
@@ -136,15 +137,11 @@ def _reconstruct(
         output = model(images, noise=batch.noise.to(device))
     target = model.target(images)
     error = (output.pred.float() - target).square().sum(-1)
-    # Around the patch's own mean colour (for a gray image its mean): guessing the channels' levels alone
-    # explains nothing.
-    pixels = target.unflatten(-1, (-1, images.shape[1]))
-    variance = (pixels - pixels.mean(2, keepdim=True)).square().sum((2, 3))
-    return output.pred.float(), output.mask, error, variance
+    return output.pred.float(), output.mask, error, model.to_explain(target)
 
 
 @torch.no_grad()
-def image_losses(model: MaskedAutoencoder, batch: Batch, setting: Setting, device: torch.device) -> np.ndarray:
+def image_losses(model: Objective, batch: Batch, setting: Setting, device: torch.device) -> np.ndarray:
     """The reconstruction loss of each image, over its hidden patches: float64 [n]."""
     pred, mask, error, _ = _reconstruct(model, batch, setting, device)
     return ((error * mask).sum(1).double() / (mask.sum(1).double() * pred.shape[-1])).cpu().numpy()
@@ -157,20 +154,8 @@ def _dense_gates(layer: DEXMlp) -> torch.Tensor:
     return gates.new_zeros(len(gates), layer.num_experts).scatter_(1, indices, gates)
 
 
-def example_rows(images: Images, sample_id: np.ndarray) -> np.ndarray:
-    """The row to look at of every modality in ``sample_id``: the middle one of its held-out images, or of all."""
-    heldout, modality = images.split[sample_id] == "heldout", images.modality[sample_id]
-    rows = []
-    for one in np.unique(modality):
-        candidates = sample_id[(modality == one) & heldout]
-        if not len(candidates):
-            candidates = sample_id[modality == one]
-        rows.append(candidates[len(candidates) // 2])
-    return np.array(rows, dtype=np.int64)
-
-
 def _examples(
-    model: MaskedAutoencoder,
+    model: Objective,
     images: Images,
     sample_id: np.ndarray,
     setting: Setting,
@@ -178,27 +163,4 @@ def _examples(
 ) -> Examples:
     (batch,) = batches(images, example_rows(images, sample_id), model, setting)
     pred, mask, _, _ = _reconstruct(model, batch, setting, device)
-    on_device = batch.images.to(device)
-    hidden = model.unpatchify(mask.unsqueeze(-1).expand_as(pred))[:, 0]
-    mean, _ = model.patch_statistics(on_device)
-    pictures = {
-        "input": batch.images,
-        "patch_mean": model.unpatchify(mean.expand_as(pred)).cpu(),
-        "reconstruction": model.reconstruct(on_device, pred).cpu(),
-    }
-    return Examples(
-        modality=images.modality[batch.sample_id],
-        synthetic=images.synthetic[batch.sample_id],
-        heldout=images.split[batch.sample_id] == "heldout",
-        hidden=hidden.cpu().numpy() > 0,
-        **{name: _pixels(picture, setting.statistics) for name, picture in pictures.items()},
-    )
-
-
-def _pixels(images: torch.Tensor, statistics: str) -> np.ndarray:
-    """Normalized images [n, C, S, S] as float32 [n, S, S, 3] in [0, 1]: gray, the channels' mean, where C is not 3."""
-    mean, std = torch.tensor(channel_statistics(statistics, images.shape[1]))
-    pixels = (images.permute(0, 2, 3, 1) * std + mean).clamp(0, 1)
-    if pixels.shape[-1] != 3:
-        pixels = pixels.mean(-1, keepdim=True).expand(*pixels.shape[:-1], 3)
-    return pixels.numpy()
+    return examples_of(model, images, batch.sample_id, batch.images.to(device), pred, mask, setting.statistics)

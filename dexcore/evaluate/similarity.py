@@ -13,7 +13,7 @@ from dexcore.evaluate.reconstruct import Batch, batches
 from dexcore.evaluate.setting import Setting
 from dexcore.measures.cka import linear_cka
 from dexcore.measures.spread import evenly
-from dexcore.models import MaskedAutoencoder
+from dexcore.models.objective import Objective
 from dexcore.models.precision import autocast
 from dexcore.nn.mlp import DEXMlp, dex_layers
 from dexcore.ops.mix_align import align_floor
@@ -29,9 +29,7 @@ def moments(total_steps: int) -> frozenset[int]:
 
 
 @torch.no_grad()
-def expert_similarity(
-    model: MaskedAutoencoder, images: Images, setting: Setting, device: torch.device
-) -> list[np.ndarray]:
+def expert_similarity(model: Objective, images: Images, setting: Setting, device: torch.device) -> list[np.ndarray]:
     """Linear CKA between the outputs of every two FFNs of a block, the director last: [R + 1, R + 1] a block.
 
     All of them are given the same tokens: those that reach the block in some 30 whole images of the store, whoever
@@ -67,7 +65,7 @@ class Alignment:
 
 
 @torch.no_grad()
-def alignment(model: MaskedAutoencoder, images: Images, setting: Setting, device: torch.device) -> Alignment:
+def alignment(model: Objective, images: Images, setting: Setting, device: torch.device) -> Alignment:
     """Measure it on the images of `expert_similarity`, masked as in an evaluation, without exploration noise.
 
     In training the loss is taken with its gradient in one pass, which does not know the floor: it is taken here, with
@@ -101,7 +99,7 @@ def alignment(model: MaskedAutoencoder, images: Images, setting: Setting, device
     return Alignment(layers[0].align, losses, floors)
 
 
-def _few(model: MaskedAutoencoder, images: Images, setting: Setting) -> Batch:
+def _few(model: Objective, images: Images, setting: Setting) -> Batch:
     batch = next(batches(images, _rows(images), model, setting), None)
     if batch is None:
         raise StoreError(f"data.store: none of {_IMAGES} images from all over {images.name} can be decoded")

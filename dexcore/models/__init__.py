@@ -2,6 +2,7 @@
 
 from dexcore.models.dense_checkpoint import DenseLoad, load_dense_checkpoint
 from dexcore.models.description import NotDescribableError
+from dexcore.models.distillation import DistillationOutput, DistilledEncoder, Teacher
 from dexcore.models.mae import MAEOutput, MaskedAutoencoder
 from dexcore.models.pretrained import ModelFileError
 from dexcore.models.pyramid import FeaturePyramid
@@ -14,6 +15,8 @@ __all__ = [
     "ClassificationHead",
     "DEXVisionTransformer",
     "DenseLoad",
+    "DistillationOutput",
+    "DistilledEncoder",
     "FeaturePyramid",
     "MAEOutput",
     "MaskedAutoencoder",
@@ -21,6 +24,7 @@ __all__ = [
     "NotDescribableError",
     "TaskDescription",
     "TaskModel",
+    "Teacher",
     "UNETRDecoder",
     "load_dense_checkpoint",
     "load_reference_checkpoint",

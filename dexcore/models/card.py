@@ -1,7 +1,7 @@
 """The model card: README.md beside the weights, as the Hugging Face Hub shows it."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from timm.models.vision_transformer import VisionTransformer
 
@@ -16,6 +16,28 @@ _NOTHING_KNOWN = (
 )
 
 
+class _Pretrained(NamedTuple):
+    """How a card speaks of a class that holds a pre-trained encoder."""
+
+    tag: str
+    how: str
+    beside: str
+    whole: str
+
+
+_PRETRAINED = {
+    "MaskedAutoencoder": _Pretrained(
+        "masked-autoencoder", "as a masked autoencoder", "the autoencoder's decoder", "The whole autoencoder"
+    ),
+    "DistilledEncoder": _Pretrained(
+        "distillation",
+        "by distillation of a teacher's tokens",
+        "the layer that gives the teacher's tokens",
+        "All of it",
+    ),
+}
+
+
 def model_card(vit: VisionTransformer, kind: str, sections: Sequence[tuple[str, str]] = ()) -> str:
     """A card's text: what the model is, how to load it, then ``sections``.
 
@@ -24,7 +46,7 @@ def model_card(vit: VisionTransformer, kind: str, sections: Sequence[tuple[str, 
         kind: class name of the saved model.
         sections: heading and Markdown text of each; () says that nothing is recorded.
     """
-    tags = ["masked-autoencoder"] if kind == "MaskedAutoencoder" else []
+    tags = [_PRETRAINED[kind].tag] if kind in _PRETRAINED else []
     parts = [
         _front("image-feature-extraction", tags),
         f"# {_title(vit, kind)}",
@@ -69,7 +91,7 @@ def _front(pipeline: str, tags: Sequence[str]) -> str:
 
 def _title(vit: VisionTransformer, kind: str) -> str:
     name = "Director-Experts vision transformer" if _dex_layers(vit) else "Vision transformer"
-    return f"{name}, pre-trained as a masked autoencoder" if kind == "MaskedAutoencoder" else name
+    return f"{name}, pre-trained {_PRETRAINED[kind].how}" if kind in _PRETRAINED else name
 
 
 def _anatomy(vit: VisionTransformer, kind: str) -> str:
@@ -86,7 +108,7 @@ def _anatomy(vit: VisionTransformer, kind: str) -> str:
     if kind == "TaskModel":
         return text + ", without the head."
     classifier = f", with a classifier of {vit.num_classes} classes" if vit.num_classes else ", without a classifier"
-    return text + classifier + (", beside the autoencoder's decoder." if kind == "MaskedAutoencoder" else ".")
+    return text + classifier + (f", beside {_PRETRAINED[kind].beside}." if kind in _PRETRAINED else ".")
 
 
 def _dex_layers(vit: VisionTransformer) -> list[DEXMlp]:
@@ -109,8 +131,7 @@ def _listed(numbers: list[int]) -> str:
 def _how_to_load(vit: VisionTransformer, kind: str) -> str:
     if not _dex_layers(vit):
         return (
-            "```python\nfrom dexcore.models import MaskedAutoencoder\n"
-            f'encoder = MaskedAutoencoder.from_pretrained("{_FOLDER}").encoder\n```'
+            f'```python\nfrom dexcore.models import {kind}\nencoder = {kind}.from_pretrained("{_FOLDER}").encoder\n```'
         )
     lines = [
         *(["import dexcore.nn"] if rule_of(vit) else []),
@@ -124,8 +145,8 @@ def _how_to_load(vit: VisionTransformer, kind: str) -> str:
             "features = encoder.forward_features(images)  # [1, tokens, width], the class token first",
         ]
     whole = ""
-    if kind == "MaskedAutoencoder":
-        whole = " The whole autoencoder is opened by `dexcore.models.MaskedAutoencoder.from_pretrained`."
+    if kind in _PRETRAINED:
+        whole = f" {_PRETRAINED[kind].whole} is opened by `dexcore.models.{kind}.from_pretrained`."
     return (
         "\n".join(["```python", *lines, "```"]) + f"\n\nThrough timm, after `import dexcore`: "
         f'`timm.create_model("local-dir:{_FOLDER}", pretrained=True)`, or `"hf-hub:user/name"`.{whole}'

@@ -4,6 +4,7 @@ Axes: B images, L patches, P prefix tokens (class and register tokens), K = patc
 """
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple, Self
 
@@ -16,7 +17,7 @@ from torch import nn
 
 from dexcore.checks import check_kind, check_number, check_whole
 from dexcore.models.inputs import carry_inputs, checked_size
-from dexcore.models.pretrained import PretrainedMixin
+from dexcore.models.objective import Objective
 from dexcore.models.vit import build_encoder, describe_encoder
 from dexcore.nn import DEXMlp
 
@@ -61,7 +62,7 @@ def sincos_positions(dim: int, grid: tuple[int, int], prefix_tokens: int = 0) ->
     return torch.cat([positions.new_zeros(prefix_tokens, dim), positions]).unsqueeze(0)
 
 
-class MaskedAutoencoder(PretrainedMixin, nn.Module):
+class MaskedAutoencoder(Objective):
     """Masked image modelling: encode the visible patches, predict the hidden ones.
 
     Args:
@@ -258,9 +259,9 @@ class MaskedAutoencoder(PretrainedMixin, nn.Module):
         """Parameters of its own that are not decayed; the encoder names its own."""
         return {"mask_token"}
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute the blocks' activations of encoder and decoder in the backward, not store them."""
-        self.encoder.set_grad_checkpointing(enable)
+    def blocks(self) -> Sequence[nn.Module]:
+        # The parts of the decoder's last block are called one by one where the loss alone is wanted.
+        return [*self.encoder.blocks, *list(self.decoder_blocks)[:-1]]
 
     def forward(
         self, images: torch.Tensor, noise: torch.Tensor | None = None, *, hidden_only: bool = False
@@ -332,8 +333,13 @@ class MaskedAutoencoder(PretrainedMixin, nn.Module):
         return _statistics(_at_least_float32(self.patchify(images)))
 
     def target(self, images: torch.Tensor) -> torch.Tensor:
-        """What ``pred`` is compared with: [B, L, K], in float32 or wider."""
         return self._as_target(self.patchify(images))
+
+    def to_explain(self, target: torch.Tensor) -> torch.Tensor:
+        """Squares around a patch's own mean colour (for a gray image its mean): guessing the channels' levels alone
+        explains nothing."""
+        pixels = target.unflatten(-1, (-1, self.encoder.in_chans))
+        return (pixels - pixels.mean(2, keepdim=True)).square().sum((2, 3))
 
     def reconstruct(self, images: torch.Tensor, pred: torch.Tensor) -> torch.Tensor:
         """Predictions [B, L, K] as a picture [B, C, H, W] in the units of ``images``.
@@ -347,10 +353,6 @@ class MaskedAutoencoder(PretrainedMixin, nn.Module):
             mean, deviation = self.patch_statistics(images)
             pred = pred * deviation + mean
         return self.unpatchify(pred)
-
-    @property
-    def vision_transformer(self) -> VisionTransformer:
-        return self.encoder
 
     def adapted(self, num_classes: int | None, in_chans: int | None, img_size: int | tuple[int, int] | None) -> Self:
         for argument, value in {"num_classes": num_classes, "in_chans": in_chans}.items():

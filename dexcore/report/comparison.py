@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from dexcore.report.objectives import OBJECTIVES
+
 KINDS = {
     "dex": "Director-Experts",
     "dense": "dense twin: a plain MLP of an expert's width in every block, no experts",
@@ -45,9 +47,10 @@ class Comparison:
     Attributes:
         mlp: kind of the encoder's MLPs, a key of `KINDS`.
         order_sha256: of what decides which images each step saw, how they were changed and which patches were hidden.
-        parameters: of encoder and decoder.
+        parameters: of the model: encoder, and decoder or head.
         inference_flops: of the encoder, a whole image: matrix products, two FLOPs a multiply-add.
-        training_flops: of a step, an image: masked encoder and decoder, forward and backward.
+        training_flops: of a step, an image: forward and backward of the model, without a teacher.
+        objective: what it is trained for, a key of `dexcore.report.objectives.OBJECTIVES`.
     """
 
     mlp: str
@@ -55,6 +58,7 @@ class Comparison:
     parameters: int
     inference_flops: int
     training_flops: int
+    objective: str = "mae"  # before there were others
 
     @classmethod
     def read(cls, path: str | Path) -> "Comparison | None":
@@ -72,6 +76,8 @@ class Comparison:
             raise ValueError(f"{path}: damaged, expected the numbers of a comparison ({error})") from error
         if found.mlp not in KINDS:
             raise ValueError(f"{path}: mlp is {found.mlp!r}, expected one of {', '.join(KINDS)}")
+        if found.objective not in OBJECTIVES:
+            raise ValueError(f"{path}: objective is {found.objective!r}, expected one of {', '.join(OBJECTIVES)}")
         return found
 
     def as_dict(self) -> dict[str, Any]:
@@ -82,6 +88,7 @@ class Comparison:
         """Plain text for a terminal."""
         return [
             f"Model: {KINDS[self.mlp]}",
+            *([f"  objective: {OBJECTIVES[self.objective].what}"] if self.objective != "mae" else []),
             f"  {self.costs()}",
             f"  images, crops and masks: {self.order_sha256[:16]}",
         ]

@@ -7,10 +7,10 @@ import numpy as np
 from dexcore.report.comparison import by_rule
 from dexcore.report.heldout_course import HeldOutCourse
 from dexcore.report.history import History, SimilarityCourse
+from dexcore.report.objectives import OBJECTIVES, Words
 from dexcore.report.pictures import BLUE, NEUTRAL, RED, Picture, new_figure, styled, to_png
 
 _LOSSES = {
-    "loss_self": "Reconstruction loss (masked patches)",
     "loss_align": "Alignment loss, its floor unknown",
     "loss_balance": "Balance of the experts",
 }
@@ -26,30 +26,35 @@ _OF_THE_ROUTER = ("loss_balance", "noise_std", "lambda_balance")
 
 
 def course_pictures(
-    history: History, similarity: SimilarityCourse, mlp: str = "dex", heldout: HeldOutCourse | None = None
+    history: History,
+    similarity: SimilarityCourse,
+    mlp: str = "dex",
+    heldout: HeldOutCourse | None = None,
+    words: Words = OBJECTIVES["mae"],
 ) -> list[Picture]:
     """Losses and schedules, as far as they were recorded; those of the router only where one chose the experts.
 
     Args:
         mlp: kind of the encoder's MLPs, a key of `dexcore.report.comparison.KINDS`.
         heldout: the loss on held-out images, drawn over that of training.
+        words: how to speak of what the run is trained for.
     """
     shown = (
         {name: title for name, title in titles.items() if name not in _OF_THE_ROUTER or not by_rule(mlp)}
-        for titles in (_LOSSES, _PROGRESS)
+        for titles in ({"loss_self": words.curve, **_LOSSES}, _PROGRESS)
     )
     pictures = []
     with styled():
         losses, progress = (_recorded(history, titles) for titles in shown)
         if losses:
-            pictures.append(_losses(history, losses, similarity, heldout))
+            pictures.append(_losses(history, losses, similarity, heldout, words))
         if progress:
             pictures.append(_schedules(history, progress))
     return pictures
 
 
 def _recorded(history: History, titles: dict[str, str]) -> list[tuple[np.ndarray, str]]:
-    """(values, title) of what has a number; the reconstruction loss always, for it must not vanish as nan."""
+    """(values, title) of what has a number; the loss of the objective always, for it must not vanish as nan."""
     return [
         (history.scalars[name], title)
         for name, title in titles.items()
@@ -62,6 +67,7 @@ def _losses(
     losses: list[tuple[np.ndarray, str]],
     similarity: SimilarityCourse,
     heldout: HeldOutCourse | None,
+    words: Words,
 ) -> Picture:
     figure = new_figure(2.9 + 1.6 * (len(losses) - 1))
     ratios = [1.9] + [1.0] * (len(losses) - 1)
@@ -78,13 +84,10 @@ def _losses(
         axes[0].legend(loc="upper right")
     axes[-1].set_xlabel("step")
     titles = [title for _, title in losses]
-    bad = "a reconstruction loss that stays at its start or turns up for good, "
+    bad = f"a {words.loss} that stays at its start or turns up for good, "
     if told:
         bad += "a held-out loss that rises while that of training falls, "
-    detail = (
-        "Where targets are normalized patch by patch (the default), a reconstruction loss of 1.0 is what predicting "
-        "each patch as its own mean over all channels costs."
-    )
+    detail = words.height
     if told:
         detail += (
             " Held-out images are shown whole, with the same masks at every moment, and without exploration noise: "
@@ -101,7 +104,7 @@ def _losses(
     return Picture(
         name="losses.png",
         title="Losses",
-        reading="Thin is every step, thick a running mean: the reconstruction loss should fall quickly, then slowly.",
+        reading=f"Thin is every step, thick a running mean: the {words.loss} should fall quickly, then slowly.",
         bad=f"{bad}or red marks at the bottom: steps whose loss was not a finite number.",
         png=to_png(figure),
         found=f"{told}." if told else "",
@@ -129,8 +132,8 @@ def _about_alignment(similarity: SimilarityCourse) -> str:
         )
     told = (
         "The alignment loss compares experts and director, at the moments at which the experts are compared and on the "
-        "same few images, masked, so that 0 is agreement: the line is the mean over blocks, the band reaches from the "
-        "lowest block to the highest."
+        "same few images, as in an evaluation, so that 0 is agreement: the line is the mean over blocks, the band "
+        "reaches from the lowest block to the highest."
     )
     if similarity.align_kind == "kd":
         told += (

@@ -27,6 +27,9 @@ class Examples:
         reconstruction: as input, the prediction in every patch; only hidden ones were ever asked for in training.
         patch_mean: as input, every patch filled with its own mean over pixels and channels, which is given away where
             targets are normalized patch by patch; nan where an older version did not keep it.
+
+    Of a model that learns a teacher's tokens nothing is ``hidden``, ``patch_mean`` holds the teacher's tokens and
+    ``reconstruction`` the model's, in the same three colours.
     """
 
     modality: np.ndarray

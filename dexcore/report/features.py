@@ -55,7 +55,7 @@ def patch_picture(evaluation: Evaluation, analysis: Analysis) -> Picture | None:
     place = "colors that follow the place in the frame and not the picture"
     one_color = "one color an image (modality and nothing else)"
     components = f"The components are red, green and blue, with {shares} % of the variance; one PCA over all images"
-    compare = "so that colors compare everywhere. Nothing is masked."
+    compare = "so that colors compare everywhere. Nothing is hidden."
     if routed:
         reading += ", through the experts (center) and through the directors alone (right)."
         unlike = "or a right column unlike the center one (the directors have not learned what the experts know)."

@@ -19,6 +19,7 @@ REPORT_FILE = "report.html"
 PICTURES_FOLDER = "report"
 MODEL_FOLDER = "model"
 BEST_FOLDER = "model-best"
+AVERAGED_FOLDER = "model-ema"
 CHECKPOINTS_FOLDER = "checkpoints"
 LOCK_FILE = ".lock"  # held by the process that trains
 

@@ -116,7 +116,7 @@ def _sections(numbers: RunNumbers, summary: Summary) -> list[_Section]:
         _Section(
             "learned",
             "What it learned",
-            of(gallery_picture(evaluation), patch_picture(evaluation, analysis)),
+            of(gallery_picture(evaluation, summary.objective), patch_picture(evaluation, analysis)),
             step0["learned"],
         ),
         _Section(
@@ -144,7 +144,7 @@ def _sections(numbers: RunNumbers, summary: Summary) -> list[_Section]:
             "course",
             "The course of training",
             of(
-                *course_pictures(history, numbers.similarity, summary.mlp, numbers.heldout_course),
+                *course_pictures(history, numbers.similarity, summary.mlp, numbers.heldout_course, summary.words),
                 probe_picture(numbers.probe),
             ),
         ),
@@ -167,7 +167,7 @@ def _step0_pictures(numbers: RunNumbers, summary: Summary) -> dict[str, dict[str
         before = replace(summary, **vars(summary.compared.step0), compared=None)
         neighbors = [", ".join(told) or _FEW for told in _neighbors(before)]
         cosines = [before.cosines(number) for number in range(len(before.conflicts))]
-        found["learned"] = [gallery_picture(evaluation), patch_picture(evaluation, analysis)]
+        found["learned"] = [gallery_picture(evaluation, summary.objective), patch_picture(evaluation, analysis)]
         if not by_rule(summary.mlp):
             found["experts"] = [flow_picture(flow(evaluation), evaluation.modality_names)]
         found["modalities"] = [
@@ -193,15 +193,15 @@ def _page(folder: Path, numbers: RunNumbers, summary: Summary, sections: list[_S
     )
     body = [
         f"<h1>{escape(title)}</h1>",
-        f'<p class="quiet">{escape(_course(numbers.history))}</p>',
+        f'<p class="quiet">{escape(_course(numbers.history, summary.words.loss))}</p>',
         *_told_of_twin(summary),
         f'<p class="headline">{escape(_headline(summary))}</p>',
         f'<p class="headline">{escape(summary.verdict())}</p>',
         *(f'<p class="warning">{escape(text)}</p>' for text in _warnings(numbers.history, summary)),
         f"<nav>{links}</nav>",
         "<h3>Variance explained</h3>",
-        "<p>The share of what varies inside hidden patches that the model predicts: 1 is perfect, 0 is what "
-        "predicting each patch as its own mean colour reaches, below 0 is worse than that. Held-out images come "
+        f"<p>The share of {escape(summary.words.varies)} that the model predicts: 1 is perfect, 0 is what "
+        f"{escape(summary.words.baseline)} reaches, below 0 is worse than that. Held-out images come "
         "from files, volumes and patients that training never saw. Step 0 is the same model before training, on the "
         "same images. <b>Bad:</b> a held-out column far below the training column, or one modality near 0 beside good "
         "others.</p>",
@@ -215,7 +215,7 @@ def _page(folder: Path, numbers: RunNumbers, summary: Summary, sections: list[_S
     read = [name for name in _READ if (folder / name).is_file()]
     body += [
         f'<h2 id="{_USE[0]}">{_USE[1]}</h2>',
-        f"<pre>{escape(_usage(folder, summary.mlp))}</pre>",
+        f"<pre>{escape(_usage(folder, summary.mlp, summary.words.model))}</pre>",
         configuration(numbers.config),
         f'<p class="quiet">Made from {", ".join(read)} beside this '
         f"file; <code>dexcore report {escape(folder.as_posix())}</code> makes it again.</p>",
@@ -275,7 +275,7 @@ def _told_of_twin(summary: Summary) -> Iterator[str]:
     yield f'<p class="quiet">{escape(text)}</p>'
 
 
-def _course(history: History) -> str:
+def _course(history: History, called: str) -> str:
     steps = len(history.step)
     skipped = int(history.skipped.sum())
     told = f", {skipped} of them skipped (loss or gradient not finite)" if skipped else ""
@@ -283,7 +283,7 @@ def _course(history: History) -> str:
     loss = history.scalars["loss_self"]
     finite = np.flatnonzero(np.isfinite(loss))
     if len(finite) > 1:
-        parts.append(f"reconstruction loss from {loss[finite[0]]:.3f} to {loss[finite[-1]]:.3f}")
+        parts.append(f"{called} from {loss[finite[0]]:.3f} to {loss[finite[-1]]:.3f}")
     speed = history.scalars["images_per_second"]
     if np.isfinite(speed).any():
         parts.append(f"{np.nanmedian(speed):.0f} images per second")
@@ -305,7 +305,8 @@ def _headline(summary: Summary) -> str:
             sentences.append(f"{100 * variance.value:.1f} % on {images} ({variance.modalities} {modalities}{step0})")
     if not sentences:
         return "No image was evaluated."
-    return "Masked-patch variance explained, mean over modalities: " + "; ".join(sentences) + "."
+    explained = summary.words.explained
+    return f"{explained[0].upper()}{explained[1:]} explained, mean over modalities: {'; '.join(sentences)}."
 
 
 def _warnings(history: History, summary: Summary) -> Iterator[str]:
@@ -344,12 +345,12 @@ def _variance_table(summary: Summary) -> str:
     )
 
 
-def _usage(folder: Path, mlp: str) -> str:
+def _usage(folder: Path, mlp: str, model: str) -> str:
     told = "dexcore.nn.route_by_rule(encoder, names, modalities)  # of the images: a rule chooses their experts\n"
     ruled = mlp.endswith("routing")
     return (
-        ("import dexcore.nn\n" if ruled else "") + "from dexcore.models import MaskedAutoencoder\n\n"
-        f'model = MaskedAutoencoder.from_pretrained("{run_files(folder)["model"].as_posix()}")\n'
+        ("import dexcore.nn\n" if ruled else "") + f"from dexcore.models import {model}\n\n"
+        f'model = {model}.from_pretrained("{run_files(folder)["model"].as_posix()}")\n'
         "encoder = model.encoder.eval()  # a timm vision transformer\n"
         f"{told if ruled else ''}"
         "tokens = encoder.forward_features(images)  # [B, 3, S, S] -> [B, N, D]"

@@ -130,7 +130,7 @@ def probe_picture(course: ProbeCourse) -> Picture | None:
             f"classified by their {DRAWN[0]} nearest training images, nothing trained; step 0 is the model before "
             "training, which the curve should leave behind."
         ),
-        bad="a curve that stays at step 0, or falls while the reconstruction loss still does: stop there.",
+        bad="a curve that stays at step 0, or falls while the loss still does: stop there.",
         png=png,
         found=f"From the first moment to the last: {'; '.join(course.told())}.",
         detail=(

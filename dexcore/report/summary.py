@@ -20,6 +20,7 @@ from dexcore.report.comparison import Comparison, by_rule
 from dexcore.report.heldout_course import HeldOutCourse
 from dexcore.report.history import SimilarityCourse
 from dexcore.report.numbers import RunNumbers
+from dexcore.report.objectives import OBJECTIVES, Words
 from dexcore.report.probe_course import ProbeCourse
 from dexcore.report.routes import STARVING, Hunger, hunger, starving_evaluated
 from dexcore.report.variance import SplitVariance, Variance
@@ -83,6 +84,16 @@ class Summary(Measures):
     def mlp(self) -> str:
         """Kind of the encoder's MLPs, a key of `dexcore.report.comparison.KINDS`."""
         return self.comparison.mlp if self.comparison else "dex"
+
+    @property
+    def objective(self) -> str:
+        """What the model was trained for, a key of `dexcore.report.objectives.OBJECTIVES`."""
+        return self.comparison.objective if self.comparison else "mae"
+
+    @property
+    def words(self) -> Words:
+        """How to speak of it."""
+        return OBJECTIVES[self.objective]
 
     def lines(self) -> list[str]:
         """Plain text, aligned, at most 100 columns (paths are never cut)."""
@@ -211,8 +222,8 @@ class Summary(Measures):
 
     def _variance_lines(self) -> list[str]:
         lines = [
-            "Share of masked-patch variance explained",
-            "(1 is perfect, 0 is predicting every patch as its own mean colour)",
+            f"Share of {self.words.explained} explained",
+            f"(1 is perfect, 0 is {self.words.baseline})",
         ]
         rows, before = self.table(), self.compared
         columns = f"{'step 0':>10}" if before else ""

@@ -27,6 +27,7 @@ from dexcore.report.history import History, SimilarityCourse
 from dexcore.report.html import document, figure
 from dexcore.report.loads import hunger_picture, load_picture
 from dexcore.report.numbers import read_config
+from dexcore.report.objectives import OBJECTIVES, objective_of
 from dexcore.report.page import configuration, kind_of, page_title
 from dexcore.report.pictures import Picture
 from dexcore.report.probe_course import ProbeCourse, probe_picture
@@ -76,16 +77,17 @@ def report_unfinished(run_folder: str | Path) -> Unfinished:
     config = read_config(folder / CONFIG_FILE)
     history = History.read(folder / METRICS_FILE)
     under_way = is_held(folder)
+    words = OBJECTIVES[objective_of(config)]
     found = Unfinished(
         _standing(folder, history, config.get("run", {}).get("max_skipped"), under_way),
-        _course(history),
-        "Missing: the variance explained, reconstructions, and what experts and features follow. They come from "
+        _course(history, words.loss),
+        f"Missing: the variance explained, {words.pictures}, and what experts and features follow. They come from "
         f"{EVALUATION_FILE} and {ANALYSIS_FILE}, which a run writes after its last step.",
         folder / REPORT_FILE,
     )
     mlp = kind_of(config)
     pictures: list[Picture | None] = [
-        *course_pictures(history, similarity, mlp, HeldOutCourse.read(folder / HELDOUT_FILE)),
+        *course_pictures(history, similarity, mlp, HeldOutCourse.read(folder / HELDOUT_FILE), words),
         probe_picture(probe),
         load_picture(history, mlp),
         None if by_rule(mlp) else hunger_picture(history, hunger(history)),
@@ -120,11 +122,11 @@ def _standing(folder: Path, history: History, max_skipped: int | None, under_way
     return f"This run was stopped {done}" + (f"; {of_loss}" if of_loss else "") + f": --resume --out {folder} goes on."
 
 
-def _course(history: History) -> str:
+def _course(history: History, called: str) -> str:
     steps, skipped = len(history.step), int(history.skipped.sum())
     loss = history.scalars["loss_self"]
     finite = np.flatnonzero(np.isfinite(loss))
     told = f"{steps} step{'s' * (steps != 1)} done, {skipped} of them skipped (loss or gradient not finite)"
     if not len(finite):
-        return f"{told}; no reconstruction loss was a finite number."
-    return f"{told}; reconstruction loss from {loss[finite[0]]:.3f} to {loss[finite[-1]]:.3f}."
+        return f"{told}; no {called} was a finite number."
+    return f"{told}; {called} from {loss[finite[0]]:.3f} to {loss[finite[-1]]:.3f}."

@@ -14,7 +14,7 @@ from dexcore.report.evaluation import Evaluation
 
 @dataclass(frozen=True)
 class Variance:
-    """Share of masked-patch variance explained by some images of one split.
+    """Share of the variance explained (of hidden patches, or of a teacher's tokens) by some images of one split.
 
     Attributes:
         value: 1 - sum of squared errors / sum of squares around each patch's own mean colour; 1 is

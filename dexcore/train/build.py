@@ -13,18 +13,29 @@ from torch import nn
 
 from dexcore.data.feed.pretrain_view import Images
 from dexcore.engine.config import ConfigError
-from dexcore.models import DEXVisionTransformer, MaskedAutoencoder, ModelFileError, load_dense_checkpoint
+from dexcore.models import (
+    DEXVisionTransformer,
+    DistilledEncoder,
+    MaskedAutoencoder,
+    ModelFileError,
+    Teacher,
+    load_dense_checkpoint,
+)
+from dexcore.models.objective import Objective
 from dexcore.nn import RoutingRule, collapse, set_rule
 from dexcore.train.config import ModelConfig, PretrainConfig
 
 
-def model_of_run(config: PretrainConfig, images: Images, begun_from: str = "") -> MaskedAutoencoder:
-    """The autoencoder of a run before its first step, on the CPU; PyTorch's generators are left as they were.
+def model_of_run(
+    config: PretrainConfig, images: Images, begun_from: str = "", teacher: Teacher | None = None
+) -> Objective:
+    """The model of a run before its first step, on the CPU; PyTorch's generators are left as they were.
 
     Args:
         config: of the run.
         images: whose modalities oracle routing knows.
         begun_from: the file of weights to begin with; "" for new ones.
+        teacher: of a run that learns its tokens.
 
     Raises:
         ConfigError: the file cannot be loaded.
@@ -32,11 +43,14 @@ def model_of_run(config: PretrainConfig, images: Images, begun_from: str = "") -
     there = [images.modality_names[index] for index in np.unique(images.modality)]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.run.seed)
-        return build_model(replace(config.model, init=begun_from), config.run.seed, there)
+        return build_model(replace(config.model, init=begun_from), config.run.seed, there, teacher)
 
 
-def build_model(config: ModelConfig, seed: int = 0, modalities: Sequence[str] = ()) -> MaskedAutoencoder:
-    """The autoencoder of a configuration, with weights from PyTorch's global generator.
+def build_model(
+    config: ModelConfig, seed: int = 0, modalities: Sequence[str] = (), teacher: Teacher | None = None
+) -> Objective:
+    """The model of a configuration, with weights from PyTorch's global generator: an autoencoder or, with a teacher, an
+    encoder that learns its tokens.
 
     Twins begin with the same numbers where they have the same parts: every kind is made of the DEX model of the same
     draws. Embedding, attention, norms, class token and decoder are equal in all; the experts of those that are routed
@@ -47,14 +61,21 @@ def build_model(config: ModelConfig, seed: int = 0, modalities: Sequence[str] = 
         config: of the model.
         seed: of the run; it keys fixed routing.
         modalities: of the run's images, whose experts oracle routing decides.
+        teacher: whose tokens are learned; None: the model is an autoencoder.
 
     Raises:
         ConfigError: ``init`` cannot be loaded.
     """
-    model = _dex(config)
+    encoder = _dex_encoder(config)
+    model: Objective
+    if teacher is None:
+        model = _autoencoder(encoder, config)
+    else:
+        model = DistilledEncoder(encoder, teacher.dim, teacher.has_class)
+        model.teacher = teacher
     if config.init:
         try:
-            load_dense_checkpoint(model, config.init)
+            load_dense_checkpoint(model if isinstance(model, MaskedAutoencoder) else encoder, config.init)
         except (FileNotFoundError, ModelFileError) as error:
             raise ConfigError(f"model.init: {error}") from error
     if config.mlp in ("dense", "dense-wide"):
@@ -69,8 +90,8 @@ def build_model(config: ModelConfig, seed: int = 0, modalities: Sequence[str] = 
     return model
 
 
-def _dex(config: ModelConfig) -> MaskedAutoencoder:
-    encoder = DEXVisionTransformer(
+def _dex_encoder(config: ModelConfig) -> DEXVisionTransformer:
+    return DEXVisionTransformer(
         img_size=config.image_size,
         patch_size=config.patch_size,
         in_chans=config.in_chans,
@@ -86,6 +107,9 @@ def _dex(config: ModelConfig) -> MaskedAutoencoder:
         keep=config.keep,
         backend=config.backend,
     )
+
+
+def _autoencoder(encoder: DEXVisionTransformer, config: ModelConfig) -> Objective:
     return MaskedAutoencoder(
         encoder,
         decoder_dim=config.decoder_dim,
@@ -96,14 +120,14 @@ def _dex(config: ModelConfig) -> MaskedAutoencoder:
     )
 
 
-def _collapsed(model: MaskedAutoencoder) -> MaskedAutoencoder:
+def _collapsed(model: Objective) -> Objective:
     plain = collapse(model)
-    assert isinstance(plain, MaskedAutoencoder)
+    assert isinstance(plain, Objective)
     return plain
 
 
 @torch.no_grad()
-def _widen(model: MaskedAutoencoder, hidden: int, grown: bool) -> None:
+def _widen(model: Objective, hidden: int, grown: bool) -> None:
     """Give every encoder block an MLP of ``hidden`` units.
 
     Args:

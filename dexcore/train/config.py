@@ -254,6 +254,27 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True)
+class ObjectiveConfig:
+    """What the encoder is trained for."""
+
+    kind: Literal["mae", "distill"] = "mae"
+    """mae: predict hidden patches by a decoder; distill: give the tokens of a frozen teacher, of whole images."""
+    teacher: str = ""
+    """distill: a folder of dexcore's with a model, or the name of a vision transformer of timm's."""
+    weights: str = ""
+    """File of the weights of timm's teacher; pretrained: timm fetches them from the network."""
+
+    def __post_init__(self) -> None:
+        check_kinds(self, "objective.")
+        taught = self.kind == "distill"
+        expected = (
+            "a folder of dexcore's or the name of a model of timm's" if taught else "none with objective.kind mae"
+        )
+        check_field(taught == (self.teacher != ""), "objective.teacher", expected, self.teacher)
+        check_field(taught or not self.weights, "objective.weights", "none with objective.kind mae", self.weights)
+
+
+@dataclass(frozen=True)
 class DexConfig:
     """What DEX adds to the loss and to the step."""
 
@@ -324,6 +345,9 @@ class RunConfig:
     evaluate_every: float = 0.0
     """Epochs between two measurements of the loss on held-out images, the first before the first step, the last after
     the last; 0: none. The best model stays beside the last one."""
+    ema_decay: float = 0.0
+    """Decay of a running average of the weights (timm's model_ema_decay, 0.9998 for example), which is saved beside the
+    last ones as model-ema/; 0: none."""
     probe_task: str = ""
     """YAML of a labelled task on which the model is probed while it trains, by nearest neighbors; empty: on none."""
     probe_every: float = 1.0
@@ -342,6 +366,7 @@ class RunConfig:
         unknown = [name for name in self.sink_names if name not in _SINKS]
         check_field(not unknown, "run.sinks", f"names of {', '.join(_SINKS)}, with commas between", self.sinks)
         check_field(self.stuck_after >= 0, "run.stuck_after", "at least 0", self.stuck_after)
+        check_field(0 <= self.ema_decay < 1, "run.ema_decay", "0 to below 1", self.ema_decay)
         check_field(self.evaluate_every >= 0, "run.evaluate_every", "at least 0", self.evaluate_every)
 
     @property
@@ -373,6 +398,7 @@ class PretrainConfig:
     changes."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     dex: DexConfig = field(default_factory=DexConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
@@ -461,6 +487,8 @@ MAY_CHANGE_ON_RESUME = frozenset(
         "data.workers",
         "data.cache",
         "data.max_replaced",
+        "objective.teacher",  # its weights are compared by their hash
+        "objective.weights",
         "parallel.kind",  # but for the order of sums the same numbers
         "parallel.replicas",
         "run.checkpoint_every",

@@ -9,6 +9,7 @@ from dexcore.engine.memory import peak_memory
 from dexcore.models.precision import compute_dtype, uses_bf16
 from dexcore.nn import fast_layers
 from dexcore.report.comparison import KINDS
+from dexcore.report.objectives import OBJECTIVES
 from dexcore.train.loop import Pretraining
 from dexcore.train.run.comparison import cost
 
@@ -41,12 +42,13 @@ def rehearse(run: Pretraining) -> list[str]:
     seconds = _seconds(prepare, step, workers)
     trained = sum(parameter.numel() for parameter in run.parameters)
     fixed = sum(parameter.numel() for parameter in run.model.parameters()) - trained
-    costs = cost(config.model)
+    costs = cost(config.model, run.teacher)
     precision = "bf16" if uses_bf16(run.device, config.run.precision) else "fp32"
     return [
         "dry run: no run folder was written",
         f"  device     {device_name(run.device)}, {precision}",
         f"  model      {KINDS[config.model.mlp]}",
+        f"  objective  {OBJECTIVES[config.objective.kind].what}",
         f"             {trained:,} trained parameters, {fixed:,} of directors and positions",
         f"  cost       {costs.inference_flops / 1e9:.4g} GFLOPs an image at inference, "
         f"{costs.training_flops / 1e9:.4g} in a training step (matrix products)",

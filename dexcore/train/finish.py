@@ -6,15 +6,41 @@ from dexcore.engine.folder import RunFolderError
 from dexcore.evaluate.analyze import analyze
 from dexcore.evaluate.reconstruct import evaluate
 from dexcore.files import write_whole
-from dexcore.models import MaskedAutoencoder
 from dexcore.models.card import CARD_FILE
+from dexcore.models.objective import Objective
 from dexcore.report import build_report
-from dexcore.report.files import ANALYSIS_FILE, EVALUATION_FILE, MODEL_FOLDER
+from dexcore.report.files import ANALYSIS_FILE, AVERAGED_FOLDER, EVALUATION_FILE, MODEL_FOLDER
 from dexcore.train.loop import Pretraining
 from dexcore.train.run.card import note_inputs, run_card
 
 
-def finish(run: Pretraining, model: MaskedAutoencoder) -> None:
+def save_averaged(run: Pretraining) -> None:
+    """Save the model of the averaged weights, if they are kept; all ranks call it.
+
+    Directors are those of the last step: averages of the experts as they are.
+
+    Raises:
+        RunFolderError: it cannot be written; nothing trained is lost.
+        MainRankError: that happened on the main rank.
+    """
+    if not run.config.run.ema_decay:
+        return
+
+    def save() -> None:
+        try:
+            note_inputs(model, run.images, run.rows, run.config)
+            model.save_pretrained(run.folder / AVERAGED_FOLDER)
+        except (OSError, SafetensorError) as error:
+            raise RunFolderError(
+                f"{run.folder / AVERAGED_FOLDER}: the averaged model cannot be written: {error}"
+            ) from error
+
+    with run.optimizer.averaged():
+        model = run.parallel.whole()
+        run.ranks.on_main(save)
+
+
+def finish(run: Pretraining, model: Objective) -> None:
     """Save the model, evaluate it, write the report and print the summary; the main rank's alone.
 
     Args:

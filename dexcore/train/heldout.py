@@ -21,7 +21,7 @@ from dexcore.engine.folder import RunFolderError
 from dexcore.engine.ranks import Ranks
 from dexcore.evaluate.reconstruct import batches, chosen_rows, image_losses
 from dexcore.files import write_whole
-from dexcore.models import MaskedAutoencoder
+from dexcore.models.objective import Objective
 from dexcore.report.files import BEST_FOLDER, HELDOUT_FILE
 from dexcore.report.heldout_course import HeldOutCourse
 from dexcore.train.config import PretrainConfig
@@ -58,7 +58,7 @@ class HeldOut:
         if not len(self.shown):
             raise ConfigError(f"run.evaluate_every: {images.name} holds no held-out image, expected 0 (none)")
 
-    def measure(self, model: MaskedAutoencoder, steps_done: int, device: torch.device) -> dict[str, Any]:
+    def measure(self, model: Objective, steps_done: int, device: torch.device) -> dict[str, Any]:
         """Measure the loss, and keep the model where it is the best so far; all ranks call it.
 
         Returns:
@@ -71,7 +71,7 @@ class HeldOut:
         """
         return self.ranks.on_main_for_long(lambda: self._measured(model, steps_done, device))
 
-    def _measured(self, model: MaskedAutoencoder, steps_done: int, device: torch.device) -> dict[str, Any]:
+    def _measured(self, model: Objective, steps_done: int, device: torch.device) -> dict[str, Any]:
         losses, modalities = [np.zeros(0)], [np.zeros(0, np.int64)]
         training = model.training
         model.eval()
@@ -93,7 +93,7 @@ class HeldOut:
             self._keep(model, line)
         return line
 
-    def _keep(self, model: MaskedAutoencoder, line: dict[str, Any]) -> None:
+    def _keep(self, model: Objective, line: dict[str, Any]) -> None:
         """Have the model in the place of the best one before, which is there until this one is whole."""
         best, new, old = (self.folder / name for name in (BEST_FOLDER, f".{BEST_FOLDER}", f".{BEST_FOLDER}-before"))
         try:

@@ -21,6 +21,7 @@ from dexcore.data.feed.augment import Augmentation
 from dexcore.data.feed.order import GlobalBatchSampler, GlobalOrder
 from dexcore.data.feed.own import OwnImages
 from dexcore.data.feed.pretrain_view import PretrainView, ReplacementLimit, collate
+from dexcore.engine.averaging import AveragedAdamW
 from dexcore.engine.checkpoint import Progress, has_checkpoint
 from dexcore.engine.clock import StepClock
 from dexcore.engine.config import ConfigError
@@ -32,7 +33,7 @@ from dexcore.engine.watchdog import Watchdog
 from dexcore.evaluate.reconstruct import names_of
 from dexcore.evaluate.similarity import alignment, expert_similarity, moments
 from dexcore.extras import require
-from dexcore.models import MaskedAutoencoder
+from dexcore.models.objective import Objective
 from dexcore.models.precision import autocast, compute_dtype
 from dexcore.nn import (
     AuxLosses,
@@ -64,6 +65,7 @@ from dexcore.train.run.provenance import check_images, describe_images, record_s
 from dexcore.train.run.sinks import check_sinks
 from dexcore.train.schedules import Schedule, StepValues
 from dexcore.train.step0 import measure_step0
+from dexcore.train.teacher import TEACHER, check_teacher, content_of, open_teacher
 
 _OF_DEX = {"loss_align", "loss_balance", "momentum", "noise_std", "lambda_balance", "load"}  # of a step's line
 
@@ -122,17 +124,19 @@ class Pretraining:
         if config.run.evaluate_every:
             self.heldout = HeldOut(config, self.schedule, self.images, self.rows, folder, ranks)
         self.begun_from = "" if self._goes_on() else config.model.init
+        self.teacher = open_teacher(config, self.device)
         self.parallel = parallel_of(
             config,
-            lambda begun: model_of_run(config, self.images, self.begun_from if begun else ""),
+            lambda begun: model_of_run(config, self.images, self.begun_from if begun else "", self.teacher),
             self.device,
             ranks,
         )
         self.model = self.parallel.model
         self.layers = [layer for layer in self.model.modules() if isinstance(layer, DEXMlp)]  # none of a dense twin
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(
+        self.optimizer = AveragedAdamW(
             _groups(self.model, config.optimizer),
+            decay=config.run.ema_decay,
             lr=config.peak_lr,
             betas=(config.optimizer.beta1, config.optimizer.beta2),
             fused=True,
@@ -152,10 +156,12 @@ class Pretraining:
             write_config(self.folder, self.config)
             described = describe_images(self.images, self.rows)
             told = {"total_steps": total, "batch_size": self.config.data.batch_size, "changed": changed}
+            if self.teacher is not None:
+                told[TEACHER] = content_of(self.teacher)
             record_start(self.folder, self.step_done, self.device, described, told, self.begun_from)
             for change in changed:
                 self.ranks.say(f"changed: {change}")
-            write_comparison(self.folder, comparison_of(self.config, self._order_digest()))
+            write_comparison(self.folder, comparison_of(self.config, self._order_digest(), self.teacher))
         if self.step_done == 0:
             measure_step0(self.folder, self.parallel.whole(), self.images, self.config, self.device, self.ranks)
         with (
@@ -356,6 +362,7 @@ class Pretraining:
             self.ranks.say(f"{self.folder} holds no checkpoint yet: beginning at the first step")
             return
         check_images(self.folder, progress.order["fingerprint"], describe_images(self.images, self.rows))
+        check_teacher(self.folder, self.teacher)
         self.step_done, self.skipped_in_a_row = progress.step, progress.skipped_in_a_row
         self.ranks.say(f"resuming {self.folder} after step {self.step_done} of {self.schedule.total_steps}")
 
@@ -439,7 +446,7 @@ def _part_size(config: PretrainConfig, ranks: Ranks) -> int:
     return batch_size // (ranks.count * accumulate)
 
 
-def _groups(model: MaskedAutoencoder, optimizer: OptimizerConfig) -> list[dict[str, Any]]:
+def _groups(model: Objective, optimizer: OptimizerConfig) -> list[dict[str, Any]]:
     """The optimizer's groups: of the encoder's layers where their learning rates differ, and of all else."""
     groups = param_groups(model, optimizer.weight_decay)
     if optimizer.layer_decay == 1:

@@ -18,7 +18,6 @@ from dexcore.engine.config import check_field
 from dexcore.models import MaskedAutoencoder
 from dexcore.train.build import build_model
 from dexcore.train.config import PRESETS, ModelConfig
-from dexcore.train.parallel.sharded import gathered_apart
 from dexcore.train.run.comparison import cost
 
 Kind = Literal["ddp", "fsdp", "hsdp"]
@@ -97,7 +96,7 @@ class Counted(NamedTuple):
 def count(config: ModelConfig) -> Counted:
     """Count a model of DEX layers or a twin; no memory is taken for it."""
     model = _empty(config)
-    blocks = gathered_apart(model)
+    blocks = model.blocks()
     units = [sum(p.numel() for p in block.parameters()) for block in blocks]
     trained = [sum(p.numel() for p in block.parameters() if p.requires_grad) for block in blocks]
     everything = list(model.parameters())

@@ -14,10 +14,10 @@ from dexcore.checks import check_kind
 from dexcore.engine.config import ConfigError
 from dexcore.engine.ranks import LostRankError, environment_rank, join_ranks
 from dexcore.engine.stop import EXIT_STOPPED, Stopped, StopRequest
-from dexcore.models import MaskedAutoencoder
+from dexcore.models.objective import Objective
 from dexcore.train.config import PretrainConfig
 from dexcore.train.dry_run import rehearse
-from dexcore.train.finish import finish
+from dexcore.train.finish import finish, save_averaged
 from dexcore.train.loop import Pretraining
 from dexcore.train.replay import replay
 from dexcore.train.run.folder import open_run_folder
@@ -141,13 +141,14 @@ def _run(
             reason = stop.signal_name or "a signal to another rank"
             ranks.say(f"{reason}: stopped after step {run.step_done}; go on with --resume --out {folder}")
         else:
+            save_averaged(run)
             model = run.parallel.whole()
             if ranks.main and not _finished(run, model, stop):
                 return RunResult(folder, run.step_done, finished=False)
         return RunResult(folder, run.step_done, finished=not run.stopping)
 
 
-def _finished(run: Pretraining, model: MaskedAutoencoder, stop: StopRequest) -> bool:
+def _finished(run: Pretraining, model: Objective, stop: StopRequest) -> bool:
     """Evaluate and report; False where a signal came before or meanwhile: --resume comes back here."""
     try:
         with stop.at_once():

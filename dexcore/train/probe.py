@@ -18,7 +18,7 @@ from dexcore.evaluate.probes.knn import knn_on_val
 from dexcore.evaluate.probes.run import layers_of
 from dexcore.evaluate.probes.splits import Splits
 from dexcore.evaluate.tasks import Task, TaskError
-from dexcore.models import MaskedAutoencoder
+from dexcore.models.objective import Objective
 from dexcore.train.config import PretrainConfig
 from dexcore.train.schedules import Schedule
 
@@ -50,7 +50,7 @@ class TrainingProbe:
             raise ConfigError(f"run.probe_task: {error}") from error
         self.moments = schedule.moments(config.run.probe_every, "run.probe_every")
 
-    def measure(self, model: MaskedAutoencoder, steps_done: int) -> dict[str, Any]:
+    def measure(self, model: Objective, steps_done: int) -> dict[str, Any]:
         """Probe the model; all ranks call it.
 
         Returns:
@@ -80,7 +80,7 @@ class TrainingProbe:
                 shutil.rmtree(self.folder / _FEATURES_FOLDER, ignore_errors=True)
         return {**line, **self.ranks.on_main_for_long(lambda: self._values(tables))}
 
-    def _features(self, model: MaskedAutoencoder) -> dict[str, FeatureTable]:
+    def _features(self, model: Objective) -> dict[str, FeatureTable]:
         size, channels = self.config.model.image_size, self.config.model.in_chans
         mean, std = channel_statistics(self.config.data.statistics, channels)
         return features_by_mode(

@@ -13,14 +13,14 @@ from dexcore.engine.folder import RunFolderError
 from dexcore.engine.ranks import Ranks
 from dexcore.evaluate.analyze import analyze
 from dexcore.evaluate.reconstruct import evaluate
-from dexcore.models import MaskedAutoencoder
+from dexcore.models.objective import Objective
 from dexcore.report.files import STEP0_ANALYSIS_FILE, STEP0_EVALUATION_FILE
 from dexcore.train.config import PretrainConfig
 
 
 def measure_step0(
     folder: Path,
-    model: MaskedAutoencoder,
+    model: Objective,
     images: Images,
     config: PretrainConfig,
     device: torch.device,
@@ -38,9 +38,7 @@ def measure_step0(
     ranks.on_main_for_long(lambda: _measure(folder, model, images, config, device))
 
 
-def _measure(
-    folder: Path, model: MaskedAutoencoder, images: Images, config: PretrainConfig, device: torch.device
-) -> None:
+def _measure(folder: Path, model: Objective, images: Images, config: PretrainConfig, device: torch.device) -> None:
     training = model.training
     try:
         evaluation = evaluate(model, images, config.setting, device)

@@ -2,7 +2,8 @@
 
     rank_run.py CONFIG.yaml STATES [--resume] [--until STEP] [--poison RANK STEP]
 
-STATES/rank0.npz, ... hold the ranks' weights, and under "all_reduces" how often they called `dist.all_reduce`.
+STATES/rank0.npz, ... hold the ranks' weights, their averages if the run keeps them, and under "all_reduces" how often
+they called `dist.all_reduce`.
 """
 
 import argparse
@@ -48,7 +49,11 @@ def main() -> int:
         run.resume()
         run.train(stop)
         whole = run.parallel.whole(main_only=False)
-        np.savez(asked.states / f"rank{ranks.rank}.npz", all_reduces=_calls, **state(whole))
+        calls, weights = _calls, state(whole)
+        with run.optimizer.averaged():
+            averaged = run.parallel.whole(main_only=False)
+            weights |= {f"averaged.{name}": value for name, value in state(averaged).items() if config.run.ema_decay}
+        np.savez(asked.states / f"rank{ranks.rank}.npz", all_reduces=calls, **weights)
     return EXIT_STOPPED if run.stopping else 0
 
 

@@ -37,7 +37,7 @@ def test_every_field_is_a_flag_with_help_in_its_group(capsys, monkeypatch):
         assert f"--{name.replace('_', '-')}" in text
     assert "--preset" in text
     groups = re.findall(r"^\W+(\w+ )?options\W+$", text, re.MULTILINE)  # framed on a terminal
-    assert groups == ["", "model ", "data ", "optimizer ", "dex ", "parallel ", "run "]
+    assert groups == ["", "model ", "data ", "objective ", "optimizer ", "dex ", "parallel ", "run "]
     assert max(len(line) for line in text.splitlines()) <= 90
     assert "Share of the patches that is hidden" in text
 

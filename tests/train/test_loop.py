@@ -267,3 +267,14 @@ def test_a_store_without_training_images_is_refused(tmp_path):
     store = write_images(tmp_path / "store", images=4, one_heldout_in=1)
     with pytest.raises(ConfigError, match=r"data\.store: .* holds no training image"):
         pretrain(tiny(store, tmp_path / "run"))
+
+
+def test_the_averaged_model_is_saved_beside_the_last_one(store, tmp_path):
+    config = tiny(store, tmp_path / "run", epochs=6 * 8 / 20, ema_decay=0.9)
+    assert pretrain(config).finished
+    last, averaged = (
+        state(MaskedAutoencoder.from_pretrained(tmp_path / "run" / name)) for name in ("model", "model-ema")
+    )
+    same = {name for name, value in last.items() if np.array_equal(value, averaged[name])}
+    assert all("director" in name or "frequency" in name or "pos_embed" in name or "_sigma" in name for name in same)
+    assert {name for name in last if "director" in name} <= same

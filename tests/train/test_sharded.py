@@ -35,7 +35,8 @@ def _run(store: Path, out: Path, parallel: ParallelConfig | None = None, steps: 
     """Experts that can be cut into two, three and four parts."""
     config = shared_run(store, out, steps)
     model = replace(config.model, dim=24, decoder_depth=2)
-    return replace(config, model=model, parallel=parallel or ParallelConfig())
+    run = replace(config.run, ema_decay=0.9)
+    return replace(config, model=model, run=run, parallel=parallel or ParallelConfig())
 
 
 def _autoencoder(**more: Any) -> MaskedAutoencoder:
@@ -62,6 +63,9 @@ def test_shards_are_the_run_of_one_process(store, one_process, tmp_path, kind, c
     for name, value in state(one_process.model).items():
         if "director" in name or "frequency" in name:
             assert np.allclose(ranks[0][name], value, rtol=1e-4, atol=1e-6), name
+    with one_process.optimizer.averaged():
+        for name, value in state(one_process.model).items():
+            assert np.allclose(ranks[0][f"averaged.{name}"], value, rtol=1e-3, atol=1e-4), name
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dexcore.checks import check_kind
 from dexcore.evaluate.embedding.table import FeaturesError
-from dexcore.models import MaskedAutoencoder
+from dexcore.models.objective import Objective
 from dexcore.models.precision import autocast
 from dexcore.nn.mlp import MODES, DEXMlp
 
@@ -39,7 +39,7 @@ Model = nn.Module | Callable[[Tensor], Features]
 
 def encoder_of(model: Model) -> Model:
     """What sees images: of an autoencoder its encoder."""
-    return model.encoder if isinstance(model, MaskedAutoencoder) else model
+    return model.encoder if isinstance(model, Objective) else model
 
 
 def layers_of(model: Model) -> list[DEXMlp]:

@@ -11,7 +11,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from dexcore.evaluate.embedding.table import FeaturesError
-from dexcore.models import DEXVisionTransformer, MaskedAutoencoder, TaskModel, load_dense_checkpoint
+from dexcore.models import DEXVisionTransformer, DistilledEncoder, MaskedAutoencoder, TaskModel, load_dense_checkpoint
 from dexcore.models.hub import model_folder
 from dexcore.models.pretrained import OtherModelError, load_exactly, read_pickle, read_safetensors
 
@@ -80,7 +80,7 @@ def _of_folder(folder: Path, img_size: int | None) -> nn.Module:
     try:
         return DEXVisionTransformer.from_pretrained(folder, img_size=img_size)
     except OtherModelError as error:
-        around: tuple[Any, ...] = (MaskedAutoencoder, TaskModel)  # a dense encoder
+        around: tuple[Any, ...] = (MaskedAutoencoder, DistilledEncoder, TaskModel)  # a dense encoder
         for kind in around:
             with suppress(OtherModelError):
                 return kind.from_pretrained(folder, img_size=img_size).encoder

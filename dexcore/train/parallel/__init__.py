@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 
 from dexcore.engine.ranks import Ranks
-from dexcore.models import MaskedAutoencoder
+from dexcore.models.objective import Objective
 from dexcore.train.config import PretrainConfig
 from dexcore.train.parallel.replicated import Replicated
 from dexcore.train.parallel.sharded import Sharded
@@ -14,7 +14,7 @@ Parallel = Replicated | Sharded
 
 
 def parallel_of(
-    config: PretrainConfig, build: Callable[[bool], MaskedAutoencoder], device: torch.device, ranks: Ranks
+    config: PretrainConfig, build: Callable[[bool], Objective], device: torch.device, ranks: Ranks
 ) -> Parallel:
     """The way that ``config.parallel.kind`` names.
 

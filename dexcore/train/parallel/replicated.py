@@ -9,7 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dexcore.engine.checkpoint import Progress, load_checkpoint, save_checkpoint
 from dexcore.engine.ranks import Ranks
-from dexcore.models import MaskedAutoencoder
+from dexcore.models.objective import Objective
 
 
 class Replicated:
@@ -24,7 +24,7 @@ class Replicated:
         wrapped: to call in training: its backward adds up the ranks' gradients.
     """
 
-    def __init__(self, model: MaskedAutoencoder, ranks: Ranks) -> None:
+    def __init__(self, model: Objective, ranks: Ranks) -> None:
         self.model, self.ranks = model, ranks
         self.wrapped: torch.nn.Module = model
         if ranks.group is not None:
@@ -43,7 +43,7 @@ class Replicated:
         """The norm of the whole gradient, 0-dim, of this process's own and of the sum over all of their squares."""
         return own
 
-    def whole(self, main_only: bool = True) -> MaskedAutoencoder:
+    def whole(self, main_only: bool = True) -> Objective:
         """The whole model, to be measured or saved; all ranks call it."""
         return self.model
 

@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 from dexcore.engine.checkpoint import Progress, load_checkpoint, save_checkpoint
 from dexcore.engine.config import ConfigError, check_field
 from dexcore.engine.ranks import Ranks
-from dexcore.models import MaskedAutoencoder
+from dexcore.models.objective import Objective
 from dexcore.nn import shard_placement
 from dexcore.nn.mlp import DEXMlp
 from dexcore.train.config import ParallelConfig
@@ -47,7 +47,7 @@ class Sharded:
     """
 
     def __init__(
-        self, config: ParallelConfig, build: Callable[[bool], MaskedAutoencoder], device: torch.device, ranks: Ranks
+        self, config: ParallelConfig, build: Callable[[bool], Objective], device: torch.device, ranks: Ranks
     ) -> None:
         self.ranks, self.device = ranks, device
         self._build = build
@@ -73,7 +73,7 @@ class Sharded:
         """The norm of the whole gradient, 0-dim, of this process's own and of the sum over all of their squares."""
         return (squares / self.replicas).sqrt()
 
-    def whole(self, main_only: bool = True) -> MaskedAutoencoder:
+    def whole(self, main_only: bool = True) -> Objective:
         """A copy in one piece, to be measured or saved; all ranks call it. Where ``main_only``, the others get one
         without numbers."""
         copy = self._empty()
@@ -94,12 +94,12 @@ class Sharded:
         """`load_checkpoint` into model and optimizer, of every rank its share."""
         return load_checkpoint(folder, self.model, optimizer, self.ranks.say, self.ranks)
 
-    def _empty(self) -> MaskedAutoencoder:
+    def _empty(self) -> Objective:
         with torch.device("meta"):
             return self._build(False)
 
 
-def shard(model: MaskedAutoencoder, mesh: DeviceMesh) -> None:
+def shard(model: Objective, mesh: DeviceMesh) -> None:
     """Cut a model, block by block, in place; what is in no block is gathered for the whole of a step.
 
     Args:
@@ -109,18 +109,12 @@ def shard(model: MaskedAutoencoder, mesh: DeviceMesh) -> None:
     # Training asks for the loss alone. FSDP2 waits for the gradient of every output, and warns of views among them.
     model.register_forward_hook(lambda model, given, out: out._replace(pred=out.pred.detach()))
     settings: Any = {"mesh": mesh, "shard_placement_fn": shard_placement(model)}
-    for block in gathered_apart(model):
+    for block in model.blocks():  # gathered one by one; all else is gathered once a step
         fully_shard(block, **settings)
     fully_shard(model, **settings)
 
 
-def gathered_apart(model: MaskedAutoencoder) -> list[nn.Module]:
-    """The blocks that are gathered one by one; all else is gathered once a step."""
-    # The parts of the decoder's last block are called one by one, past its hooks: it stays with the whole.
-    return [*model.encoder.blocks, *list(model.decoder_blocks)[:-1]]
-
-
-def check_sizes(model: MaskedAutoencoder, shards: int) -> None:
+def check_sizes(model: Objective, shards: int) -> None:
     """Raise ConfigError, which names the nearest sizes that fit, where experts cannot be cut into ``shards`` parts."""
     for layer in model.modules():
         if not isinstance(layer, DEXMlp):

@@ -9,9 +9,10 @@ import numpy as np
 
 from dexcore.data.feed.augment import channel_statistics
 from dexcore.data.feed.pretrain_view import Images
-from dexcore.models import MaskedAutoencoder
 from dexcore.models.card import model_card
+from dexcore.models.objective import Objective
 from dexcore.report.comparison import KINDS
+from dexcore.report.objectives import OBJECTIVES
 from dexcore.report.summary import Summary
 from dexcore.train.config import PretrainConfig
 
@@ -33,7 +34,7 @@ _LICENSE = (
 )
 
 
-def note_inputs(model: MaskedAutoencoder, images: Images, rows: np.ndarray, config: PretrainConfig) -> None:
+def note_inputs(model: Objective, images: Images, rows: np.ndarray, config: PretrainConfig) -> None:
     """Note on the model how its images (``rows`` of the store) were made, for its config.json."""
     mean, std = channel_statistics(config.data.statistics, config.model.in_chans)
     model.set_preprocessing(mean, std, normalizations(images, rows))
@@ -51,7 +52,7 @@ def normalizations(images: Images, rows: np.ndarray) -> dict[str, list[str]]:
 
 
 def run_card(
-    model: MaskedAutoencoder,
+    model: Objective,
     images: Images,
     config: PretrainConfig,
     summary: Summary,
@@ -91,11 +92,19 @@ def _training(config: PretrainConfig, summary: Summary) -> str:
         "begun with": Path(config.model.init).name or "new weights",
         "steps": f"{summary.steps:,} of {config.data.batch_size} images, {seen:,} views in all"
         + (f"; {summary.skipped:,} were skipped, their loss or gradient not finite" if summary.skipped else ""),
-        "objective": f"masked autoencoder, {config.model.mask_ratio:.0%} of the patches hidden",
+        "objective": _objective(config),
         "peak learning rate": f"{config.peak_lr:g}",
         "seed": config.run.seed,
     }
     return "\n".join(f"- {name}: {value}" for name, value in told.items())
+
+
+def _objective(config: PretrainConfig) -> str:
+    if config.objective.kind == "mae":
+        return f"masked autoencoder, {config.model.mask_ratio:.0%} of the patches hidden"
+    weights = Path(config.objective.weights).name
+    teacher = Path(config.objective.teacher).name + (f" ({weights})" if weights else "")
+    return f"{OBJECTIVES[config.objective.kind].what}: {teacher}"
 
 
 def _measured(summary: Summary) -> str:

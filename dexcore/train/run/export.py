@@ -3,6 +3,8 @@
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from dexcore.engine.checkpoint import find_checkpoint, load_model, read_progress
 from dexcore.engine.config_file import read_yaml
 from dexcore.engine.folder import RunFolderError
@@ -12,6 +14,7 @@ from dexcore.train.config import PretrainConfig
 from dexcore.train.image_store import open_images
 from dexcore.train.run.card import note_inputs
 from dexcore.train.run.provenance import check_images, describe_images
+from dexcore.train.teacher import open_teacher
 
 
 def export_model(run: Path, out: Path, step: int | None = None, store: Path | None = None) -> int:
@@ -44,7 +47,7 @@ def export_model(run: Path, out: Path, step: int | None = None, store: Path | No
     images = open_images(config)
     rows = images.indices(split="train")
     check_images(run, progress.order["fingerprint"], describe_images(images, rows))
-    model = model_of_run(config, images)
+    model = model_of_run(config, images, teacher=open_teacher(config, torch.device("cpu")))
     load_model(checkpoint, model)
     note_inputs(model, images, rows, config)
     model.eval().save_pretrained(out)

@@ -12,6 +12,7 @@ skipped.jsonl       a line a step that was skipped, with its sample ids
 checkpoints/        see `dexcore.engine.checkpoint`
 model/              the trained autoencoder, for `MaskedAutoencoder.from_pretrained`
 model-best/         the one of the least held-out loss, if that was measured
+model-ema/          the one of the averaged weights, if they are kept
 evaluation_step0.npz, analysis_step0.npz      what the model measures before its first step
 evaluation.npz, analysis.npz, summary.json, report.html, report/      see `dexcore.report`
 """

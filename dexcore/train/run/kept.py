@@ -26,7 +26,7 @@ _DONE, _RUN, _SUMMARY = "done.json", "run", "summary.txt"
 
 
 # Fields that came after runs were kept, at the values at which they do nothing: those are the runs that they were.
-_NOTHING = {("optimizer.layer_decay", 1.0)}
+_NOTHING = {("optimizer.layer_decay", 1.0), ("run.ema_decay", 0.0), ("objective.kind", "mae")}
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,8 @@ def made_of(config: PretrainConfig, fingerprint: str) -> dict[str, Any]:
     fields = {name: value for name, value in flat(config) if name not in MAY_CHANGE_ON_RESUME}
     fields = {name: value for name, value in fields.items() if (name, value) not in _NOTHING}
     fields["run.evaluate_images"] = config.run.evaluate_images  # decides what is measured
+    if config.objective.kind != "mae":
+        fields |= {"objective.teacher": config.objective.teacher, "objective.weights": config.objective.weights}
     if config.model.init:
         fields["model.init"] = content_of_init(config.model.init)
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}

@@ -1,0 +1,203 @@
+"""Distillation of tokens: a vision transformer learns to give those of a frozen teacher.
+
+Axes: B images, L patches, T compared tokens (L, and one of the class where both have one), K the teacher's width.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Self
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from dexcore.checks import check_kind, check_whole
+from dexcore.models.inputs import carry_inputs, checked_size, per_channel
+from dexcore.models.objective import Objective
+from dexcore.models.vit import build_encoder, describe_encoder
+
+
+class DistillationOutput(NamedTuple):
+    """What a `DistilledEncoder` returns.
+
+    Attributes:
+        loss: 0-dim, float32: the mean squared error of the patches' tokens; where the class token is compared too, the
+            mean of it and of the class token's.
+        pred: [B, L, K], the patches' tokens as the student gives them, in float32.
+        mask: [B, L], ones: it is asked for every patch.
+    """
+
+    loss: Tensor
+    pred: Tensor
+    mask: Tensor
+
+
+class Teacher:
+    """A frozen vision transformer whose tokens are to be learned.
+
+    It is no module: what holds it neither trains nor saves nor shards it, and copies share it.
+
+    Args:
+        model: any of timm's that has a grid of patches and gives tokens [B, N, K]; it is frozen, put into eval mode and
+            set to the size at which its grid is ``grid``.
+        grid: rows and columns of the student's patches.
+        mean, std: of each channel, what the student's images were normalized by.
+
+    Attributes:
+        dim: K.
+        has_class: it has a class token, which is compared too.
+
+    Raises:
+        ValueError: the model has no such tokens or cannot take that size, or the images have not 1 or 3 channels.
+    """
+
+    def __init__(self, model: nn.Module, grid: tuple[int, int], mean: Sequence[float], std: Sequence[float]) -> None:
+        if len(mean) not in (1, 3):
+            raise ValueError(f"a teacher sees images of 1 or 3 channels, got {len(mean)}")
+        self.model: Any = model.eval().requires_grad_(False)
+        self.size = _set_grid(self.model, grid)
+        self.channels: int = self.model.patch_embed.proj.in_channels
+        own = [per_channel(self.model.pretrained_cfg[name], self.channels) for name in ("mean", "std")]
+        self.normalizations = [torch.tensor(values).view(-1, 1, 1) for values in (mean, std, *own)]
+        self.dim: int = self.model.num_features
+        self.has_class = getattr(self.model, "cls_token", None) is not None
+        self._check_tokens(grid)
+
+    def to(self, device: torch.device) -> Self:
+        """Move it, in place."""
+        self.model.to(device)
+        self.normalizations = [values.to(device) for values in self.normalizations]
+        return self
+
+    @torch.no_grad()
+    def tokens(self, images: Tensor) -> Tensor:
+        """The tokens of the student's images [B, C, H, W]: [B, T, K] in float32, the class token first; each without
+        its mean and in units of its own deviation, so that no single loud channel decides."""
+        mean, std, own_mean, own_std = self.normalizations
+        pixels = images * std + mean
+        if pixels.shape[1] > self.channels:
+            pixels = pixels.mean(1, keepdim=True)
+        pixels = (pixels - own_mean) / own_std
+        if tuple(pixels.shape[2:]) != self.size:
+            pixels = nn.functional.interpolate(pixels, self.size, mode="bilinear", antialias=True)
+        tokens = self.model.forward_features(pixels).float()
+        chosen = [tokens[:, self.model.num_prefix_tokens :]]
+        if self.has_class:
+            chosen.insert(0, tokens[:, :1])
+        return nn.functional.layer_norm(torch.cat(chosen, dim=1), (self.dim,))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
+
+    def _check_tokens(self, grid: tuple[int, int]) -> None:
+        try:
+            found = tuple(self.tokens(torch.zeros(1, len(self.normalizations[0]), *self.size)).shape)
+        except (AttributeError, IndexError, RuntimeError, TypeError) as error:
+            raise ValueError(f"{type(self.model).__name__} cannot teach: it gives no tokens ({error})") from error
+        expected = (1, grid[0] * grid[1] + self.has_class, self.dim)
+        if found != expected:
+            raise ValueError(
+                f"{type(self.model).__name__} cannot teach: expected tokens {list(expected)}, got {list(found)}"
+            )
+
+
+class DistilledEncoder(Objective):
+    """A vision transformer, DEX or dense, whose tokens become those of a teacher by one linear layer.
+
+    Args:
+        encoder: what is trained; it keeps the weights that it comes with.
+        teacher_dim: K.
+        class_token: compare class tokens too; needs an encoder that has one.
+
+    Attributes:
+        teacher: to be set before a forward; not part of what is saved.
+
+    Raises:
+        TypeError, ValueError: the encoder is no timm `VisionTransformer`, or has no class token to compare.
+    """
+
+    def __init__(self, encoder: VisionTransformer, teacher_dim: int, class_token: bool = True) -> None:
+        super().__init__()
+        check_kind("encoder", encoder, VisionTransformer, "a timm VisionTransformer")
+        check_whole("teacher_dim", teacher_dim, 1)
+        if class_token and encoder.cls_token is None:
+            raise ValueError("class_token must be False: the encoder has none")
+        self.encoder = encoder
+        self.class_token = class_token
+        self.num_patches = encoder.patch_embed.num_patches
+        self.head = nn.Linear(encoder.embed_dim, teacher_dim)
+        self.teacher: Teacher | None = None
+
+    def forward(self, images: Tensor, noise: Tensor | None = None, *, hidden_only: bool = False) -> DistillationOutput:
+        """Compare the tokens of images [B, C, H, W], normalized as the training data, with the teacher's.
+
+        Args:
+            noise, hidden_only: not looked at: nothing is hidden.
+
+        Raises:
+            ValueError: there is no ``teacher``.
+        """
+        return self.compare(images, self._taught(images))
+
+    def compare(self, images: Tensor, taught: Tensor) -> DistillationOutput:
+        """As a forward, with the teacher's tokens [B, T, K] at hand."""
+        tokens = self.encoder.forward_features(images)
+        patches = tokens[:, self.encoder.num_prefix_tokens :]
+        chosen = torch.cat([tokens[:, :1], patches], dim=1) if self.class_token else patches
+        pred = self.head(chosen).float()
+        error = (pred - taught[:, -chosen.shape[1] :]).square().mean(-1)
+        loss = error[:, -self.num_patches :].mean()
+        if self.class_token:
+            loss = (loss + error[:, 0].mean()) / 2
+        pred = pred[:, -self.num_patches :]
+        return DistillationOutput(loss, pred, torch.ones(pred.shape[:2], device=pred.device))
+
+    def target(self, images: Tensor) -> Tensor:
+        """The teacher's tokens of the patches, [B, L, K]."""
+        return self._taught(images)[:, -self.num_patches :]
+
+    def to_explain(self, target: Tensor) -> Tensor:
+        """Squares around the mean of an image's tokens: what all its patches have in common is given away."""
+        return (target - target.mean(1, keepdim=True)).square().sum(-1)
+
+    def adapted(self, num_classes: int | None, in_chans: int | None, img_size: int | tuple[int, int] | None) -> Self:
+        for argument, value in {"num_classes": num_classes, "in_chans": in_chans}.items():
+            if value is not None:
+                raise ValueError(
+                    f"{argument} must be None, got {value!r}: it has no classifier, and its head is for the images of "
+                    f"its training; DEXVisionTransformer.from_pretrained takes {argument}, for its encoder"
+                )
+        self.encoder.set_input_size(img_size=checked_size(img_size))
+        self.num_patches = self.encoder.patch_embed.num_patches
+        carry_inputs(self.encoder, self.encoder)
+        return self
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "class": "DistilledEncoder",
+            "arguments": {"teacher_dim": self.head.out_features, "class_token": self.class_token},
+            "encoder": describe_encoder(self.encoder),
+        }
+
+    @classmethod
+    def from_description(cls, description: dict[str, Any]) -> Self:
+        return cls(build_encoder(description["encoder"]), **description["arguments"])
+
+    def _taught(self, images: Tensor) -> Tensor:
+        if self.teacher is None:
+            raise ValueError("teacher must be set: a saved model does not hold it, and its loss is nothing without it")
+        return self.teacher.tokens(images)
+
+
+def _set_grid(model: Any, grid: tuple[int, int]) -> tuple[int, int]:
+    """Have ``model`` take images that make ``grid``; their height and width."""
+    try:
+        rows, columns = model.patch_embed.patch_size
+        size = (grid[0] * rows, grid[1] * columns)
+        if tuple(model.patch_embed.img_size) != size:
+            model.set_input_size(img_size=size)
+    except (AttributeError, TypeError) as error:
+        raise ValueError(
+            f"{type(model).__name__} cannot teach: expected a vision transformer with a grid of patches that can be "
+            f"resized ({error})"
+        ) from error
+    return size

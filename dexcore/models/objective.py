@@ -1,0 +1,44 @@
+"""What a vision transformer is pre-trained for: one module, which a loop calls for the loss of its images."""
+
+from collections.abc import Sequence
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from dexcore.models.pretrained import PretrainedMixin
+
+
+class Objective(PretrainedMixin, nn.Module):
+    """An encoder and its objective.
+
+    Called with images [B, C, H, W] and noise [B, L] it returns a named tuple: ``loss``, 0-dim; ``pred`` [B, n, K], what
+    it makes of patches; and ``mask`` [B, L], 1 where it was asked for a patch.
+
+    Attributes:
+        encoder: the transformer that is trained.
+        num_patches: L.
+    """
+
+    encoder: VisionTransformer
+    num_patches: int
+
+    @property
+    def vision_transformer(self) -> VisionTransformer:
+        return self.encoder
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the blocks' activations in the backward, not store them."""
+        self.encoder.set_grad_checkpointing(enable)
+
+    def blocks(self) -> Sequence[nn.Module]:
+        """The transformer blocks that are called as such, in the order in which they run."""
+        return [*self.encoder.blocks]
+
+    def target(self, images: torch.Tensor) -> torch.Tensor:
+        """What ``pred`` is compared with: [B, L, K], in float32 or wider."""
+        raise NotImplementedError
+
+    def to_explain(self, target: torch.Tensor) -> torch.Tensor:
+        """What varies in targets [B, L, K] around what is given away, a sum of squares a patch: [B, L]."""
+        raise NotImplementedError
