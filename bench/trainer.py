@@ -4,8 +4,8 @@
 
 The masked autoencoder of a DEX ViT-S, batch 8, one process, on a store of synthetic images, with journal and display as
 in any run. A part's seconds are those of metrics.jsonl, medians over steps: waiting for images (which a process without
-workers prepares itself), forward, backward, update (optimizer and directors), what the ranks tell each other; the rest
-is bookkeeping. A checkpoint is timed apart and counts one part in 200, as often as one is written.
+workers prepares itself), forward, backward, update (norm of the gradient, optimizer, directors), what the ranks tell
+each other; the rest is bookkeeping. A checkpoint is timed apart and counts one part in 200, as often as one is written.
 """
 
 import contextlib

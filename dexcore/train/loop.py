@@ -226,8 +226,9 @@ class Pretraining:
         """
         config = self.config
         losses = self.gradients(batch, values)
-        gradients = gradients_of(self.parameters)
-        own_norm = gradient_norm(gradients)
+        with self.clock.part("update"):
+            gradients = gradients_of(self.parameters)
+            own_norm = gradient_norm(gradients)
         with self.clock.part("communication"):
             scalars, grad_norm, load, self.stopping = self._agree(losses, own_norm, stop)
 
@@ -257,7 +258,8 @@ class Pretraining:
         """Leave a batch's gradients with the parameters; this rank's losses [4]: whole, self, align, balance."""
         if self.layers:
             set_noise_std(self.model, values.noise_std)
-        self.optimizer.zero_grad(set_to_none=True)
+        with self.clock.part("update"):
+            self.optimizer.zero_grad(set_to_none=True)
         losses = torch.zeros(4, device=self.device)
         for part, gradients_summed in self._parts(batch):
             with gradients_summed:
