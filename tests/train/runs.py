@@ -3,8 +3,6 @@
 import json
 import os
 import socket
-import subprocess
-import sys
 import time
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from warm import WarmProcess
 
 from dexcore.data.modality import Modality
 from dexcore.data.record import ImageRecord
@@ -126,7 +125,7 @@ def similarities(out: str | Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (Path(out) / "similarity.jsonl").read_text().splitlines()]
 
 
-def start(config: PretrainConfig, folder: Path) -> subprocess.Popen[str]:
+def start(config: PretrainConfig, folder: Path) -> WarmProcess:
     """The example in a process of its own, the first of a process group, with ``config`` in a file in ``folder``."""
     return _process([str(EXAMPLE), *flags(config, folder)], {}, group=0)
 
@@ -138,17 +137,17 @@ def flags(config: PretrainConfig, folder: Path) -> list[str]:
     return ["--config", str(file), *(["--resume"] if config.resume else [])]
 
 
-def start_ranks(count: int, arguments: list[str]) -> list[subprocess.Popen[str]]:
+def start_ranks(count: int, arguments: list[str]) -> list[WarmProcess]:
     """``python arguments`` in ``count`` processes, a process group, with the environment that torchrun gives them."""
     shared = _meeting_place(count)
-    processes: list[subprocess.Popen[str]] = []
+    processes: list[WarmProcess] = []
     for rank in map(str, range(count)):
         group = processes[0].pid if processes else 0
         processes.append(_process(arguments, {**shared, "RANK": rank, "LOCAL_RANK": rank}, group))
     return processes
 
 
-def start_one_of_two(rank: int, arguments: list[str]) -> subprocess.Popen[str]:
+def start_one_of_two(rank: int, arguments: list[str]) -> WarmProcess:
     """``python arguments`` as one of two ranks, the other of which never comes."""
     return _process(arguments, {**_meeting_place(2), "RANK": str(rank), "LOCAL_RANK": str(rank)}, group=0)
 
@@ -164,14 +163,12 @@ def _meeting_place(count: int) -> dict[str, str]:
     return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(count)}
 
 
-def _process(arguments: list[str], environment: dict[str, str], group: int) -> subprocess.Popen[str]:
+def _process(arguments: list[str], environment: dict[str, str], group: int) -> WarmProcess:
     # The same number of threads as here: sums are cut by it.
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), **environment}
-    command, pipe = [sys.executable, *arguments], subprocess.PIPE
-    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment, process_group=group)
+    return WarmProcess(arguments, {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), **environment}, group)
 
 
-def ends(processes: list[subprocess.Popen[str]]) -> tuple[list[int], list[str], list[str]]:
+def ends(processes: list[WarmProcess]) -> tuple[list[int], list[str], list[str]]:
     """Exit codes, outputs and errors of processes, waited for; none is left behind."""
     try:
         told = [process.communicate(timeout=SECONDS_UNTIL_STUCK) for process in processes]
@@ -181,7 +178,7 @@ def ends(processes: list[subprocess.Popen[str]]) -> tuple[list[int], list[str], 
     return [process.returncode for process in processes], [out for out, _ in told], [error for _, error in told]
 
 
-def wait_for_steps(process: subprocess.Popen[str], out: Path, steps: int) -> None:
+def wait_for_steps(process: WarmProcess, out: Path, steps: int) -> None:
     """Until the process has done ``steps`` steps."""
     file = out / "metrics.jsonl"
     while not (file.is_file() and file.read_bytes().count(b"\n") >= steps):
