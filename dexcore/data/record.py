@@ -8,6 +8,14 @@ import numpy as np
 from dexcore.data.modality import Modality
 
 Split = Literal["train", "heldout"]
+AXES = ("sagittal", "coronal", "axial")  # the planes across x, y and z
+# The path of a slice: its volume, the axis across which that was cut, and the slice's place in it.
+SLICE_PATH = rf"(?s)^(?P<volume>.*)#(?P<axis>{'|'.join(AXES)})=(?P<place>\d{{1,9}})$"
+
+
+def slice_place(axis: int, index: int) -> str:
+    """The end of a slice's path: ``#axial=12``."""
+    return f"#{AXES[axis]}={index}"
 
 
 @dataclass(frozen=True)

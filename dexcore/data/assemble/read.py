@@ -35,8 +35,8 @@ from dexcore.data.readers.kind import Kind
 from dexcore.data.readers.series import read_series
 from dexcore.data.readers.slide import iterate_tiles
 from dexcore.data.readers.video import iterate_video
-from dexcore.data.record import ImageRecord
-from dexcore.data.sources.recipe import AXES, InFile, Recipe
+from dexcore.data.record import ImageRecord, slice_place
+from dexcore.data.sources.recipe import InFile, Recipe
 from dexcore.data.store.manifest import Row, schema
 from dexcore.data.store.row import encode_row
 from dexcore.data.store.write import BATCH_ROWS
@@ -319,7 +319,7 @@ def planes(
         for axis in axes or (acquired_axis(scan.spacing),):
             spacing = plane_spacing(scan.spacing, axis)
             for index, plane in enumerate(slices(scan.held, axis)):
-                yield f"#{AXES[axis]}={index}", np.ascontiguousarray(plane), spacing
+                yield slice_place(axis, index), np.ascontiguousarray(plane), spacing
         return
     frames = scan.frames or range(len(scan.held))
     spacing = (scan.spacing[0], scan.spacing[1]) if scan.spacing else None

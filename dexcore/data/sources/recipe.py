@@ -8,7 +8,6 @@ from typing import Literal
 from dexcore.data.modality import Modality
 
 HELDOUT_SHARE = 0.1  # of the groups, where nothing else is said
-AXES = ("sagittal", "coronal", "axial")  # the planes across x, y and z
 
 GroupName = Literal["patient", "study", "volume", "file"]
 Units = Literal["HU", "SUV"]

@@ -40,6 +40,7 @@ from typing import Any
 
 from dexcore.data.modality import Modality
 from dexcore.data.normalize import NORMALIZATIONS
+from dexcore.data.record import AXES
 from dexcore.data.sources.fields import (
     Fields,
     glob_values,
@@ -49,7 +50,7 @@ from dexcore.data.sources.fields import (
     whole_number,
     yes_value,
 )
-from dexcore.data.sources.recipe import AXES, Column, Drawing, InFile, Recipe, RecipeError
+from dexcore.data.sources.recipe import Column, Drawing, InFile, Recipe, RecipeError
 
 DATASET_YAML = "dataset.yaml"
 FROM_DICOM = "from DICOM"

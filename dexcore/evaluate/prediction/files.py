@@ -14,7 +14,7 @@ from dexcore.data.readers import UnreadableFileError
 from dexcore.data.readers.kind import Kind, file_kind
 from dexcore.data.readers.nifti import like_nifti
 from dexcore.data.readers.scan import unreadable
-from dexcore.data.sources.recipe import AXES
+from dexcore.data.record import AXES
 from dexcore.data.sources.schema import parse_modality
 from dexcore.evaluate.prediction.images import plane_image
 from dexcore.evaluate.tasks.pixels import PixelsError, places_in, read_plane

@@ -8,7 +8,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from dexcore.data.assemble.slices import square
 from dexcore.data.modality import Modality
-from dexcore.data.sources.recipe import AXES
+from dexcore.data.record import AXES
 from dexcore.evaluate.embedding.view import Preprocessing, declared_preprocessing
 from dexcore.evaluate.tasks import Row, Task
 from dexcore.evaluate.tasks.pixels import PixelsError, Plane, normalised, read_plane

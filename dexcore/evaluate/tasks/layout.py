@@ -24,9 +24,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dexcore.data.record import AXES
 from dexcore.data.sources.fields import Fields, glob_values, one_of, text_value, whole_number, yes_value
 from dexcore.data.sources.globs import matcher
-from dexcore.data.sources.recipe import AXES, Column
+from dexcore.data.sources.recipe import Column
 from dexcore.data.sources.schema import column_value, group_value, pattern_value
 from dexcore.evaluate.tasks.spec import SPEC_PARSERS, DrawnSplit, split_value
 from dexcore.evaluate.tasks.table import SPLITS

@@ -20,7 +20,8 @@ from dexcore.data.normalize import Levels, limits, window
 from dexcore.data.readers import Scan, UnreadableFileError, read_file
 from dexcore.data.readers.kind import Kind, file_kind
 from dexcore.data.readers.scan import unreadable
-from dexcore.data.sources.recipe import AXES, Units
+from dexcore.data.record import AXES
+from dexcore.data.sources.recipe import Units
 from dexcore.evaluate.tasks.places import located
 from dexcore.evaluate.tasks.spec import MaskValues
 from dexcore.extras import require

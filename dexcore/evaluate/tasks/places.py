@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from dexcore.data.sources.recipe import AXES
+from dexcore.data.record import AXES
 
 _PLACE = re.compile(r"#(?:(\w+)=)?(\d+)$")
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dexcore.data.sources.recipe import AXES
+from dexcore.data.record import AXES
 from dexcore.evaluate.tasks.pixels import PixelsError, places_in
 from dexcore.evaluate.tasks.spec import TaskError
 from dexcore.evaluate.tasks.task import Task
