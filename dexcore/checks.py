@@ -28,6 +28,13 @@ def check_whole(name: str, value: object, least: int, most: int | None = None) -
         raise ValueError(f"{name} must be {expected}, got {value}")
 
 
+def check_odd(name: str, value: object) -> None:
+    """Raise TypeError unless ``value`` is a whole number, ValueError unless it is odd and at least 1."""
+    check_whole(name, value, 1)
+    if int(value) % 2 == 0:  # type: ignore[call-overload]  # a whole number
+        raise ValueError(f"{name} must be odd, got {value}")
+
+
 def check_number(name: str, value: object, expected: str, holds: Callable[[float], bool]) -> None:
     """Raise TypeError unless ``value`` is a real number, ValueError unless it is as ``expected``, so that it ``holds``.
 

@@ -36,6 +36,7 @@ class OwnImages:
     """
 
     normalization_name = "as given"
+    slices = 1  # an item's channels are its own
 
     def __init__(self, dataset: Any, channels: int = 3) -> None:
         if not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
