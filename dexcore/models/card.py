@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from timm.models.vision_transformer import VisionTransformer
 
-from dexcore.models.inputs import knows_view
+from dexcore.models.inputs import knows_view, slices_of
 from dexcore.nn import DEXMlp, rule_of
 
 CARD_FILE = "README.md"
@@ -100,7 +100,7 @@ def _anatomy(vit: VisionTransformer, kind: str) -> str:
     numbers = sum(parameter.numel() for parameter in vit.parameters())
     text = (
         f"{len(vit.blocks)} blocks of width {vit.embed_dim}; images of {height} x {width} pixels and {vit.in_chans} "
-        f"channels in patches of {rows} x {columns}; {numbers:,} parameters"
+        f"channels{_sliced(vit)} in patches of {rows} x {columns}; {numbers:,} parameters"
     )
     if layers:
         experts, chosen = ([getattr(layer, name) for layer in layers] for name in ("num_experts", "top_k"))
@@ -109,6 +109,10 @@ def _anatomy(vit: VisionTransformer, kind: str) -> str:
         return text + ", without the head."
     classifier = f", with a classifier of {vit.num_classes} classes" if vit.num_classes else ", without a classifier"
     return text + classifier + (f", beside {_PRETRAINED[kind].beside}." if kind in _PRETRAINED else ".")
+
+
+def _sliced(vit: VisionTransformer) -> str:
+    return " (so many neighbouring slices of a volume, the image's own in the middle)" if slices_of(vit) > 1 else ""
 
 
 def _dex_layers(vit: VisionTransformer) -> list[DEXMlp]:
@@ -139,8 +143,9 @@ def _how_to_load(vit: VisionTransformer, kind: str) -> str:
         f'encoder = DEXVisionTransformer.from_pretrained("{_FOLDER}")  # or "user/name" on the Hugging Face Hub',
     ]
     if knows_view(vit):
+        shape = f"[H, W, {vit.in_chans}], slices of a volume" if slices_of(vit) > 1 else "[H, W] or [H, W, 3]"
         lines += [
-            "images = encoder.preprocess([image])  # each [H, W] or [H, W, 3]: uint8, uint16 or floats in [0, 1]",
+            f"images = encoder.preprocess([image])  # each {shape}: uint8, uint16 or floats in [0, 1]",
             *_ruled(vit),
             "features = encoder.forward_features(images)  # [1, tokens, width], the class token first",
         ]

@@ -6,6 +6,7 @@ Beside the weights, config.json says it in timm's words, so that `timm.create_mo
     architecture, num_classes, model_args     what timm builds the encoder from (a DEX encoder's only)
     pretrained_cfg                            image size, mean, deviation, interpolation, crop
     normalization                             modality -> how its raw pixels came to lie in [0, 1]
+    slices                                    that its channels are so many neighbouring slices of a volume
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ from timm.models import adapt_input_conv, is_model
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from dexcore.checks import check_kind, check_number, check_whole
+from dexcore.checks import check_kind, check_number, check_odd, check_whole
 from dexcore.models.description import describe_vit
 from dexcore.view import as_pixels, evaluation_view
 
@@ -33,6 +34,7 @@ def set_inputs(
     mean: Sequence[float],
     std: Sequence[float],
     normalization: Mapping[str, Sequence[str]],
+    slices: int = 1,
 ) -> None:
     """Note that the model sees `evaluation_view`; see `PretrainedMixin.set_preprocessing`."""
     noted = {"mean": list(mean), "std": list(std)}
@@ -40,11 +42,12 @@ def set_inputs(
     check_kind("normalization", normalization, Mapping, "a dict, modality -> list of names")
     methods = {modality: list(names) for modality, names in normalization.items()}
     _check_normalization(methods)
-    _note(vit, {**AREA_VIEW, **noted}, methods)
+    _check_slices(slices, vit.in_chans)
+    _note(vit, {**AREA_VIEW, **noted}, methods, slices)
 
 
 def described_inputs(vit: VisionTransformer) -> dict[str, Any]:
-    """The keys of config.json that timm reads, and ``normalization``.
+    """The keys of config.json that timm reads, ``normalization``, and ``slices`` where they are the channels.
 
     A dense encoder gets no ``architecture``: no registered model of timm's reads it out of an autoencoder's file.
     """
@@ -61,7 +64,8 @@ def described_inputs(vit: VisionTransformer) -> dict[str, Any]:
     arguments = describe_vit(vit)
     built_by = {"architecture": _architecture(said.get("architecture")), "model_args": arguments}
     described = {"num_classes": vit.num_classes, "pretrained_cfg": cfg, "normalization": normalization_of(vit)}
-    return (built_by if "num_experts" in arguments else {}) | described
+    slices = {"slices": slices_of(vit)} if slices_of(vit) > 1 else {}
+    return (built_by if "num_experts" in arguments else {}) | described | slices
 
 
 def restore_inputs(vit: VisionTransformer, config: Mapping[str, Any]) -> None:
@@ -80,12 +84,19 @@ def restore_inputs(vit: VisionTransformer, config: Mapping[str, Any]) -> None:
         check_number("crop_pct", said["crop_pct"], "above 0 and at most 1", lambda x: 0 < x <= 1)
     _check_statistics(said, vit.in_chans)
     _check_normalization(methods)
-    _note(vit, {"architecture": config.get("architecture"), **said}, methods)
+    slices = config.get("slices", 1)
+    _check_slices(slices, vit.in_chans)
+    _note(vit, {"architecture": config.get("architecture"), **said}, methods, slices)
 
 
 def normalization_of(vit: VisionTransformer) -> dict[str, list[str]]:
     """Modality -> how its raw pixels came to lie in [0, 1] (`dexcore.data.normalize`); empty where nothing is known."""
     return dict(getattr(vit, "input_normalization", {}))
+
+
+def slices_of(model: Any) -> int:
+    """How many neighbouring slices of a volume are the model's channels, as it says; 1: they are an image's own."""
+    return getattr(model, "input_slices", 1)
 
 
 def knows_view(vit: VisionTransformer) -> bool:
@@ -98,7 +109,8 @@ def adapt(vit: VisionTransformer, num_classes: int | None, in_chans: int | None,
     """Give a loaded model another classifier, other channels or another size, its weights adapted as timm does.
 
     A classifier of another size is drawn anew; the patch embedding is summed or repeated over channels
-    (`adapt_input_conv`), mean and deviation become their average; positions are resampled.
+    (`adapt_input_conv`), mean and deviation become their average, and they are neighbouring slices no more; positions
+    are resampled.
 
     Raises:
         TypeError, ValueError: a size is no whole number in its range; the message names it.
@@ -113,6 +125,7 @@ def adapt(vit: VisionTransformer, num_classes: int | None, in_chans: int | None,
         weight = adapt_input_conv(in_chans, projection.weight.detach(), base_chans=vit.in_chans)
         projection.weight = nn.Parameter(weight.contiguous(), requires_grad=projection.weight.requires_grad)
         projection.in_channels = vit.in_chans = in_chans
+        vit.input_slices = 1
     if img_size is not None:
         vit.set_input_size(img_size=checked_size(img_size))
     carry_inputs(vit, vit)
@@ -120,7 +133,7 @@ def adapt(vit: VisionTransformer, num_classes: int | None, in_chans: int | None,
 
 def carry_inputs(vit: VisionTransformer, other: VisionTransformer) -> None:
     """Note on ``other`` what ``vit`` says of its images."""
-    _note(other, _said(vit), normalization_of(vit))
+    _note(other, _said(vit), normalization_of(vit), slices_of(vit))
 
 
 def checked_size(img_size: Any) -> tuple[int, int]:
@@ -168,13 +181,15 @@ def _said(vit: VisionTransformer) -> dict[str, Any]:
     return getattr(vit, "pretrained_cfg", None) or {}
 
 
-def _note(vit: Any, said: Mapping[str, Any], normalization: Mapping[str, list[str]]) -> None:
-    """Write ``pretrained_cfg`` (with ``said`` of the view), the arguments that rebuild the model, and normalization."""
+def _note(vit: Any, said: Mapping[str, Any], normalization: Mapping[str, list[str]], slices: int) -> None:
+    """Write ``pretrained_cfg`` (with ``said`` of the view), the arguments that rebuild the model, normalization and
+    ``slices``.
+    """
     vit.pretrained_cfg = dict(said)
     described = described_inputs(vit)
     architecture = described.get("architecture", said.get("architecture"))
     vit.pretrained_cfg = vit.default_cfg = {**described["pretrained_cfg"], "architecture": architecture}
-    vit.input_normalization = dict(normalization)
+    vit.input_normalization, vit.input_slices = dict(normalization), slices
     if "model_args" in described:
         vit._model_args = described["model_args"]
 
@@ -194,6 +209,12 @@ def _check_statistics(said: Mapping[str, Any], channels: int) -> None:
                 check_number(name, value, f"below {_LARGEST:g}", lambda x: -_LARGEST < x < _LARGEST)
                 if name == "std":
                     check_number(name, value, "above 0", lambda x: x > 0)
+
+
+def _check_slices(slices: Any, channels: int) -> None:
+    check_odd("slices", slices)
+    if slices not in (1, channels):
+        raise ValueError(f"slices must be 1, or {channels} as the channels, got {slices}")
 
 
 def _check_normalization(methods: Any) -> None:

@@ -79,6 +79,7 @@ class PretrainedMixin:
         mean: Sequence[float],
         std: Sequence[float],
         normalization: Mapping[str, Sequence[str]] | None = None,
+        slices: int = 1,
     ) -> None:
         """Note how the model's images are made, for `preprocess`, for timm and for those who load it.
 
@@ -89,11 +90,12 @@ class PretrainedMixin:
             mean: of each channel, in units of [0, 1]; one number, or one a channel.
             std: standard deviation of each channel.
             normalization: modality -> names of what brought its raw pixels to [0, 1] (`dexcore.data.normalize`).
+            slices: how many neighbouring slices of a volume the channels are, that number; 1: an image's own channels.
 
         Raises:
             TypeError, ValueError: a value is of another kind or out of its range; the message names it.
         """
-        set_inputs(self.vision_transformer, mean, std, normalization or {})
+        set_inputs(self.vision_transformer, mean, std, normalization or {}, slices)
 
     def preprocess(self, images: Any) -> torch.Tensor:
         """What the model was shown in evaluation of these images: the centre square, resized, normalized.
@@ -102,7 +104,9 @@ class PretrainedMixin:
             images: an image, or several: a list of them (of any sizes), or one array of four axes. An image is gray,
                 [H, W], or has 1 or 3 channels or the model's number: last in a NumPy array, [H, W, C], first in a
                 tensor, [C, H, W]; or it is a PIL image. Its values are floats in [0, 1], or uint8 or uint16 as files
-                and stores hold them. Raw CT or PET values are brought to [0, 1] first: ``normalization`` says how.
+                and stores hold them. Raw CT or PET values are brought to [0, 1] first: ``normalization`` says how. Of
+                a model of neighbouring slices (``slices`` in its config.json) they are the channels, and gray stands
+                for an image of no volume.
 
         Returns:
             float32 [C, S, S], or [B, C, S, S] for several, on the CPU; to the bit what the run's evaluation made of

@@ -15,6 +15,7 @@ from dexcore.data.feed.augment import CHANNEL_STATISTICS, to_tensor
 from dexcore.data.modality import Modality
 from dexcore.data.synthetic import SyntheticMVU
 from dexcore.models import DEXVisionTransformer, MaskedAutoencoder, ModelFileError
+from dexcore.models.inputs import described_inputs, slices_of
 from dexcore.nn import set_mode
 from dexcore.view import center
 
@@ -168,11 +169,37 @@ def view_of(image, mean, std):
         (([0.5] * 3, [0.2, 0.0, 0.2]), "std must be above 0"),
         (([0.5] * 3, [float("nan")] * 3), "std must be below"),
         (([0.5] * 3, [0.2] * 3, {"CT": [3]}), "normalization of CT must be a list of names, got 3"),
+        (([0.5] * 3, [0.2] * 3, {}, 5), "slices must be 1, or 3 as the channels, got 5"),
+        (([0.5] * 3, [0.2] * 3, {}, 2), "slices must be odd, got 2"),
+        (([0.5] * 3, [0.2] * 3, {}, "3"), "slices must be a whole number"),
     ],
 )
 def test_a_view_that_cannot_be_is_refused(arguments, words):
     with pytest.raises((TypeError, ValueError), match=words):
         dex().set_preprocessing(*arguments)
+
+
+def test_a_model_of_slices_says_so_wherever_it_goes_and_with_other_channels_no_more(tmp_path):
+    model = MaskedAutoencoder(dex(in_chans=5), decoder_dim=24, decoder_depth=1, decoder_heads=3)
+    model.set_preprocessing([0.4], [0.2], METHODS, slices=5)
+    model.save_pretrained(tmp_path / "slices")
+    for opened in (
+        MaskedAutoencoder.from_pretrained(tmp_path / "slices").encoder,
+        DEXVisionTransformer.from_pretrained(tmp_path / "slices", img_size=48, num_classes=3),
+    ):
+        assert slices_of(opened) == 5
+    image = picture(np.uint8)
+    assert torch.equal(opened.preprocess(image), opened.preprocess(np.repeat(image[..., None], 5, axis=2)))
+    opened.save_pretrained(tmp_path / "again")
+    single = DEXVisionTransformer.from_pretrained(tmp_path / "slices", in_chans=1)
+    assert slices_of(single) == 1
+    assert "slices" not in described_inputs(single)
+    config = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert config["slices"] == 5
+    for wrong, words in ((4, "slices must be odd, got 4"), (3, "slices must be 1, or 5 as the channels, got 3")):
+        (tmp_path / "again" / "config.json").write_text(json.dumps(config | {"slices": wrong}))
+        with pytest.raises(ModelFileError, match=rf"config\.json: {words}"):
+            DEXVisionTransformer.from_pretrained(tmp_path / "again")
 
 
 ENCODERS = [

@@ -27,6 +27,7 @@ _NO_SETTINGS = {
     "default_cfg",
     "_model_args",
     "input_normalization",
+    "input_slices",
 }
 # Of a DEX layer also what acts in training alone, and its mode, which is in the key by itself.
 _OF_DEX = {"mode", "aux", "align", "keep", "backend", "record", "router_noise", "routes", "_noise_std", "_noisy"}
