@@ -210,7 +210,7 @@ class Pretraining:
         size = self.config.model.image_size
         route_by_rule(self.model, *names_of(self.images, self.rows[:1].repeat(self.part_size)))
         with autocast(self.device, self.config.run.precision):
-            seconds = warm_up(self.model, (self.part_size, 3, size, size))
+            seconds = warm_up(self.model, (self.part_size, self.config.model.in_chans, size, size))
         self.ranks.say(f"the kernels were ready after {seconds:.0f} s")
 
     def step(self, batch: dict[str, Any], values: StepValues, stop: bool = False) -> dict[str, Any]:
