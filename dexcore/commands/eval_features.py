@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from dexcore.data.feed.dataset import MVUDataset
     from dexcore.engine.ranks import Ranks
@@ -83,7 +84,8 @@ def _features(arguments: argparse.Namespace) -> int:
     with _ranks(arguments.device) as (ranks, device):
         task = Task.open(arguments.task)
         options = {"crop": arguments.crop, "tokens": arguments.tokens}
-        for table in _tables(arguments, device, task, arguments.mode or "both", options).values():
+        model = _model(arguments, device)
+        for table in _tables(arguments, model, task, arguments.mode or "both", options).values():
             if ranks.main:
                 print(f"task {task.name}: {_told(table)}; key {table.key[:16]}")
     return 0
@@ -91,6 +93,7 @@ def _features(arguments: argparse.Namespace) -> int:
 
 def _embed(arguments: argparse.Namespace) -> int:
     from dexcore.evaluate.embedding.cache import default_cache
+    from dexcore.models.inputs import slices_of
 
     if arguments.mode == "both":
         raise ValueError("--mode is both, but a file holds the features of one: expected experts or director")
@@ -98,8 +101,9 @@ def _embed(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--out {arguments.out} is a folder: expected the file to write")
     with _ranks(arguments.device) as (ranks, device):
         cache = arguments.cache or default_cache()
-        dataset, left = _opened(arguments, cache, ranks)
-        (table,) = _tables(arguments, device, dataset, arguments.mode or "now", {"skip_unreadable": True}).values()
+        model = _model(arguments, device)
+        dataset, left = _opened(arguments, cache, ranks, slices_of(model))
+        (table,) = _tables(arguments, model, dataset, arguments.mode or "now", {"skip_unreadable": True}).values()
         if ranks.main:
             rows = {name: row for row, name in enumerate(_names(dataset))}
             places = [rows[name] for name in table.image]
@@ -118,7 +122,7 @@ def _names(dataset: "MVUDataset") -> tuple[str, ...]:
     return StoreImages(dataset).names
 
 
-def _opened(arguments: argparse.Namespace, cache: Path, ranks: "Ranks") -> tuple["MVUDataset", int]:
+def _opened(arguments: argparse.Namespace, cache: Path, ranks: "Ranks", slices: int) -> tuple["MVUDataset", int]:
     """The store of the folder, itself or made of it in the cache, and how many of its files were left out."""
     from dexcore.data.feed.dataset import open_mvu
     from dexcore.data.store.manifest import MANIFEST
@@ -127,9 +131,9 @@ def _opened(arguments: argparse.Namespace, cache: Path, ranks: "Ranks") -> tuple
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder; expected one of images, or a store")
     if (folder / MANIFEST).is_file():
-        return open_mvu(folder), 0
+        return open_mvu(folder, slices), 0
     store, left = ranks.on_main_for_long(lambda: _built(arguments, cache))
-    return open_mvu(store), left
+    return open_mvu(store, slices), left
 
 
 def _built(arguments: argparse.Namespace, cache: Path) -> tuple[Path, int]:
@@ -159,14 +163,19 @@ def _ranks(device: str) -> Iterator[tuple["Ranks", "torch.device"]]:
         raise ValueError(str(error)) from error
 
 
+def _model(arguments: argparse.Namespace, device: "torch.device") -> "nn.Module":
+    from dexcore.evaluate.embedding import open_model
+
+    return open_model(arguments.model, arguments.weights, img_size=arguments.img_size, seed=arguments.seed).to(device)
+
+
 def _tables(
-    arguments: argparse.Namespace, device: "torch.device", images: Any, mode: str, options: dict[str, Any]
+    arguments: argparse.Namespace, model: "nn.Module", images: Any, mode: str, options: dict[str, Any]
 ) -> dict[str, "FeatureTable"]:
     """The features in the modes that ``mode`` names: "both", "now" (as the model was saved) or one of them."""
-    from dexcore.evaluate.embedding import features_by_mode, open_model
+    from dexcore.evaluate.embedding import features_by_mode
     from dexcore.evaluate.embedding.encode import mode_now, modes_of
 
-    model = open_model(arguments.model, arguments.weights, img_size=arguments.img_size, seed=arguments.seed).to(device)
     modes = {"both": modes_of(model), "now": (mode_now(model),)}.get(mode, (mode,))
     return features_by_mode(
         model,

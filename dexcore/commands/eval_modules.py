@@ -69,6 +69,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from dexcore.evaluate.tasks import Task
     from dexcore.extras import require
     from dexcore.files import write_whole
+    from dexcore.models.inputs import slices_of
     from dexcore.report.modules_page import NUMBERS_FILE, build_modules_page
 
     require("matplotlib", "train")  # of the page, and else missed after all is measured
@@ -90,7 +91,7 @@ def _run(arguments: argparse.Namespace) -> int:
     )
     numbers = measure_modules(
         models,
-        open_mvu(arguments.store),
+        open_mvu(arguments.store, slices_of(models[name].encoder)),
         device,
         plan,
         lambda line: print(line, file=sys.stderr, flush=True),

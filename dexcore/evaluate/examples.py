@@ -6,6 +6,7 @@ from torch import Tensor
 
 from dexcore.data.feed.augment import channel_statistics
 from dexcore.data.feed.pretrain_view import Images
+from dexcore.evaluate.setting import Setting
 from dexcore.measures.components import principal_components
 from dexcore.models import DistilledEncoder, MaskedAutoencoder
 from dexcore.models.objective import Objective
@@ -27,7 +28,7 @@ def example_rows(images: Images, sample_id: np.ndarray) -> np.ndarray:
 
 
 def examples_of(
-    model: Objective, images: Images, rows: np.ndarray, given: Tensor, pred: Tensor, mask: Tensor, statistics: str
+    model: Objective, images: Images, rows: np.ndarray, given: Tensor, pred: Tensor, mask: Tensor, setting: Setting
 ) -> Examples:
     """The pictures of some images.
 
@@ -37,17 +38,17 @@ def examples_of(
         given: [n, C, S, S], as the model was given them.
         pred: [n, L, K], its predictions.
         mask: [n, L], 1 in patches that were hidden.
-        statistics: that the images were normalized by, for `channel_statistics`.
+        setting: how they were shown.
     """
-    shown = _input_and_output(model, given, pred, mask, statistics)
+    shown = _input_and_output(model, given, pred, mask, setting)
     about = {"modality": images.modality[rows], "synthetic": images.synthetic[rows]}
     return Examples(**about, heldout=images.split[rows] == "heldout", **shown)
 
 
 def _input_and_output(
-    model: Objective, given: Tensor, pred: Tensor, mask: Tensor, statistics: str
+    model: Objective, given: Tensor, pred: Tensor, mask: Tensor, setting: Setting
 ) -> dict[str, np.ndarray]:
-    shown = {"input": _pixels(given, statistics)}
+    shown = {"input": _pixels(given, setting)}
     if isinstance(model, DistilledEncoder):
         taught, learned = _colours(model, model.target(given), pred, given.shape[-2:])
         hidden = np.zeros(shown["input"].shape[:3], dtype=np.bool_)
@@ -55,7 +56,7 @@ def _input_and_output(
     assert isinstance(model, MaskedAutoencoder)
     mean, _ = model.patch_statistics(given)
     pictures = {"patch_mean": model.unpatchify(mean.expand_as(pred)), "reconstruction": model.reconstruct(given, pred)}
-    shown |= {name: _pixels(picture, statistics) for name, picture in pictures.items()}
+    shown |= {name: _pixels(picture, setting) for name, picture in pictures.items()}
     hidden = model.unpatchify(mask.unsqueeze(-1).expand_as(pred))[:, 0].cpu().numpy() > 0
     return {**shown, "hidden": hidden}
 
@@ -78,11 +79,15 @@ def _colours(model: Objective, taught: Tensor, learned: Tensor, size: torch.Size
     ]
 
 
-def _pixels(images: Tensor, statistics: str) -> np.ndarray:
-    """Normalized images [n, C, S, S] as float32 [n, S, S, 3] in [0, 1]: gray, the channels' mean, where C is not 3."""
+def _pixels(images: Tensor, setting: Setting) -> np.ndarray:
+    """Normalized images [n, C, S, S] as float32 [n, S, S, 3] in [0, 1]: of slices the middle one; gray, the channels'
+    mean, where C is not 3.
+    """
     images = images.cpu()
-    mean, std = torch.tensor(channel_statistics(statistics, images.shape[1]))
+    mean, std = torch.tensor(channel_statistics(setting.statistics, setting.in_chans))
     pixels = (images.permute(0, 2, 3, 1) * std + mean).clamp(0, 1)
-    if pixels.shape[-1] != 3:
-        pixels = pixels.mean(-1, keepdim=True).expand(*pixels.shape[:-1], 3)
-    return pixels.numpy()
+    if setting.slices > 1:
+        pixels = pixels[..., setting.slices // 2, None]
+    elif pixels.shape[-1] != 3:
+        pixels = pixels.mean(-1, keepdim=True)
+    return pixels.expand(*pixels.shape[:-1], 3).numpy()

@@ -101,7 +101,12 @@ def batches(
 
     Args:
         draw: at least 0; one number, or one a row: an image that comes twice needs two masks.
+
+    Raises:
+        ValueError: ``images`` show another number of slices than the model was trained on.
     """
+    if images.slices != setting.slices:
+        raise ValueError(f"images must show slices = {setting.slices}, as the model was trained, got {images.slices}")
     statistics = channel_statistics(setting.statistics, setting.in_chans)
     epochs = _NO_EPOCH - np.broadcast_to(np.asarray(draw, dtype=np.uint64), len(rows))
     for start in range(0, len(rows), _BATCH):
@@ -163,4 +168,4 @@ def _examples(
 ) -> Examples:
     (batch,) = batches(images, example_rows(images, sample_id), model, setting)
     pred, mask, _, _ = _reconstruct(model, batch, setting, device)
-    return examples_of(model, images, batch.sample_id, batch.images.to(device), pred, mask, setting.statistics)
+    return examples_of(model, images, batch.sample_id, batch.images.to(device), pred, mask, setting)

@@ -14,6 +14,7 @@ class Setting:
         seed: keys the masks.
         precision: ``fp32``, ``bf16``, or ``auto``.
         images: most images of a modality, of the training and of the held-out ones each.
+        slices: neighbouring slices of a volume that are an image's channels; 1: none are.
     """
 
     image_size: int
@@ -22,3 +23,4 @@ class Setting:
     seed: int
     precision: str
     images: int
+    slices: int = 1

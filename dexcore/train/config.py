@@ -41,7 +41,8 @@ class ModelConfig:
     """Side of a patch in pixels; divides image_size."""
     in_chans: int = 3
     """Channels of the images: gray ones are repeated; with 1, colour becomes gray, and embedding and target cost a
-    third of what they do with 3. Other numbers are for data sets of your own, whose images have as many."""
+    third of what they do with 3. Other numbers are for data.slices, and for data sets of your own, whose images have
+    as many."""
     dim: int = 768
     """Encoder width; a multiple of 4 and of heads."""
     depth: int = 12
@@ -156,6 +157,9 @@ class DataConfig:
     """Any folder of images: they are put into a store in the user's cache, and found there the next time."""
     modality: str = ""
     """Modality of those of data.images that do not say it themselves, as DICOM does: CT, X-ray, ..."""
+    slices: int = 1
+    """An image's channels: so many neighbouring slices of its volume, itself in the middle; odd, and model.in_chans is
+    the same number. All images become gray; those that are no slices have equal channels. 1: each by itself."""
     balance: float = 1.0
     """0 draws every image equally often, 1 every modality; between, a temperature on the modality shares."""
     epoch_size: int = 0
@@ -191,6 +195,7 @@ class DataConfig:
             value = getattr(self, name)
             check_field(value >= least, f"data.{name}", f"at least {least}", value)
             check_field(value <= most, f"data.{name}", f"at most {most}", value)
+        check_field(self.slices >= 1 and self.slices % 2 == 1, "data.slices", "an odd number, at least 1", self.slices)
         check_field(0 < self.min_area <= 1, "data.min_area", "a number above 0, at most 1", self.min_area)
         check_field(0 <= self.cache <= 0.9, "data.cache", "a share from 0 to 0.9", self.cache)
         check_field(0 <= self.rotation <= 180, "data.rotation", "0 to 180 degrees", self.rotation)
@@ -412,6 +417,11 @@ class PretrainConfig:
         for name in self.allowed:
             expected = f"some of {', '.join(sorted(CHANGES_IF_ALLOWED))}; others would make another run"
             check_field(name in CHANGES_IF_ALLOWED, "allow_change", expected, name)
+        if self.data.slices > 1:
+            channels = f"data.slices = {self.data.slices}, which are the images' channels"
+            check_field(self.model.in_chans == self.data.slices, "model.in_chans", channels, self.model.in_chans)
+            single = "none with data.slices above 1: a task's images are single ones"
+            check_field(not self.run.probe_task, "run.probe_task", single, self.run.probe_task)
         check_field(
             self.optimizer.warmup_epochs < self.run.epochs,
             "optimizer.warmup_epochs",
@@ -445,6 +455,7 @@ class PretrainConfig:
             seed=self.run.seed,
             precision=self.run.precision,
             images=self.run.evaluate_images,
+            slices=self.data.slices,
         )
 
 

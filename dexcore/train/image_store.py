@@ -35,18 +35,18 @@ def open_images(config: PretrainConfig, ranks: Ranks = ALONE) -> MVUDataset:
 
     Raises:
         ConfigError: the images have not as many channels as the model asks for, or the folder holds none.
-        StoreError: the store cannot be read, or made.
+        StoreError: the store cannot be read, or made, or it holds no neighbouring slices, and they are asked for.
         MissingExtraError: what reads such images is not installed.
     """
-    if config.model.in_chans not in (1, 3):
-        raise ConfigError(f"model.in_chans: expected 1 or 3, which a store's images have, got {config.model.in_chans}")
     data = config.data
+    if data.slices == 1 and config.model.in_chans not in (1, 3):
+        raise ConfigError(f"model.in_chans: expected 1 or 3, which a store's images have, got {config.model.in_chans}")
     store: str | Path = data.store
     if data.images:
         store = ranks.on_main_for_long(lambda: folder_store(data.images, data.modality))
     elif not store:
         store = ranks.on_main_for_long(sample_store)  # built once, not by every rank
-    return MVUDataset(store, memory_share(data.cache, ranks.local_count))
+    return MVUDataset(store, memory_share(data.cache, ranks.local_count), data.slices)
 
 
 def folder_store(folder: str, modality: str = "") -> Path:

@@ -464,4 +464,8 @@ def _own_images(config: PretrainConfig, dataset: Dataset[Any]) -> OwnImages:
     for name in ("store", "images"):
         if getattr(config.data, name):
             raise ConfigError(f"data.{name}: expected none beside a dataset, got {getattr(config.data, name)!r}")
+    if config.data.slices > 1:
+        raise ConfigError(
+            f"data.slices: expected 1 beside a dataset, whose images have model.in_chans, got {config.data.slices}"
+        )
     return OwnImages(dataset, config.model.in_chans)

@@ -21,6 +21,7 @@ from dexcore.evaluate.embedding import (
     features,
     features_by_mode,
 )
+from dexcore.evaluate.modules.on_task import check_task_damage
 
 
 def test_the_table_holds_what_timm_computes(tmp_path):
@@ -163,6 +164,19 @@ def test_a_store_is_read_row_by_row(tmp_path, store):
     counted = Counted(model)
     assert features(model, Path(store), cache=tmp_path).mean.tobytes() == table.mean.tobytes()
     assert counted.calls == 0
+
+
+def test_a_task_whose_images_are_single_is_refused_to_a_model_of_neighbouring_slices(tmp_path):
+    model, task = dex(), Task.open(write(tmp_path, labelled(tmp_path, copies=1)))
+    features(model, task, cache=tmp_path / "cache")
+    model.set_preprocessing(HALF, HALF, slices=3)
+    for given in (task, tmp_path / "made.yaml"):
+        with pytest.raises(
+            FeaturesError, match=r"show slices = 1 .* channels are 3: .* from_pretrained\(folder, in_chans=1"
+        ):
+            features(model, given, cache=tmp_path / "cache")
+    with pytest.raises(FeaturesError, match="channels are 3"):
+        check_task_damage({"model": model}, task)
 
 
 def test_processes_that_read_give_the_same_features(tmp_path):

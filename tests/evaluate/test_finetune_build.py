@@ -83,6 +83,17 @@ def test_a_rule_chooses_the_experts_that_learn(place, tmp_path):
         assert (changed > 5e-5).nonzero().flatten().tolist() == chosen, name  # the others decay a little
 
 
+def test_a_model_of_neighbouring_slices_is_refused_and_one_of_single_images_made_of_it_is_not(place, tmp_path):
+    sliced = DEXVisionTransformer(16, 4, num_classes=0, embed_dim=16, depth=2, num_heads=2, num_experts=3)
+    sliced.set_preprocessing((0.5,) * 3, (0.25,) * 3, slices=3)
+    sliced.save_pretrained(tmp_path / "slices")
+    config = config_of(place, model=str(tmp_path / "slices"))
+    with pytest.raises(ConfigError, match=r"model: expected one of single images, .* takes 3 neighbouring slices"):
+        open_encoder(config, 0)
+    DEXVisionTransformer.from_pretrained(tmp_path / "slices", in_chans=1).save_pretrained(tmp_path / "single")
+    assert open_encoder(replace(config, model=str(tmp_path / "single")), 0)[0].in_chans == 1
+
+
 def test_a_modality_without_experts_is_refused_by_name(place, tmp_path):
     model = ruled_model(tmp_path / "model", RoutingRule("oracle", modalities=("CT", "MR")))
     config = config_of(place, "sides", model=model, out=str(tmp_path / "out"))

@@ -49,7 +49,7 @@ def module_numbers(model: Path, store: Path, images: int) -> dict[str, Number]:
     """
     opened = MaskedAutoencoder.from_pretrained(model).eval()
     device, setting = torch.device("cpu"), setting_of(opened)
-    samples = take_samples(open_mvu(store), images)
+    samples = take_samples(open_mvu(store, setting.slices), images)
     routed = any(isinstance(layer, DEXMlp) for layer in opened.modules())
     numbers = {"conflict": _conflict(opened, routed, samples.train, setting, device)}
     return numbers | (expert_numbers(opened, samples, setting, device) if routed else {})

@@ -29,6 +29,7 @@ from dexcore.evaluate.embedding.models import open_model
 from dexcore.evaluate.embedding.table import FeaturesError, FeatureTable
 from dexcore.evaluate.embedding.together import Together
 from dexcore.evaluate.embedding.view import Preprocessing, declared_preprocessing
+from dexcore.models.inputs import slices_of
 from dexcore.models.precision import uses_bf16
 from dexcore.nn import route_by_rule, rule_of, set_routes
 from dexcore.ops.checks import check_choice
@@ -135,7 +136,7 @@ def features_by_mode(
         folder = default_cache() if cache is None else Path(cache)
         caches = {mode: FeatureCache(folder, features_key(identity, mode, view, used, device)) for mode in modes}
         together.same("view, mode or precision", lambda: [tokens, [cache.key for cache in caches.values()]])
-        source = images_of(images, len(view.mean))
+        source = images_of(images, len(view.mean), slices_of(encoder))
         work = _Work(encoder, source, view, used, device, caches, tokens, batch_size, workers, skip_unreadable)
         tables: dict[str, FeatureTable] = {}
         try:

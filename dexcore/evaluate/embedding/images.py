@@ -107,14 +107,28 @@ class GivenImages:
         return self.images.modality_names[int(self.images.modality[number])]
 
 
-def images_of(given: Any, channels: int = 3) -> ImageSource:
+def images_of(given: Any, channels: int = 3, slices: int = 1) -> ImageSource:
     """The images of a task, a store, a map-style data set or a list of arrays; or of the path of a task or a store.
 
+    Args:
+        given: any of these.
+        channels: that arrays may have beside 1 and 3.
+        slices: neighbouring slices of a volume that are the model's channels: a store's images alone can show them.
+
     Raises:
+        FeaturesError: its images show another number of slices.
         TypeError, ValueError, TaskError, StoreError: it is none of these.
     """
     if isinstance(given, str | os.PathLike):
-        given = Task.open(given) if Path(given).suffix in (".yaml", ".yml") else open_mvu(given)
+        given = Task.open(given) if Path(given).suffix in (".yaml", ".yml") else open_mvu(given, slices)
+    dataset = given.dataset if isinstance(given, StoreImages) else given
+    found = dataset.slices if isinstance(dataset, MVUDataset) else 1
+    if found != slices:
+        raise FeaturesError(
+            f"the images show slices = {found} of a volume, the model's channels are {slices}: expected "
+            f"open_mvu(store, slices={slices}), or a model of single images; from_pretrained(folder, in_chans=1) makes "
+            "one of any"
+        )
     if isinstance(given, Task):
         return TaskImages(given)
     if isinstance(given, MVUDataset):

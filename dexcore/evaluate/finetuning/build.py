@@ -20,7 +20,7 @@ from dexcore.evaluate.prediction.images import described
 from dexcore.evaluate.probes.baselines import redrawn
 from dexcore.evaluate.tasks import Row, Task
 from dexcore.models import TaskModel
-from dexcore.models.inputs import normalization_of
+from dexcore.models.inputs import normalization_of, slices_of
 from dexcore.nn import route_by_rule, rule_of, set_aux, set_mode
 from dexcore.nn.mlp import DEXMlp
 
@@ -40,6 +40,11 @@ def open_encoder(config: FinetuneConfig, seed: int) -> tuple[VisionTransformer, 
         raise ConfigError(f"img_size: {config.model} does not take {config.img_size} pixels: {error}") from error
     if not isinstance(encoder, VisionTransformer):
         raise ConfigError(f"model: expected a vision transformer of timm's or dexcore's, got {type(encoder).__name__}")
+    if slices_of(encoder) > 1:
+        raise ConfigError(
+            f"model: expected one of single images, as a task's are; {config.model} takes {slices_of(encoder)} "
+            "neighbouring slices: from_pretrained(folder, in_chans=1) makes one of it"
+        )
     for side, patch in zip(encoder.patch_embed.img_size, encoder.patch_embed.patch_size, strict=True):
         if side % patch:
             raise ConfigError(f"img_size: expected a multiple of {config.model}'s patches of {patch}, got {side}")

@@ -12,7 +12,7 @@ from torch import nn
 
 from dexcore.data.assemble.progress import Progress
 from dexcore.evaluate.embedding import FeatureTable, features
-from dexcore.evaluate.embedding.images import TaskImages
+from dexcore.evaluate.embedding.images import TaskImages, images_of
 from dexcore.evaluate.probes.dense import TOKENS, check_dense, fit_dense
 from dexcore.evaluate.probes.linear import best_linear
 from dexcore.evaluate.probes.run import layers_of
@@ -21,6 +21,7 @@ from dexcore.evaluate.scores import Predictions, Scores, compare, score
 from dexcore.evaluate.tasks import Row, Task
 from dexcore.extras import require
 from dexcore.measures.bootstrap import Estimate
+from dexcore.models.inputs import slices_of
 from dexcore.nn import rule_of, set_expert_mask
 from dexcore.nn.expert_mask import REROUTE
 from dexcore.nn.mlp import DEXMlp, dex_layers
@@ -54,6 +55,7 @@ def check_task_damage(encoders: Mapping[str, nn.Module], task: Task) -> None:
     Raises:
         TaskError: the task has no image of train or test, or an unsound label.
         ValueError: no model has experts, or one has none for a modality of the task.
+        FeaturesError: one takes neighbouring slices, which a task does not show.
         MissingExtraError: scikit-learn is not installed, which classes need.
     """
     if task.spec.is_segmentation:
@@ -65,6 +67,7 @@ def check_task_damage(encoders: Mapping[str, nn.Module], task: Task) -> None:
     if not routed:
         raise ValueError(f"task {task.name}: {', '.join(encoders)} has no experts that its probe could do without")
     for name, encoder in routed.items():
+        images_of(task, slices=slices_of(encoder))
         rule = rule_of(encoder)
         known = rule.modalities if rule is not None else ()
         unknown = sorted({row.modality.value for row in task.rows} - set(known))

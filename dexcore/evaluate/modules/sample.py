@@ -16,6 +16,7 @@ from dexcore.evaluate.reconstruct import Batch, batches
 from dexcore.evaluate.setting import Setting
 from dexcore.measures.spread import evenly
 from dexcore.models import MaskedAutoencoder
+from dexcore.models.inputs import slices_of
 
 IMAGES = 64  # of a modality and a split
 
@@ -130,7 +131,7 @@ def setting_of(model: MaskedAutoencoder, precision: str = "fp32", seed: int = 0)
     for name in CHANNEL_STATISTICS:
         known = zip((view.mean, view.std), channel_statistics(name, channels), strict=True)
         if view.interpolation == AREA and all(np.allclose(one, other) for one, other in known):
-            return Setting(view.size[0], channels, name, seed, precision, IMAGES)
+            return Setting(view.size[0], channels, name, seed, precision, IMAGES, slices_of(model.encoder))
     raise ValueError(
         f"the model expects {view.interpolation} with mean {view.mean} and deviation {view.std}, expected area with "
         f"those of {' or '.join(CHANNEL_STATISTICS)}, as pre-training shows its images"

@@ -37,7 +37,7 @@ _LICENSE = (
 def note_inputs(model: Objective, images: Images, rows: np.ndarray, config: PretrainConfig) -> None:
     """Note on the model how its images (``rows`` of the store) were made, for its config.json."""
     mean, std = channel_statistics(config.data.statistics, config.model.in_chans)
-    model.set_preprocessing(mean, std, normalizations(images, rows))
+    model.set_preprocessing(mean, std, normalizations(images, rows), config.data.slices)
 
 
 def normalizations(images: Images, rows: np.ndarray) -> dict[str, list[str]]:

@@ -13,7 +13,7 @@ from runs import STEPS, metrics, tiny
 from dexcore.data import open_mvu
 from dexcore.engine.config import ConfigError
 from dexcore.train.run import kept as kept_runs
-from dexcore.train.run.kept import Code, StoppedError, code_of, is_done, run_folder, train_once
+from dexcore.train.run.kept import Code, StoppedError, code_of, is_done, made_of, run_folder, train_once
 
 
 @pytest.fixture(scope="module")
@@ -48,12 +48,21 @@ def test_every_setting_and_the_images_make_another_run(store, fingerprint, tmp_p
         (replace(config, run=replace(config.run, evaluate_images=2)), fingerprint),
         (replace(config, model=replace(config.model, mlp_ratio=2.0)), fingerprint),
         (replace(config, dex=replace(config.dex, lambda_align=0.5)), fingerprint),
+        (replace(config, data=replace(config.data, slices=3)), fingerprint),
         (config, "other images"),
     ]
     folders = {run_folder("dex", one, images, tmp_path) for one, images in [(config, fingerprint), *others]}
     assert len(folders) == 1 + len(others)
     moved = replace(config, out="elsewhere", data=replace(config.data, store="moved", workers=1))
     assert run_folder("dex", moved, fingerprint, tmp_path) in folders
+
+
+def test_fields_that_came_later_and_do_nothing_leave_runs_what_they_were(store, fingerprint, tmp_path):
+    config = short(store, tmp_path)
+    later = {"data.slices", "optimizer.layer_decay"}
+    assert not later & made_of(config, fingerprint)["config"].keys()
+    changed = replace(config, data=replace(config.data, slices=3), optimizer=replace(config.optimizer, layer_decay=0.5))
+    assert later <= made_of(changed, fingerprint)["config"].keys()
 
 
 def test_other_weights_to_begin_with_make_another_run_wherever_they_lie(store, fingerprint, tmp_path):
