@@ -22,6 +22,7 @@ from dexcore.evaluate.modules.sample import setting_of
 from dexcore.evaluate.reconstruct import batches, evaluate, image_losses
 from dexcore.models import DEXVisionTransformer, MaskedAutoencoder
 from dexcore.train import pretrain
+from dexcore.train.run.export import export_model
 from dexcore.view import evaluation_view
 
 CPU = torch.device("cpu")
@@ -137,7 +138,7 @@ def test_the_report_shows_the_middle_slice(volume_store, tmp_path):
     assert np.abs(examples.input[0] - view[..., None]).max() < 1e-6
 
 
-def test_the_saved_model_says_that_its_channels_are_slices(run_config):
+def test_the_saved_model_says_that_its_channels_are_slices(run_config, tmp_path):
     folder = Path(run_config.out) / "model"
     said = json.loads((folder / "config.json").read_text())
     assert (said["slices"], said["pretrained_cfg"]["input_size"]) == (5, [5, 32, 32])
@@ -147,7 +148,9 @@ def test_the_saved_model_says_that_its_channels_are_slices(run_config):
     for model in (MaskedAutoencoder, DEXVisionTransformer):
         assert setting_of(MaskedAutoencoder.from_pretrained(folder)).slices == 5
         assert model.from_pretrained(folder, img_size=64).vision_transformer.input_slices == 5
-    assert json.loads((Path(run_config.out) / "model-best" / "config.json").read_text())["slices"] == 5
+    export_model(Path(run_config.out), tmp_path / "early", step=4)
+    for other in (Path(run_config.out) / "model-best", tmp_path / "early"):
+        assert json.loads((other / "config.json").read_text())["slices"] == 5
 
 
 def test_features_of_a_store_are_of_its_slices_and_single_images_are_refused(run_config, volume_store, tmp_path):
