@@ -115,6 +115,7 @@ def adapt(vit: VisionTransformer, num_classes: int | None, in_chans: int | None,
     Raises:
         TypeError, ValueError: a size is no whole number in its range; the message names it.
     """
+    slices = slices_of(vit) if in_chans in (None, vit.in_chans) else 1
     if num_classes is not None:
         check_whole("num_classes", num_classes, 0)
         if num_classes != vit.num_classes:
@@ -125,10 +126,9 @@ def adapt(vit: VisionTransformer, num_classes: int | None, in_chans: int | None,
         weight = adapt_input_conv(in_chans, projection.weight.detach(), base_chans=vit.in_chans)
         projection.weight = nn.Parameter(weight.contiguous(), requires_grad=projection.weight.requires_grad)
         projection.in_channels = vit.in_chans = in_chans
-        vit.input_slices = 1
     if img_size is not None:
         vit.set_input_size(img_size=checked_size(img_size))
-    carry_inputs(vit, vit)
+    _note(vit, _said(vit), normalization_of(vit), slices)
 
 
 def carry_inputs(vit: VisionTransformer, other: VisionTransformer) -> None:

@@ -10,6 +10,7 @@ from dexcore.engine.config import ConfigError
 from dexcore.engine.folder import RunFolderError
 from dexcore.evaluate.embedding import FeaturesError, open_model
 from dexcore.models import ModelFileError, Teacher
+from dexcore.models.inputs import slices_of
 from dexcore.report.starts import read_starts
 from dexcore.train.config import PretrainConfig
 
@@ -20,7 +21,7 @@ def open_teacher(config: PretrainConfig, device: torch.device) -> Teacher | None
     """The teacher that ``config.objective`` names, on ``device``; None of a run without one.
 
     Raises:
-        ConfigError: it cannot be opened, or cannot teach a model with such patches and channels.
+        ConfigError: it cannot be opened, or cannot teach a model with such patches, channels and slices.
     """
     if config.objective.kind != "distill":
         return None
@@ -28,6 +29,8 @@ def open_teacher(config: PretrainConfig, device: torch.device) -> Teacher | None
     statistics = channel_statistics(config.data.statistics, config.model.in_chans)
     try:
         model = open_model(config.objective.teacher, config.objective.weights or None)
+        if (slices := slices_of(model)) != config.data.slices:
+            raise ValueError(f"expected one whose channels are data.slices = {config.data.slices}, got {slices}")
         return Teacher(model, (rows, rows), *statistics).to(device)
     except (FeaturesError, FileNotFoundError, ModelFileError, ValueError) as error:
         raise ConfigError(f"objective.teacher: {error}") from error

@@ -22,6 +22,7 @@ from dexcore.evaluate.modules.sample import setting_of
 from dexcore.evaluate.reconstruct import batches, evaluate, image_losses
 from dexcore.models import DEXVisionTransformer, MaskedAutoencoder
 from dexcore.train import pretrain
+from dexcore.train.config import ObjectiveConfig
 from dexcore.train.run.export import export_model
 from dexcore.view import evaluation_view
 
@@ -175,6 +176,24 @@ def test_features_of_a_store_are_of_its_slices_and_single_images_are_refused(run
         assert torch.allclose(single(single.preprocess(alone.read(0))[None]), expected, atol=1e-5)
     with pytest.raises(FeaturesError, match=r"the images show slices = 5 of a volume, the model's channels are 1"):
         features(single, images, cache=tmp_path / "cache")
+
+
+def test_a_teacher_sees_the_slices_that_the_run_shows(run_config, volume_store, tmp_path):
+    config = of_slices(volume_store, tmp_path / "taught", slices=3, evaluate_every=0.0)
+    encoder = DEXVisionTransformer(img_size=32, patch_size=8, embed_dim=16, depth=1, num_heads=2, num_classes=0)
+    for slices in (1, 3):
+        encoder.set_preprocessing((0.5,) * 3, (0.5,) * 3, slices=slices)
+        encoder.save_pretrained(tmp_path / f"teacher-{slices}")
+    teachers = {3: "teacher-3", 1: "teacher-1", 5: Path(run_config.out) / "model"}
+    taught = {
+        slices: replace(config, objective=ObjectiveConfig("distill", str(tmp_path / teacher)))
+        for slices, teacher in teachers.items()
+    }
+    assert pretrain(taught[3]).finished
+    for slices in (1, 5):
+        words = rf"objective\.teacher: expected one whose channels are data\.slices = 3, got {slices}"
+        with pytest.raises(ConfigError, match=words):
+            pretrain(replace(taught[slices], out=str(tmp_path / "refused")))
 
 
 @pytest.mark.parametrize(
