@@ -22,7 +22,7 @@ def principal_components(
         there is no variance or no further component.
     """
     features = np.asarray(features_nd, dtype=np.float64)
-    finite = np.isfinite(features).all(axis=1)
+    finite = np.asarray(np.isfinite(features).all(axis=1))
     projected = np.full((len(features), components), np.nan)
     shares = np.zeros(components)
     if not finite[:of].any():

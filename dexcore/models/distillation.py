@@ -50,7 +50,7 @@ class Teacher:
         ValueError: the model has no such tokens or cannot take that size, or the images have not 1 or 3 channels.
     """
 
-    def __init__(self, model: nn.Module, grid: tuple[int, int], mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(self, model: Any, grid: tuple[int, int], mean: Sequence[float], std: Sequence[float]) -> None:
         if len(mean) not in (1, 3):
             raise ValueError(f"a teacher sees images of 1 or 3 channels, got {len(mean)}")
         self.model: Any = model.eval().requires_grad_(False)

@@ -109,7 +109,7 @@ def _dex_encoder(config: ModelConfig) -> DEXVisionTransformer:
     )
 
 
-def _autoencoder(encoder: DEXVisionTransformer, config: ModelConfig) -> Objective:
+def _autoencoder(encoder: DEXVisionTransformer, config: ModelConfig) -> MaskedAutoencoder:
     return MaskedAutoencoder(
         encoder,
         decoder_dim=config.decoder_dim,

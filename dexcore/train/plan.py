@@ -147,7 +147,9 @@ def _kept_of(config: ModelConfig, again: bool, images: int) -> int:
 
 def _empty(config: ModelConfig) -> MaskedAutoencoder:
     with torch.device("meta"):
-        return build_model(replace(config, init=""))
+        model = build_model(replace(config, init=""))
+    assert isinstance(model, MaskedAutoencoder)
+    return model
 
 
 def _kept(run: Callable[[], object], model: torch.nn.Module) -> int:

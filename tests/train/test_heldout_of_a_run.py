@@ -30,7 +30,7 @@ MOMENTS = [0, 5, 10, 15]
 @pytest.fixture(scope="module")
 def config(store, tmp_path_factory) -> PretrainConfig:
     """Fifteen steps of eight images, measured every second epoch of twenty; done."""
-    config = tiny(store, tmp_path_factory.mktemp("heldout") / "run", epochs=6, evaluate_every=2)
+    config = tiny(store, tmp_path_factory.mktemp("heldout") / "run", epochs=6, evaluate_every=2, precision="fp32")
     assert pretrain(config).finished
     return config
 

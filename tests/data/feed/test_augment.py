@@ -216,6 +216,13 @@ def test_a_checkerboard_shrinks_to_gray_and_never_to_stripes():
         assert middle.std() < 0.04
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_how_an_image_lies_in_memory_changes_nothing(dtype):
+    planes = (np.random.default_rng(0).random((3, 20, 24)) * (200 if dtype != np.float32 else 1)).astype(dtype)
+    apart = planes.transpose(1, 2, 0)
+    assert np.array_equal(warp(apart, Box(2, 3, 12, 14), 16), warp(np.ascontiguousarray(apart), Box(2, 3, 12, 14), 16))
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_integer_images_give_what_their_fractions_give(dtype):
     largest = np.iinfo(dtype).max
