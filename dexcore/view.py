@@ -189,9 +189,8 @@ def resample(image: np.ndarray, box: Box, size: int, flip: bool = False, angle: 
     crop = image[box.top : box.top + box.height, box.left : box.left + box.width]
     filtered = None
     if crop.dtype == np.uint16:
-        crop = filtered = crop.astype(
-            np.float32, order="C"
-        )  # OpenCV filters uint8 to float32 faster than this, uint16 slower
+        # OpenCV filters uint8 to float32 faster than this, uint16 slower.
+        crop = filtered = crop.astype(np.float32, order="C")
     # One pass converts, scales to [0, 1] and averages.
     across, down = _area_weights(box.width / size), _area_weights(box.height / size) / LARGEST[image.dtype]
     crop = cv2.sepFilter2D(crop, cv2.CV_32F, across, down, dst=filtered, borderType=cv2.BORDER_REPLICATE)
