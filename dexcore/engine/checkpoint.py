@@ -23,9 +23,8 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
-from enum import Enum
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -38,10 +37,11 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
+from dexcore.engine.checkpoint_index import METADATA, IndexReader
 from dexcore.engine.ranks import ALONE, Ranks
 from dexcore.files import sync_folder
 
-_STATE, _METADATA = "state.json", ".metadata"
+_STATE = "state.json"
 _FAILED = "failed: "  # in the place of a file's name: no digest could be had
 _VERSION = 1
 _FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
@@ -129,7 +129,7 @@ def _own_digests(path: Path, ranks: Ranks) -> dict[str, str]:
     """Of what this rank has written: DCP's name of a file begins with its rank. Or why they cannot be had, which all
     ranks have to learn of."""
     try:
-        files = [*path.glob(f"__{ranks.rank}_*"), *([path / _METADATA] if ranks.main else [])]
+        files = [*path.glob(f"__{ranks.rank}_*"), *([path / METADATA] if ranks.main else [])]
         return {file.name: _digest(file, sync=True) for file in sorted(files)}
     except OSError as error:
         return {f"{_FAILED}rank {ranks.rank}: {_reason(error)}": ""}
@@ -235,7 +235,7 @@ def load_model(checkpoint: Path, model: torch.nn.Module) -> None:
     """
     with _told_as_misfit(checkpoint), _quiet():
         tensors = {"model": get_model_state_dict(model)}
-        dcp.load(tensors, storage_reader=_Reader(checkpoint), no_dist=True)
+        dcp.load(tensors, storage_reader=IndexReader(checkpoint), no_dist=True)
 
 
 @contextlib.contextmanager
@@ -277,7 +277,7 @@ def _write_tensors(path: Path, model: torch.nn.Module, optimizer: torch.optim.Op
 
 
 def _read_tensors(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    reader = _Reader(path)
+    reader = IndexReader(path)
     stepped = any(name.startswith("optimizer.") for name in reader.read_metadata().state_dict_metadata)
     if stepped:
         model_state, optimizer_state = get_state_dict(model, optimizer, options=_FLAT)  # makes the empty moments
@@ -369,46 +369,3 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         yield
-
-
-class _Reader(dcp.FileSystemReader):
-    """Reads the index with a whitelist: a pickle may run anything, and run folders are handed around."""
-
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Any:
-        with open(Path(self.path) / _METADATA, "rb") as file:
-            metadata = _MetadataUnpickler(file).load()
-        metadata.storage_meta.load_id = self.load_id
-        return metadata
-
-
-class _MetadataUnpickler(pickle.Unpickler):
-    _ALLOWED: ClassVar = {
-        "pathlib": {"Path", "PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath"},
-        "torch": {"Size", "float64", "float32", "float16", "bfloat16", "int64", "int32", "uint8", "bool"},
-        "torch.serialization": {"_get_layout"},
-        "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
-        "torch.distributed.checkpoint.metadata": {
-            "BytesStorageMetadata",
-            "ChunkStorageMetadata",
-            "Metadata",
-            "MetadataIndex",
-            "StorageMeta",
-            "TensorProperties",
-            "TensorStorageMetadata",
-            "_MEM_FORMAT_ENCODING",
-        },
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("builtins", "getattr"):
-            return _member
-        if name not in self._ALLOWED.get(module, ()):
-            raise pickle.UnpicklingError(f".metadata names {module}.{name}, which no checkpoint of ours holds")
-        return super().find_class(module, name)
-
-
-def _member(kind: Any, name: str) -> Any:
-    """A member of an Enum, which Python 3.11.2 and its like pickle as ``getattr(kind, name)``; of nothing else."""
-    if not (isinstance(kind, type) and issubclass(kind, Enum)):
-        raise pickle.UnpicklingError(f".metadata asks for an attribute of {kind!r}, which no checkpoint of ours does")
-    return kind[name]
