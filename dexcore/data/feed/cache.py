@@ -3,13 +3,12 @@
 import math
 import mmap
 import multiprocessing
-import os
-from pathlib import Path
 
 import numpy as np
 
+from dexcore.host import host_memory
+
 _ALIGNMENT = 64
-_CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 class DecodedCache:
@@ -70,10 +69,4 @@ class DecodedCache:
 
 def memory_share(share: float, processes: int = 1) -> int:
     """Bytes that are ``share`` of the memory that this machine, or the container, lets a user have, a process."""
-    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    for limit in _CGROUP_LIMITS:
-        try:
-            pages = min(pages, int(Path(limit).read_text()))
-        except (OSError, ValueError):  # no such group, or "max"
-            continue
-    return int(pages * share) // processes
+    return int(host_memory() * share) // processes
