@@ -5,7 +5,8 @@
 The masked autoencoder of a DEX ViT-S, batch 8, one process, on a store of synthetic images, with journal and display as
 in any run. A part's seconds are those of metrics.jsonl, medians over steps: waiting for images (which a process without
 workers prepares itself), forward, backward, update (norm of the gradient, optimizer, directors), what the ranks tell
-each other; the rest is bookkeeping. A checkpoint is timed apart and counts one part in 200, as often as one is written.
+each other; the rest is bookkeeping. Of a checkpoint what training waits for it counts, one part in 200, as often as one
+is written.
 """
 
 import contextlib
@@ -64,9 +65,12 @@ def measure(options: Options, ceilings: Ceilings, refused: Refused) -> list[Line
             training.train(stop)
             (newest,) = (folder / "checkpoints").glob("step-*")
             newest.rename(newest.with_name("written"))
-            began = time.perf_counter()
-            training.save()
-            checkpoint = time.perf_counter() - began
+            with training.checkpoint_writer() as writer:
+                began = time.perf_counter()
+                training.save(writer)
+                checkpoint = time.perf_counter() - began
+                writer.wait()
+                written = time.perf_counter() - began
             lines = [json.loads(line) for line in (folder / METRICS_FILE).read_text().splitlines()][_WARM_UP:]
     batch = config.data.batch_size
     whole = median(batch / line["images_per_second"] for line in lines)
@@ -77,6 +81,7 @@ def measure(options: Options, ceilings: Ceilings, refused: Refused) -> list[Line
     print(f"DEX ViT-S, batch {batch}, {config.model.image_size} px: {whole:.3f} s a step")
     for part, seconds in parts.items():
         print(table_row(part, f"{seconds:.4f}", f"{seconds / whole:.2%}"), flush=True)
+    print(f"a checkpoint is on the disk after {written:.3f} s; training waits {checkpoint:.3f} s of them")
     line: Line = {"bench": "trainer", **machine(options.device), "batch": batch, "step": whole, "parts": parts}
     return [line | judged(Goal("of a step that is not the model", share, GOAL, at_most=True))]
 

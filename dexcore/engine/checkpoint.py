@@ -44,6 +44,7 @@ from dexcore.files import sync_folder
 _STATE = "state.json"
 _FAILED = "failed: "  # in the place of a file's name: no digest could be had
 _VERSION = 1
+State = dict[str, dict[str, Any]]
 _FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
 
 
@@ -75,14 +76,24 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     progress: Progress,
     keep: int,
-    ranks: Ranks = ALONE,
 ) -> Path:
+    """`write_checkpoint` of what a process alone holds now."""
+    return write_checkpoint(folder, state_of(model, optimizer), progress, keep)
+
+
+def state_of(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> State:
+    """What a checkpoint stores: parameters and buffers of the model, tensors of the optimizer; no copies of them."""
+    # Asked for the state of an optimizer that has none, PyTorch would make it by a step.
+    state = get_optimizer_state_dict(model, optimizer, options=_FLAT) if optimizer.state else {}
+    return {"model": get_model_state_dict(model), "optimizer": _only_tensors(state)}
+
+
+def write_checkpoint(folder: Path, state: State, progress: Progress, keep: int, ranks: Ranks = ALONE) -> Path:
     """Write a checkpoint, then remove all but the ``keep`` newest.
 
     Args:
         folder: of the run's checkpoints; made where it is missing. All ``ranks`` see it.
-        model: its parameters and buffers are stored.
-        optimizer: its tensors are stored.
+        state: as `state_of` gives it; nobody changes it meanwhile.
         progress: names the checkpoint.
         keep: at least 1.
         ranks: who hold the shards of a sharded model; each writes its own, and all call it. One process alone writes
@@ -100,7 +111,7 @@ def save_checkpoint(
     if temporary is None:
         return final  # a run is a function of its step: this is what would be written
     try:
-        _write_tensors(temporary, model, optimizer, ranks)
+        _write_tensors(temporary, state, ranks)
         digests = ranks.merge(_own_digests(temporary, ranks))
         if failed := [name for name in digests if name.startswith(_FAILED)]:
             raise OSError(failed[0].removeprefix(_FAILED))
@@ -108,7 +119,7 @@ def save_checkpoint(
     except (OSError, CheckpointException) as error:
         if ranks.main:
             shutil.rmtree(temporary, ignore_errors=True)
-        raise _not_written(final, model, optimizer, error) from error
+        raise _not_written(final, state, error) from error
     ranks.on_main(lambda: _remove_all_but(folder, keep))
     return final
 
@@ -149,10 +160,8 @@ def _remove_all_but(folder: Path, keep: int) -> None:
             raise CheckpointError(f"{old}: an older checkpoint cannot be removed: {_reason(error)}") from error
 
 
-def _not_written(
-    final: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, error: BaseException
-) -> CheckpointError:
-    why = _no_room(final.parent, model, optimizer) or _reason(error)
+def _not_written(final: Path, state: State, error: BaseException) -> CheckpointError:
+    why = _no_room(final.parent, state) or _reason(error)
     return CheckpointError(
         f"{final}: the checkpoint cannot be written: {why}; "
         "older checkpoints are untouched, go on from them when there is room"
@@ -233,7 +242,8 @@ def load_model(checkpoint: Path, model: torch.nn.Module) -> None:
     Raises:
         CheckpointError: it does not fit the model.
     """
-    with _told_as_misfit(checkpoint), _quiet():
+    _expect_one_process()
+    with _told_as_misfit(checkpoint):
         tensors = {"model": get_model_state_dict(model)}
         dcp.load(tensors, storage_reader=IndexReader(checkpoint), no_dist=True)
 
@@ -270,10 +280,11 @@ def _checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*"), reverse=True)
 
 
-def _write_tensors(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, ranks: Ranks) -> None:
-    with _quiet():
-        writer, alone = dcp.FileSystemWriter(path), ranks.group is None
-        dcp.save(_tensors(model, optimizer), storage_writer=writer, process_group=ranks.group, no_dist=alone)
+def _write_tensors(path: Path, state: State, ranks: Ranks) -> None:
+    _expect_one_process()
+    # Tensor by tensor: PyTorch's copying ahead of a GPU's waits for the thread's current GPU, whatever theirs is.
+    writer = dcp.FileSystemWriter(path, per_thread_copy_ahead=0)
+    dcp.save(state, storage_writer=writer, process_group=ranks.group, no_dist=ranks.group is None)
 
 
 def _read_tensors(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -284,17 +295,11 @@ def _read_tensors(path: Path, model: torch.nn.Module, optimizer: torch.optim.Opt
     else:
         model_state, optimizer_state = get_model_state_dict(model), {}
     tensors = {"model": model_state, "optimizer": _only_tensors(optimizer_state)}
-    with _quiet():
-        dcp.load(tensors, storage_reader=reader, no_dist=True)
+    _expect_one_process()
+    dcp.load(tensors, storage_reader=reader, no_dist=True)
     if stepped:
         moments = {**optimizer_state, **tensors["optimizer"]}
         set_optimizer_state_dict(model, optimizer, moments, options=_FLAT)
-
-
-def _tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
-    # Asked for the state of an optimizer that has none, PyTorch would make it by a step.
-    state = get_optimizer_state_dict(model, optimizer, options=_FLAT) if optimizer.state else {}
-    return {"model": get_model_state_dict(model), "optimizer": _only_tensors(state)}
 
 
 def _only_tensors(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -348,9 +353,9 @@ def _remove_leftovers(folder: Path) -> None:
             shutil.rmtree(leftover)
 
 
-def _no_room(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> str:
+def _no_room(folder: Path, state: State) -> str:
     """Where the disk has no room for a checkpoint, what is missing: PyTorch's error then speaks of its own files."""
-    needed = sum(tensor.nbytes for tensors in _tensors(model, optimizer).values() for tensor in tensors.values())
+    needed = sum(tensor.nbytes for tensors in state.values() for tensor in tensors.values())
     free = shutil.disk_usage(folder).free if folder.is_dir() else needed
     return f"no space left: it takes {needed / 1e6:,.1f} MB, {free / 1e6:,.1f} MB are free" if free < needed else ""
 
@@ -363,9 +368,6 @@ def _reason(error: BaseException) -> str:
     return text.strip().splitlines()[-1]
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the remark that there is one process."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        yield
+def _expect_one_process() -> None:
+    """No remark that there is one; for good, since `warnings.catch_warnings` is not for threads."""
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled")

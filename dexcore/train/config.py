@@ -335,6 +335,9 @@ class RunConfig:
     """auto: bf16 autocast where the device is fast at it, else fp32."""
     checkpoint_every: int = 200
     """Steps between two checkpoints."""
+    checkpoint_async: bool = True
+    """Whether training goes on while a checkpoint is written, from a copy in the host's memory; where that has no room
+    for one, it waits."""
     keep_checkpoints: int = 2
     """How many of the newest checkpoints stay."""
     max_skipped: int = 10
@@ -503,6 +506,7 @@ MAY_CHANGE_ON_RESUME = frozenset(
         "parallel.kind",  # but for the order of sums the same numbers
         "parallel.replicas",
         "run.checkpoint_every",
+        "run.checkpoint_async",
         "run.keep_checkpoints",
         "run.max_skipped",
         "run.evaluate_images",

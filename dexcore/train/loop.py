@@ -23,6 +23,7 @@ from dexcore.data.feed.own import OwnImages
 from dexcore.data.feed.pretrain_view import PretrainView, ReplacementLimit, collate
 from dexcore.engine.averaging import AveragedAdamW
 from dexcore.engine.checkpoint import Progress, has_checkpoint
+from dexcore.engine.checkpoint_writer import CheckpointWriter
 from dexcore.engine.clock import StepClock
 from dexcore.engine.config import ConfigError
 from dexcore.engine.device import check_backend, choose_device, choose_workers
@@ -167,6 +168,7 @@ class Pretraining:
         with (
             Journal(self.folder, self.step_done, total, self.ranks, self.config, self._beside()) as journal,
             fast_layers(self.model, compute_dtype(self.device, self.config.run.precision)),
+            self.checkpoint_writer() as writer,
             Watchdog(self.config.run.stuck_after, self.folder, self.ranks, "run.stuck_after") as watchdog,
         ):
             self.warm_up()
@@ -179,7 +181,7 @@ class Pretraining:
                 self.clock.add("data", time.perf_counter() - asked)
                 limit.update(batch["replaced"])
                 self.profile.begin(self.step_done)
-                line = self.step(batch, self.schedule.at(self.step_done), bool(stop))
+                line = self.step(batch, self.schedule.at(self.step_done), bool(stop) or writer.failed)
                 self.profile.end(self.step_done, self.stopping)
                 now = time.perf_counter()
                 line["images_per_second"] = self.config.data.batch_size / (now - started)
@@ -191,10 +193,11 @@ class Pretraining:
                 with watchdog.paused():
                     self._measure(journal)
                 started += time.perf_counter() - now  # what is measured meanwhile is no training
-                if self.stopping or self.step_done == total or self.step_done % every == 0:
-                    with watchdog.paused():  # a large one on a slow disk takes its time
+                last = self.stopping or self.step_done == total
+                if last or self.step_done % every == 0:
+                    with watchdog.paused():  # a large one on a slow disk takes its time, and so does the one before it
                         journal.sync()
-                        self.save()
+                        self.save(writer, last)
                 if self.stopping:
                     break
                 watchdog.beat(self.step_done)
@@ -333,16 +336,22 @@ class Pretraining:
         steps, own = self.schedule.total_steps, self.transform is not None
         return order_digest(self.order, self.rows, self.images.fingerprint, self.config, steps, own)
 
-    def save(self) -> None:
-        """Write a checkpoint; all ranks call it."""
+    def checkpoint_writer(self) -> CheckpointWriter:
+        """To `save` with, once it is entered."""
+        run, folder = self.config.run, self.folder / CHECKPOINTS_FOLDER
+        return CheckpointWriter(
+            folder, run.keep_checkpoints, self.ranks, self.parallel.in_shards, background=run.checkpoint_async
+        )
+
+    def save(self, writer: CheckpointWriter, last: bool = False) -> None:
+        """Have a checkpoint written, of the run's end where it is the ``last``; all ranks call it."""
         progress = Progress(
             step=self.step_done,
             skipped_in_a_row=self.skipped_in_a_row,
             order=self._sampler().state(self.step_done, self.images.fingerprint),
             config=asdict(self.config),
         )
-        checkpoints = self.folder / CHECKPOINTS_FOLDER
-        self.parallel.save(checkpoints, self.optimizer, progress, self.config.run.keep_checkpoints)
+        writer.save(self.model, self.optimizer, progress, last)
 
     def _goes_on(self) -> bool:
         """Whether the weights will be a checkpoint's: then those to begin with are not asked for."""
@@ -360,7 +369,7 @@ class Pretraining:
             return
         progress = self.parallel.load(self.folder / CHECKPOINTS_FOLDER, self.optimizer)
         if progress is None:
-            self.ranks.on_main(lambda: check_not_begun(self.folder, self.config.run.checkpoint_every))
+            self.ranks.on_main(lambda: check_not_begun(self.folder, 2 * self.config.run.checkpoint_every))
             self.ranks.say(f"{self.folder} holds no checkpoint yet: beginning at the first step")
             return
         check_images(self.folder, progress.order["fingerprint"], describe_images(self.images, self.rows))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from dexcore.engine.checkpoint import Progress, load_checkpoint, save_checkpoint
+from dexcore.engine.checkpoint import Progress, load_checkpoint
 from dexcore.engine.ranks import Ranks
 from dexcore.models.objective import Objective
 
@@ -22,7 +22,10 @@ class Replicated:
     Attributes:
         model: the same.
         wrapped: to call in training: its backward adds up the ranks' gradients.
+        in_shards: False.
     """
+
+    in_shards = False
 
     def __init__(self, model: Objective, ranks: Ranks) -> None:
         self.model, self.ranks = model, ranks
@@ -46,10 +49,6 @@ class Replicated:
     def whole(self, main_only: bool = True) -> Objective:
         """The whole model, to be measured or saved; all ranks call it."""
         return self.model
-
-    def save(self, folder: Path, optimizer: torch.optim.Optimizer, progress: Progress, keep: int) -> None:
-        """Have the main rank write a checkpoint; the others wait for it."""
-        self.ranks.on_main(lambda: save_checkpoint(folder, self.model, optimizer, progress, keep))
 
     def load(self, folder: Path, optimizer: torch.optim.Optimizer) -> Progress | None:
         """`load_checkpoint` into model and optimizer."""

@@ -16,7 +16,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
-from dexcore.engine.checkpoint import Progress, load_checkpoint, save_checkpoint
+from dexcore.engine.checkpoint import Progress, load_checkpoint
 from dexcore.engine.config import ConfigError, check_field
 from dexcore.engine.ranks import Ranks
 from dexcore.models.objective import Objective
@@ -41,10 +41,13 @@ class Sharded:
     Attributes:
         model: its parameters are `DTensor`; a forward gathers them, and is all ranks' together.
         wrapped: the same, to call in training.
+        in_shards: True.
 
     Raises:
         ConfigError: the processes cannot be put into groups so, or a block cannot be cut into so many parts.
     """
+
+    in_shards = True
 
     def __init__(
         self, config: ParallelConfig, build: Callable[[bool], Objective], device: torch.device, ranks: Ranks
@@ -85,10 +88,6 @@ class Sharded:
             if wanted:
                 into.data.copy_(numbers)
         return copy.train(self.model.training)
-
-    def save(self, folder: Path, optimizer: torch.optim.Optimizer, progress: Progress, keep: int) -> None:
-        """Write a checkpoint, every rank its share."""
-        save_checkpoint(folder, self.model, optimizer, progress, keep, self.ranks)
 
     def load(self, folder: Path, optimizer: torch.optim.Optimizer) -> Progress | None:
         """`load_checkpoint` into model and optimizer, of every rank its share."""

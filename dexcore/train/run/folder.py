@@ -174,12 +174,13 @@ def _clear_errors(folder: Path) -> Iterator[None]:
         raise RunFolderError(f"out: cannot write into {folder}: {error.strerror or error}") from error
 
 
-def check_not_begun(folder: Path, first_checkpoint: int) -> None:
+def check_not_begun(folder: Path, most: int) -> None:
     """Refuse to begin a run anew whose checkpoints are gone: what it wrote would be overwritten.
 
     Args:
         folder: of the run.
-        first_checkpoint: steps before it; a run that was killed while it wrote that one has done no more.
+        most: steps that a run has done which was killed before its first checkpoint was there: the second one waits
+            for it.
 
     Raises:
         RunFolderError: the run has done more steps, or has written its model.
@@ -187,7 +188,7 @@ def check_not_begun(folder: Path, first_checkpoint: int) -> None:
     metrics = folder / METRICS_FILE
     lines = metrics.read_bytes().splitlines(keepends=True) if metrics.is_file() else []
     done = int(max((step_of(line) + 1 for line in lines if step_of(line) < math.inf), default=0))
-    if done > first_checkpoint or (folder / MODEL_FOLDER).exists():
+    if done > most or (folder / MODEL_FOLDER).exists():
         raise RunFolderError(
             f"out: the run in {folder} has done {done} steps, but its {CHECKPOINTS_FOLDER} are gone: it cannot be "
             "resumed; begin again in another --out"
