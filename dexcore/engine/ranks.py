@@ -22,6 +22,7 @@ from torch import Tensor
 
 from dexcore.engine.config import ConfigError
 from dexcore.engine.device import choose_device
+from dexcore.engine.rendezvous import meet
 from dexcore.engine.stop import Stopped
 
 T = TypeVar("T")
@@ -236,9 +237,7 @@ def _meet(rank: int, count: int, patience: float) -> dist.Store:
 
 def _wait_for_all(rank: int, count: int, limit: timedelta, met: "Future[dist.Store]") -> None:
     try:
-        store, _, _ = next(dist.rendezvous("env://", rank, count, timeout=limit))
-        store.set(f"dexcore/rank{rank}", "here")
-        store.wait([f"dexcore/rank{other}" for other in range(count)], limit)
+        store = meet(rank, count, limit)
     except BaseException as error:  # the main thread's to raise
         met.set_exception(error)
     else:
