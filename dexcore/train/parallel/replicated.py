@@ -22,7 +22,7 @@ class Replicated:
     Attributes:
         model: the same.
         wrapped: to call in training: its backward adds up the ranks' gradients.
-        in_shards: False.
+        in_shards: whether a process holds a part of the model alone.
     """
 
     in_shards = False

@@ -41,7 +41,7 @@ class Sharded:
     Attributes:
         model: its parameters are `DTensor`; a forward gathers them, and is all ranks' together.
         wrapped: the same, to call in training.
-        in_shards: True.
+        in_shards: whether a process holds a part of the model alone.
 
     Raises:
         ConfigError: the processes cannot be put into groups so, or a block cannot be cut into so many parts.
