@@ -45,7 +45,7 @@ def meet_in(store: dist.Store, rank: int, count: int, until: float) -> dist.Stor
     store.set(nonces[rank], nonce)
     while time.monotonic() < until:
         if rank == 0 and store.check(nonces):
-            store.set("token", b",".join(store.multi_get(nonces)))
+            store.set("token", b",".join(store.multi_get(nonces)).decode())
         token = store.get("token").decode() if store.check(["token"]) else ""
         if nonce in token:
             meeting = hashlib.sha256(token.encode()).hexdigest()
