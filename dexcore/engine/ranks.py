@@ -27,6 +27,7 @@ from dexcore.engine.stop import Stopped
 
 T = TypeVar("T")
 _PATIENCE = timedelta(hours=24)
+_CONNECTED = timedelta(minutes=5)  # ranks that are there connect sooner
 _SILENT_SECONDS = 15.0  # ranks of one start meet sooner
 
 
@@ -121,7 +122,9 @@ class Ranks:
         if self.group is None:
             yield self
             return
-        patient: Any = dist.new_group(backend="gloo", timeout=_PATIENCE)  # a group: every rank is a member
+        dist.barrier(self.group)  # notices at once a rank that has died, for which `new_group` waits
+        patient: Any = dist.new_group(backend="gloo", timeout=_CONNECTED)  # a group: every rank is a member
+        _set_timeout(_PATIENCE, patient)
         try:
             yield replace(self, group=patient)
         finally:
@@ -193,7 +196,9 @@ def join_ranks(device: str, patience: float = 300.0, field: str = "device") -> I
     store = _meet(rank, count, patience)
     try:
         if own.type == "cpu":
-            dist.init_process_group("gloo", store=store, rank=rank, world_size=count)
+            limit = timedelta(seconds=patience)  # of connecting
+            dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=limit)
+            _set_timeout(dist.default_pg_timeout)
         else:
             torch.accelerator.set_device_index(own)
             backend = dist.get_default_backend_for_device(own)
@@ -242,6 +247,12 @@ def _wait_for_all(rank: int, count: int, limit: timedelta, met: "Future[dist.Sto
         met.set_exception(error)
     else:
         met.set_result(store)
+
+
+def _set_timeout(limit: timedelta, group: dist.ProcessGroup | None = None) -> None:
+    """How long collectives of a group wait from here on."""
+    public = getattr(dist, "set_timeout", None)  # since PyTorch 2.14
+    (public or dist.distributed_c10d._set_pg_timeout)(limit, group)
 
 
 def _says_lost(error: RuntimeError) -> bool:

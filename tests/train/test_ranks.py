@@ -7,13 +7,15 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from runs import EXAMPLE, STEPS, ends, flags, metrics, start_ranks, state, tiny, wait_for_steps
+from runs import EXAMPLE, STEPS, ends, flags, free_port, metrics, start_ranks, state, tiny, wait_for_steps
 from several_ranks import (
     BATCH,
     FEW_STEPS,
@@ -28,6 +30,7 @@ from several_ranks import (
 
 from dexcore.engine.config import ConfigError
 from dexcore.engine.ranks import LostRankError, Ranks, environment_rank, join_ranks
+from dexcore.engine.rendezvous import meet
 from dexcore.engine.stop import EXIT_STOPPED
 from dexcore.train.command import main
 from dexcore.train.loop import Pretraining
@@ -229,3 +232,14 @@ def test_a_rendezvous_that_nobody_answers_says_so_and_ends(monkeypatch, capfd, r
         join_ranks("cpu", patience=4).__enter__()
     assert time.monotonic() - began < 60
     assert f"rank {rank} waits for the other 1 of 2 processes" in capfd.readouterr().err
+
+
+def test_a_rank_that_ends_between_the_meeting_and_its_connections_is_waited_for_no_longer(monkeypatch):
+    for name, value in {**_TWO, "RANK": "0", "LOCAL_RANK": "0", "MASTER_PORT": str(free_port())}.items():
+        monkeypatch.setenv(name, value)
+    began = time.monotonic()
+    with ThreadPoolExecutor(1) as other:
+        other.submit(meet, 1, 2, timedelta(seconds=60))
+        with pytest.raises(LostRankError, match="another rank has ended"):
+            join_ranks("cpu", patience=4).__enter__()
+    assert time.monotonic() - began < 60
