@@ -168,8 +168,8 @@ class Pretraining:
         with (
             Journal(self.folder, self.step_done, total, self.ranks, self.config, self._beside()) as journal,
             fast_layers(self.model, compute_dtype(self.device, self.config.run.precision)),
-            self.checkpoint_writer() as writer,
             Watchdog(self.config.run.stuck_after, self.folder, self.ranks, "run.stuck_after") as watchdog,
+            self.checkpoint_writer() as writer,
         ):
             self.warm_up()
             with signals_held_back():
