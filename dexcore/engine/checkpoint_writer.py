@@ -7,11 +7,11 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from torch.distributed.tensor import DTensor
 
 from dexcore.engine.checkpoint import Progress, State, state_of, write_checkpoint
 from dexcore.engine.ranks import ALONE, Ranks
 from dexcore.host import free_memory
+from dexcore.shards import own_share
 
 _SHARE = 0.5  # of the free memory: where data workers are killed for the rest, the run ends
 
@@ -95,7 +95,7 @@ class CheckpointWriter:
 
     def _has_room(self, state: State) -> bool:
         """Whether on every machine there is memory for the copies of its ranks."""
-        needed = sum(_own(tensor).nbytes for tensors in state.values() for tensor in tensors.values())
+        needed = sum(own_share(tensor).nbytes for tensors in state.values() for tensor in tensors.values())
         free = free_memory() // (self._ranks.local_count if self._together else 1)
         room = all(self._ranks.merge({str(self._ranks.rank): needed <= _SHARE * free}).values())
         if not room and not self._told:
@@ -112,7 +112,3 @@ def _copy(state: State) -> State:
         part: {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
         for part, tensors in state.items()
     }
-
-
-def _own(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
