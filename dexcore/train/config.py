@@ -7,11 +7,12 @@ command line or a YAML file is `dexcore.train.arguments`.
 
 import re
 from collections.abc import Collection
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Literal
 
-from dexcore.engine.config import check_field, check_kinds, check_values, flat
+from dexcore.engine.config import check_field, check_kinds, check_values
 from dexcore.evaluate.setting import Setting
+from dexcore.train.changes import CHANGES_IF_ALLOWED
 
 # Ours, far above what is used: beyond them a run would not fail but seem to hang, or take a machine's memory.
 _MOST_NUMBERS = 10**12
@@ -485,62 +486,3 @@ PRESETS: dict[str, PretrainConfig] = {
         run=RunConfig(epochs=52.0, evaluate_images=32),
     ),
 }
-
-# A run may be resumed with other values of these; a change of any other would be another run.
-MAY_CHANGE_ON_RESUME = frozenset(
-    {
-        "out",
-        "resume",
-        "allow_change",
-        "dry_run",
-        "replay",
-        "data.store",  # its content is compared by fingerprint
-        "data.images",
-        "data.modality",
-        "data.accumulate",  # what the memory of another machine asks for
-        "data.workers",
-        "data.cache",
-        "data.max_replaced",
-        "objective.teacher",  # its weights are compared by their hash
-        "objective.weights",
-        "parallel.kind",  # but for the order of sums the same numbers
-        "parallel.replicas",
-        "run.checkpoint_every",
-        "run.checkpoint_async",
-        "run.keep_checkpoints",
-        "run.max_skipped",
-        "run.evaluate_images",
-        "run.stuck_after",
-        "run.profile",
-        "run.sinks",
-        "run.evaluate_every",  # it looks on, and changes nothing, as do probes
-        "run.probe_task",
-        "run.probe_every",
-    }
-)
-
-
-# And of these where ``allow_change`` names them: the weights and the order of images stay those of the run.
-CHANGES_IF_ALLOWED = frozenset(
-    {
-        *(f"optimizer.{each.name}" for each in fields(OptimizerConfig)),
-        *(f"dex.{each.name}" for each in fields(DexConfig)),
-        "data.flip",
-        "data.intensity",
-        "data.min_area",
-        "data.rotation",
-        "run.device",
-        "run.epochs",
-        "run.precision",
-    }
-)
-
-
-def differences(before: PretrainConfig, now: PretrainConfig) -> dict[str, str]:
-    """The fields that make ``now`` another run than ``before``, and lines ``model.dim: 768 -> 384`` of them."""
-    old = dict(flat(before))
-    return {
-        name: f"{name}: {old[name]!r} -> {value!r}"
-        for name, value in flat(now)
-        if name not in MAY_CHANGE_ON_RESUME and value != old[name]
-    }

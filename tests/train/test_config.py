@@ -1,13 +1,9 @@
 """Configurations: ranges, presets, what a resume may change."""
 
-from dataclasses import replace
-
 import pytest
 
-from dexcore.engine.config import ConfigError, flat
+from dexcore.engine.config import ConfigError
 from dexcore.train.config import (
-    CHANGES_IF_ALLOWED,
-    MAY_CHANGE_ON_RESUME,
     PRESETS,
     DataConfig,
     DexConfig,
@@ -15,7 +11,6 @@ from dexcore.train.config import (
     OptimizerConfig,
     PretrainConfig,
     RunConfig,
-    differences,
 )
 
 
@@ -126,23 +121,3 @@ def test_experts_may_differ_by_block():
     assert model.num_experts == (8, 4, 2)
     with pytest.raises(ConfigError, match="the experts of block 2"):
         ModelConfig(depth=3, num_experts=(8, 4, 2), top_k=(1, 2, 3))
-
-
-def test_what_a_resume_may_change_are_fields_that_exist():
-    names = {name for name, _ in flat(PretrainConfig())}
-    assert names >= MAY_CHANGE_ON_RESUME
-    assert names >= CHANGES_IF_ALLOWED
-    assert not CHANGES_IF_ALLOWED & MAY_CHANGE_ON_RESUME
-
-
-def test_differences_name_what_makes_another_run_and_nothing_else():
-    before = PRESETS["laptop"]
-    now = replace(
-        before,
-        out="elsewhere",
-        resume=True,
-        data=replace(before.data, workers=7),
-        model=replace(before.model, tau=0.7),
-        run=replace(before.run, seed=3),
-    )
-    assert differences(before, now) == {"model.tau": "model.tau: 0.5 -> 0.7", "run.seed": "run.seed: 0 -> 3"}

@@ -44,7 +44,8 @@ from dexcore.report.files import (
     STEP0_ANALYSIS_FILE,
     STEP0_EVALUATION_FILE,
 )
-from dexcore.train.config import CHANGES_IF_ALLOWED, PretrainConfig, differences
+from dexcore.train.changes import CHANGES_IF_ALLOWED, differences
+from dexcore.train.config import PretrainConfig
 
 _FIRST_FILES = frozenset(  # before any step
     {

@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import dexcore
+from dexcore.engine.config import flat
 from dexcore.files import write_whole
 from dexcore.report.starts import read_starts
-from dexcore.train.config import MAY_CHANGE_ON_RESUME, PretrainConfig, flat
+from dexcore.train.changes import MAY_CHANGE_ON_RESUME
+from dexcore.train.config import PretrainConfig
 from dexcore.train.pretraining import pretrain
 from dexcore.train.run.provenance import content_of_init
 
