@@ -32,7 +32,14 @@ def add_plan_command(parser: argparse.ArgumentParser) -> None:
     )
     add("--epochs", type=float, default=200.0, help="of the run (default: 200, the paper's)")
     add("--images", type=int, metavar="N", help="an epoch (default: 4,970,000, those of MVU)")
-    add("--grad-checkpointing", action="store_true", help="run blocks again in the backward")
+    add(
+        "--grad-checkpointing",
+        nargs="?",
+        default="none",
+        const="block",
+        choices=("none", "block", "selective"),
+        help="run blocks again in the backward, whole (the default where no value follows) or selectively",
+    )
     add("--efficiency", type=float, metavar="E", help="of the peak in matrix products (default: 0.4, assumed)")
     add("--price-per-gpu-hour", type=float, metavar="X", help="tell what the run costs")
 

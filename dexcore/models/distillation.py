@@ -11,6 +11,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from dexcore.checks import check_kind, check_whole
+from dexcore.models.checkpointing import checkpointed
 from dexcore.models.inputs import carry_inputs, checked_size, per_channel
 from dexcore.models.objective import Objective
 from dexcore.models.vit import build_encoder, describe_encoder
@@ -140,7 +141,7 @@ class DistilledEncoder(Objective):
 
     def compare(self, images: Tensor, taught: Tensor) -> DistillationOutput:
         """As a forward, with the teacher's tokens [B, T, K] at hand."""
-        tokens = self.encoder.forward_features(images)
+        tokens = self._tokens(images)
         patches = tokens[:, self.encoder.num_prefix_tokens :]
         chosen = torch.cat([tokens[:, :1], patches], dim=1) if self.class_token else patches
         pred = self.head(chosen).float()
@@ -181,6 +182,14 @@ class DistilledEncoder(Objective):
     @classmethod
     def from_description(cls, description: dict[str, Any]) -> Self:
         return cls(build_encoder(description["encoder"]), **description["arguments"])
+
+    def _tokens(self, images: Tensor) -> Tensor:
+        """As timm's ``forward_features``, which knows one way of running blocks again."""
+        vit = self.encoder
+        if not vit.grad_checkpointing:
+            return vit.forward_features(images)
+        x = vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(images))))
+        return vit.norm(checkpointed(vit.blocks, x, self._selective))
 
     def _taught(self, images: Tensor) -> Tensor:
         if self.teacher is None:

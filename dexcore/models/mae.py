@@ -11,11 +11,12 @@ from typing import Any, NamedTuple, Self
 import torch
 from einops import rearrange
 from timm.layers import Mlp, PatchEmbed, resample_abs_pos_embed
-from timm.models import checkpoint_seq, named_apply
+from timm.models import named_apply
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
 from dexcore.checks import check_kind, check_number, check_whole
+from dexcore.models.checkpointing import checkpointed
 from dexcore.models.inputs import carry_inputs, checked_size
 from dexcore.models.objective import Objective
 from dexcore.models.vit import build_encoder, describe_encoder
@@ -389,7 +390,7 @@ class MaskedAutoencoder(Objective):
         tokens = vit._pos_embed(vit.patch_embed(images))
         prefix, patches = tokens.split([vit.num_prefix_tokens, self.num_patches], dim=1)
         x = vit.norm_pre(torch.cat([prefix, _patches_at(visible, patches)], dim=1))
-        x = checkpoint_seq(vit.blocks, x) if vit.grad_checkpointing else vit.blocks(x)
+        x = checkpointed(vit.blocks, x, self._selective) if vit.grad_checkpointing else vit.blocks(x)
         # timm moves the final norm behind the pooling of average-pooled models: one of the two is there.
         return vit.fc_norm(vit.norm(x))
 
@@ -412,7 +413,7 @@ class MaskedAutoencoder(Objective):
         if spared:
             blocks[-1] = partial(_last_tokens, blocks[-1], wanted)
         if self.encoder.grad_checkpointing:
-            x = checkpoint_seq(blocks, x)
+            x = checkpointed(blocks, x, self._selective)
         elif spared:
             for block in blocks:
                 x = block(x)

@@ -22,14 +22,21 @@ class Objective(PretrainedMixin, nn.Module):
 
     encoder: VisionTransformer
     num_patches: int
+    _selective = False
 
     @property
     def vision_transformer(self) -> VisionTransformer:
         return self.encoder
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute the blocks' activations in the backward, not store them."""
+    def set_grad_checkpointing(self, enable: bool = True, selective: bool = False) -> None:
+        """Recompute the blocks' activations in the backward, not store them.
+
+        Args:
+            enable: False stores them.
+            selective: store what is dear to compute (`dexcore.models.checkpointing`).
+        """
         self.encoder.set_grad_checkpointing(enable)
+        self._selective = selective
 
     def blocks(self) -> Sequence[nn.Module]:
         """The transformer blocks that are called as such, in the order in which they run."""

@@ -6,6 +6,7 @@ then the flags.
 
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -26,7 +27,7 @@ def parse(argv: Sequence[str] | None = None, program: str | None = None) -> Pret
         SystemExit: ``--help`` was asked for, or a flag does not exist.
     """
     tyro = require("tyro", "train")
-    argv = list(sys.argv[1:] if argv is None else argv)
+    argv = _with_values(sys.argv[1:] if argv is None else argv)
     base = _base(argv)
 
     def arguments(
@@ -50,6 +51,16 @@ def parse(argv: Sequence[str] | None = None, program: str | None = None) -> Pret
         return config_fields, print_config
 
     return read_flags(arguments, argv, program)
+
+
+def _with_values(argv: Sequence[str]) -> list[str]:
+    """The flags, of which ``--model.grad-checkpointing`` once took no value."""
+    flag, words = "--model.grad-checkpointing", list[str]()
+    for word, following in pairwise([*argv, "-"]):
+        name = word.replace("_", "-")
+        words += [flag, "none"] if name == "--model.no-grad-checkpointing" else [word]
+        words += ["block"] if name == flag and following.startswith("-") else []
+    return words
 
 
 def _base(argv: Sequence[str]) -> PretrainConfig:

@@ -86,7 +86,8 @@ def build_model(
         set_rule(model, RoutingRule("fixed", seed=seed))
     elif config.mlp == "oracle-routing":
         set_rule(model, RoutingRule("oracle", modalities=tuple(modalities)))
-    model.set_grad_checkpointing(config.grad_checkpointing)
+    how = config.grad_checkpointing
+    model.set_grad_checkpointing(how != "none", selective=how == "selective")
     return model
 
 

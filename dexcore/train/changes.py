@@ -15,10 +15,11 @@ MAY_CHANGE_ON_RESUME = frozenset(
         "allow_change",
         "dry_run",
         "replay",
+        "model.grad_checkpointing",  # what the memory of another machine asks for
         "data.store",  # its content is compared by fingerprint
         "data.images",
         "data.modality",
-        "data.accumulate",  # what the memory of another machine asks for
+        "data.accumulate",
         "data.workers",
         "data.cache",
         "data.max_replaced",

@@ -14,7 +14,7 @@ from dexcore.train.run.provenance import repeat_command
 _ERRORS = (StoreError, TrainingError, UnreadableFileError)
 _LESS_MEMORY = (
     "have fewer images computed at once (--data.accumulate), their activations recomputed "
-    "(--model.grad-checkpointing), or a smaller model"
+    "(--model.grad-checkpointing block), or a smaller model"
 )
 
 

@@ -25,6 +25,8 @@ _SINKS = ("tensorboard", "mlflow", "wandb")
 # Mirrored, they are still of somebody: left and right of the body cannot be told on them.
 _UNSIDED = ("Fundus", "OCT", "Pathology", "Endoscopy", "Photo")
 
+Checkpointing = Literal["none", "block", "selective"]
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -64,8 +66,9 @@ class ModelConfig:
     """What the expert MLP's backward finds stored: most memory and least work first."""
     backend: Literal["auto", "triton", "eager"] = "auto"
     """Who computes the DEX layers."""
-    grad_checkpointing: bool = False
-    """Recompute the encoder's activations in the backward: less memory, more time."""
+    grad_checkpointing: Checkpointing = "none"
+    """What blocks compute again in the backward, to store less: none of it; all of a block; or, selective, what is
+    cheap: norms, activations and casts, and no product of matrices."""
     decoder_dim: int = 512
     """Decoder width; a multiple of 4 and of decoder_heads."""
     decoder_depth: int = 8
@@ -78,6 +81,8 @@ class ModelConfig:
     """Whether the target is every patch normalized by its own mean and deviation."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.grad_checkpointing, bool):  # as files of before there were three have it
+            object.__setattr__(self, "grad_checkpointing", "block" if self.grad_checkpointing else "none")
         check_kinds(self, "model.")
         for name in (
             "image_size",

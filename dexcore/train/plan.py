@@ -1,24 +1,18 @@
 """What a run on many GPUs would take: memory, time and messages of a step, before one is rented.
 
-Counted: parameters, FLOPs, what a step keeps for its backward, bytes and numbers of collectives. Predicted from them
-and a few numbers of a card and its network: times. Nothing here was measured on such a machine.
+Counted: parameters, FLOPs, what a step keeps for its backward (`dexcore.train.counted`), bytes and numbers of
+collectives. Predicted from them and a few numbers of a card and its network: times. Nothing here was measured on such
+a machine.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Literal, NamedTuple
-
-import torch
-from torch._subclasses import FakeTensorMode
 
 from dexcore.amounts import duration
 from dexcore.engine.config import check_field
-from dexcore.models import MaskedAutoencoder
-from dexcore.train.build import build_model
-from dexcore.train.config import PRESETS, ModelConfig
-from dexcore.train.run.comparison import cost
+from dexcore.train.config import PRESETS, Checkpointing, ModelConfig
+from dexcore.train.counted import Counted, count
 
 Kind = Literal["ddp", "fsdp", "hsdp"]
 KINDS: tuple[Kind, ...] = ("ddp", "fsdp", "hsdp")
@@ -67,107 +61,6 @@ MODELS: dict[str, ModelConfig] = {
     "large": replace(_PAPER, dim=1024, depth=24, heads=16),
     "huge": replace(_PAPER, dim=1280, depth=32, heads=16),
 }
-
-
-class Counted(NamedTuple):
-    """A model, counted on the meta device.
-
-    Attributes:
-        parameters: all numbers, of directors and positions too.
-        trained: those that have a gradient.
-        experts: those of all pools.
-        units: parameters of what FSDP gathers at once, a number a block, the last the rest of the model's.
-        trained_units: those of each unit that have a gradient.
-        flops: of a training step, an image.
-        kept: bytes that a step keeps for its backward, an image, in bf16.
-        kept_checkpointed: those where blocks are run again.
-    """
-
-    parameters: int
-    trained: int
-    experts: int
-    units: tuple[int, ...]
-    trained_units: tuple[int, ...]
-    flops: int
-    kept: int
-    kept_checkpointed: int
-
-
-def count(config: ModelConfig) -> Counted:
-    """Count a model of DEX layers or a twin; no memory is taken for it."""
-    model = _empty(config)
-    blocks = model.blocks()
-    units = [sum(p.numel() for p in block.parameters()) for block in blocks]
-    trained = [sum(p.numel() for p in block.parameters() if p.requires_grad) for block in blocks]
-    everything = list(model.parameters())
-    total, learned = sum(p.numel() for p in everything), sum(p.numel() for p in everything if p.requires_grad)
-    experts = sum(p.numel() for name, p in model.named_parameters() if ".experts." in name)
-    return Counted(
-        total,
-        learned,
-        experts,
-        (*units, total - sum(units)),
-        (*trained, learned - sum(trained)),
-        cost(replace(config, init="")).training_flops,
-        *(kept_for_backward(config, again) for again in (False, True)),
-    )
-
-
-def kept_for_backward(config: ModelConfig, again: bool) -> int:
-    """Bytes that autograd keeps of an image's step in bf16 autocast: of two images, less those of one.
-
-    Args:
-        config: of the model.
-        again: blocks are run again in the backward: of these one at a time has what it keeps, and the largest is added.
-    """
-    one, two = (_kept_of(config, again, images) for images in (1, 2))
-    return two - one
-
-
-def _kept_of(config: ModelConfig, again: bool, images: int) -> int:
-    model, other = (_empty(replace(config, grad_checkpointing=on)).train() for on in (again, False))
-    # Unlike the meta device this takes the fused attention.
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
-        model.to_empty(device="cpu")
-        other.to_empty(device="cpu")
-        image = torch.empty(images, config.in_chans, config.image_size, config.image_size)
-        noise = torch.empty(images, model.num_patches)
-        kept = _kept(lambda: model(image, noise=noise, hidden_only=True), model)
-        if again:
-            parts = (
-                (other.encoder.blocks[0], other.num_visible + 1, config.dim),
-                (other.decoder_blocks[0], other.num_patches + 1, config.decoder_dim),
-            )
-            kept += max(
-                _kept(partial(block, torch.empty(images, tokens, width, requires_grad=True)), other)
-                for block, tokens, width in parts
-            )
-    return kept
-
-
-def _empty(config: ModelConfig) -> MaskedAutoencoder:
-    with torch.device("meta"):
-        model = build_model(replace(config, init=""))
-    assert isinstance(model, MaskedAutoencoder)
-    return model
-
-
-def _kept(run: Callable[[], object], model: torch.nn.Module) -> int:
-    """Bytes of what ``run`` leaves for its backward, each storage once."""
-    weights = {p.untyped_storage()._cdata for p in model.parameters()}
-    found: dict[int, int] = {}
-    held: list[torch.Tensor] = []  # else a storage that is freed meanwhile gives its name to another
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in weights:
-            found[storage._cdata] = storage.nbytes()
-            held.append(tensor)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        run()
-    return sum(found.values())
 
 
 @dataclass(frozen=True)
@@ -256,7 +149,7 @@ def plan(
     machines: Machines,
     kind: Kind,
     batch_size: int,
-    checkpointing: bool = False,
+    checkpointing: Checkpointing = "none",
 ) -> Plan:
     """Predict a step.
 
@@ -265,7 +158,7 @@ def plan(
         machines: where it would run.
         kind: of parallelism; hsdp shards within a machine.
         batch_size: images of a step, over all processes.
-        checkpointing: whether blocks are run again in the backward.
+        checkpointing: what blocks run again in the backward.
 
     Raises:
         ConfigError: the batch cannot be shared out.
@@ -277,7 +170,7 @@ def plan(
     shards = {"ddp": 1, "fsdp": n, "hsdp": machines.of_node}[kind]
     sent = messages(counted, n, shards)
     forward = counted.flops / 3 * images / (gpu.flops * machines.efficiency)
-    backward = (3 if checkpointing else 2) * forward
+    backward = (3 if checkpointing == "block" else 2) * forward  # selective: no product of matrices is run again
     nodes = n // machines.of_node
     # Rings over whole machines go through all of their network cards at once; hsdp's between machines are one a card.
     ring = gpu.link if nodes == 1 else min(gpu.link, machines.of_node * gpu.network)
@@ -319,11 +212,11 @@ def states_of(counted: Counted, shards: int) -> float:
     return (4 * counted.parameters + 12 * counted.trained) / shards
 
 
-def memory_of(counted: Counted, shards: int, images: int, checkpointing: bool) -> float:
+def memory_of(counted: Counted, shards: int, images: int, checkpointing: Checkpointing) -> float:
     """Bytes of a process at the peak of a step."""
-    kept = (counted.kept_checkpointed if checkpointing else counted.kept) * images
+    kept = counted.kept[checkpointing] * images
     block, rest = max(counted.units[:-1]), counted.units[-1]
-    copies = 2 * (block if checkpointing else counted.parameters)  # in bf16, for the backward
+    copies = 2 * (counted.parameters if checkpointing == "none" else block)  # in bf16, for the backward
     gathered = 0.0
     if shards > 1:  # a block that runs, the next one and its copy to be cut, the rest; gradients, whole and to be sent
         gathered = 4 * (3 * block + rest) + 8 * block
@@ -388,7 +281,7 @@ def table(gpu: str = "h100") -> str:
                     if kind == "hsdp" and gpus <= 8:
                         cells.append("")
                         continue
-                    one = plan(counted, Machines(gpus, GPUS[gpu]), kind, batch, checkpointing=True)
+                    one = plan(counted, Machines(gpus, GPUS[gpu]), kind, batch, checkpointing="block")
                     days = duration(200 * MVU_IMAGES / batch * one.step)
                     fits = f"{days}, {one.share:.0%}" if one.fits else "-"
                     cells.append(f"{one.memory / GIB:.0f} GiB, {one.step * 1e3:.0f} ms, {fits}")

@@ -17,7 +17,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from assertions import assert_close
 from dexcore.models import DEXVisionTransformer, MaskedAutoencoder
-from dexcore.nn import DEXBlock, DEXMlp, aux_losses, param_groups, upcycle, update_directors
+from dexcore.nn import (
+    DEXBlock,
+    DEXMlp,
+    aux_losses,
+    param_groups,
+    record_load,
+    set_noise_std,
+    upcycle,
+    update_directors,
+)
 
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 0}
 
@@ -286,18 +295,22 @@ def gradients(model):
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
+@pytest.mark.parametrize("selective", [False, True])
 @pytest.mark.parametrize("hidden_only", [False, True])
-def test_activation_checkpointing_changes_neither_losses_nor_gradients_nor_directors(hidden_only):
+def test_activation_checkpointing_changes_neither_losses_nor_gradients_nor_directors(hidden_only, selective):
     plain = shake(tiny())
     saving = copy.deepcopy(plain)
-    saving.set_grad_checkpointing()
+    saving.set_grad_checkpointing(selective=selective)
     runs = []
     for block in [*saving.encoder.blocks, *saving.decoder_blocks]:
         block.mlp.register_forward_pre_hook(lambda *_: runs.append(1))
     images, noise = inputs(plain)
     for model in (plain, saving):
+        set_noise_std(model, 1.0)
+        torch.manual_seed(1)
         loss = total_loss(model, images, noise, hidden_only)
         loss.backward()
+        record_load(model)
         update_directors(model, 0.9)
     assert len(runs) == 2 * 4, "every block runs again in the backward"
     expected, actual = gradients(plain), gradients(saving)

@@ -1,6 +1,7 @@
 """From command lines and YAML files to configurations."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -46,6 +47,31 @@ def test_experts_by_block_can_be_given_on_the_command_line():
     config = parse(["--model.depth", "3", "--model.num-experts", "8", "4", "2", "--model.top-k", "1"])
     assert config.model.num_experts == (8, 4, 2)
     assert config.model.top_k == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        ([], "none"),
+        (["--model.grad-checkpointing", "selective"], "selective"),
+        (["--model.grad-checkpointing=block"], "block"),
+        (["--model.grad-checkpointing"], "block"),  # without a value, as it was before there were three
+        (["--model.grad_checkpointing", "--model.dim", "64"], "block"),
+        (["--model.no-grad-checkpointing", "--model.dim", "64"], "none"),
+    ],
+)
+def test_what_is_computed_again_is_one_of_three_or_a_flag(given, read):
+    assert parse(given).model.grad_checkpointing == read
+
+
+@pytest.mark.parametrize(("written", "read"), [("true", "block"), ("false", "none"), ("selective", "selective")])
+def test_a_file_that_knew_two_ways_of_checkpointing_is_read(tmp_path, written, read):
+    file = tmp_path / "run.yaml"
+    file.write_text(f"model: {{grad_checkpointing: {written}}}\n")
+    config = parse(["--config", str(file)])
+    assert config.model.grad_checkpointing == read
+    assert config == replace(config, model=replace(config.model, grad_checkpointing=read))
+    assert read_yaml(file, config) == config
 
 
 def test_a_flag_that_does_not_exist_or_has_a_wrong_type_ends_with_its_name(capsys):

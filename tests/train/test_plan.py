@@ -15,6 +15,7 @@ from dexcore.engine.config import ConfigError
 from dexcore.shards import own_share
 from dexcore.train.build import build_model
 from dexcore.train.config import PRESETS, ModelConfig
+from dexcore.train.counted import count
 from dexcore.train.parallel.sharded import _mesh, shard
 from dexcore.train.plan import (
     GPUS,
@@ -23,9 +24,7 @@ from dexcore.train.plan import (
     MODELS,
     MVU_IMAGES,
     Machines,
-    count,
     fitting_batch,
-    kept_for_backward,
     messages,
     plan,
     states_of,
@@ -39,34 +38,6 @@ PAGE = Path(__file__).parents[2] / "docs" / "scaling.md"
 def _forward(model: torch.nn.Module, config: ModelConfig, images: int = 1) -> torch.Tensor:
     image = torch.rand(images, 3, config.image_size, config.image_size)
     return model(image, noise=torch.rand(images, model.num_patches), hidden_only=True).loss
-
-
-def _kept_by_a_real_step(config: ModelConfig, images: int) -> int:
-    model = build_model(config).train()
-    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    kept: dict[int, torch.Tensor] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.untyped_storage().data_ptr() not in weights:
-            kept[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
-
-    autocast = torch.autocast("cpu", torch.bfloat16, cache_enabled=False)
-    with autocast, torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        assert _forward(model, config, images).isfinite()
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-
-
-@pytest.mark.parametrize("again", [False, True])
-@pytest.mark.parametrize("mlp", ["dex", "dense-wide"])
-def test_what_a_step_keeps_is_what_a_real_step_keeps(mlp, again):
-    config = replace(SMALL, mlp=mlp)
-    real = [_kept_by_a_real_step(replace(config, grad_checkpointing=again), images) for images in (1, 2)]
-    counted = kept_for_backward(config, again)
-    if again:  # and a block's that is run again
-        assert real[1] - real[0] < counted < kept_for_backward(config, False)
-    else:
-        assert counted == pytest.approx(real[1] - real[0], rel=0.02)
 
 
 @pytest.fixture

@@ -103,12 +103,13 @@ def test_a_resumed_run_is_the_undisturbed_one_to_the_bit(store, tmp_path):
 
 
 @pytest.mark.slow
-def test_parts_that_are_added_up_and_blocks_that_are_run_again_change_nothing(store, tmp_path):
+@pytest.mark.parametrize("how", ["block", "selective"])
+def test_parts_that_are_added_up_and_blocks_that_are_run_again_change_nothing(store, tmp_path, how):
     whole = without_balance(_run(store, tmp_path / "whole"))
     one = alone(whole)
     config = without_balance(_run(store, tmp_path / "parts", KINDS["fsdp", 2]))
     config = replace(
-        config, data=replace(config.data, accumulate=2), model=replace(config.model, grad_checkpointing=True)
+        config, data=replace(config.data, accumulate=2), model=replace(config.model, grad_checkpointing=how)
     )
     ranks = on_ranks(2, config)
     assert ranks[0]["all_reduces"] == 3 * FEW_STEPS  # the balance loss is each part's own

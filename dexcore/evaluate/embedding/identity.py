@@ -22,6 +22,7 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 # What says how, and not what, is computed; and what a model tells of itself: its view is in the key by itself.
 _NO_SETTINGS = {
     "grad_checkpointing",
+    "_selective",
     "fused_attn",
     "pretrained_cfg",
     "default_cfg",

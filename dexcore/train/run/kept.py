@@ -65,6 +65,7 @@ def made_of(config: PretrainConfig, fingerprint: str) -> dict[str, Any]:
     """
     fields = {name: value for name, value in flat(config) if name not in MAY_CHANGE_ON_RESUME}
     fields = {name: value for name, value in fields.items() if (name, value) not in _NOTHING}
+    fields["model.grad_checkpointing"] = False  # changes no number, and was in the key of the first runs
     fields["run.evaluate_images"] = config.run.evaluate_images  # decides what is measured
     if config.objective.kind != "mae":
         fields |= {"objective.teacher": config.objective.teacher, "objective.weights": config.objective.weights}

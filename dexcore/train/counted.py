@@ -1,0 +1,127 @@
+"""A model counted before it is built: parameters, FLOPs, and what a step keeps for its backward."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import cache, partial
+from typing import Any, NamedTuple, get_args
+
+import torch
+from torch._subclasses import FakeTensorMode
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from dexcore.models import MaskedAutoencoder
+from dexcore.models.checkpointing import checkpointed
+from dexcore.train.build import build_model
+from dexcore.train.config import Checkpointing, ModelConfig
+from dexcore.train.run.comparison import cost
+
+
+class Counted(NamedTuple):
+    """A model, counted on the meta device.
+
+    Attributes:
+        parameters: all numbers, of directors and positions too.
+        trained: those that have a gradient.
+        experts: those of all pools.
+        units: parameters of what FSDP gathers at once, a number a block, the last the rest of the model's.
+        trained_units: those of each unit that have a gradient.
+        flops: of a training step, an image.
+        kept: bytes that a step keeps for its backward, an image, in bf16; by what blocks run again.
+    """
+
+    parameters: int
+    trained: int
+    experts: int
+    units: tuple[int, ...]
+    trained_units: tuple[int, ...]
+    flops: int
+    kept: Mapping[Checkpointing, int]
+
+
+def count(config: ModelConfig) -> Counted:
+    """Count a model of DEX layers or a twin; no memory is taken for it."""
+    model = _empty(config)
+    blocks = model.blocks()
+    units = [sum(p.numel() for p in block.parameters()) for block in blocks]
+    trained = [sum(p.numel() for p in block.parameters() if p.requires_grad) for block in blocks]
+    everything = list(model.parameters())
+    total, learned = sum(p.numel() for p in everything), sum(p.numel() for p in everything if p.requires_grad)
+    experts = sum(p.numel() for name, p in model.named_parameters() if ".experts." in name)
+    return Counted(
+        total,
+        learned,
+        experts,
+        (*units, total - sum(units)),
+        (*trained, learned - sum(trained)),
+        cost(replace(config, init="")).training_flops,
+        {how: kept_for_backward(replace(config, grad_checkpointing=how)) for how in get_args(Checkpointing)},
+    )
+
+
+@cache
+def kept_for_backward(config: ModelConfig) -> int:
+    """Bytes that an image's step in bf16 autocast keeps for its backward: of two images, less those of one.
+
+    Of blocks that are run again one at a time has what it keeps without, and the largest such excess is added.
+    """
+    one, two = (_kept_of(config, images) for images in (1, 2))
+    return two - one
+
+
+def _kept_of(config: ModelConfig, images: int) -> int:
+    model = _empty(config).train()
+    # Unlike the meta device this takes the fused attention.
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        model.to_empty(device="cpu")
+        weights = list(model.parameters())
+        image = torch.empty(images, config.in_chans, config.image_size, config.image_size)
+        noise = torch.empty(images, model.num_patches)
+        kept = _kept(lambda: model(image, noise=noise, hidden_only=True).loss, image, noise, *weights)
+        if config.grad_checkpointing != "none":
+            selective = config.grad_checkpointing == "selective"
+            parts = (
+                (model.encoder.blocks[0], model.num_visible + 1, config.dim),
+                (model.decoder_blocks[0], model.num_patches + 1, config.decoder_dim),
+            )
+            excess = []
+            for block, tokens, width in parts:
+                x = torch.empty(images, tokens, width, requires_grad=True)
+                again = _kept(partial(checkpointed, [block], x, selective), x, *weights)
+                excess.append(_kept(partial(block, x), x, *weights) - again)
+            kept += max(excess)
+    return kept
+
+
+def _empty(config: ModelConfig) -> MaskedAutoencoder:
+    with torch.device("meta"):
+        model = build_model(replace(config, init=""))
+    assert isinstance(model, MaskedAutoencoder)
+    return model
+
+
+def _kept(run: Callable[[], object], *given: torch.Tensor) -> int:
+    """Bytes of what ``run`` made and what lives as long as its result, each storage once; without what was given."""
+    before = {tensor.untyped_storage()._cdata for tensor in given}
+    with _Storages() as made:
+        result = run()
+    kept = sum(size for name, (size, it) in made.found.items() if name not in before and not it.expired())
+    del result
+    return kept
+
+
+class _Storages(TorchDispatchMode):
+    """The storages of all tensors that ops return, held weakly: name -> bytes and storage."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: dict[int, tuple[int, StorageWeakRef]] = {}
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = op(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                self.found.setdefault(storage._cdata, (storage.nbytes(), StorageWeakRef(storage)))
+        return out
