@@ -43,11 +43,16 @@ def model_of_run(
     there = [images.modality_names[index] for index in np.unique(images.modality)]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.run.seed)
-        return build_model(replace(config.model, init=begun_from), config.run.seed, there, teacher)
+        model = replace(config.model, init=begun_from)
+        return build_model(model, config.run.seed, there, teacher, "tf32" if config.run.tf32 else "ieee")
 
 
 def build_model(
-    config: ModelConfig, seed: int = 0, modalities: Sequence[str] = (), teacher: Teacher | None = None
+    config: ModelConfig,
+    seed: int = 0,
+    modalities: Sequence[str] = (),
+    teacher: Teacher | None = None,
+    precision: str = "ieee",
 ) -> Objective:
     """The model of a configuration, with weights from PyTorch's global generator: an autoencoder or, with a teacher, an
     encoder that learns its tokens.
@@ -62,11 +67,12 @@ def build_model(
         seed: of the run; it keys fixed routing.
         modalities: of the run's images, whose experts oracle routing decides.
         teacher: whose tokens are learned; None: the model is an autoencoder.
+        precision: of the experts' float32 products on a GPU.
 
     Raises:
         ConfigError: ``init`` cannot be loaded.
     """
-    encoder = _dex_encoder(config)
+    encoder = _dex_encoder(config, precision)
     model: Objective
     if teacher is None:
         model = _autoencoder(encoder, config)
@@ -91,7 +97,7 @@ def build_model(
     return model
 
 
-def _dex_encoder(config: ModelConfig) -> DEXVisionTransformer:
+def _dex_encoder(config: ModelConfig, precision: str) -> DEXVisionTransformer:
     return DEXVisionTransformer(
         img_size=config.image_size,
         patch_size=config.patch_size,
@@ -106,6 +112,7 @@ def _dex_encoder(config: ModelConfig) -> DEXVisionTransformer:
         tau=config.tau,
         align=config.align,
         keep=config.keep,
+        precision=precision,
         backend=config.backend,
     )
 

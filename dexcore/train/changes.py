@@ -27,6 +27,7 @@ MAY_CHANGE_ON_RESUME = frozenset(
         "objective.weights",
         "parallel.kind",  # but for the order of sums the same numbers
         "parallel.replicas",
+        "run.deterministic",
         "run.checkpoint_every",
         "run.checkpoint_async",
         "run.keep_checkpoints",
@@ -65,6 +66,7 @@ CHANGES_IF_ALLOWED = frozenset(
         "run.device",
         "run.epochs",
         "run.precision",
+        "run.tf32",
     }
 )
 

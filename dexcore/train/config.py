@@ -339,6 +339,11 @@ class RunConfig:
     """auto: the accelerator where there is one, else cpu; or a device's name. Under torchrun each process gets one."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 autocast where the device is fast at it, else fp32."""
+    tf32: bool = False
+    """On an NVIDIA GPU float32 products, those of the experts too, take TF32: faster, with 10 bits of mantissa. False
+    leaves PyTorch as it is set."""
+    deterministic: bool = False
+    """PyTorch computes by deterministic algorithms alone, and ends the run at what has none: slower."""
     checkpoint_every: int = 200
     """Steps between two checkpoints."""
     checkpoint_async: bool = True

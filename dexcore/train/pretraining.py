@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from dexcore.checks import check_kind
 from dexcore.engine.config import ConfigError
+from dexcore.engine.numerics import deterministic, tf32
 from dexcore.engine.ranks import LostRankError, environment_rank, join_ranks
 from dexcore.engine.stop import EXIT_STOPPED, Stopped, StopRequest
 from dexcore.models.objective import Objective
@@ -85,6 +86,12 @@ def pretrain(
         MainRankError, LostRankError: another process cannot go on.
     """
     check_kind("config", config, PretrainConfig, "a PretrainConfig")
+    with deterministic(config.run.deterministic, "run.deterministic"), tf32(config.run.tf32):
+        return _done(config, dataset, transform)
+
+
+def _done(config: PretrainConfig, dataset: Dataset[Any] | None, transform: Transform | None) -> RunResult:
+    """The run, its rehearsal or its replay."""
     if config.dry_run:
         return _dry_run(config, dataset, transform)
     if config.replay:

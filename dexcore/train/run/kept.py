@@ -28,7 +28,13 @@ _DONE, _RUN, _SUMMARY = "done.json", "run", "summary.txt"
 
 
 # Fields that came after runs were kept, at the values at which they do nothing: those are the runs that they were.
-_NOTHING = {("optimizer.layer_decay", 1.0), ("run.ema_decay", 0.0), ("objective.kind", "mae"), ("data.slices", 1)}
+_NOTHING = {
+    ("optimizer.layer_decay", 1.0),
+    ("run.ema_decay", 0.0),
+    ("run.tf32", False),
+    ("objective.kind", "mae"),
+    ("data.slices", 1),
+}
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from dexcore.data.feed.pretrain_view import Images
 from dexcore.engine.config import ConfigError
 from dexcore.engine.device import device_name
 from dexcore.engine.folder import LineFile, RunFolderError
+from dexcore.engine.numerics import numerics
 from dexcore.engine.ranks import environment_number, environment_rank
 from dexcore.report.files import STARTS_FILE
 from dexcore.report.starts import read_starts
@@ -90,6 +91,7 @@ def record_start(
                     "device": device_name(device),
                     "threads": torch.get_num_threads(),
                     "processes": environment_rank()[1],
+                    **numerics(),
                 },
                 "images": images,
                 **told,

@@ -32,6 +32,7 @@ def test_a_run_s_folder_tells_command_versions_machine_and_images(whole_run, sto
     assert begun["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert begun["versions"]["dexcore"] == dexcore.__version__
     assert begun["machine"]["processes"] == 1
+    assert (begun["machine"]["deterministic"], begun["machine"]["tf32"]) == (False, False)
     assert begun["images"]["fingerprint"] == open_mvu(store).fingerprint
     assert sum(begun["images"]["training"].values()) == 20
 
