@@ -27,6 +27,7 @@ MAY_CHANGE_ON_RESUME = frozenset(
         "objective.weights",
         "parallel.kind",  # but for the order of sums the same numbers
         "parallel.replicas",
+        "run.compile",  # but for roundings the same numbers
         "run.deterministic",
         "run.checkpoint_every",
         "run.checkpoint_async",

@@ -339,6 +339,8 @@ class RunConfig:
     """auto: the accelerator where there is one, else cpu; or a device's name. Under torchrun each process gets one."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 autocast where the device is fast at it, else fp32."""
+    compile: bool = False
+    """Compile the model's blocks for training by torch.compile: takes minutes before the first step."""
     tf32: bool = False
     """On an NVIDIA GPU float32 products, those of the experts too, take TF32: faster, with 10 bits of mantissa. False
     leaves PyTorch as it is set."""
@@ -426,6 +428,9 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         check_kinds(self)
         check_values(self)
+        again = self.model.grad_checkpointing
+        either = "false with model.grad_checkpointing selective: the compiler itself chooses what is computed again"
+        check_field(not (self.run.compile and again == "selective"), "run.compile", either, self.run.compile)
         check_field(not self.replay or self.resume, "replay", "none without resume: true", self.replay)
         check_field(self.out != "", "out", "the path of a folder", self.out)
         for name in self.allowed:

@@ -6,10 +6,10 @@ from statistics import median, quantiles
 from dexcore.amounts import duration
 from dexcore.engine.device import device_name
 from dexcore.engine.memory import peak_memory
-from dexcore.models.precision import compute_dtype, uses_bf16
-from dexcore.nn import fast_layers
+from dexcore.models.precision import uses_bf16
 from dexcore.report.comparison import KINDS
 from dexcore.report.objectives import OBJECTIVES
+from dexcore.train.compiled import training_layers
 from dexcore.train.loop import Pretraining
 from dexcore.train.run.comparison import cost
 
@@ -25,8 +25,9 @@ def rehearse(run: Pretraining) -> list[str]:
     config, ranks, schedule = run.config, run.ranks, run.schedule
     workers = run.workers
     run.model.train()
-    with fast_layers(run.model, compute_dtype(run.device, config.run.precision)):
-        run.warm_up()
+    with training_layers(config.run, run.model, run.device, ranks.say) as measuring:
+        with measuring():
+            run.warm_up()
         batches = iter(run.batches(workers=0))
         times: list[tuple[float, float]] = []
         steps = min(_WARM_UP + _TIMED, schedule.total_steps)

@@ -35,12 +35,11 @@ from dexcore.evaluate.reconstruct import names_of
 from dexcore.evaluate.similarity import alignment, expert_similarity, moments
 from dexcore.extras import require
 from dexcore.models.objective import Objective
-from dexcore.models.precision import autocast, compute_dtype
+from dexcore.models.precision import autocast
 from dexcore.nn import (
     AuxLosses,
     aux_losses,
     discard_load,
-    fast_layers,
     param_groups,
     record_load,
     route_by_rule,
@@ -53,6 +52,7 @@ from dexcore.nn.mlp import DEXMlp
 from dexcore.ops.backend import resolve
 from dexcore.report.files import CHECKPOINTS_FOLDER, HELDOUT_FILE, PROBE_FILE
 from dexcore.train.build import model_of_run
+from dexcore.train.compiled import check_compiler, training_layers
 from dexcore.train.config import OptimizerConfig, PretrainConfig
 from dexcore.train.heldout import HeldOut
 from dexcore.train.image_store import open_images
@@ -104,6 +104,7 @@ class Pretraining:
         require("matplotlib", "train")  # the report's, missed now rather than after hours of training
         self.device = choose_device(config.run.device, ranks.local_rank, "run.device")
         check_backend(config.model.backend, self.device)
+        check_compiler(config.run, self.device)
         self.part_size = _part_size(config, ranks)
         self.images = open_images(config, ranks) if dataset is None else _own_images(config, dataset)
         self.rows = self.images.indices(split="train")
@@ -167,14 +168,15 @@ class Pretraining:
             measure_step0(self.folder, self.parallel.whole(), self.images, self.config, self.device, self.ranks)
         with (
             Journal(self.folder, self.step_done, total, self.ranks, self.config, self._beside()) as journal,
-            fast_layers(self.model, compute_dtype(self.device, self.config.run.precision)),
+            training_layers(self.config.run, self.model, self.device, self.ranks.say) as measuring,
             Watchdog(self.config.run.stuck_after, self.folder, self.ranks, "run.stuck_after") as watchdog,
             self.checkpoint_writer() as writer,
         ):
-            self.warm_up()
+            with measuring():
+                self.warm_up()
             with signals_held_back():
                 batches = iter(self.batches(self.workers))  # workers begin while the model is measured
-            with watchdog.paused():
+            with watchdog.paused(), measuring():
                 self._measure(journal)
             started = asked = time.perf_counter()
             for batch in batches:
@@ -190,7 +192,7 @@ class Pretraining:
                 skipped_ids = self.ranks.gather(batch["sample_id"]).tolist() if line["skipped"] else None
                 journal.write(line, skipped_ids)
                 self._check_skipped(journal.skipped_path)
-                with watchdog.paused():
+                with watchdog.paused(), measuring():
                     self._measure(journal)
                 started += time.perf_counter() - now  # what is measured meanwhile is no training
                 last = self.stopping or self.step_done == total
