@@ -8,18 +8,24 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-
 from dexcore.engine.checkpoint import CheckpointError
 from dexcore.engine.config import ConfigError
 from dexcore.engine.config_file import to_yaml
 from dexcore.engine.folder import RunFolderError
-from dexcore.engine.memory import keep_freed_memory
+from dexcore.engine.memory import NotEnoughMemoryError, is_lack_of_memory, keep_freed_memory
 from dexcore.engine.ranks import LostRankError, MainRankError, environment_rank
 from dexcore.extras import MissingExtraError, require
 
 EXIT_ERROR = 2
-_ERRORS = (CheckpointError, ConfigError, LostRankError, MissingExtraError, RunFolderError, OSError)
+_ERRORS = (
+    CheckpointError,
+    ConfigError,
+    LostRankError,
+    MissingExtraError,
+    NotEnoughMemoryError,
+    RunFolderError,
+    OSError,
+)
 
 C = TypeVar("C")  # a configuration
 
@@ -54,7 +60,7 @@ def run_command(
     except told as error:
         return _failed(rank, str(error))
     except (MemoryError, RuntimeError) as error:
-        if not _is_lack_of_memory(error):
+        if not is_lack_of_memory(error):
             raise
         return _failed(rank, f"not enough memory ({str(error).strip().partition(chr(10))[0]}); {less_memory}")
 
@@ -120,8 +126,3 @@ def _failed(rank: int, reason: str) -> int:
     """Tell why, and give what the process should return."""
     print(f"error: {reason}" if rank == 0 else f"error on rank {rank}: {reason}", file=sys.stderr, flush=True)
     return EXIT_ERROR
-
-
-def _is_lack_of_memory(error: Exception) -> bool:
-    """Whether it is one: PyTorch has a type of its own for accelerators alone."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

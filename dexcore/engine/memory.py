@@ -5,8 +5,18 @@ import sys
 
 import torch
 
+_MIB = 2**20
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h of glibc
 _LARGEST_INT = 2**31 - 1
+
+
+class NotEnoughMemoryError(RuntimeError):
+    """A run needs more memory than there is; the message says whose, when, how much there is, and what takes less."""
+
+
+def is_lack_of_memory(error: BaseException) -> bool:
+    """Whether an error is one: PyTorch has a type of its own for accelerators alone."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def keep_freed_memory() -> bool:
@@ -34,3 +44,13 @@ def peak_memory(device: torch.device) -> int:
     import resource  # POSIX alone
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def memory_in_words(device: torch.device) -> str:
+    """How much of a device's memory is taken and free now; elsewhere than on a GPU, what this process took at most."""
+    if device.type != "cuda":
+        return f"this process took {peak_memory(device) / _MIB:,.0f} MiB at most"
+    free, total = torch.cuda.mem_get_info(device)
+    allocated, reserved = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
+    numbers = [f"{number / _MIB:,.0f}" for number in (allocated, reserved, free, total)]
+    return "{} MiB allocated, {} reserved, {} free of {}".format(*numbers)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from dexcore.engine.config import ConfigError
 from dexcore.engine.device import choose_device
+from dexcore.engine.memory import NotEnoughMemoryError
 from dexcore.engine.rendezvous import meet
 from dexcore.engine.stop import Stopped
 
@@ -32,7 +33,7 @@ _SILENT_SECONDS = 15.0  # ranks of one start meet sooner
 
 
 class MainRankError(RuntimeError):
-    """The main rank cannot go on, and says why; this one leaves with it."""
+    """Another rank, mostly the main one, cannot go on, and says why; this one leaves with it."""
 
 
 class LostRankError(RuntimeError):
@@ -186,6 +187,7 @@ def join_ranks(device: str, patience: float = 300.0, field: str = "device") -> I
     Raises:
         ConfigError: the device is not there, or the environment is not what torchrun sets.
         LostRankError: the others did not come, or one ended while this one waited for it.
+        MainRankError: it ended for lack of memory, and says so; or both did, and it says so first.
     """
     rank, count = environment_rank()
     if count == 1:
@@ -204,9 +206,15 @@ def join_ranks(device: str, patience: float = 300.0, field: str = "device") -> I
             backend = dist.get_default_backend_for_device(own)
             dist.init_process_group(backend, store=store, rank=rank, world_size=count, device_id=own)
         yield Ranks(rank, count, local_rank, dist.group.WORLD)
+    except NotEnoughMemoryError as error:
+        if _memory_told(store, by_this=True):
+            raise MainRankError("another rank has no memory left either, and said so before") from error
+        raise
     except RuntimeError as error:
         if not _says_lost(error):
             raise
+        if _memory_told(store):
+            raise MainRankError("another rank has no memory left") from error
         raise LostRankError(
             f"another rank has ended, which ends this one too ({str(error).splitlines()[0]}); its own message says "
             "why; the run can go on from its newest checkpoint"
@@ -214,6 +222,14 @@ def join_ranks(device: str, patience: float = 300.0, field: str = "device") -> I
     finally:
         if dist.is_initialized():  # not where a signal came first
             dist.destroy_process_group()
+
+
+def _memory_told(store: dist.Store, by_this: bool = False) -> bool:
+    """Whether another rank told that its memory does not suffice; ``by_this`` counts this one among those that do."""
+    try:
+        return store.add("dexcore/no memory left", int(by_this)) > int(by_this)
+    except (dist.DistError, RuntimeError):  # the store went with the rank that held it
+        return False
 
 
 def _meet(rank: int, count: int, patience: float) -> dist.Store:

@@ -36,6 +36,7 @@ MAY_CHANGE_ON_RESUME = frozenset(
         "run.evaluate_images",
         "run.stuck_after",
         "run.profile",
+        "run.memory_snapshot",
         "run.sinks",
         "run.evaluate_every",  # it looks on, and changes nothing, as do probes
         "run.probe_task",

@@ -9,13 +9,10 @@ from dexcore.train.arguments import parse
 from dexcore.train.config import PretrainConfig
 from dexcore.train.loop import TrainingError
 from dexcore.train.pretraining import pretrain
+from dexcore.train.run.memory import LESS_MEMORY
 from dexcore.train.run.provenance import repeat_command
 
 _ERRORS = (StoreError, TrainingError, UnreadableFileError)
-_LESS_MEMORY = (
-    "have fewer images computed at once (--data.accumulate), their activations recomputed "
-    "(--model.grad-checkpointing block), or a smaller model"
-)
 
 
 def main(argv: Sequence[str] | None = None, program: str | None = None) -> int:
@@ -29,7 +26,7 @@ def main(argv: Sequence[str] | None = None, program: str | None = None) -> int:
         What the process should return: 0; 2 after an error, told in a line on stderr; 75 where a signal
         stopped the run, which ``--resume`` goes on with.
     """
-    return run_command(lambda: parse(argv, program), _run, _ERRORS, _LESS_MEMORY)
+    return run_command(lambda: parse(argv, program), _run, _ERRORS, LESS_MEMORY)
 
 
 def _run(config: PretrainConfig, rank: int) -> int:

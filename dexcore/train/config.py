@@ -361,6 +361,9 @@ class RunConfig:
     """Seconds without a step after which a run that hangs ends, with every process's stacks in its folder; 0: never."""
     profile: str = ""
     """Steps of which a trace is written (torch.profiler), the last left out: 100:110; empty: none."""
+    memory_snapshot: bool = False
+    """On an NVIDIA or AMD GPU record what is allocated where; written at the end of profile's steps and where memory
+    does not suffice."""
     sinks: str = ""
     """Where the numbers go besides the run's folder: tensorboard, mlflow, wandb, or several: tensorboard,wandb."""
     evaluate_every: float = 0.0

@@ -25,7 +25,7 @@ def rehearse(run: Pretraining) -> list[str]:
     config, ranks, schedule = run.config, run.ranks, run.schedule
     workers = run.workers
     run.model.train()
-    with training_layers(config.run, run.model, run.device, ranks.say) as measuring:
+    with run.memory, training_layers(config.run, run.model, run.device, ranks.say) as measuring:
         with measuring():
             run.warm_up()
         batches = iter(run.batches(workers=0))

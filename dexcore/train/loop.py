@@ -61,6 +61,7 @@ from dexcore.train.probe import TrainingProbe
 from dexcore.train.run.comparison import comparison_of, order_digest
 from dexcore.train.run.folder import allowed_changes, check_not_begun, write_comparison, write_config
 from dexcore.train.run.journal import Journal
+from dexcore.train.run.memory import MemoryWatch
 from dexcore.train.run.profile import ProfileWindow
 from dexcore.train.run.provenance import check_images, describe_images, record_start
 from dexcore.train.run.sinks import check_sinks
@@ -122,6 +123,7 @@ class Pretraining:
         self.schedule = Schedule(config, self.order.epoch_size)
         self.probe = TrainingProbe(config, self.schedule, folder, ranks) if config.run.probe_task else None
         self.profile = ProfileWindow(config, self.schedule.total_steps, folder, ranks)
+        self.memory = MemoryWatch(config.run, folder, ranks, self.device, lambda: self.step_done)
         self.heldout = None
         if config.run.evaluate_every:
             self.heldout = HeldOut(config, self.schedule, self.images, self.rows, folder, ranks)
@@ -167,6 +169,7 @@ class Pretraining:
         if self.step_done == 0:
             measure_step0(self.folder, self.parallel.whole(), self.images, self.config, self.device, self.ranks)
         with (
+            self.memory,
             Journal(self.folder, self.step_done, total, self.ranks, self.config, self._beside()) as journal,
             training_layers(self.config.run, self.model, self.device, self.ranks.say) as measuring,
             Watchdog(self.config.run.stuck_after, self.folder, self.ranks, "run.stuck_after") as watchdog,

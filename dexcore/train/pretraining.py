@@ -83,6 +83,7 @@ def pretrain(
         StoreError: the images cannot be read.
         CheckpointError: a checkpoint cannot be written or read.
         TrainingError: the loss or its gradient is not finite in too many steps on end.
+        NotEnoughMemoryError: a step does not fit into memory.
         MainRankError, LostRankError: another process cannot go on.
     """
     check_kind("config", config, PretrainConfig, "a PretrainConfig")

@@ -47,6 +47,14 @@ def test_a_model_that_does_not_fit_into_memory_is_told_in_a_line(flags, capsys, 
     assert "--data.accumulate" in message
 
 
+def test_a_step_that_does_not_fit_into_memory_is_told_with_rank_and_step(flags, capsys, little_memory):
+    many = ["--data.batch-size", "2000", "--data.epoch-size", "20000", "--model.mlp-ratio", "2000"]
+    assert main([*flags, *many]) == EXIT_ERROR
+    message = _error(capsys)
+    assert message.startswith("error: rank 0 has no memory left on cpu in step 0: ")
+    assert "--data.accumulate" in message
+
+
 @pytest.fixture
 def little_memory():
     """Two GiB beyond what this process has taken: more is refused, as on a machine without it."""

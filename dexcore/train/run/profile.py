@@ -12,13 +12,24 @@ from dexcore.train.config import PretrainConfig
 PROFILE_FOLDER = "profile"
 
 
+def write_snapshot(path: Path) -> str:
+    """Write what PyTorch recorded of a GPU's memory, for pytorch.org/memory_viz; a sentence about it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.cuda.memory._dump_snapshot(str(path))
+    except (OSError, RuntimeError) as error:  # a full disk ends no run
+        return f"run.memory_snapshot: {path} cannot be written: {error}"
+    return f"What was allocated where: {path}"
+
+
 class ProfileWindow:
     """The steps of ``run.profile``, traced on every rank; none where it is empty.
 
     Args:
         config: the run.
         total_steps: of the run.
-        folder: of the run: ``profile/steps-FIRST-LAST-rank-N.json`` is written.
+        folder: of the run: ``profile/steps-FIRST-LAST-rank-N.json`` is written, and with ``run.memory_snapshot`` a
+            ``.pickle`` of a GPU's memory.
         ranks: who train.
 
     Raises:
@@ -32,7 +43,7 @@ class ProfileWindow:
                 f"run.profile: expected steps of this run, 0:{total_steps} at most, got {config.run.profile}"
             )
         self._path = folder / PROFILE_FOLDER / f"steps-{self._first}-{self._end}-rank-{ranks.rank}.json"
-        self._ranks = ranks
+        self._ranks, self._recorded = ranks, config.run.memory_snapshot
         self._profiler: Any = None
 
     def begin(self, step: int) -> None:
@@ -55,4 +66,6 @@ class ProfileWindow:
             self._ranks.say(f"the trace of steps {self._first} to {steps_done - 1}: {self._path.parent}")
         except (OSError, RuntimeError) as error:  # a full disk ends no run
             self._ranks.say(f"run.profile: {self._path} cannot be written: {error}")
+        if self._recorded:
+            self._ranks.say(write_snapshot(self._path.with_suffix(".pickle")))
         self._profiler = None
