@@ -40,6 +40,7 @@ def add_plan_command(parser: argparse.ArgumentParser) -> None:
         choices=("none", "block", "selective"),
         help="run blocks again in the backward, whole (the default where no value follows) or selectively",
     )
+    add("--offload", action="store_true", help="shards of fsdp and hsdp in host memory")
     add("--efficiency", type=float, metavar="E", help="of the peak in matrix products (default: 0.4, assumed)")
     add("--price-per-gpu-hour", type=float, metavar="X", help="tell what the run costs")
 
@@ -66,7 +67,7 @@ def run_plan(arguments: argparse.Namespace) -> int:
     counted = plan.count(plan.MODELS[given.model])
     steps = given.epochs * images / batch
     plans = [
-        plan.plan(counted, machines, kind, batch, given.grad_checkpointing)
+        plan.plan(counted, machines, kind, batch, given.grad_checkpointing, given.offload)
         for kind in plan.KINDS
         if kind != "hsdp" or given.gpus > given.gpus_per_node
     ]

@@ -28,5 +28,5 @@ def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:
 def clip_(gradients: Sequence[Tensor], most: float, norm: Tensor) -> None:
     """Multiply gradients whose norm [0-dim] is above ``most`` down to it, in place, without a word from the device; as
     `torch.nn.utils.clip_grads_with_norm_` does with whole ones."""
-    factor = (most / (norm + 1e-6)).clamp(max=1.0)
+    factor = (most / (norm + 1e-6)).clamp(max=1.0).to(gradients[0].device)
     torch._foreach_mul_(list(gradients), factor)

@@ -139,7 +139,7 @@ def update_directors(model: nn.Module, momentum: float, group: dist.ProcessGroup
         for expert, director in layer.expert_director_pairs():
             directors.append(own_share(director))
             experts.append(own_share(expert))
-            weights.append(omega)
+            weights.append(omega.to(directors[-1].device))  # FSDP2 may hold its shards in host memory
     group_ema_(directors, experts, weights, momentum, backend=layers[0].backend)
     wrong = ~torch.stack(totals).isfinite()
     for i, (layer, omega) in enumerate(zip(layers, omegas, strict=True)):
@@ -167,7 +167,8 @@ def left_out(model: nn.Module) -> list[LeftOut]:
         used = layer.router.activation_frequency != 0
         standing = 0
         for expert, director in layer.expert_director_pairs():
-            follows = own_share(director.detach()).isfinite() & own_share(expert.detach())[used].isfinite().all(0)
+            expert = own_share(expert.detach())
+            follows = own_share(director.detach()).isfinite() & expert[used.to(expert.device)].isfinite().all(0)
             standing += int((~follows).sum())
         counts.append(LeftOut(0 if skipped is None else int(skipped), standing))
     return counts

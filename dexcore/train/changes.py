@@ -27,6 +27,7 @@ MAY_CHANGE_ON_RESUME = frozenset(
         "objective.weights",
         "parallel.kind",  # but for the order of sums the same numbers
         "parallel.replicas",
+        "parallel.offload",
         "run.compile",  # but for roundings the same numbers
         "run.deterministic",
         "run.checkpoint_every",

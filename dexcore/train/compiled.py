@@ -27,7 +27,9 @@ def training_layers(
         say: takes a message for people.
     """
     if not run.compile:
-        with fast_layers(model, compute_dtype(device, run.precision)):
+        # It looks at where parameters are, which may be elsewhere than where they are computed with.
+        on_cpu = device.type == "cpu"
+        with fast_layers(model, compute_dtype(device, run.precision)) if on_cpu else nullcontext():
             yield nullcontext
         return
     say("the first step compiles the blocks, which takes minutes")

@@ -319,12 +319,16 @@ class ParallelConfig:
     so within groups of processes."""
     replicas: int = 0
     """hsdp's groups, each of which holds the whole model; 0: one a machine."""
+    offload: bool = False
+    """fsdp and hsdp: shares of weights, gradients and moments lie in host memory and are updated there: less memory of
+    the device, more time."""
 
     def __post_init__(self) -> None:
         check_kinds(self, "parallel.")
         check_field(self.replicas >= 0, "parallel.replicas", "at least 0", self.replicas)
         grouped = not self.replicas or self.kind == "hsdp"
         check_field(grouped, "parallel.replicas", f"0 with parallel.kind {self.kind}", self.replicas)
+        check_field(not self.offload or self.kind != "ddp", "parallel.offload", "false with parallel.kind ddp", True)
 
 
 @dataclass(frozen=True)
@@ -434,6 +438,9 @@ class PretrainConfig:
         again = self.model.grad_checkpointing
         either = "false with model.grad_checkpointing selective: the compiler itself chooses what is computed again"
         check_field(not (self.run.compile and again == "selective"), "run.compile", either, self.run.compile)
+        on_host = self.parallel.offload and self.model.backend == "triton"
+        expected = "auto or eager with parallel.offload: directors are updated in host memory"
+        check_field(not on_host, "model.backend", expected, self.model.backend)
         check_field(not self.replay or self.resume, "replay", "none without resume: true", self.replay)
         check_field(self.out != "", "out", "the path of a folder", self.out)
         for name in self.allowed:

@@ -210,7 +210,9 @@ class Pretraining:
 
     def warm_up(self) -> None:
         """On a GPU compile the kernels in parallel before the first step, which would look like a hang."""
-        if resolve(self.config.model.backend, self.device, torch.float32) != "triton" or self.device.type == "cpu":
+        backend = resolve(self.config.model.backend, self.device, torch.float32)
+        offloaded = self.config.parallel.offload  # shards are where no kernel runs
+        if backend != "triton" or self.device.type == "cpu" or offloaded:
             return
         from dexcore.kernels import warm_up
 
@@ -236,7 +238,7 @@ class Pretraining:
         losses = self.gradients(batch, values)
         with self.clock.part("update"):
             gradients = gradients_of(self.parameters)
-            own_norm = gradient_norm(gradients)
+            own_norm = gradient_norm(gradients).to(self.device)  # they may be in host memory
         with self.clock.part("communication"):
             scalars, grad_norm, load, self.stopping = self._agree(losses, own_norm, stop)
 

@@ -116,7 +116,8 @@ class Plan:
     Attributes:
         kind: of parallelism.
         images: of a step, a process.
-        memory: bytes of a process at the peak.
+        memory: bytes of a process at the peak, on its card.
+        host: bytes of its shards in host memory.
         fits: whether the card has them.
         messages: of a step.
         computing: seconds in the model, forward and backward.
@@ -127,6 +128,7 @@ class Plan:
     kind: Kind
     images: int
     memory: float
+    host: float
     fits: bool
     messages: Messages
     computing: float
@@ -150,6 +152,7 @@ def plan(
     kind: Kind,
     batch_size: int,
     checkpointing: Checkpointing = "none",
+    offload: bool = False,
 ) -> Plan:
     """Predict a step.
 
@@ -159,6 +162,7 @@ def plan(
         kind: of parallelism; hsdp shards within a machine.
         batch_size: images of a step, over all processes.
         checkpointing: what blocks run again in the backward.
+        offload: whether fsdp and hsdp hold their shards in host memory; what its way takes is not in the times.
 
     Raises:
         ConfigError: the batch cannot be shared out.
@@ -184,8 +188,10 @@ def plan(
     exposed += max(0.0, of_gathers / 2 + of_scatters - backward, of_reduces - backward)
     exposed += 2 * (_WITHIN + 2 * _HOP * (nodes - 1))  # the two small ones, which nothing hides
     update = (28 * counted.trained + 4 * counted.experts) / shards / gpu.bandwidth
-    memory = memory_of(counted, shards, images, checkpointing)
-    return Plan(kind, images, memory, memory <= gpu.memory, sent, forward + backward, exposed, update)
+    states = states_of(counted, shards)
+    host = states if offload and shards > 1 else 0.0
+    memory = states - host + memory_of_pass(counted, shards, images, checkpointing)
+    return Plan(kind, images, memory, host, memory <= gpu.memory, sent, forward + backward, exposed, update)
 
 
 def messages(counted: Counted, processes: int, shards: int) -> Messages:
@@ -212,15 +218,15 @@ def states_of(counted: Counted, shards: int) -> float:
     return (4 * counted.parameters + 12 * counted.trained) / shards
 
 
-def memory_of(counted: Counted, shards: int, images: int, checkpointing: Checkpointing) -> float:
-    """Bytes of a process at the peak of a step."""
+def memory_of_pass(counted: Counted, shards: int, images: int, checkpointing: Checkpointing) -> float:
+    """Bytes of a process at the peak of a step, beside those of `states_of`."""
     kept = counted.kept[checkpointing] * images
     block, rest = max(counted.units[:-1]), counted.units[-1]
     copies = 2 * (counted.parameters if checkpointing == "none" else block)  # in bf16, for the backward
     gathered = 0.0
     if shards > 1:  # a block that runs, the next one and its copy to be cut, the rest; gradients, whole and to be sent
         gathered = 4 * (3 * block + rest) + 8 * block
-    return states_of(counted, shards) + copies + gathered + kept + _CONTEXT
+    return copies + gathered + kept + _CONTEXT
 
 
 def fitting_batch(batch_size: int, gpus: int) -> int:
@@ -256,6 +262,12 @@ def told(
         )
     best = min((one for one in plans if one.fits), key=lambda one: one.step, default=None)
     lines.append("")
+    offloaded = [f"{one.kind} {one.host / GIB:,.1f} GiB" for one in plans if one.host]
+    if offloaded:
+        lines.append(
+            f"In host memory, a process: {', '.join(offloaded)}. The way there and the update on the CPU are not in "
+            "the times."
+        )
     if best is None:
         lines.append("No kind fits: more GPUs, --grad-checkpointing, or a smaller batch.")
         return lines

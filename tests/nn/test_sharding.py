@@ -3,12 +3,13 @@
 import pytest
 import torch
 import torch.distributed as dist
+from torch._subclasses import FakeTensorMode
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from dexcore.models import DEXVisionTransformer
-from dexcore.nn import DEXMlp, left_out, set_mode, shard_placement, update_directors
+from dexcore.nn import DEXMlp, left_out, set_mode, shard_placement, share_load, update_directors
 from dexcore.shards import own_share
 
 SIZES = {"width 192": (192, 2, 3, 8, 6), "ViT-H": (1280, 32, 16, 8, 64)}  # width, depth, heads, experts, processes
@@ -75,3 +76,16 @@ def test_directors_follow_and_are_counted_in_shards(sharded):
 def test_what_is_whole_is_this_process_s_own():
     tensor = torch.ones(3)
     assert own_share(tensor) is tensor
+
+
+def test_directors_in_host_memory_follow_by_loads_that_a_gpu_counted():
+    with FakeTensorMode():  # tensors without numbers, on devices that are not here
+        layer = DEXMlp(8, 12, num_experts=4)
+        for module in layer.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                setattr(module, name, buffer.to("cuda"))
+        layer.record.add(torch.ones(4, device="cuda"))
+        share_load(layer, torch.ones(3, device="cuda"))
+        update_directors(layer, 0.9)
+        assert layer.director.fc1.weight.device.type == "cpu"
+        assert layer.router.activation_frequency.device.type == "cuda"

@@ -78,6 +78,14 @@ def test_more_shards_hold_less_and_a_block_stays():
     assert plan(counted, far, "hsdp", 512).step < plan(counted, far, "fsdp", 512).step
 
 
+def test_shards_in_host_memory_take_none_of_the_card():
+    counted, machines = count(SMALL), Machines(8, GPUS["h100"])
+    for kind in KINDS[:2]:
+        one, offloaded = (plan(counted, machines, kind, 512, offload=offload) for offload in (False, True))
+        assert offloaded.host == (states_of(counted, 8) if kind == "fsdp" else 0)
+        assert offloaded.memory + offloaded.host == pytest.approx(one.memory)
+
+
 def test_what_cannot_be_is_refused_by_its_flag(capsys):
     counted = count(SMALL)
     with pytest.raises(ConfigError, match=r"--gpus: expected a multiple of the 8 of a machine, got 12"):
@@ -99,6 +107,8 @@ def test_the_command_tells_every_kind_and_what_it_costs(capsys):
     hours = 200 * MVU_IMAGES / 448 * one.step / 3600
     assert f"{2.5 * 64 * hours:,.0f}" in rows["hsdp"]
     assert "Not measured on such machines" in told
+    assert cli.main(["plan", "--gpus", "64", "--offload"]) == 0
+    assert re.search(r"In host memory, a process: fsdp [\d.]+ GiB, hsdp [\d.]+ GiB\.", capsys.readouterr().out)
 
 
 def test_what_a_core_prepares_was_measured():

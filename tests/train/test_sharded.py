@@ -26,6 +26,7 @@ from dexcore.train.parallel.sharded import check_sizes
 
 KINDS = {
     ("fsdp", 2): ParallelConfig("fsdp"),
+    ("offload", 2): ParallelConfig("fsdp", offload=True),
     ("fsdp", 3): ParallelConfig("fsdp"),
     ("hsdp", 4): ParallelConfig("hsdp", replicas=2),
 }
@@ -51,7 +52,12 @@ def one_process(store, tmp_path_factory) -> Pretraining:
 
 @pytest.mark.parametrize(
     ("kind", "count"),
-    [("fsdp", 2), pytest.param("fsdp", 3, marks=pytest.mark.slow), pytest.param("hsdp", 4, marks=pytest.mark.slow)],
+    [
+        ("fsdp", 2),
+        ("offload", 2),
+        pytest.param("fsdp", 3, marks=pytest.mark.slow),
+        pytest.param("hsdp", 4, marks=pytest.mark.slow),
+    ],
 )
 def test_shards_are_the_run_of_one_process(store, one_process, tmp_path, kind, count):
     config = _run(store, tmp_path / "run", KINDS[kind, count])
@@ -131,6 +137,16 @@ def test_a_nan_on_one_rank_is_skipped_by_all_and_gradients_are_cut_as_by_one_pro
         if not line["skipped"]:
             assert one["grad_norm"] > 0.05
             assert line["loss"] == pytest.approx(one["loss"], rel=2e-5)
+
+
+def test_offload_is_for_shards_alone(store, tmp_path):
+    with pytest.raises(ConfigError, match=r"parallel\.offload: expected false with parallel\.kind ddp, got True"):
+        ParallelConfig(offload=True)
+    config = _run(store, tmp_path / "run", ParallelConfig("fsdp", offload=True))
+    with pytest.raises(ConfigError, match=r"parallel\.offload: expected false of a process alone, got True"):
+        Pretraining(config, tmp_path)
+    with pytest.raises(ConfigError, match=r"model\.backend: expected auto or eager with parallel\.offload"):
+        replace(config, model=replace(config.model, backend="triton"))
 
 
 def test_sizes_that_cannot_be_cut_are_refused_with_the_nearest_that_can():

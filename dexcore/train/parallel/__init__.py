@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import torch
 
+from dexcore.engine.config import check_field
 from dexcore.engine.ranks import Ranks
 from dexcore.models.objective import Objective
 from dexcore.train.config import PretrainConfig
@@ -27,6 +28,8 @@ def parallel_of(
     Raises:
         ConfigError: it does not fit the model or the number of processes.
     """
-    if config.parallel.kind == "ddp" or ranks.group is None:  # a process alone holds everything
+    alone = ranks.group is None
+    check_field(not (alone and config.parallel.offload), "parallel.offload", "false of a process alone", True)
+    if config.parallel.kind == "ddp" or alone:  # a process alone holds everything
         return Replicated(build(True).to(device), ranks)
     return Sharded(config.parallel, build, device, ranks)

@@ -1,7 +1,7 @@
 """The model in shards: FSDP2, block by block, over all processes or within groups of them (HSDP).
 
-A process holds its share of every parameter, gradient and moment in float32, and gathers a block while it runs. How
-experts and directors are cut is `dexcore.nn.shard_placement`'s.
+A process holds its share of every parameter, gradient and moment in float32, on its device or in host memory, and
+gathers a block while it runs. How experts and directors are cut is `dexcore.nn.shard_placement`'s.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from dexcore.engine.checkpoint import Progress, load_checkpoint
@@ -55,13 +55,18 @@ class Sharded:
         self.ranks, self.device = ranks, device
         self._build = build
         self.replicas = _replicas(config, ranks)
+        if config.offload and device.type == "cpu":
+            ranks.say("parallel.offload: on the CPU all shards are in host memory already")
         self.model = self._empty()
         check_sizes(self.model, ranks.count // self.replicas)
-        shard(self.model, _mesh(device, ranks.count, self.replicas))
-        self.model.to_empty(device=device)
+        shard(self.model, _mesh(device, ranks.count, self.replicas), config.offload)
+        self.model.to_empty(device="cpu" if config.offload else device)
         drawn: dict[str, Any] = {}
         ranks.on_main(lambda: drawn.update(build(True).state_dict()))
         set_model_state_dict(self.model, drawn, options=_FROM_MAIN)
+        for module in self.model.modules():  # they are in no shard, and a forward reads them
+            for name, buffer in module.named_buffers(recurse=False):
+                setattr(module, name, buffer.to(device))
         self.wrapped: nn.Module = self.model
 
     def backward_of(self, last: bool) -> AbstractContextManager[None]:
@@ -84,7 +89,8 @@ class Sharded:
         if wanted:
             copy.to_empty(device=self.device)
         for into, tensor in zip(_tensors(copy), _tensors(self.model), strict=True):
-            numbers = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+            here = tensor.to(self.device)  # from host memory, where no collective of an accelerator reaches
+            numbers = here.full_tensor() if isinstance(here, DTensor) else here
             if wanted:
                 into.data.copy_(numbers)
         return copy.train(self.model.training)
@@ -98,16 +104,19 @@ class Sharded:
             return self._build(False)
 
 
-def shard(model: Objective, mesh: DeviceMesh) -> None:
+def shard(model: Objective, mesh: DeviceMesh, offload: bool = False) -> None:
     """Cut a model, block by block, in place; what is in no block is gathered for the whole of a step.
 
     Args:
         model: its parameters on any device, the meta device too.
         mesh: one axis of shards, or one of replicas before it.
+        offload: keep shards, their gradients and moments in host memory; the model is still to be put there.
     """
     # Training asks for the loss alone. FSDP2 waits for the gradient of every output, and warns of views among them.
     model.register_forward_hook(lambda model, given, out: out._replace(pred=out.pred.detach()))
     settings: Any = {"mesh": mesh, "shard_placement_fn": shard_placement(model)}
+    if offload:
+        settings["offload_policy"] = CPUOffloadPolicy(pin_memory=mesh.device_type != "cpu")
     for block in model.blocks():  # gathered one by one; all else is gathered once a step
         fully_shard(block, **settings)
     fully_shard(model, **settings)
