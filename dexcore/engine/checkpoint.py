@@ -62,12 +62,14 @@ class Progress:
         order: the state of the sample order after them (`GlobalBatchSampler.state`), the store's fingerprint
         in it.
         config: the run's configuration, for people.
+        rolled_back: how often the run went back to the weights of an earlier checkpoint.
     """
 
     step: int
     skipped_in_a_row: int
     order: dict[str, Any]
     config: dict[str, Any]
+    rolled_back: int = 0
 
 
 def save_checkpoint(
@@ -179,6 +181,7 @@ def load_checkpoint(
     optimizer: torch.optim.Optimizer,
     say: Callable[[str], None],
     ranks: Ranks = ALONE,
+    wanted: Callable[[Progress], bool] = lambda progress: True,
 ) -> Progress | None:
     """Load the newest intact checkpoint into ``model`` and ``optimizer``, in place.
 
@@ -189,14 +192,15 @@ def load_checkpoint(
         model, optimizer: as at the save.
         say: takes a message for people.
         ranks: who load together: the main one chooses the checkpoint, all read it.
+        wanted: what the run's standing has to be; others are passed over.
 
     Returns:
-        Where the run stood, or None where ``folder`` holds no checkpoint.
+        Where the run stood, or None where ``folder`` holds no checkpoint that is ``wanted``.
 
     Raises:
         CheckpointError: all are damaged, or the checkpoint does not fit the model.
     """
-    found = ranks.on_main(lambda: _newest_intact(folder, say))
+    found = ranks.on_main(lambda: _newest_intact(folder, say, wanted))
     if found is None:
         return None
     path, progress = found
@@ -260,17 +264,21 @@ def _step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step-"))
 
 
-def _newest_intact(folder: Path, say: Callable[[str], None]) -> tuple[Path, Progress] | None:
-    found = _checkpoints(folder)
-    for path in found:
+def _newest_intact(
+    folder: Path, say: Callable[[str], None], wanted: Callable[[Progress], bool]
+) -> tuple[Path, Progress] | None:
+    intact = False
+    for path in _checkpoints(folder):
         try:
             progress = _verified(path)
         except (OSError, ValueError, KeyError, TypeError) as error:
             path.rename(path.with_name(f"damaged-{path.name}-{os.getpid()}"))
             say(f"{path} is damaged ({error}): put aside, trying the one before it")
             continue
-        return path, progress
-    if found or any(folder.glob("damaged-*")):
+        if wanted(progress):
+            return path, progress
+        intact = True
+    if not intact and any(folder.glob("damaged-*")):
         raise CheckpointError(f"{folder}: every checkpoint is damaged; begin again in another --out")
     return None
 
@@ -326,7 +334,7 @@ def _verified(path: Path) -> Progress:
     for name, expected in state["files"].items():
         if _digest(path / name) != expected:
             raise ValueError(f"{name} is not as it was written")
-    return Progress(**{item.name: state[item.name] for item in fields(Progress)})
+    return Progress(**{item.name: state[item.name] for item in fields(Progress) if item.name in state})
 
 
 def _digest(path: Path, sync: bool = False) -> str:

@@ -34,6 +34,7 @@ MAY_CHANGE_ON_RESUME = frozenset(
         "run.checkpoint_async",
         "run.keep_checkpoints",
         "run.max_skipped",
+        "run.roll_back",
         "run.evaluate_images",
         "run.stuck_after",
         "run.profile",

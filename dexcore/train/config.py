@@ -359,6 +359,9 @@ class RunConfig:
     """How many of the newest checkpoints stay."""
     max_skipped: int = 10
     """Steps in a row with a non-finite loss or gradient after which the run gives up."""
+    roll_back: int = 0
+    """How often a run that would give up goes on instead, with the weights of the newest checkpoint of before the
+    skipped steps and the images that come next."""
     evaluate_images: int = 64
     """Images a modality, of the training and of the held-out ones each, that are evaluated at the end."""
     stuck_after: float = 1800.0
@@ -387,6 +390,7 @@ class RunConfig:
         check_field(0 <= self.seed < 2**32, "run.seed", "0 to 2^32 - 1", self.seed)
         for name in ("checkpoint_every", "keep_checkpoints", "max_skipped", "evaluate_images"):
             check_field(getattr(self, name) >= 1, f"run.{name}", "at least 1", getattr(self, name))
+        check_field(self.roll_back >= 0, "run.roll_back", "at least 0", self.roll_back)
         check_field(self.probe_every > 0, "run.probe_every", "a number above 0", self.probe_every)
         first, end = self.profile_steps if _WINDOW.fullmatch(self.profile) else (1, 0)
         window = "two numbers of steps, the first below the second: 100:110"

@@ -147,7 +147,7 @@ class Pretraining:
         )
         self.clock = StepClock(self.device)
         self.step_done = 0
-        self.skipped_in_a_row = 0
+        self.skipped_in_a_row = self.rolled_back = 0
         self.stopping = False
 
     def train(self, stop: StopRequest) -> None:
@@ -194,8 +194,8 @@ class Pretraining:
                 started = now
                 skipped_ids = self.ranks.gather(batch["sample_id"]).tolist() if line["skipped"] else None
                 journal.write(line, skipped_ids)
-                self._check_skipped(journal.skipped_path)
                 with watchdog.paused(), measuring():
+                    self._give_up_or_roll_back(writer, journal.skipped_path)
                     self._measure(journal)
                 started += time.perf_counter() - now  # what is measured meanwhile is no training
                 last = self.stopping or self.step_done == total
@@ -261,6 +261,7 @@ class Pretraining:
             **asdict(values),
             "load": load,
             "skipped": not finite,
+            **({"rolled_back": self.rolled_back} if self.rolled_back else {}),
         }
         return line if self.layers else {name: value for name, value in line.items() if name not in _OF_DEX}
 
@@ -357,6 +358,7 @@ class Pretraining:
             skipped_in_a_row=self.skipped_in_a_row,
             order=self._sampler().state(self.step_done, self.images.fingerprint),
             config=asdict(self.config),
+            rolled_back=self.rolled_back,
         )
         writer.save(self.model, self.optimizer, progress, last)
 
@@ -382,6 +384,7 @@ class Pretraining:
         check_images(self.folder, progress.order["fingerprint"], describe_images(self.images, self.rows))
         check_teacher(self.folder, self.teacher)
         self.step_done, self.skipped_in_a_row = progress.step, progress.skipped_in_a_row
+        self.rolled_back = progress.rolled_back
         self.ranks.say(f"resuming {self.folder} after step {self.step_done} of {self.schedule.total_steps}")
 
     def _sampler(self, start_step: int | None = None) -> GlobalBatchSampler:
@@ -443,14 +446,29 @@ class Pretraining:
         of = {PROBE_FILE: self.probe, HELDOUT_FILE: self.heldout}
         return [name for name, measured in of.items() if measured is not None]
 
-    def _check_skipped(self, path: Path) -> None:
-        if self.skipped_in_a_row >= self.config.run.max_skipped:
-            raise TrainingError(
-                f"the loss or its gradient was not finite in {self.skipped_in_a_row} steps on end; the ids "
-                f"of their images are in {path}, and --resume --replay {path} tells which are affected. A skipped step "
-                "changes no weight: the newest checkpoint holds those of before. Where every image is affected, "
-                "training has diverged: begin again in another --out with a smaller --optimizer.base-lr"
-            )
+    def _give_up_or_roll_back(self, writer: CheckpointWriter, skipped_path: Path) -> None:
+        """After too many skipped steps on end go on with the weights of before them, or end; all ranks call it."""
+        if self.skipped_in_a_row < self.config.run.max_skipped:
+            return
+        if self.rolled_back < self.config.run.roll_back:
+            writer.wait()
+            folder = self.folder / CHECKPOINTS_FOLDER
+            before = self.parallel.load(folder, self.optimizer, lambda progress: not progress.skipped_in_a_row)
+            if before is not None:
+                self.ranks.say(
+                    f"{self.skipped_in_a_row} steps on end were skipped: going on after step {self.step_done} with the "
+                    f"weights of step {before.step}"
+                )
+                self.skipped_in_a_row = 0
+                self.rolled_back += 1
+                return
+        raise TrainingError(
+            f"the loss or its gradient was not finite in {self.skipped_in_a_row} steps on end; the ids "
+            f"of their images are in {skipped_path}, and --resume --replay {skipped_path} tells which are affected. A "
+            "skipped step changes no weight: the newest checkpoint holds those of before. Where every image is "
+            "affected, training has diverged: --run.roll-back 1 goes on with an earlier checkpoint's weights, if there "
+            "is one; or begin again in another --out with a smaller --optimizer.base-lr"
+        )
 
 
 def _part_size(config: PretrainConfig, ranks: Ranks) -> int:

@@ -1,5 +1,6 @@
 """A copy of the model in every process: DDP, or a process alone."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -50,6 +51,8 @@ class Replicated:
         """The whole model, to be measured or saved; all ranks call it."""
         return self.model
 
-    def load(self, folder: Path, optimizer: torch.optim.Optimizer) -> Progress | None:
+    def load(
+        self, folder: Path, optimizer: torch.optim.Optimizer, wanted: Callable[[Progress], bool] = lambda _: True
+    ) -> Progress | None:
         """`load_checkpoint` into model and optimizer."""
-        return load_checkpoint(folder, self.model, optimizer, self.ranks.say, self.ranks)
+        return load_checkpoint(folder, self.model, optimizer, self.ranks.say, self.ranks, wanted)

@@ -95,9 +95,11 @@ class Sharded:
                 into.data.copy_(numbers)
         return copy.train(self.model.training)
 
-    def load(self, folder: Path, optimizer: torch.optim.Optimizer) -> Progress | None:
+    def load(
+        self, folder: Path, optimizer: torch.optim.Optimizer, wanted: Callable[[Progress], bool] = lambda _: True
+    ) -> Progress | None:
         """`load_checkpoint` into model and optimizer, of every rank its share."""
-        return load_checkpoint(folder, self.model, optimizer, self.ranks.say, self.ranks)
+        return load_checkpoint(folder, self.model, optimizer, self.ranks.say, self.ranks, wanted)
 
     def _empty(self) -> Objective:
         with torch.device("meta"):
