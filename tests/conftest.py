@@ -2,11 +2,12 @@
 
 Where pytest-xdist is installed they run on as many workers as there are cores, at most `MOST_WORKERS`, with one thread
 each, and the tests of a file on one of them; but for single tests (``file::test``), ``-m gpu``, ``--pdb``, ``-s`` and
-``--benchmark-enable``. ``-n`` says otherwise.
+``--benchmark-enable``. ``-n`` says otherwise. ``--share 1/3`` takes a third of the files, by a hash of their paths.
 """
 
 import os
 import sys
+import zlib
 
 # Before anything imports NumPy: its threads slow the interpreter's small products.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -28,7 +29,8 @@ settings.register_profile("dexcore", deadline=None, derandomize=True, max_exampl
 settings.load_profile("dexcore")
 
 
-def pytest_addoption(pluginmanager):
+def pytest_addoption(parser, pluginmanager):
+    parser.addoption("--share", type=share, default=(1, 1), metavar="K/N", help="the K-th of N parts of the files")
     # The first hook called: before any other conftest imports timm, and timm Triton, which reads the variable once.
     # A worker of pytest-xdist is given the same options, though not the command line.
     if selects_only_gpu(pluginmanager.getplugin("pytestconfig").known_args_namespace.markexpr):
@@ -37,6 +39,14 @@ def pytest_addoption(pluginmanager):
     else:
         assert "triton" not in sys.modules, "Triton was imported before it was told to interpret"
         os.environ["TRITON_INTERPRET"] = "1"
+
+
+def share(text):
+    """K and N of "K/N"."""
+    part, parts = map(int, text.split("/"))
+    if not 1 <= part <= parts:
+        raise ValueError(text)
+    return part, parts
 
 
 def selects_only_gpu(expression):
@@ -93,6 +103,10 @@ def pytest_configure(config):
 
 
 def pytest_ignore_collect(collection_path, config):
+    part, parts = config.option.share
+    path = collection_path.relative_to(config.rootpath).as_posix()
+    if collection_path.suffix == ".py" and zlib.crc32(path.encode()) % parts != part - 1:
+        return True
     # A GPU's machine may lack the packages that other tests import, and its minutes are dear.
     if collection_path.suffix == ".py" and selects_only_gpu(config.option.markexpr):
         return "pytest.mark.gpu" not in collection_path.read_text(encoding="utf-8") or None

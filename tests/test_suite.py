@@ -121,6 +121,19 @@ def test_a_plain_run_uses_the_cores_one_for_each_file_and_a_single_test_does_not
     assert "workers" not in single
 
 
+def test_the_shares_of_the_files_are_all_of_them_each_once():
+    def files(*arguments):
+        command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-n0", *arguments, "tests/engine"]
+        done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=True)
+        return {line.partition("::")[0] for line in done.stdout.splitlines() if "::" in line}
+
+    first, second = files("--share", "1/2"), files("--share", "2/2")
+    assert first
+    assert second
+    assert not first & second
+    assert first | second == files()
+
+
 def test_tests_of_a_gpu_are_found_where_only_the_core_is_installed_and_the_checkout_is_not():
     # Without site's .pth files nothing that is installed in editable form is found.
     folders = os.pathsep.join(entry for entry in sys.path if entry.endswith("site-packages"))
