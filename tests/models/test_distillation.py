@@ -8,6 +8,7 @@ import timm
 import torch
 
 from dexcore.models import DEXVisionTransformer, DistilledEncoder, Teacher
+from dexcore.nn import update_directors
 
 SIZE, PATCH, GRID = 32, 8, (4, 4)
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
@@ -60,6 +61,26 @@ def test_the_loss_is_the_mean_of_the_class_token_s_error_and_the_patches():
     assert torch.equal(output.mask, torch.ones(3, 16))
     np.testing.assert_allclose(output.pred.detach().numpy(), pred[:, 1:].detach().numpy(), atol=1e-5)
     np.testing.assert_array_equal(model.target(_images()), teacher.tokens(_images())[:, 1:])
+
+
+@pytest.mark.parametrize("selective", [False, True])
+def test_activation_checkpointing_changes_no_gradient(selective):
+    teacher = Teacher(_teacher_model(), GRID, MEAN, STD)
+    model = DistilledEncoder(_student(pre_norm=True), teacher.dim)
+    model.teacher = teacher
+    gradients = []
+    for again in (False, True):
+        model.set_grad_checkpointing(again, selective)
+        runs = []
+        hook = model.encoder.blocks[0].mlp.register_forward_pre_hook(lambda *_, runs=runs: runs.append(1))
+        model.zero_grad()
+        model(_images()).loss.backward()
+        hook.remove()
+        update_directors(model, 1.0)
+        assert len(runs) == 1 + again
+        gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    for plain, saving in zip(*gradients, strict=True):
+        assert torch.equal(plain, saving)
 
 
 def test_a_teacher_without_a_class_token_teaches_patches_alone():
