@@ -92,18 +92,22 @@ def write_images(folder: Path) -> Path:
     return folder
 
 
-def start(config: PretrainConfig, processes: int) -> list[Any]:
-    """The run's processes, forked from one that has imported everything."""
+def meeting(processes: int) -> list[dict[str, str]]:
+    """What torchrun puts into the environment of each of so many processes on this machine; nothing of one alone."""
+    if processes == 1:
+        return [{}]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    started = []
-    for rank in range(processes):
-        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": processes, "RANK": rank}
-        environment = {name: str(value) for name, value in {**meeting, "LOCAL_RANK": rank}.items()}
-        process = _CHILDREN.Process(target=train, args=(config, environment if processes > 1 else {}))
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
+    return [{**shared, "RANK": rank, "LOCAL_RANK": rank} for rank in map(str, range(processes))]
+
+
+def start(config: PretrainConfig, processes: int) -> list[Any]:
+    """The run's processes, forked from one that has imported everything."""
+    started = [_CHILDREN.Process(target=train, args=(config, place)) for place in meeting(processes)]
+    for process in started:
         process.start()
-        started.append(process)
     return started
 
 

@@ -42,6 +42,7 @@ def draw(results: Path = RESULTS) -> list[Path]:
         ("feed", _feed),
         ("step", _step),
         ("kernels", _kernels),
+        ("growth", _growth),
     ):
         lines = newest(results / f"{name}.jsonl")
         if not lines:
@@ -64,6 +65,7 @@ def newest(path: Path) -> list[Line]:
     for text in path.read_text(encoding="utf-8").splitlines():
         line = json.loads(text)
         keys = ("images", "tokens", "width", "layers", "dtype", "kind", "routing", "contender", "kernel", "prediction")
+        keys += ("varied", "value")
         case = (*(line.get(key) for key in keys), line.get("device", "cpu"))
         found.pop(case, None)  # what is newer comes later
         found[case] = line
@@ -233,6 +235,26 @@ def _step(lines: list[Line]) -> Any:
         axis.set_title(case, fontsize=8)
         compared = "speedup" in group[0]
         axis.set_xlabel(f"ms (p20, p80), {'times publ. speed' if compared else 'share of the step'}", fontsize=8)
+    return figure
+
+
+def _growth(lines: list[Line]) -> Any:
+    varied = _groups(lines, lambda line: line["varied"])
+    figure, axes = _panels(len(varied), f"A step of a small DEX autoencoder\n{_machine(lines[0])}", 2.3)
+    for axis, (name, group) in zip(axes, varied.items(), strict=True):
+        bottom = [0.0] * len(group)
+        for part, color in zip(group[0]["seconds"], ("dexcore", "grouped", "dense", "loop"), strict=True):
+            heights = [1e3 * line["seconds"][part] for line in group]
+            axis.bar([line["value"] for line in group], heights, bottom=bottom, color=_COLORS[color], label=part)
+            bottom = [low + high for low, high in zip(bottom, heights, strict=True)]
+        memory = axis.twinx()
+        memory.plot([line["value"] for line in group], [line["mib"] for line in group], "o-", color=_MARK)
+        memory.set_ylim(bottom=0)
+        memory.set_ylabel("MiB at the peak", color=_MARK)
+        memory.spines["right"].set_visible(True)
+        axis.set_xlabel(name)
+        axis.set_ylabel("ms")
+    axes[0].legend(frameon=False, fontsize=7)
     return figure
 
 

@@ -5,8 +5,8 @@
 The masked autoencoder of a DEX ViT-S, batch 8, one process, on a store of synthetic images, with journal and display as
 in any run. A part's seconds are those of metrics.jsonl, medians over steps: waiting for images (which a process without
 workers prepares itself), forward, backward, update (norm of the gradient, optimizer, directors), what the ranks tell
-each other; the rest is bookkeeping. Of a checkpoint what training waits for it counts, one part in 200, as often as one
-is written.
+each other; the rest is bookkeeping. Of a checkpoint there count what training waits for it, and what the thread that
+writes it computes, spread over the cores; one part in 200, as often as one is written.
 """
 
 import contextlib
@@ -17,6 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 from statistics import median
+
+import torch
 
 from bench.command import Ceilings, Goal, Line, Options, Refused, judged, run, table_row
 from bench.timing import machine
@@ -69,19 +71,23 @@ def measure(options: Options, ceilings: Ceilings, refused: Refused) -> list[Line
                 began = time.perf_counter()
                 training.save(writer)
                 checkpoint = time.perf_counter() - began
+                computing = time.process_time()
                 writer.wait()
                 written = time.perf_counter() - began
+                # On cores that training keeps busy the thread that writes takes its time from it.
+                checkpoint_beside = (time.process_time() - computing) / torch.get_num_threads()
             lines = [json.loads(line) for line in (folder / METRICS_FILE).read_text().splitlines()][_WARM_UP:]
     batch = config.data.batch_size
     whole = median(batch / line["images_per_second"] for line in lines)
     parts = {part.removeprefix("seconds_"): median(line.get(part, 0.0) for line in lines) for part in SECONDS}
     parts["bookkeeping"] = max(0.0, whole - sum(parts.values()))
-    parts["checkpoint"] = checkpoint / _EVERY
+    parts["checkpoint"] = (checkpoint + checkpoint_beside) / _EVERY
     share = 1 - sum(parts[part] for part in _MODEL) / (whole + parts["checkpoint"])
     print(f"DEX ViT-S, batch {batch}, {config.model.image_size} px: {whole:.3f} s a step")
     for part, seconds in parts.items():
         print(table_row(part, f"{seconds:.4f}", f"{seconds / whole:.2%}"), flush=True)
     print(f"a checkpoint is on the disk after {written:.3f} s; training waits {checkpoint:.3f} s of them")
+    print(f"writing it computes for {checkpoint_beside:.3f} s on all cores together")
     line: Line = {"bench": "trainer", **machine(options.device), "batch": batch, "step": whole, "parts": parts}
     return [line | judged(Goal("of a step that is not the model", share, GOAL, at_most=True))]
 
