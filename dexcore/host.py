@@ -5,14 +5,12 @@ from pathlib import Path
 
 _MEMINFO = Path("/proc/meminfo")
 # Of a control group of version 2 and of version 1: its limit, what is used, what that is, the files' part of it.
-_GROUPS = (
-    ("memory.max", "memory.current", "memory.stat", ("inactive_file", "active_file")),
-    (
-        "memory/memory.limit_in_bytes",
-        "memory/memory.usage_in_bytes",
-        "memory/memory.stat",
-        ("total_inactive_file", "total_active_file"),
-    ),
+_VERSION_2 = ("memory.max", "memory.current", "memory.stat", ("inactive_file", "active_file"))
+_VERSION_1 = (
+    "memory.limit_in_bytes",
+    "memory.usage_in_bytes",
+    "memory.stat",
+    ("total_inactive_file", "total_active_file"),
 )
 
 
@@ -33,16 +31,28 @@ def free_memory() -> int:
     return max(0, min([free, *(limit - used for limit, used in _limits())]))
 
 
-def _limits(place: Path = Path("/sys/fs/cgroup")) -> list[tuple[int, int]]:
-    """Of each control group that limits memory the limit, and what is used but for files."""
+def _limits(
+    place: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")
+) -> list[tuple[int, int]]:
+    """Of this process's control group and each above it that limits memory: the limit, and what is used but for files
+    (0 where that cannot be read)."""
     found = []
-    for limit, used, stat, files in _GROUPS:
-        try:
-            numbers = _numbers(place / stat)
-            held = int((place / used).read_text()) - sum(numbers[name] for name in files)
-            found.append((int((place / limit).read_text()), held))
-        except (OSError, ValueError, KeyError):  # no such group, or "max"
+    lines = membership.read_text().splitlines() if membership.is_file() else []
+    for _, kinds, path in (line.split(":", 2) for line in lines):
+        if kinds and "memory" not in kinds.split(","):
             continue
+        root, (limit, used, stat, files) = (place / "memory", _VERSION_1) if kinds else (place, _VERSION_2)
+        group = root / path.strip("/")
+        for folder in (group, *group.parents[: len(group.parts) - len(root.parts)]):
+            try:
+                most = int((folder / limit).read_text())
+            except (OSError, ValueError):  # not to be seen from here, or "max"
+                continue
+            try:
+                numbers = _numbers(folder / stat)
+                found.append((most, int((folder / used).read_text()) - sum(numbers[name] for name in files)))
+            except (OSError, ValueError, KeyError):
+                found.append((most, 0))
     return found
 
 

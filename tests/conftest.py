@@ -2,12 +2,11 @@
 
 Where pytest-xdist is installed they run on as many workers as there are cores, at most `MOST_WORKERS`, with one thread
 each, and the tests of a file on one of them; but for single tests (``file::test``), ``-m gpu``, ``--pdb``, ``-s`` and
-``--benchmark-enable``. ``-n`` says otherwise. ``--share 1/3`` takes a third of the files, by a hash of their paths.
+``--benchmark-enable``. ``-n`` says otherwise. ``--share 1/3`` takes every third file.
 """
 
 import os
 import sys
-import zlib
 
 # Before anything imports NumPy: its threads slow the interpreter's small products.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -103,17 +102,20 @@ def pytest_configure(config):
 
 
 def pytest_ignore_collect(collection_path, config):
-    part, parts = config.option.share
-    path = collection_path.relative_to(config.rootpath).as_posix()
-    if collection_path.suffix == ".py" and zlib.crc32(path.encode()) % parts != part - 1:
-        return True
     # A GPU's machine may lack the packages that other tests import, and its minutes are dear.
     if collection_path.suffix == ".py" and selects_only_gpu(config.option.markexpr):
         return "pytest.mark.gpu" not in collection_path.read_text(encoding="utf-8") or None
     return None
 
 
-def pytest_collection_modifyitems(items):
+@pytest.hookimpl(trylast=True)  # of the tests that -m and -k have chosen
+def pytest_collection_modifyitems(config, items):
+    part, parts = config.option.share
+    if parts > 1:
+        files = sorted({item.path for item in items})
+        chosen = {*files[part - 1 :: parts]}
+        config.hook.pytest_deselected(items=[item for item in items if item.path not in chosen])
+        items[:] = [item for item in items if item.path in chosen]
     for item in items:
         if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(SECONDS_OF_SLOW_TESTS))

@@ -16,7 +16,8 @@ class NotEnoughMemoryError(RuntimeError):
 
 def is_lack_of_memory(error: BaseException) -> bool:
     """Whether an error is one: PyTorch has a type of its own for accelerators alone."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    said = ("can't allocate memory", "CUDA error: out of memory", "ALLOC_FAILED")  # of hosts, of pinned memory, cuBLAS
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in str(error) for words in said)
 
 
 def keep_freed_memory() -> bool:

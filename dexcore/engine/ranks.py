@@ -28,7 +28,7 @@ from dexcore.engine.stop import Stopped
 
 T = TypeVar("T")
 _PATIENCE = timedelta(hours=24)
-_CONNECTED = timedelta(minutes=5)  # ranks that are there connect sooner
+_CONNECTED = timedelta(minutes=1)  # ranks that are there connect sooner
 _SILENT_SECONDS = 15.0  # ranks of one start meet sooner
 
 

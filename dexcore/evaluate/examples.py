@@ -1,5 +1,7 @@
 """The images of an evaluation that a report shows: what the model was given, and what it made of them."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -28,7 +30,7 @@ def example_rows(images: Images, sample_id: np.ndarray) -> np.ndarray:
 
 
 def examples_of(
-    model: Objective, images: Images, rows: np.ndarray, given: Tensor, pred: Tensor, mask: Tensor, setting: Setting
+    model: Objective, images: Images, rows: np.ndarray, given: Tensor, output: Any, setting: Setting
 ) -> Examples:
     """The pictures of some images.
 
@@ -36,28 +38,26 @@ def examples_of(
         model: made the predictions.
         rows: of the images, [n].
         given: [n, C, S, S], as the model was given them.
-        pred: [n, L, K], its predictions.
-        mask: [n, L], 1 in patches that were hidden.
+        output: what it returned.
         setting: how they were shown.
     """
-    shown = _input_and_output(model, given, pred, mask, setting)
+    shown = _input_and_output(model, given, output, setting)
     about = {"modality": images.modality[rows], "synthetic": images.synthetic[rows]}
     return Examples(**about, heldout=images.split[rows] == "heldout", **shown)
 
 
-def _input_and_output(
-    model: Objective, given: Tensor, pred: Tensor, mask: Tensor, setting: Setting
-) -> dict[str, np.ndarray]:
+def _input_and_output(model: Objective, given: Tensor, output: Any, setting: Setting) -> dict[str, np.ndarray]:
     shown = {"input": _pixels(given, setting)}
     if isinstance(model, DistilledEncoder):
-        taught, learned = _colours(model, model.target(given), pred, given.shape[-2:])
+        taught, learned = _colours(model, output.target, output.pred, given.shape[-2:])
         hidden = np.zeros(shown["input"].shape[:3], dtype=np.bool_)
         return {**shown, "hidden": hidden, "patch_mean": taught, "reconstruction": learned}
     assert isinstance(model, MaskedAutoencoder)
+    pred = output.pred.float()
     mean, _ = model.patch_statistics(given)
     pictures = {"patch_mean": model.unpatchify(mean.expand_as(pred)), "reconstruction": model.reconstruct(given, pred)}
     shown |= {name: _pixels(picture, setting) for name, picture in pictures.items()}
-    hidden = model.unpatchify(mask.unsqueeze(-1).expand_as(pred))[:, 0].cpu().numpy() > 0
+    hidden = model.unpatchify(output.mask.unsqueeze(-1).expand_as(pred))[:, 0].cpu().numpy() > 0
     return {**shown, "hidden": hidden}
 
 

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ from dexcore.data.store.manifest import ImageDecodeError, StoreError
 from dexcore.evaluate.examples import example_rows, examples_of
 from dexcore.evaluate.setting import Setting
 from dexcore.measures.spread import evenly
-from dexcore.models.objective import Objective
+from dexcore.models.objective import Objective, Score
 from dexcore.models.precision import autocast
 from dexcore.nn import route_by_rule
 from dexcore.nn.mlp import DEXMlp
@@ -53,10 +53,10 @@ def evaluate(model: Objective, images: Images, setting: Setting, device: torch.d
     squared_error, total = [], []
     gates: list[list[np.ndarray]] = [[] for _ in layers]
     for batch in batches(images, chosen_rows(images, setting.images), model, setting):
-        _, mask, error, variance = _reconstruct(model, batch, setting, device)
+        output, score = _scored(model, batch, setting, device)
         sample_ids.extend(batch.sample_id)
-        squared_error.append((error * mask).sum(1).double().cpu().numpy())
-        total.append((variance * mask).sum(1).double().cpu().numpy())
+        squared_error.append((score.error * output.mask).sum(1).double().cpu().numpy())
+        total.append((score.total * output.mask).sum(1).double().cpu().numpy())
         for block, layer in zip(gates, layers, strict=True):
             block.append(_dense_gates(layer).cpu().numpy())
     if not sample_ids:
@@ -133,23 +133,19 @@ def names_of(images: Images, sample_id: np.ndarray) -> tuple[list[str], list[str
     return [str(number) for number in sample_id.tolist()], modalities
 
 
-def _reconstruct(
-    model: Objective, batch: Batch, setting: Setting, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Predictions [n, L, K], mask [n, L], and a patch's squared error and variance to explain [n, L]."""
+def _scored(model: Objective, batch: Batch, setting: Setting, device: torch.device) -> tuple[Any, Score]:
+    """What the model makes of a batch, and how well."""
     images = batch.images.to(device)
     with autocast(device, setting.precision):
         output = model(images, noise=batch.noise.to(device))
-    target = model.target(images)
-    error = (output.pred.float() - target).square().sum(-1)
-    return output.pred.float(), output.mask, error, model.to_explain(target)
+    return output, model.score(images, output)
 
 
 @torch.no_grad()
 def image_losses(model: Objective, batch: Batch, setting: Setting, device: torch.device) -> np.ndarray:
-    """The reconstruction loss of each image, over its hidden patches: float64 [n]."""
-    pred, mask, error, _ = _reconstruct(model, batch, setting, device)
-    return ((error * mask).sum(1).double() / (mask.sum(1).double() * pred.shape[-1])).cpu().numpy()
+    """The loss of the objective of each image: float64 [n]."""
+    _, score = _scored(model, batch, setting, device)
+    return score.loss.double().cpu().numpy()
 
 
 def _dense_gates(layer: DEXMlp) -> torch.Tensor:
@@ -167,5 +163,5 @@ def _examples(
     device: torch.device,
 ) -> Examples:
     (batch,) = batches(images, example_rows(images, sample_id), model, setting)
-    pred, mask, _, _ = _reconstruct(model, batch, setting, device)
-    return examples_of(model, images, batch.sample_id, batch.images.to(device), pred, mask, setting)
+    output, _ = _scored(model, batch, setting, device)
+    return examples_of(model, images, batch.sample_id, batch.images.to(device), output, setting)

@@ -2,7 +2,7 @@
 
 from dexcore.models.dense_checkpoint import DenseLoad, load_dense_checkpoint
 from dexcore.models.description import NotDescribableError
-from dexcore.models.distillation import DistillationOutput, DistilledEncoder, Teacher
+from dexcore.models.distillation import DistillationOutput, DistilledEncoder, Teacher, TeacherShape
 from dexcore.models.mae import MAEOutput, MaskedAutoencoder
 from dexcore.models.pretrained import ModelFileError
 from dexcore.models.pyramid import FeaturePyramid
@@ -25,6 +25,7 @@ __all__ = [
     "TaskDescription",
     "TaskModel",
     "Teacher",
+    "TeacherShape",
     "UNETRDecoder",
     "load_dense_checkpoint",
     "load_reference_checkpoint",

@@ -3,6 +3,7 @@
 Axes: B images, L patches, T compared tokens (L, and one of the class where both have one), K the teacher's width.
 """
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Self
 
@@ -13,23 +14,40 @@ from torch import Tensor, nn
 from dexcore.checks import check_kind, check_whole
 from dexcore.models.checkpointing import checkpointed
 from dexcore.models.inputs import carry_inputs, checked_size, per_channel
-from dexcore.models.objective import Objective
+from dexcore.models.objective import Objective, Score
 from dexcore.models.vit import build_encoder, describe_encoder
+from dexcore.view import LUMA
 
 
 class DistillationOutput(NamedTuple):
-    """What a `DistilledEncoder` returns.
+    """What a `DistilledEncoder` returns; all but ``loss`` without a gradient's path to the teacher.
 
     Attributes:
         loss: 0-dim, float32: the mean squared error of the patches' tokens; where the class token is compared too, the
             mean of it and of the class token's.
         pred: [B, L, K], the patches' tokens as the student gives them, in float32.
         mask: [B, L], ones: it is asked for every patch.
+        target: [B, L, K], the teacher's.
+        losses: [B], of each image.
     """
 
     loss: Tensor
     pred: Tensor
     mask: Tensor
+    target: Tensor
+    losses: Tensor
+
+
+class TeacherShape(NamedTuple):
+    """What a student has to know of its teacher.
+
+    Attributes:
+        dim: K.
+        has_class: it has a class token, which is compared too.
+    """
+
+    dim: int
+    has_class: bool
 
 
 class Teacher:
@@ -44,23 +62,31 @@ class Teacher:
         mean, std: of each channel, what the student's images were normalized by.
 
     Attributes:
-        dim: K.
-        has_class: it has a class token, which is compared too.
+        shape: of its tokens.
+        sha256: of its weights by name, wherever they came from and before they were set to a size.
 
     Raises:
-        ValueError: the model has no such tokens or cannot take that size, or the images have not 1 or 3 channels.
+        ValueError: the model has no such tokens, cannot take that size or does not say how its images were normalized,
+            or the images have other channels than it (gray ones are repeated, colour becomes gray).
     """
 
     def __init__(self, model: Any, grid: tuple[int, int], mean: Sequence[float], std: Sequence[float]) -> None:
-        if len(mean) not in (1, 3):
-            raise ValueError(f"a teacher sees images of 1 or 3 channels, got {len(mean)}")
         self.model: Any = model.eval().requires_grad_(False)
+        self.sha256 = _content(self.model)
         self.size = _set_grid(self.model, grid)
         self.channels: int = self.model.patch_embed.proj.in_channels
-        own = [per_channel(self.model.pretrained_cfg[name], self.channels) for name in ("mean", "std")]
+        if len(mean) not in (1, self.channels) and (len(mean), self.channels) != (3, 1):
+            raise ValueError(f"{type(model).__name__} sees images of {self.channels} channels, got {len(mean)}")
+        said = getattr(self.model, "pretrained_cfg", None) or {}
+        if not {"mean", "std"} <= said.keys():
+            raise ValueError(
+                f"{type(model).__name__} does not say by which mean and std its images were normalized, in its "
+                "pretrained_cfg (set_preprocessing, of a model of dexcore's)"
+            )
+        own = [per_channel(said[name], self.channels) for name in ("mean", "std")]
         self.normalizations = [torch.tensor(values).view(-1, 1, 1) for values in (mean, std, *own)]
-        self.dim: int = self.model.num_features
-        self.has_class = getattr(self.model, "cls_token", None) is not None
+        has_class = getattr(self.model, "cls_token", None) is not None
+        self.shape = TeacherShape(self.model.num_features, has_class)
         self._check_tokens(grid)
 
     def to(self, device: torch.device) -> Self:
@@ -75,16 +101,16 @@ class Teacher:
         its mean and in units of its own deviation, so that no single loud channel decides."""
         mean, std, own_mean, own_std = self.normalizations
         pixels = images * std + mean
-        if pixels.shape[1] > self.channels:
-            pixels = pixels.mean(1, keepdim=True)
+        if pixels.shape[1] > self.channels:  # gray as everywhere
+            pixels = (pixels * torch.from_numpy(LUMA).to(pixels).view(-1, 1, 1)).sum(1, keepdim=True)
         pixels = (pixels - own_mean) / own_std
         if tuple(pixels.shape[2:]) != self.size:
             pixels = nn.functional.interpolate(pixels, self.size, mode="bilinear", antialias=True)
         tokens = self.model.forward_features(pixels).float()
         chosen = [tokens[:, self.model.num_prefix_tokens :]]
-        if self.has_class:
+        if self.shape.has_class:
             chosen.insert(0, tokens[:, :1])
-        return nn.functional.layer_norm(torch.cat(chosen, dim=1), (self.dim,))
+        return nn.functional.layer_norm(torch.cat(chosen, dim=1), (self.shape.dim,))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self
@@ -94,7 +120,7 @@ class Teacher:
             found = tuple(self.tokens(torch.zeros(1, len(self.normalizations[0]), *self.size)).shape)
         except (AttributeError, IndexError, RuntimeError, TypeError) as error:
             raise ValueError(f"{type(self.model).__name__} cannot teach: it gives no tokens ({error})") from error
-        expected = (1, grid[0] * grid[1] + self.has_class, self.dim)
+        expected = (1, grid[0] * grid[1] + self.shape.has_class, self.shape.dim)
         if found != expected:
             raise ValueError(
                 f"{type(self.model).__name__} cannot teach: expected tokens {list(expected)}, got {list(found)}"
@@ -137,7 +163,9 @@ class DistilledEncoder(Objective):
         Raises:
             ValueError: there is no ``teacher``.
         """
-        return self.compare(images, self._taught(images))
+        if self.teacher is None:
+            raise ValueError("teacher must be set: a saved model does not hold it, and its loss is nothing without it")
+        return self.compare(images, self.teacher.tokens(images))
 
     def compare(self, images: Tensor, taught: Tensor) -> DistillationOutput:
         """As a forward, with the teacher's tokens [B, T, K] at hand."""
@@ -145,20 +173,21 @@ class DistilledEncoder(Objective):
         patches = tokens[:, self.encoder.num_prefix_tokens :]
         chosen = torch.cat([tokens[:, :1], patches], dim=1) if self.class_token else patches
         pred = self.head(chosen).float()
-        error = (pred - taught[:, -chosen.shape[1] :]).square().mean(-1)
-        loss = error[:, -self.num_patches :].mean()
+        taught = taught[:, -chosen.shape[1] :]
+        error = (pred - taught).square().mean(-1)
+        losses = error[:, -self.num_patches :].mean(1)
         if self.class_token:
-            loss = (loss + error[:, 0].mean()) / 2
-        pred = pred[:, -self.num_patches :]
-        return DistillationOutput(loss, pred, torch.ones(pred.shape[:2], device=pred.device))
+            losses = (losses + error[:, 0]) / 2
+        pred, target = (tokens[:, -self.num_patches :] for tokens in (pred, taught))
+        mask = torch.ones(pred.shape[:2], device=pred.device)
+        return DistillationOutput(losses.mean(), pred, mask, target, losses.detach())
 
-    def target(self, images: Tensor) -> Tensor:
-        """The teacher's tokens of the patches, [B, L, K]."""
-        return self._taught(images)[:, -self.num_patches :]
-
-    def to_explain(self, target: Tensor) -> Tensor:
-        """Squares around the mean of an image's tokens: what all its patches have in common is given away."""
-        return (target - target.mean(1, keepdim=True)).square().sum(-1)
+    def score(self, images: Tensor, output: DistillationOutput) -> Score:
+        """Of all patches; a patch's total is around the mean of its image's tokens: what all have in common is given
+        away."""
+        target = output.target
+        total = (target - target.mean(1, keepdim=True)).square().sum(-1)
+        return Score((output.pred - target).square().sum(-1), total, output.losses)
 
     def adapted(self, num_classes: int | None, in_chans: int | None, img_size: int | tuple[int, int] | None) -> Self:
         for argument, value in {"num_classes": num_classes, "in_chans": in_chans}.items():
@@ -191,10 +220,14 @@ class DistilledEncoder(Objective):
         x = vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(images))))
         return vit.norm(checkpointed(vit.blocks, x, self._selective))
 
-    def _taught(self, images: Tensor) -> Tensor:
-        if self.teacher is None:
-            raise ValueError("teacher must be set: a saved model does not hold it, and its loss is nothing without it")
-        return self.teacher.tokens(images)
+
+def _content(model: nn.Module) -> str:
+    """SHA-256 of a model's tensors by name."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _set_grid(model: Any, grid: tuple[int, int]) -> tuple[int, int]:

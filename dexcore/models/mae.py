@@ -18,7 +18,7 @@ from torch import nn
 from dexcore.checks import check_kind, check_number, check_whole
 from dexcore.models.checkpointing import checkpointed
 from dexcore.models.inputs import carry_inputs, checked_size
-from dexcore.models.objective import Objective
+from dexcore.models.objective import Objective, Score
 from dexcore.models.vit import build_encoder, describe_encoder
 from dexcore.nn import DEXMlp
 
@@ -334,13 +334,21 @@ class MaskedAutoencoder(Objective):
         return _statistics(_at_least_float32(self.patchify(images)))
 
     def target(self, images: torch.Tensor) -> torch.Tensor:
+        """What ``pred`` is compared with: [B, L, K], in float32 or wider."""
         return self._as_target(self.patchify(images))
 
-    def to_explain(self, target: torch.Tensor) -> torch.Tensor:
-        """Squares around a patch's own mean colour (for a gray image its mean): guessing the channels' levels alone
-        explains nothing."""
-        pixels = target.unflatten(-1, (-1, self.encoder.in_chans))
-        return (pixels - pixels.mean(2, keepdim=True)).square().sum((2, 3))
+    def score(self, images: torch.Tensor, output: MAEOutput) -> Score:
+        """Of hidden and visible patches; the loss is the hidden ones'.
+
+        A patch's total is around its own mean colour (for a gray image its mean): guessing the channels' levels alone
+        explains nothing.
+        """
+        target = self.target(images)
+        error = (output.pred.to(target.dtype) - target).square().sum(-1)
+        pixels = target.unflatten(-1, (-1, images.shape[1]))
+        total = (pixels - pixels.mean(2, keepdim=True)).square().sum((2, 3))
+        loss = (error * output.mask).sum(1).double() / (output.mask.sum(1).double() * target.shape[-1])
+        return Score(error, total, loss)
 
     def reconstruct(self, images: torch.Tensor, pred: torch.Tensor) -> torch.Tensor:
         """Predictions [B, L, K] as a picture [B, C, H, W] in the units of ``images``.

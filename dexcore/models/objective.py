@@ -1,6 +1,7 @@
 """What a vision transformer is pre-trained for: one module, which a loop calls for the loss of its images."""
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -42,10 +43,20 @@ class Objective(PretrainedMixin, nn.Module):
         """The transformer blocks that are called as such, in the order in which they run."""
         return [*self.encoder.blocks]
 
-    def target(self, images: torch.Tensor) -> torch.Tensor:
-        """What ``pred`` is compared with: [B, L, K], in float32 or wider."""
+    def score(self, images: torch.Tensor, output: Any) -> "Score":
+        """How well ``output``, of a forward with ``images``, is what was asked for."""
         raise NotImplementedError
 
-    def to_explain(self, target: torch.Tensor) -> torch.Tensor:
-        """What varies in targets [B, L, K] around what is given away, a sum of squares a patch: [B, L]."""
-        raise NotImplementedError
+
+class Score(NamedTuple):
+    """What a model predicted, beside what it should have; float32 or wider.
+
+    Attributes:
+        error: [B, L], a patch's squared error.
+        total: [B, L], what varies in its target around what is given away, a sum of squares.
+        loss: [B], an image's part of the loss, of which the forward's is the mean.
+    """
+
+    error: torch.Tensor
+    total: torch.Tensor
+    loss: torch.Tensor

@@ -31,12 +31,14 @@ class History:
         scalars: each of `SCALARS` as float64 [steps], nan where a step has no such number.
         load: an entry a DEX block, float64 [steps, R_block]: the share of the batch each expert got.
         skipped: bool [steps]: loss or gradient was not finite, and the weights stayed as they were.
+        rolled_back: how often the run went back to the weights of an earlier checkpoint.
     """
 
     step: np.ndarray
     scalars: dict[str, np.ndarray]
     load: tuple[np.ndarray, ...]
     skipped: np.ndarray
+    rolled_back: int = 0
 
     @classmethod
     def read(cls, path: str | Path) -> "History":
@@ -60,6 +62,7 @@ class History:
             scalars={name: _column(path, records, name) for name in SCALARS},
             load=_blocks(path, records, "load", axes=1),
             skipped=_skipped(path, records),
+            rolled_back=max((int(record.get("rolled_back", 0)) for record in records), default=0),
         )
 
 

@@ -313,6 +313,8 @@ def _warnings(history: History, summary: Summary) -> Iterator[str]:
     bad = int((history.skipped | ~np.isfinite(history.scalars["loss_self"])).sum())
     if bad:
         yield f"The loss or its gradient was not finite in {bad} of {len(history.step)} steps."
+    if history.rolled_back:
+        yield f"The run went back to the weights of an earlier checkpoint, {history.rolled_back} times in all."
     if not summary.blocks and not summary.mlp.startswith("dense"):
         yield "No DEX block was evaluated: nothing to say about experts."
     if by_rule(summary.mlp):

@@ -127,6 +127,8 @@ def _course(history: History, called: str) -> str:
     loss = history.scalars["loss_self"]
     finite = np.flatnonzero(np.isfinite(loss))
     told = f"{steps} step{'s' * (steps != 1)} done, {skipped} of them skipped (loss or gradient not finite)"
+    if history.rolled_back:
+        told += f", {history.rolled_back} times back to an earlier checkpoint's weights"
     if not len(finite):
         return f"{told}; no {called} was a finite number."
     return f"{told}; {called} from {loss[finite[0]]:.3f} to {loss[finite[-1]]:.3f}."

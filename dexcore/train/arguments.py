@@ -36,7 +36,7 @@ def parse(argv: Sequence[str] | None = None, program: str | None = None) -> Pret
         config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
         print_config: bool = False,
     ) -> tuple[PretrainConfig, bool]:
-        """Pre-train a Director-Experts masked autoencoder on medical images.
+        """Pre-train a Director-Experts vision transformer on medical images.
 
         Values: the preset's (with --resume the run folder's), then --config, then flags.
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from timm.layers import Mlp
+from timm.layers import Mlp, trunc_normal_
 from torch import nn
 
 from dexcore.data.feed.pretrain_view import Images
@@ -19,11 +19,14 @@ from dexcore.models import (
     MaskedAutoencoder,
     ModelFileError,
     Teacher,
+    TeacherShape,
     load_dense_checkpoint,
 )
 from dexcore.models.objective import Objective
 from dexcore.nn import RoutingRule, collapse, set_rule
 from dexcore.train.config import ModelConfig, PretrainConfig
+
+_TIMM_STD = 0.02  # of a vision transformer's linear layers
 
 
 def model_of_run(
@@ -40,18 +43,27 @@ def model_of_run(
     Raises:
         ConfigError: the file cannot be loaded.
     """
-    there = [images.modality_names[index] for index in np.unique(images.modality)]
+    there = modalities_there(images)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.run.seed)
-        model = replace(config.model, init=begun_from)
-        return build_model(model, config.run.seed, there, teacher, "tf32" if config.run.tf32 else "ieee")
+        settings = replace(config.model, init=begun_from)
+        precision = "tf32" if config.run.tf32 else "ieee"
+        model = build_model(settings, config.run.seed, there, None if teacher is None else teacher.shape, precision)
+    if isinstance(model, DistilledEncoder):
+        model.teacher = teacher
+    return model
+
+
+def modalities_there(images: Images) -> list[str]:
+    """The modalities that a run's images are of."""
+    return [images.modality_names[index] for index in np.unique(images.modality)]
 
 
 def build_model(
     config: ModelConfig,
     seed: int = 0,
     modalities: Sequence[str] = (),
-    teacher: Teacher | None = None,
+    teacher: TeacherShape | None = None,
     precision: str = "ieee",
 ) -> Objective:
     """The model of a configuration, with weights from PyTorch's global generator: an autoencoder or, with a teacher, an
@@ -66,7 +78,7 @@ def build_model(
         config: of the model.
         seed: of the run; it keys fixed routing.
         modalities: of the run's images, whose experts oracle routing decides.
-        teacher: whose tokens are learned; None: the model is an autoencoder.
+        teacher: whose tokens are to be learned; None: the model is an autoencoder.
         precision: of the experts' float32 products on a GPU.
 
     Raises:
@@ -77,8 +89,7 @@ def build_model(
     if teacher is None:
         model = _autoencoder(encoder, config)
     else:
-        model = DistilledEncoder(encoder, teacher.dim, teacher.has_class)
-        model.teacher = teacher
+        model = DistilledEncoder(encoder, *teacher)
     if config.init:
         try:
             load_dense_checkpoint(model if isinstance(model, MaskedAutoencoder) else encoder, config.init)
@@ -144,7 +155,7 @@ def _widen(model: Objective, hidden: int, grown: bool) -> None:
     """
     for block in model.encoder.blocks:
         old: Any = block.mlp
-        new = _drawn(old, hidden)
+        new = _drawn(old, hidden, isinstance(model, DistilledEncoder))
         if grown:
             own = old.fc1.out_features
             new.fc1.weight[:own] = old.fc1.weight
@@ -155,11 +166,14 @@ def _widen(model: Objective, hidden: int, grown: bool) -> None:
         block.mlp = new
 
 
-def _drawn(old: Any, hidden: int) -> Any:
-    """An MLP as ``old``, of another hidden width, with weights as `MaskedAutoencoder` draws them."""
+def _drawn(old: Any, hidden: int, as_timm: bool) -> Any:
+    """An MLP as ``old``, of another hidden width, with weights as timm or `MaskedAutoencoder` draws them."""
     activation: Any = partial(copy.deepcopy, old.act)  # timm wants a class
     new: Any = Mlp(old.fc1.in_features, hidden, act_layer=activation)
     for layer in (new.fc1, new.fc2):
-        nn.init.xavier_uniform_(layer.weight)
+        if as_timm:
+            trunc_normal_(layer.weight, std=_TIMM_STD)
+        else:
+            nn.init.xavier_uniform_(layer.weight)
         nn.init.zeros_(layer.bias)
     return new

@@ -34,10 +34,12 @@ def training_layers(
         return
     say("the first step compiles the blocks, which takes minutes")
     blocks = model.blocks()
+    limit = max(torch._dynamo.config.recompile_limit, 2 * len(blocks))  # all blocks are one function, of many shapes
     for block in blocks:
         block.compile()
     try:
-        yield partial(torch.compiler.set_stance, "force_eager")
+        with torch._dynamo.config.patch(recompile_limit=limit):
+            yield partial(torch.compiler.set_stance, "force_eager")
     finally:
         for block in blocks:
             del block._compiled_call_impl

@@ -30,7 +30,7 @@ Checkpointing = Literal["none", "block", "selective"]
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The masked autoencoder: a DEX vision transformer as encoder, or a twin of it, and MAE's dense decoder."""
+    """A DEX vision transformer as encoder, or a twin of it; and, without a teacher, MAE's dense decoder."""
 
     mlp: Literal["dex", "dense", "dense-wide", "fixed-routing", "oracle-routing"] = "dex"
     """The encoder's MLPs: DEX layers, or those of a twin to compare them with: a plain MLP; one top_k times as wide,
@@ -165,7 +165,7 @@ class DataConfig:
     """Modality of those of data.images that do not say it themselves, as DICOM does: CT, X-ray, ..."""
     slices: int = 1
     """An image's channels: so many neighbouring slices of its volume, itself in the middle; odd, and model.in_chans is
-    the same number. All images become gray; those that are no slices have equal channels. 1: each by itself."""
+    the same number. All images become gray; those that are no slices have equal channels. 1: single images."""
     balance: float = 1.0
     """0 draws every image equally often, 1 every modality; between, a temperature on the modality shares."""
     epoch_size: int = 0

@@ -12,6 +12,7 @@ from dexcore.report.objectives import OBJECTIVES
 from dexcore.train.compiled import training_layers
 from dexcore.train.loop import Pretraining
 from dexcore.train.run.comparison import cost
+from dexcore.train.teacher import shape_of
 
 _MIB = 2**20
 _WARM_UP, _TIMED = 3, 7  # steps: the first ones take several times as long as those that follow
@@ -43,7 +44,7 @@ def rehearse(run: Pretraining) -> list[str]:
     seconds = _seconds(prepare, step, workers)
     trained = sum(parameter.numel() for parameter in run.parameters)
     fixed = sum(parameter.numel() for parameter in run.model.parameters()) - trained
-    costs = cost(config.model, run.teacher)
+    costs = cost(config.model, shape_of(run.teacher))
     precision = "bf16" if uses_bf16(run.device, config.run.precision) else "fp32"
     return [
         "dry run: no run folder was written",

@@ -67,7 +67,7 @@ from dexcore.train.run.provenance import check_images, describe_images, record_s
 from dexcore.train.run.sinks import check_sinks
 from dexcore.train.schedules import Schedule, StepValues
 from dexcore.train.step0 import measure_step0
-from dexcore.train.teacher import TEACHER, check_teacher, content_of, open_teacher
+from dexcore.train.teacher import check_teacher, open_teacher, shape_of, told_of
 
 _OF_DEX = {"loss_align", "loss_balance", "momentum", "noise_std", "lambda_balance", "load"}  # of a step's line
 
@@ -161,11 +161,11 @@ class Pretraining:
             described = describe_images(self.images, self.rows)
             told = {"total_steps": total, "batch_size": self.config.data.batch_size, "changed": changed}
             if self.teacher is not None:
-                told[TEACHER] = content_of(self.teacher)
+                told |= told_of(self.teacher)
             record_start(self.folder, self.step_done, self.device, described, told, self.begun_from)
             for change in changed:
                 self.ranks.say(f"changed: {change}")
-            write_comparison(self.folder, comparison_of(self.config, self._order_digest(), self.teacher))
+            write_comparison(self.folder, comparison_of(self.config, self._order_digest(), shape_of(self.teacher)))
         if self.step_done == 0:
             measure_step0(self.folder, self.parallel.whole(), self.images, self.config, self.device, self.ranks)
         with (
@@ -199,7 +199,9 @@ class Pretraining:
                     self._measure(journal)
                 started += time.perf_counter() - now  # what is measured meanwhile is no training
                 last = self.stopping or self.step_done == total
-                if last or self.step_done % every == 0:
+                # What is saved while steps are skipped would take the place of what a roll back asks for.
+                troubled = self.config.run.roll_back and self.skipped_in_a_row
+                if last or (self.step_done % every == 0 and not troubled):
                     with watchdog.paused():  # a large one on a slow disk takes its time, and so does the one before it
                         journal.sync()
                         self.save(writer, last)
@@ -462,12 +464,13 @@ class Pretraining:
                 self.skipped_in_a_row = 0
                 self.rolled_back += 1
                 return
+            self.ranks.say("no checkpoint of before these steps is there to go back to")
         raise TrainingError(
             f"the loss or its gradient was not finite in {self.skipped_in_a_row} steps on end; the ids "
             f"of their images are in {skipped_path}, and --resume --replay {skipped_path} tells which are affected. A "
             "skipped step changes no weight: the newest checkpoint holds those of before. Where every image is "
-            "affected, training has diverged: --run.roll-back 1 goes on with an earlier checkpoint's weights, if there "
-            "is one; or begin again in another --out with a smaller --optimizer.base-lr"
+            f"affected, training has diverged: --resume --run.roll-back {self.rolled_back + 1} goes on with an earlier "
+            "checkpoint's weights, if there is one; or begin again in another --out with a smaller --optimizer.base-lr"
         )
 
 

@@ -52,7 +52,7 @@ def pretrain(
     dataset: Dataset[Any] | None = None,
     transform: Transform | None = None,
 ) -> RunResult:
-    """Train a masked autoencoder, or go on with its training, then evaluate it and write the report.
+    """Pre-train a model (a masked autoencoder, or a teacher's student) or go on with it, evaluate it, write the report.
 
     Under torchrun all processes call it; they share every batch, and the main one alone writes and speaks. Prints
     progress on stderr and, at the end, the summary on stdout. SIGTERM, SIGINT and SIGUSR1, to any of the processes or

@@ -1,7 +1,7 @@
 """The teacher of a run: opened once, known by its content."""
 
-import hashlib
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -9,12 +9,12 @@ from dexcore.data.feed.augment import channel_statistics
 from dexcore.engine.config import ConfigError
 from dexcore.engine.folder import RunFolderError
 from dexcore.evaluate.embedding import FeaturesError, open_model
-from dexcore.models import ModelFileError, Teacher
+from dexcore.models import ModelFileError, Teacher, TeacherShape
 from dexcore.models.inputs import slices_of
 from dexcore.report.starts import read_starts
 from dexcore.train.config import PretrainConfig
 
-TEACHER = "teacher_sha256"  # in a line of starts.jsonl
+TEACHER = "teacher"  # in a line of starts.jsonl
 
 
 def open_teacher(config: PretrainConfig, device: torch.device) -> Teacher | None:
@@ -36,13 +36,20 @@ def open_teacher(config: PretrainConfig, device: torch.device) -> Teacher | None
         raise ConfigError(f"objective.teacher: {error}") from error
 
 
-def content_of(teacher: Teacher) -> str:
-    """SHA-256 of a teacher's weights, by name, wherever they come from."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(teacher.model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
+def shape_of(teacher: Teacher | None) -> TeacherShape | None:
+    """Of a teacher, if there is one."""
+    return None if teacher is None else teacher.shape
+
+
+def told_of(teacher: Teacher) -> dict[str, Any]:
+    """What a line of starts.jsonl says of a teacher."""
+    return {TEACHER: {"sha256": teacher.sha256, **teacher.shape._asdict()}}
+
+
+def shape_told(folder: Path) -> TeacherShape | None:
+    """The shape of the teacher that a run was begun with; None of one without."""
+    told = _told(folder)
+    return None if told is None else TeacherShape(int(told["dim"]), bool(told["has_class"]))
 
 
 def check_teacher(folder: Path, teacher: Teacher | None) -> None:
@@ -51,10 +58,12 @@ def check_teacher(folder: Path, teacher: Teacher | None) -> None:
     Raises:
         RunFolderError: the weights are others.
     """
-    if teacher is None:
-        return
-    then = next((start[TEACHER] for start in read_starts(folder) if TEACHER in start), None)
-    if then is not None and then != content_of(teacher):
+    told = _told(folder)
+    if teacher is not None and told is not None and told["sha256"] != teacher.sha256:
         raise RunFolderError(
             f"objective.teacher: its weights are not those that {folder} was begun with; expected the same ones"
         )
+
+
+def _told(folder: Path) -> dict[str, Any] | None:
+    return next((start[TEACHER] for start in read_starts(folder) if TEACHER in start), None)

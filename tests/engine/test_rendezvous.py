@@ -19,7 +19,7 @@ def server():
 
 
 def _meets(server: dist.TCPStore, rank: int, count: int, seconds: float = _SECONDS) -> dist.Store:
-    client = dist.TCPStore("127.0.0.1", server.port, None, False, timedelta(seconds=seconds), wait_for_workers=False)
+    client = dist.TCPStore("127.0.0.1", server.port, None, False, timedelta(seconds=_SECONDS), wait_for_workers=False)
     return meet_in(client, rank, count, time.monotonic() + seconds)
 
 

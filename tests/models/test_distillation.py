@@ -9,6 +9,7 @@ import torch
 
 from dexcore.models import DEXVisionTransformer, DistilledEncoder, Teacher
 from dexcore.nn import update_directors
+from dexcore.view import LUMA
 
 SIZE, PATCH, GRID = 32, 8, (4, 4)
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
@@ -51,7 +52,7 @@ def test_targets_are_the_teacher_s_tokens_of_the_same_pixels_each_without_mean_a
 
 def test_the_loss_is_the_mean_of_the_class_token_s_error_and_the_patches():
     teacher = Teacher(_teacher_model(), GRID, MEAN, STD)
-    model = DistilledEncoder(_student(), teacher.dim)
+    model = DistilledEncoder(_student(), teacher.shape.dim)
     model.teacher = teacher
     output = model(_images())
     taught = teacher.tokens(_images()).double()
@@ -60,13 +61,19 @@ def test_the_loss_is_the_mean_of_the_class_token_s_error_and_the_patches():
     assert output.loss.item() == pytest.approx(((error[:, 0].mean() + error[:, 1:].mean()) / 2).item(), rel=1e-5)
     assert torch.equal(output.mask, torch.ones(3, 16))
     np.testing.assert_allclose(output.pred.detach().numpy(), pred[:, 1:].detach().numpy(), atol=1e-5)
-    np.testing.assert_array_equal(model.target(_images()), teacher.tokens(_images())[:, 1:])
+    np.testing.assert_array_equal(output.target, teacher.tokens(_images())[:, 1:])
+    score = model.score(_images(), output)
+    assert score.loss.mean().item() == pytest.approx(output.loss.item(), rel=1e-6)
+    target = taught[:, 1:]
+    total = (target - target.mean(1, keepdim=True)).square().sum(-1)
+    np.testing.assert_allclose(score.total.numpy(), total.numpy(), rtol=1e-5)
+    np.testing.assert_allclose(score.error.detach().numpy(), 24 * error[:, 1:].detach().numpy(), rtol=1e-4)
 
 
 @pytest.mark.parametrize("selective", [False, True])
 def test_activation_checkpointing_changes_no_gradient(selective):
     teacher = Teacher(_teacher_model(), GRID, MEAN, STD)
-    model = DistilledEncoder(_student(pre_norm=True), teacher.dim)
+    model = DistilledEncoder(_student(pre_norm=True), teacher.shape.dim)
     model.teacher = teacher
     gradients = []
     for again in (False, True):
@@ -85,15 +92,15 @@ def test_activation_checkpointing_changes_no_gradient(selective):
 
 def test_a_teacher_without_a_class_token_teaches_patches_alone():
     teacher = Teacher(_teacher_model(class_token=False, global_pool="avg"), GRID, MEAN, STD)
-    assert not teacher.has_class
-    model = DistilledEncoder(_student(), teacher.dim, teacher.has_class)
+    assert not teacher.shape.has_class
+    model = DistilledEncoder(_student(), *teacher.shape)
     model.teacher = teacher
     assert model(_images()).loss.item() == pytest.approx(
         (model(_images()).pred - teacher.tokens(_images())).square().mean().item(), rel=1e-5
     )
 
 
-@pytest.mark.parametrize(("channels", "teacher_channels"), [(1, 3), (3, 1)])
+@pytest.mark.parametrize(("channels", "teacher_channels"), [(1, 3), (3, 1), (5, 5)])
 def test_gray_and_colour_meet(channels, teacher_channels):
     model = _vit(1, in_chans=teacher_channels)
     model.pretrained_cfg = {"mean": (0.5,), "std": (0.25,)}
@@ -103,6 +110,28 @@ def test_gray_and_colour_meet(channels, teacher_channels):
         expected = model.forward_features(_images(1).expand(-1, teacher_channels, -1, -1))
     expected = torch.nn.functional.layer_norm(expected, (24,))
     np.testing.assert_allclose(teacher.tokens(gray).numpy(), expected.numpy(), atol=1e-5)
+
+
+def test_colour_becomes_the_gray_that_it_is_everywhere():
+    model = _vit(1, in_chans=1)
+    model.pretrained_cfg = {"mean": (0.5,), "std": (0.25,)}
+    teacher = Teacher(model, GRID, MEAN, STD)
+    colour = torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
+    gray = torch.from_numpy(np.tensordot(LUMA, colour.numpy(), axes=(0, 1)))[:, None]
+    with torch.no_grad():
+        expected = torch.nn.functional.layer_norm(model.forward_features((gray - 0.5) / 0.25), (24,))
+    given = (colour - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    np.testing.assert_allclose(teacher.tokens(given).numpy(), expected.numpy(), atol=1e-4)
+
+
+def test_a_teacher_is_known_by_its_weights_whatever_size_it_is_set_to():
+    models = [_teacher_model(img_size=64, patch_size=16) for _ in range(3)]
+    with torch.no_grad():
+        models[2].cls_token[0, 0, 0] += 1e-3
+    same, resized, other = (
+        Teacher(model, grid, MEAN, STD) for model, grid in zip(models, [(4, 4), (2, 2), (4, 4)], strict=True)
+    )
+    assert same.sha256 == resized.sha256 != other.sha256
 
 
 def test_a_teacher_of_another_patch_size_is_resized_to_the_student_s_grid():
@@ -116,7 +145,7 @@ def test_a_teacher_of_another_patch_size_is_resized_to_the_student_s_grid():
 def test_the_teacher_is_neither_trained_nor_saved_nor_copied(tmp_path):
     teacher = Teacher(_teacher_model(), GRID, MEAN, STD)
     before = copy.deepcopy(teacher.model.state_dict())
-    model = DistilledEncoder(_student(), teacher.dim)
+    model = DistilledEncoder(_student(), teacher.shape.dim)
     model.teacher = teacher
     names = {name for name, _ in model.named_parameters()}
     assert all(name.startswith(("encoder.", "head.")) for name in names)
@@ -140,8 +169,12 @@ def test_the_teacher_is_neither_trained_nor_saved_nor_copied(tmp_path):
 def test_what_cannot_teach_is_refused():
     with pytest.raises(ValueError, match="ResNet cannot teach: expected a vision transformer"):
         Teacher(timm.create_model("resnet10t", num_classes=0), GRID, MEAN, STD)
-    with pytest.raises(ValueError, match="1 or 3 channels, got 2"):
+    with pytest.raises(ValueError, match="sees images of 3 channels, got 2"):
         Teacher(_teacher_model(), GRID, (0.5, 0.5), (0.5, 0.5))
+    silent = _teacher_model()
+    silent.pretrained_cfg = {}
+    with pytest.raises(ValueError, match="does not say by which mean and std its images were normalized"):
+        Teacher(silent, GRID, MEAN, STD)
     with pytest.raises(ValueError, match="class_token must be False"):
         DistilledEncoder(_student(class_token=False, pool="mean", global_pool="avg"), 24)
     with pytest.raises(TypeError, match="encoder"):

@@ -3,6 +3,8 @@
 import json
 import os
 import socket
+import subprocess
+import sys
 import time
 from contextlib import contextmanager
 from dataclasses import replace
@@ -137,13 +139,24 @@ def flags(config: PretrainConfig, folder: Path) -> list[str]:
     return ["--config", str(file), *(["--resume"] if config.resume else [])]
 
 
-def start_ranks(count: int, arguments: list[str]) -> list[WarmProcess]:
-    """``python arguments`` in ``count`` processes, a process group, with the environment that torchrun gives them."""
+def start_ranks(count: int, arguments: list[str], fresh: bool = False) -> list[Any]:
+    """``python arguments`` in ``count`` processes, a process group, with the environment that torchrun gives them.
+
+    Args:
+        fresh: interpreters that import everything themselves, each with a seed of its own for the order of sets.
+    """
     shared = _meeting_place(count)
-    processes: list[WarmProcess] = []
+    processes: list[Any] = []
     for rank in map(str, range(count)):
         group = processes[0].pid if processes else 0
-        processes.append(_process(arguments, {**shared, "RANK": rank, "LOCAL_RANK": rank}, group))
+        environment = {**shared, "RANK": rank, "LOCAL_RANK": rank}
+        if fresh:
+            command, pipe = [sys.executable, *arguments], subprocess.PIPE
+            own = _environment({**environment, "PYTHONHASHSEED": rank})
+            process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=own, process_group=group)
+            processes.append(process)
+        else:
+            processes.append(_process(arguments, environment, group))
     return processes
 
 
@@ -164,11 +177,15 @@ def _meeting_place(count: int) -> dict[str, str]:
 
 
 def _process(arguments: list[str], environment: dict[str, str], group: int) -> WarmProcess:
+    return WarmProcess(arguments, _environment(environment), group)
+
+
+def _environment(more: dict[str, str]) -> dict[str, str]:
     # The same number of threads as here: sums are cut by it.
-    return WarmProcess(arguments, {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), **environment}, group)
+    return {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), **more}
 
 
-def ends(processes: list[WarmProcess]) -> tuple[list[int], list[str], list[str]]:
+def ends(processes: list[Any]) -> tuple[list[int], list[str], list[str]]:
     """Exit codes, outputs and errors of processes, waited for; none is left behind."""
     try:
         told = [process.communicate(timeout=SECONDS_UNTIL_STUCK) for process in processes]

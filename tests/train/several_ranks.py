@@ -57,12 +57,12 @@ def alone(config: PretrainConfig, until: int = 0, poison: tuple[int, int] = (-1,
     return run
 
 
-def on_ranks(count: int, config: PretrainConfig, *more: str) -> list[dict[str, np.ndarray]]:
-    """What `rank_run` left on every rank."""
+def on_ranks(count: int, config: PretrainConfig, *more: str, fresh: bool = False) -> list[dict[str, np.ndarray]]:
+    """What `rank_run` left on every rank, in ``fresh`` interpreters or forked ones."""
     file, states = Path(config.out).with_suffix(".yaml"), Path(config.out).with_suffix(".states")
     states.mkdir(exist_ok=True)
     flags(config, file.parent)
-    codes, _, errors = ends(start_ranks(count, [RANK_RUN, str(file), str(states), *more]))
+    codes, _, errors = ends(start_ranks(count, [RANK_RUN, str(file), str(states), *more], fresh))
     assert codes == [EXIT_STOPPED if "--until" in more else 0] * count, errors
     return [dict(np.load(states / f"rank{rank}.npz")) for rank in range(count)]
 

@@ -43,7 +43,7 @@ def one_rank(store, tmp_path_factory) -> Pretraining:
 
 def test_two_ranks_are_one_run(store, one_rank, tmp_path):
     config = shared_run(store, tmp_path / "two")
-    ranks = on_ranks(2, config)
+    ranks = on_ranks(2, config, fresh=True)
     assert_same_run(config.out, one_rank.folder)
     assert_bit_identical(ranks)
     assert ranks[0]["all_reduces"] == 2 * FEW_STEPS

@@ -68,6 +68,11 @@ def test_it_goes_on_with_the_weights_of_before_the_trouble_and_with_the_next_ima
     assert [line["step"] for line in lines if line.get("rolled_back") == 1] == list(range(15, 24))
 
 
+def test_no_checkpoint_of_the_trouble_takes_the_place_of_the_one_from_before(store, tmp_path):
+    run = train(config_of(store, tmp_path / "run", keep_checkpoints=1), bad=(13, 14, 15))
+    assert same(run.weights[16], run.weights[10])
+
+
 def test_one_that_was_stopped_meanwhile_ends_as_one_that_was_not(store, tmp_path):
     bad = (12, 13, 14)
     whole = config_of(store, tmp_path / "whole")
@@ -86,7 +91,6 @@ def test_one_that_was_stopped_meanwhile_ends_as_one_that_was_not(store, tmp_path
     [
         ((12, 13, 14, 18, 19, 20), {}),  # too often
         ((0, 1, 2), {}),  # no checkpoint yet
-        ((4, 5, 6), {"checkpoint_every": 6, "keep_checkpoints": 1}),  # none from before
         ((12, 13, 14), {"roll_back": 0}),
     ],
 )

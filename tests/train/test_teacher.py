@@ -11,13 +11,16 @@ import torch
 from runs import metrics, tiny
 from several_ranks import alone, assert_bit_identical, assert_same_run, on_ranks, shared_run
 
+from dexcore.data import open_mvu
 from dexcore.engine.config import ConfigError
 from dexcore.evaluate.embedding import open_model
+from dexcore.evaluate.reconstruct import batches
 from dexcore.models import DEXVisionTransformer, DistilledEncoder
 from dexcore.report import Evaluation
 from dexcore.train import pretrain
 from dexcore.train.config import ObjectiveConfig, ParallelConfig
 from dexcore.train.loop import Pretraining
+from dexcore.train.run.export import export_model
 from dexcore.train.run.folder import RunFolderError
 
 LOOKS_AT_PAGES = True
@@ -38,7 +41,8 @@ def _taught(config, weights: Path):
 
 @pytest.fixture(scope="module")
 def taught_run(store, weights, tmp_path_factory):
-    config = _taught(tiny(store, tmp_path_factory.mktemp("taught") / "run", epochs=20.0), weights)
+    config = tiny(store, tmp_path_factory.mktemp("taught") / "run", epochs=20.0, evaluate_every=20.0, precision="fp32")
+    config = _taught(config, weights)
     assert pretrain(config).finished
     return config
 
@@ -56,6 +60,29 @@ def test_a_student_comes_nearer_to_its_teacher(taught_run):
     assert len(evaluation.gates) == 2
 
 
+def test_the_held_out_loss_is_that_of_training_on_held_out_images(taught_run, weights):
+    run = Pretraining(replace(taught_run, resume=True), Path(taught_run.out))
+    run.resume()
+    run.model.eval()
+    images = open_mvu(taught_run.data.store)
+    (batch,) = batches(images, np.flatnonzero(images.split == "heldout"), run.model, taught_run.setting)
+    with torch.no_grad():
+        loss = run.model(batch.images).loss.item()
+    lines = (Path(taught_run.out) / "heldout.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["loss"] == pytest.approx(loss, rel=1e-5)
+
+
+def test_a_checkpoint_is_exported_where_the_teacher_is_gone(store, tmp_path):
+    weights = tmp_path / "teacher.pth"
+    torch.save(timm.create_model("vit_tiny_patch16_224", num_classes=0).state_dict(), weights)
+    config = _taught(tiny(store, tmp_path / "run", epochs=2.0), weights)
+    run = alone(config)
+    weights.unlink()
+    assert export_model(tmp_path / "run", tmp_path / "model") == 5
+    exported = DistilledEncoder.from_pretrained(tmp_path / "model").state_dict()
+    assert all(torch.equal(value, exported[name]) for name, value in run.model.state_dict().items())
+
+
 def test_summary_page_and_card_speak_of_the_teacher(taught_run):
     folder = Path(taught_run.out)
     page = (folder / "report.html").read_text()
@@ -65,6 +92,7 @@ def test_summary_page_and_card_speak_of_the_teacher(taught_run):
     assert "reconstruct" not in told
     assert "masked" not in told
     card = (folder / "model" / "README.md").read_text()
+    assert "autoencoder" not in card
     assert "distillation of a frozen teacher's tokens: vit_tiny_patch16_224 (teacher.pth)" in card
     assert json.loads((folder / "comparison.json").read_text())["objective"] == "distill"
 

@@ -42,7 +42,10 @@ def adjacent_slices(store: Store) -> np.ndarray:
         raise StoreError(f"{store.where(first)} and {second} are the same slice: {store.row(first)['path']}")
     adjacent = np.flatnonzero(steps == 1)
     if not len(adjacent):
-        raise StoreError(f"{store.folder}: no two images are neighbouring slices of a volume, expected slices = 1")
+        raise StoreError(
+            f"{store.folder}: no two images are neighbouring slices of a volume, expected slices = 1 ({len(rows)} of "
+            f"{len(store)} say by their path that they are slices; a volume's agree in {', '.join(_OF_A_VOLUME)})"
+        )
     lower, upper = rows[order[adjacent]], rows[order[adjacent + 1]]
     found = np.tile(np.arange(len(store)), (2, 1))
     found[0, upper], found[1, lower] = lower, upper

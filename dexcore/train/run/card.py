@@ -16,10 +16,7 @@ from dexcore.report.objectives import OBJECTIVES
 from dexcore.report.summary import Summary
 from dexcore.train.config import PretrainConfig
 
-_USE = (
-    "Features of medical images for research: to fine-tune for a task, to probe, to search by likeness. The masked "
-    "autoencoder also goes on with pre-training."
-)
+_USE = "Features of medical images for research: to fine-tune for a task, to probe, to search by likeness."
 _LIMITS = (
     "- It is no medical device and was not tested on patients' outcomes: no diagnosis may rest on it.\n"
     "- It was trained without labels; what its features tell of a disease must be measured for each task.\n"

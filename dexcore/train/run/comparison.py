@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import dexcore.ops.flops  # noqa: F401  # the counter learns the DEX ops
 from dexcore.data.feed.order import GlobalOrder
-from dexcore.models import DistilledEncoder, Teacher
+from dexcore.models import DistilledEncoder, TeacherShape
 from dexcore.report.comparison import Comparison
 from dexcore.train.build import build_model
 from dexcore.train.config import ModelConfig, PretrainConfig
@@ -30,17 +30,18 @@ class Cost(NamedTuple):
 
 
 @cache
-def cost(config: ModelConfig, teacher: Teacher | None = None) -> Cost:
+def cost(config: ModelConfig, teacher: TeacherShape | None = None) -> Cost:
     """Count what the model of a configuration costs; nothing is computed, and no memory is taken for weights.
 
     At inference the encoder sees a whole image, through its experts. A training step is the masked encoder and the
     decoder (with a ``teacher`` the encoder alone, which sees whole images; the teacher's own work is not the model's),
-    forward and backward, on one image; what has no matrix product (GEMA, the optimizer) is not counted. A
-    model that is routed by rule costs what DEX costs: the same operations on the same shapes.
+    forward and backward, on one image; what has no matrix product (GEMA, the optimizer) is not counted, nor what
+    is computed again to save memory. A model that is routed by rule costs what DEX costs: the same operations on the
+    same shapes.
     """
     routed = config.mlp if config.mlp.startswith("dense") else "dex"
     with torch.device("meta"):
-        model = build_model(replace(config, mlp=routed, init=""), teacher=teacher)
+        model = build_model(replace(config, mlp=routed, init="", grad_checkpointing="none"), teacher=teacher)
         image = torch.empty(1, config.in_chans, config.image_size, config.image_size)
         noise = torch.empty(1, model.num_patches)
     with FlopCounterMode(display=False) as inference, torch.no_grad():
@@ -91,6 +92,6 @@ def order_digest(
     return digest.hexdigest()
 
 
-def comparison_of(config: PretrainConfig, order_sha256: str, teacher: Teacher | None = None) -> Comparison:
+def comparison_of(config: PretrainConfig, order_sha256: str, teacher: TeacherShape | None = None) -> Comparison:
     """What comparison.json holds of a run."""
     return Comparison(config.model.mlp, order_sha256, *cost(config.model, teacher), config.objective.kind)

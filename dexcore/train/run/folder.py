@@ -10,7 +10,7 @@ probe.jsonl         a line a moment at which the model was probed (`dexcore.trai
 heldout.jsonl       a line a moment at which the held-out loss was measured (`dexcore.train.heldout`), if it was
 skipped.jsonl       a line a step that was skipped, with its sample ids
 checkpoints/        see `dexcore.engine.checkpoint`
-model/              the trained autoencoder, for `MaskedAutoencoder.from_pretrained`
+model/              the trained model, for `from_pretrained` of its class
 model-best/         the one of the least held-out loss, if that was measured
 model-ema/          the one of the averaged weights, if they are kept
 evaluation_step0.npz, analysis_step0.npz      what the model measures before its first step

@@ -14,7 +14,8 @@ from dexcore.train.run.profile import PROFILE_FOLDER, write_snapshot
 
 LESS_MEMORY = (
     "have fewer images computed at once (--data.accumulate), activations computed again (--model.grad-checkpointing "
-    "selective or block), the model in shards (--parallel.kind fsdp, on several devices), or a smaller model"
+    "selective or block), the model in shards (--parallel.kind fsdp, on several devices; with --parallel.offload in "
+    "host memory), no copy for checkpoints in host memory (--run.no-checkpoint-async), or a smaller model"
 )
 _MOST_EVENTS = 100_000  # the newest are kept
 
