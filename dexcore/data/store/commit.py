@@ -166,7 +166,8 @@ def remove_staging(folder: Path) -> None:
             if not entry.name.startswith(_REMOVED):
                 with suppress(OSError):
                     doomed = entry.rename(folder / f"{_REMOVED}{os.getpid()}-{entry.name.removeprefix(STAGING)}")
-            shutil.rmtree(doomed, ignore_errors=True)
+            for _ in range(2):  # what was being opened by the old name may come in while the first one removes
+                shutil.rmtree(doomed, ignore_errors=True)
 
 
 def is_shard(path: Path) -> bool:

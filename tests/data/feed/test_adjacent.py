@@ -122,11 +122,22 @@ def test_frames_and_irregular_series_have_no_neighbours(tmp_path):
     assert shown(dataset, "whole/003.dcm#axial=1") == [f"whole/003.dcm#axial={place}" for place in range(3)]
 
 
-@pytest.mark.parametrize("other", [{"source": "T"}, {"group": "P2"}, {"split": "heldout"}])
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda record: replace(record, source="T"),
+        lambda record: replace(record, group="P2"),
+        lambda record: replace(record, split="heldout"),
+        lambda record: replace(record, image=record.image[:20]),
+        lambda record: replace(record, image=record.image[:, :18]),
+        lambda record: replace(record, normalization="hu_window", image=1 - record.image),  # stored with 16 bits
+    ],
+    ids=["source", "group", "split", "height", "width", "bit depth"],
+)
 def test_slices_of_other_volumes_are_not_told_by_their_paths_alone(tmp_path, other):
     one, two = records(["a#axial=1", "a#axial=2", "a#axial=3", "a#axial=4"]), []
     for number, record in enumerate(one):
-        two.append(replace(record, **(other if number % 2 else {})))
+        two.append(other(record) if number % 2 else record)
     two += records(["b#axial=7", "b#axial=8"], normalization="hu_window")
     write_store(two, tmp_path / "store", name="made")
     dataset = open_mvu(tmp_path / "store", slices=3)
