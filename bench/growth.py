@@ -66,9 +66,8 @@ def measure(options: Options, ceilings: Ceilings, refused: Refused) -> list[Line
             print(table_row(varied, *(f"{part[:7]} s" for part in _PARTS), "MiB", width=18))
             lines += [_measured(varied, value, *case) for value, case in cases.items()]
     pools = [line["seconds"] for line in lines if line["varied"] == "experts"]
-    grown = Goal(
-        "forward of the largest pool, over the smallest's", pools[-1]["forward"] / pools[0]["forward"], MOST, True
-    )
+    forwards = [pool["forward"] for pool in pools]
+    grown = Goal("forward of the largest pool, over the smallest's", forwards[-1] / forwards[0], MOST, True)
     return [line | {"bench": "growth", **machine(options.device)} for line in [*lines[:-1], lines[-1] | judged(grown)]]
 
 
