@@ -198,10 +198,8 @@ def join_ranks(device: str, patience: float = 300.0, field: str = "device") -> I
     store = _meet(rank, count, patience)
     try:
         if own.type == "cpu":
-            limit = timedelta(
-                seconds=patience
-            )  # of connecting, for which gloo asks the store for the others' addresses
-            store.set_timeout(limit)
+            limit = timedelta(seconds=patience)
+            store.set_timeout(limit)  # which gloo asks for the others' addresses
             dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=limit)
             store.set_timeout(_CONNECTED)
             _set_timeout(dist.default_pg_timeout)
