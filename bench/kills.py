@@ -40,7 +40,7 @@ from dexcore.train.config import (
 IMAGES, BATCH, EPOCHS = 24, 12, 4
 STEPS = EPOCHS * IMAGES // BATCH
 LOG = "kills.jsonl"
-_PATIENCE = 120.0  # seconds in which ranks have to end that wait for a killed one
+_PATIENCE = 200.0  # seconds in which ranks have to end that wait for a killed one
 _CHILDREN = multiprocessing.get_context("forkserver")
 
 

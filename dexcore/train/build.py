@@ -20,10 +20,10 @@ from dexcore.models import (
     ModelFileError,
     Teacher,
     TeacherShape,
-    load_dense_checkpoint,
 )
 from dexcore.models.objective import Objective
 from dexcore.nn import RoutingRule, collapse, set_rule
+from dexcore.train.begin import begin_with
 from dexcore.train.config import ModelConfig, PretrainConfig
 
 _TIMM_STD = 0.02  # of a vision transformer's linear layers
@@ -92,7 +92,7 @@ def build_model(
         model = DistilledEncoder(encoder, *teacher)
     if config.init:
         try:
-            load_dense_checkpoint(model if isinstance(model, MaskedAutoencoder) else encoder, config.init)
+            begin_with(model, config.init)
         except (FileNotFoundError, ModelFileError) as error:
             raise ConfigError(f"model.init: {error}") from error
     if config.mlp in ("dense", "dense-wide"):

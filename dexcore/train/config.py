@@ -37,7 +37,8 @@ class ModelConfig:
     whose inference costs what DEX's does; DEX layers whose experts a hash of the image's number chooses; or its
     modality."""
     init: str = ""
-    """File of a dense vision transformer (MAE, timm, DINO) to begin with; empty: new weights."""
+    """To begin with: the file of a dense vision transformer (MAE, timm, DINO), or the folder of a run or of a model of
+    dexcore's; empty: new weights."""
     image_size: int = 256
     """Side of the square images in pixels."""
     patch_size: int = 16

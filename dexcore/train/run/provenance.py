@@ -28,6 +28,7 @@ from dexcore.engine.numerics import numerics
 from dexcore.engine.ranks import environment_number, environment_rank
 from dexcore.report.files import STARTS_FILE
 from dexcore.report.starts import read_starts
+from dexcore.train.begin import weights_file
 
 _PACKAGES = ("torch", "timm", "triton", "numpy", "safetensors", "pyarrow", "opencv-python-headless", "Pillow")
 _SECONDS_FOR_GIT = 10
@@ -49,7 +50,7 @@ def content_of_init(init: str) -> str:
         ConfigError: the file of ``model.init`` cannot be read.
     """
     try:
-        with open(init, "rb") as file:
+        with open(weights_file(init), "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise ConfigError(f"model.init: {init} cannot be read: {error.strerror}") from error
