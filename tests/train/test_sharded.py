@@ -76,6 +76,22 @@ def test_shards_are_the_run_of_one_process(store, one_process, tmp_path, kind, c
                 assert not np.allclose(ranks[0][name], value, rtol=1e-3, atol=1e-4), name
 
 
+@pytest.mark.slow
+def test_four_ranks_of_either_kind_are_one_run_of_width_192(store, tmp_path):
+    def config(out: str, parallel: ParallelConfig) -> PretrainConfig:
+        small = shared_run(store, tmp_path / out, steps=8)
+        data = replace(small.data, batch_size=24, epoch_size=40)
+        optimizer = replace(small.optimizer, base_lr=0.01)  # of a larger one's steps rounding grows by itself
+        model = replace(small.model, dim=192, heads=3)
+        return replace(small, data=data, model=model, optimizer=optimizer, parallel=parallel)
+
+    one = alone(config("one", ParallelConfig()))
+    for kind in ("ddp", "fsdp"):
+        whole = config(kind, ParallelConfig(kind))
+        assert_bit_identical(on_ranks(4, whole))
+        assert_same_run(whole.out, one.folder)
+
+
 @pytest.mark.parametrize(
     "order",
     [
