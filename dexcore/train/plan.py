@@ -187,6 +187,7 @@ def plan(
     exposed = max(0.0, of_gathers / 2 - forward)
     exposed += max(0.0, of_gathers / 2 + of_scatters - backward, of_reduces - backward)
     exposed += 2 * (_WITHIN + 2 * _HOP * (nodes - 1))  # the two small ones, which nothing hides
+    exposed += copied_of(counted, shards) / gpu.bandwidth
     update = (28 * counted.trained + 4 * counted.experts) / shards / gpu.bandwidth
     states = states_of(counted, shards)
     host = states if offload and shards > 1 else 0.0
@@ -211,6 +212,12 @@ def messages(counted: Counted, processes: int, shards: int) -> Messages:
     return Messages(
         2 * units - 1, units, units if replicas > 1 else 0, part * gathered, part * 4 * counted.trained, reduced
     )
+
+
+def copied_of(counted: Counted, shards: int) -> float:
+    """Bytes that a step reads and writes once more since experts are not cut on their first axis: FSDP2 puts what it
+    gathers in order by a copy, in the forward and in the backward, and so the gradients before they are scattered."""
+    return 3 * 2 * 4 * counted.experts if shards > 1 else 0.0
 
 
 def states_of(counted: Counted, shards: int) -> float:
