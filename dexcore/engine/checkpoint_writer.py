@@ -2,6 +2,7 @@
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -13,6 +14,7 @@ from dexcore.engine.ranks import ALONE, Ranks
 from dexcore.host import free_memory
 from dexcore.shards import own_share
 
+_PATIENCE = timedelta(hours=2)  # with the slowest disk; who is lost without a word is missed then
 _SHARE = 0.5  # of the free memory: where data workers are killed for the rest, the run ends
 
 
@@ -39,7 +41,7 @@ class CheckpointWriter:
     def __enter__(self) -> "CheckpointWriter":
         with ExitStack() as opened:
             # A group of the thread's own: two threads in one would take each other's messages.
-            self._ranks = opened.enter_context(self._ranks.patient())
+            self._ranks = opened.enter_context(self._ranks.patient(_PATIENCE))
             self._thread = opened.enter_context(ThreadPoolExecutor(1, "checkpoint"))
             self._opened = opened.pop_all()
         return self

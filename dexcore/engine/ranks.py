@@ -118,14 +118,15 @@ class Ranks:
             return ranks.on_main(do)
 
     @contextmanager
-    def patient(self) -> "Iterator[Ranks]":
-        """The same ranks, whose collectives wait for a day; all enter together, before what takes them how long."""
+    def patient(self, limit: timedelta = _PATIENCE) -> "Iterator[Ranks]":
+        """The same ranks, whose collectives wait for a day, or for ``limit``; all enter together, before what takes
+        them how long."""
         if self.group is None:
             yield self
             return
         dist.barrier(self.group)  # notices at once a rank that has died, for which `new_group` waits
         patient: Any = dist.new_group(backend="gloo", timeout=_CONNECTED)  # a group: every rank is a member
-        _set_timeout(_PATIENCE, patient)
+        _set_timeout(limit, patient)
         try:
             yield replace(self, group=patient)
         finally:
