@@ -30,17 +30,17 @@ def test_the_screen_fits_the_terminal_and_cuts_no_number(tmp_path, width):
     assert "0.0 % (3)" in text
     assert "of a step's time: data 2 %" in text
     assert "--dex.lambda-balance" in text
-    (curve,) = (line for line in lines if line.startswith("reconstruction"))
+    (curve,) = (line for line in lines if line.startswith("objective"))
     assert len(curve.split()[-1]) > width - 60
 
 
 def test_a_model_without_experts_has_no_panel_of_them_and_a_short_run_no_curve(tmp_path):
     dense = shown(course(tmp_path, load=[], mlp="dense", similarity=None), 80)
-    assert "reconstruction" in dense
+    assert "objective" in dense
     assert "gates by expert" not in dense
     empty = shown(course(tmp_path, scalars={}, load=[], steps=0, standing=Standing.WAITING), 80)
     assert "has not done a step yet" in " ".join(empty.split())
-    assert "reconstruction" not in empty
+    assert "objective" not in empty
 
 
 def test_a_run_whose_length_is_not_told_shows_its_steps(tmp_path):

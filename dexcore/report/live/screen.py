@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _BARS = "▁▂▃▄▅▆▇█"
 _CURVES = {  # of metrics.jsonl, in this order
     "loss": "loss",
-    "loss_self": "of the objective",
+    "loss_self": "objective",
     "loss_align": "alignment",
     "loss_balance": "balance",
     "loss_entropy": "cross-entropy",
