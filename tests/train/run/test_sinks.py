@@ -3,6 +3,7 @@
 import json
 import math
 import struct
+import time
 import sys
 from contextlib import closing
 from dataclasses import replace
@@ -98,6 +99,7 @@ def test_what_is_written_is_read_back_as_one_run_also_where_it_went_back_to_its_
         assert not any(folder.iterdir())  # a run that fails before its first step leaves nothing
         for step in (0, 1, 2, 3):
             sinks.write(step, LINE | {"step": step, "loss": 0.1 * step})
+    time.sleep(1.1)  # wandb names its folders by the second
     with closing(Sinks(config_of(name), folder, 2, pytest.fail)) as sinks:
         for step in (2, 3, 4):
             sinks.write(step, LINE | {"step": step, "loss": 0.1 * step})
