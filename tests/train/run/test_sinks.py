@@ -3,8 +3,8 @@
 import json
 import math
 import struct
-import time
 import sys
+import time
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -54,30 +54,41 @@ def mlflow(folder: Path) -> dict[str, dict[int, float]]:
 
 
 def wandb(folder: Path) -> dict[str, dict[int, float]]:
-    """Of all parts of an offline run, in the framing of LevelDB's log, which is what `wandb sync` reads."""
-    from wandb.proto.wandb_internal_pb2 import Record
-
-    found: dict[str, dict[int, float]] = {}
+    """Of all parts of an offline run."""
     files = sorted((folder / "wandb").glob("offline-run-*/*.wandb"))
     assert len({file.stem for file in files}) == 1  # one identity over all resumptions
+    found: dict[str, dict[int, float]] = {}
     for file in files:
-        data, place, text = file.read_bytes(), 7, b""
-        while place + 7 <= len(data):
-            left = 32768 - place % 32768
-            if left < 7:
-                place += left
-                continue
-            _, length, kind = struct.unpack("<IHB", data[place : place + 7])
-            text += data[place + 7 : place + 7 + length]
-            place += 7 + length
-            if kind in (1, 4):  # whole, or the last part
-                record, text = Record.FromString(text), b""
-                if record.WhichOneof("record_type") == "history":
-                    item = {i.key or ".".join(i.nested_key): json.loads(i.value_json) for i in record.history.item}
-                    for name, value in item.items():
-                        if not name.startswith("_") and name != "step":
-                            found.setdefault(name, {})[item["step"]] = value
+        until = time.monotonic() + 30  # a process of its own writes, for a moment after the run is finished
+        while not any(record.WhichOneof("record_type") == "exit" for record in wandb_records(file)):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        for record in wandb_records(file):
+            if record.WhichOneof("record_type") == "history":
+                item = {i.key or ".".join(i.nested_key): json.loads(i.value_json) for i in record.history.item}
+                for name, value in item.items():
+                    if not name.startswith("_") and name != "step":
+                        found.setdefault(name, {})[item["step"]] = value
     return found
+
+
+def wandb_records(file: Path) -> list:
+    """In the framing of LevelDB's log, which is what `wandb sync` reads."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    records, data, place, text = [], file.read_bytes(), 7, b""
+    while place + 7 <= len(data):
+        left = 32768 - place % 32768
+        if left < 7:
+            place += left
+            continue
+        _, length, kind = struct.unpack("<IHB", data[place : place + 7])
+        text += data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4) and place <= len(data):  # whole, or the last part
+            records.append(Record.FromString(text))
+            text = b""
+    return records
 
 
 READERS = {"tensorboard": tensorboard, "mlflow": mlflow, "wandb": wandb}
@@ -99,7 +110,7 @@ def test_what_is_written_is_read_back_as_one_run_also_where_it_went_back_to_its_
         assert not any(folder.iterdir())  # a run that fails before its first step leaves nothing
         for step in (0, 1, 2, 3):
             sinks.write(step, LINE | {"step": step, "loss": 0.1 * step})
-    time.sleep(1.1)  # wandb names its folders by the second
+    time.sleep(1.1 if name == "wandb" else 0)  # which names its folders by the second
     with closing(Sinks(config_of(name), folder, 2, pytest.fail)) as sinks:
         for step in (2, 3, 4):
             sinks.write(step, LINE | {"step": step, "loss": 0.1 * step})
