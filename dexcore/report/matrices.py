@@ -58,10 +58,7 @@ def gradient_picture(
         bar.outline.set_visible(False)
         png = to_png(figure)
     first, second, cosine = measured[0].opposed
-    when = (
-        "Cosines, times 100, between gradients of the loss (without alignment and balance) on training images, at the "
-        "end of the run"
-    )
+    when = "Cosines, times 100, between gradients of the objective's loss on training images, at the end of the run"
     shared = "Blue in the shared weights is the conflict that experts are for, and no fault of theirs."
     if not routed:
         bad = "deep blue: modalities with opposite wishes share all weights."
