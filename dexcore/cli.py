@@ -108,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     commands.add_parser(
         "pretrain",
-        help="pre-train a Director-Experts masked autoencoder on medical images",
+        help="pre-train a Director-Experts vision transformer on medical images",
         add_help=False,
     )
     commands.add_parser("finetune", help="train a model on a task, predict its test images, score them", add_help=False)
