@@ -4,7 +4,7 @@ Axes as in `dexcore.ops.expert_mlp`. Triton's kernels run the director in the ex
 experts' outputs are summed.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,9 +12,26 @@ from torch import Tensor
 from dexcore.ops import experts_eager
 from dexcore.ops.backend import resolve
 from dexcore.ops.checks import check_choice, check_floating, check_same_device, check_shape, refuse_transforms
-from dexcore.ops.expert_mlp import allowed_keep, cast, check_expert_arguments, compute_dtype, returned, run_backward
-from dexcore.ops.expert_types import Director, Experts, Gradients, Kept, Needs, empty_gradients, empty_kept
-from dexcore.ops.library import define_op
+from dexcore.ops.expert_mlp import (
+    allowed_keep,
+    cast,
+    check_expert_arguments,
+    compute_dtype,
+    dtypes_of,
+    returned,
+    run_backward,
+)
+from dexcore.ops.expert_types import (
+    Director,
+    ExpertArguments,
+    Gradients,
+    Kept,
+    Needs,
+    Settings,
+    empty_gradients,
+    empty_kept,
+)
+from dexcore.ops.library import ArgumentList, define_op, flatten
 from dexcore.ops.mix_align import ALIGNS, add_scaled_gradient
 
 
@@ -68,44 +85,50 @@ def dex_mlp(
     compute = compute_dtype(x)
     chosen = resolve(backend, x.device, compute)
     keep = allowed_keep(keep, compute, chosen, backend)
-    given = Experts(x, w1, b1, w2, b2, gates, indices)
+    given, settings = ExpertArguments(x, w1, b1, w2, b2, gates, indices), Settings(activation, precision, chosen)
     target = Director(*(None if t is None else t.detach().to(compute) for t in (dw1, db1, dw2, db2)))  # type: ignore[arg-type]
     refuse_transforms("dex_mlp", *given, *target)
-    settings = (activation, align, precision, chosen)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given):
-        return _DexMlp.apply(*given, *target, keep, *settings, compute)
-    y, loss, *_ = _dex_mlp(*cast(given, compute), *target, "nothing", *settings)
+        return _DexMlp.apply(*flatten(DexMlpCall(given, target, keep, align, settings)))
+    y, loss, *_ = _dex_mlp(*flatten(DexMlpCall(cast(given, compute), target, "nothing", align, settings)))
     return y, loss
 
 
-def _run(
-    x: Tensor,
-    w1: Tensor,
-    b1: Tensor | None,
-    w2: Tensor,
-    b2: Tensor | None,
-    gates: Tensor,
-    indices: Tensor,
-    dw1: Tensor,
-    db1: Tensor | None,
-    dw2: Tensor,
-    db2: Tensor | None,
-    keep: str,
-    activation: str,
-    align: str,
-    precision: str,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    given, director = Experts(x, w1, b1, w2, b2, gates, indices), Director(dw1, db1, dw2, db2)
-    if backend == "triton":
+class DexMlpCall(NamedTuple):
+    """The arguments of the op, and of its autograd.Function."""
+
+    given: ExpertArguments
+    director: Director
+    keep: str  # one of KEEPS; "nothing" where no backward follows
+    align: str
+    settings: Settings
+
+
+class DexMlpBackwardCall(NamedTuple):
+    """The arguments of the backward's op."""
+
+    grad_y: Tensor  # [B, N, D]
+    grad_loss: Tensor  # 0-dim
+    given: ExpertArguments
+    kept: Kept
+    gradient: Tensor  # [B, N, D], of the sum of the rows' losses
+    needs: list[bool]  # `Needs`
+    settings: Settings
+    x_dtype: torch.dtype  # of x's gradient
+    weight_dtype: torch.dtype  # of the weights' and biases' gradients
+
+
+def _run(call: DexMlpCall) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    x = call.given.x
+    if call.settings.backend == "triton":
         from dexcore.ops import experts_triton
 
-        y, total, kept, gradient = experts_triton.forward_align(given, director, keep, activation, align, precision)
+        y, total, kept, gradient = experts_triton.forward_align(*call)
     else:
-        y, kept = experts_eager.forward(given, keep, activation)
-        gradient = _empty_gradient(x, keep)
-        wanted = gradient if keep != "nothing" else None
-        total = experts_eager.align_director(x, director, y, wanted, activation, align)
+        y, kept = experts_eager.forward(call.given, call.keep, call.settings)
+        gradient = _empty_gradient(x, call.keep)
+        wanted = gradient if call.keep != "nothing" else None
+        total = experts_eager.align_director(x, call.director, y, wanted, call.align, call.settings)
     return y, total / max(x.shape[:-1].numel(), 1), *kept, gradient
 
 
@@ -113,60 +136,61 @@ def _empty_gradient(x: Tensor, keep: str) -> Tensor:
     return x.new_empty(x.shape if keep != "nothing" else (0, *x.shape[1:]))
 
 
-def _fake(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    w1, indices, keep, backend = rest[0], rest[5], rest[10], rest[-1]
+def _fake(call: DexMlpCall) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    x = call.given.x
     loss = x.new_empty((), dtype=torch.promote_types(x.dtype, torch.float32))
-    return x.new_empty(x.shape), loss, *empty_kept(x, w1, indices, keep, backend), _empty_gradient(x, keep)
+    kept = empty_kept(call.given, call.keep, call.settings)
+    return x.new_empty(x.shape), loss, *kept, _empty_gradient(x, call.keep)
 
 
-def _run_backward(
-    grad_y: Tensor,
-    grad_loss: Tensor,
-    x: Tensor,
-    w1: Tensor,
-    b1: Tensor | None,
-    w2: Tensor,
-    b2: Tensor | None,
-    gates: Tensor,
-    indices: Tensor,
-    z: Tensor,
-    a: Tensor,
-    o: Tensor,
-    gradient: Tensor,
-    needs: list[bool],
-    activation: str,
-    precision: str,
-    backend: str,
-    x_dtype: torch.dtype,
-    weight_dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    given, kept = Experts(x, w1, b1, w2, b2, gates, indices), Kept(z, a, o)
-    total = add_scaled_gradient(grad_y, grad_loss, gradient, backend)
-    return run_backward(total, given, kept, needs, activation, precision, backend, x_dtype, weight_dtype)
+def _run_backward(call: DexMlpBackwardCall) -> Gradients:
+    total = add_scaled_gradient(call.grad_y, call.grad_loss, call.gradient, call.settings.backend)
+    return run_backward(
+        total, call.given, call.kept, Needs(*call.needs), call.settings, call.x_dtype, call.weight_dtype
+    )
 
 
-def _fake_backward(grad_y: Tensor, grad_loss: Tensor, *arguments: Any) -> Gradients:
-    needs, dtypes = arguments[11], arguments[-2:]
-    return empty_gradients(Experts(*arguments[:7]), Needs(*needs), *dtypes)
+def _fake_backward(call: DexMlpBackwardCall) -> Gradients:
+    return empty_gradients(call.given, Needs(*call.needs), call.x_dtype, call.weight_dtype)
 
 
-_dex_mlp = define_op("dex_mlp", _run, _fake)
-_dex_mlp_backward = define_op("dex_mlp_backward", _run_backward, _fake_backward)
+_dex_mlp = define_op("dex_mlp", DexMlpCall, _run, _fake)
+_dex_mlp_backward = define_op("dex_mlp_backward", DexMlpBackwardCall, _run_backward, _fake_backward)
+
+
+class _Saved(NamedTuple):
+    given: ExpertArguments
+    kept: Kept
+    gradient: Tensor
+
+
+_CALL, _SAVED = ArgumentList(DexMlpCall), ArgumentList(_Saved)
 
 
 class _DexMlp(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
-        keep, activation, align, precision, backend, compute = arguments[11:]
-        given = cast(Experts(*arguments[:7]), compute)
-        y, loss, *kept = _dex_mlp(*given, *arguments[7:11], keep, activation, align, precision, backend)
+        call = _CALL.nest(arguments)
+        given = cast(call.given, compute_dtype(call.given.x))
+        y, loss, *kept = _dex_mlp(*flatten(call._replace(given=given)))
         ctx.save_for_backward(*given, *kept)
-        ctx.settings = activation, precision, backend
-        ctx.dtypes = [None if t is None else t.dtype for t in arguments[:6]]
+        ctx.settings, ctx.dtypes = call.settings, dtypes_of(call.given)
         return y, loss
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor, grad_loss: Tensor) -> tuple[Any, ...]:
-        needs = list(ctx.needs_input_grad[:6])
-        grads = _dex_mlp_backward(grad_y, grad_loss, *ctx.saved_tensors, needs, *ctx.settings, *ctx.dtypes[:2])
-        return *returned(grads, ctx.dtypes, needs), *[None] * 11
+        saved = _SAVED.nest(ctx.saved_tensors)
+        needs = Needs(*_CALL.nest(ctx.needs_input_grad).given.differentiable)
+        call = DexMlpBackwardCall(
+            grad_y=grad_y,
+            grad_loss=grad_loss,
+            given=saved.given,
+            kept=saved.kept,
+            gradient=saved.gradient,
+            needs=list(needs),
+            settings=ctx.settings,
+            x_dtype=ctx.dtypes.x,
+            weight_dtype=ctx.dtypes.w1,
+        )
+        grads = Gradients(*_dex_mlp_backward(*flatten(call)))
+        return _CALL.place(returned(grads, ctx.dtypes, needs))

@@ -11,7 +11,7 @@ Axes: b images, n tokens, d width, h hidden, r experts, k chosen.
     "none"  z is computed again too, by one more GEMM
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,8 +27,16 @@ from dexcore.ops.checks import (
     check_shape,
     refuse_transforms,
 )
-from dexcore.ops.expert_types import Experts, Gradients, Kept, Needs, empty_gradients, empty_kept
-from dexcore.ops.library import define_op, is_exporting
+from dexcore.ops.expert_types import (
+    ExpertArguments,
+    Gradients,
+    Kept,
+    Needs,
+    Settings,
+    empty_gradients,
+    empty_kept,
+)
+from dexcore.ops.library import ArgumentList, define_op, flatten, is_exporting
 
 KEEPS = ("both", "z", "none")
 PRECISIONS = ("ieee", "tf32", "tf32x3")
@@ -77,14 +85,14 @@ def expert_mlp(
     compute = compute_dtype(x)
     chosen = resolve(backend, x.device, compute)
     keep = allowed_keep(keep, compute, chosen, backend)
-    given = Experts(x, w1, b1, w2, b2, gates, indices)
+    given, settings = ExpertArguments(x, w1, b1, w2, b2, gates, indices), Settings(activation, precision, chosen)
     refuse_transforms("expert_mlp", *given)
     if torch.onnx.is_in_onnx_export():
         return onnx.expert_mlp(cast(given, compute), activation)
     trained = torch.is_grad_enabled() and not is_exporting()  # no program keeps what no backward reads
     if trained and any(t is not None and t.requires_grad for t in given):
-        return _ExpertMlp.apply(*given, keep, activation, precision, chosen, compute)
-    return _expert_mlp(*cast(given, compute), "nothing", activation, precision, chosen)[0]
+        return _ExpertMlp.apply(*flatten(ExpertMlpCall(given, keep, settings)))
+    return _expert_mlp(*flatten(ExpertMlpCall(cast(given, compute), "nothing", settings)))[0]
 
 
 def check_expert_arguments(
@@ -144,115 +152,131 @@ def allowed_keep(keep: str, compute: torch.dtype, chosen: str, asked: str) -> st
     return "z"
 
 
-def cast(given: Experts, compute: torch.dtype) -> Experts:
+def cast(given: ExpertArguments, compute: torch.dtype) -> ExpertArguments:
     """x, weights and biases in the GEMMs' dtype, the gates in float32 at least."""
     gates_dtype = torch.promote_types(compute, torch.float32)
-    dtypes = *[compute] * 5, gates_dtype, given.indices.dtype
-    return Experts(*(None if t is None else t.to(dtype) for t, dtype in zip(given, dtypes, strict=True)))  # type: ignore[arg-type]
+    return ExpertArguments(
+        x=given.x.to(compute),
+        w1=given.w1.to(compute),
+        b1=None if given.b1 is None else given.b1.to(compute),
+        w2=given.w2.to(compute),
+        b2=None if given.b2 is None else given.b2.to(compute),
+        gates=given.gates.to(gates_dtype),
+        indices=given.indices,
+    )
 
 
 def run_backward(
     grad_y: Tensor,
-    given: Experts,
+    given: ExpertArguments,
     kept: Kept,
-    needs: list[bool],
-    activation: str,
-    precision: str,
-    backend: str,
+    needs: Needs,
+    settings: Settings,
     x_dtype: torch.dtype,
     weight_dtype: torch.dtype,
 ) -> Gradients:
     """The backward of `expert_mlp`, and of `dex_mlp` once the loss's gradient is in ``grad_y``."""
-    if backend == "triton":
+    if settings.backend == "triton":
         from dexcore.ops import experts_triton
 
-        return experts_triton.backward(grad_y, given, kept, Needs(*needs), activation, precision, x_dtype, weight_dtype)
-    return experts_eager.backward(grad_y, given, kept, Needs(*needs), activation, x_dtype, weight_dtype)
+        return experts_triton.backward(grad_y, given, kept, needs, settings, x_dtype, weight_dtype)
+    return experts_eager.backward(grad_y, given, kept, needs, settings, x_dtype, weight_dtype)
 
 
-def returned(grads: Gradients, dtypes: list[torch.dtype | None], needs: list[bool]) -> list[Tensor | None]:
-    """An autograd.Function's gradients: each in its input's dtype, None where it was not asked for."""
-    return [
-        grad.to(dtype) if needed and dtype is not None else None
-        for grad, dtype, needed in zip(grads, dtypes, needs, strict=True)
-    ]
+def dtypes_of(given: ExpertArguments) -> ExpertArguments:
+    """The arguments' dtypes at their places; None where there is no argument."""
+    return ExpertArguments(*(None if t is None else t.dtype for t in given))  # type: ignore[arg-type]
 
 
-def _run(
-    x: Tensor,
-    w1: Tensor,
-    b1: Tensor | None,
-    w2: Tensor,
-    b2: Tensor | None,
-    gates: Tensor,
-    indices: Tensor,
-    keep: str,
-    activation: str,
-    precision: str,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    given = Experts(x, w1, b1, w2, b2, gates, indices)
-    if backend == "triton":
+def returned(grads: Gradients, dtypes: ExpertArguments, needs: Needs) -> dict[str, Tensor]:
+    """An autograd.Function's gradients by their inputs' names and in their dtypes: those that were asked for."""
+    return {
+        name: grad.to(dtype)
+        for name, grad, dtype, needed in zip(grads._fields, grads, dtypes.differentiable, needs, strict=True)
+        if needed and dtype is not None
+    }
+
+
+class ExpertMlpCall(NamedTuple):
+    """The arguments of the op, and of its autograd.Function."""
+
+    given: ExpertArguments
+    keep: str  # one of KEEPS; "nothing" where no backward follows
+    settings: Settings
+
+
+class ExpertMlpBackwardCall(NamedTuple):
+    """The arguments of the backward's op."""
+
+    grad_y: Tensor  # [B, N, D]
+    given: ExpertArguments
+    kept: Kept
+    needs: list[bool]  # `Needs`
+    settings: Settings
+    x_dtype: torch.dtype  # of x's gradient
+    weight_dtype: torch.dtype  # of the weights' and biases' gradients
+
+
+def _run(call: ExpertMlpCall) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if call.settings.backend == "triton":
         from dexcore.ops import experts_triton
 
-        y, kept = experts_triton.forward(given, keep, activation, precision)
+        y, kept = experts_triton.forward(*call)
     else:
-        y, kept = experts_eager.forward(given, keep, activation)
+        y, kept = experts_eager.forward(*call)
     return y, *kept
 
 
-def _fake(
-    x: Tensor, w1: Tensor, b1: Any, w2: Any, b2: Any, gates: Any, indices: Tensor, keep: str, *settings: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return x.new_empty(x.shape), *empty_kept(x, w1, indices, keep, settings[-1])
+def _fake(call: ExpertMlpCall) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    given = call.given
+    return given.x.new_empty(given.x.shape), *empty_kept(given, call.keep, call.settings)
 
 
-def _run_backward(
-    grad_y: Tensor,
-    x: Tensor,
-    w1: Tensor,
-    b1: Tensor | None,
-    w2: Tensor,
-    b2: Tensor | None,
-    gates: Tensor,
-    indices: Tensor,
-    z: Tensor,
-    a: Tensor,
-    o: Tensor,
-    needs: list[bool],
-    activation: str,
-    precision: str,
-    backend: str,
-    x_dtype: torch.dtype,
-    weight_dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    given, kept = Experts(x, w1, b1, w2, b2, gates, indices), Kept(z, a, o)
-    return run_backward(grad_y.to(x.dtype), given, kept, needs, activation, precision, backend, x_dtype, weight_dtype)
+def _run_backward(call: ExpertMlpBackwardCall) -> Gradients:
+    grad_y = call.grad_y.to(call.given.x.dtype)
+    return run_backward(
+        grad_y, call.given, call.kept, Needs(*call.needs), call.settings, call.x_dtype, call.weight_dtype
+    )
 
 
-def _fake_backward(grad_y: Tensor, *arguments: Any) -> Gradients:
-    needs, dtypes = arguments[10], arguments[-2:]
-    return empty_gradients(Experts(*arguments[:7]), Needs(*needs), *dtypes)
+def _fake_backward(call: ExpertMlpBackwardCall) -> Gradients:
+    return empty_gradients(call.given, Needs(*call.needs), call.x_dtype, call.weight_dtype)
 
 
-_expert_mlp = define_op("expert_mlp", _run, _fake)
-_expert_mlp_backward = define_op("expert_mlp_backward", _run_backward, _fake_backward)
+_expert_mlp = define_op("expert_mlp", ExpertMlpCall, _run, _fake)
+_expert_mlp_backward = define_op("expert_mlp_backward", ExpertMlpBackwardCall, _run_backward, _fake_backward)
+
+
+class _Saved(NamedTuple):
+    given: ExpertArguments
+    kept: Kept
+
+
+_CALL, _SAVED = ArgumentList(ExpertMlpCall), ArgumentList(_Saved)
 
 
 class _ExpertMlp(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
-        keep, *settings, compute = arguments[7:]
-        given = cast(Experts(*arguments[:7]), compute)
-        y, *kept = _expert_mlp(*given, keep, *settings)
+        call = _CALL.nest(arguments)
+        given = cast(call.given, compute_dtype(call.given.x))
+        y, *kept = _expert_mlp(*flatten(call._replace(given=given)))
         ctx.save_for_backward(*given, *kept)
-        ctx.settings = settings
-        ctx.dtypes = [None if t is None else t.dtype for t in arguments[:6]]
+        ctx.settings, ctx.dtypes = call.settings, dtypes_of(call.given)
         return y
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Any, ...]:
-        needs = list(ctx.needs_input_grad[:6])
-        dtypes = ctx.dtypes[:2]
-        grads = _expert_mlp_backward(grad_y, *ctx.saved_tensors, needs, *ctx.settings, *dtypes)
-        return *returned(grads, ctx.dtypes, needs), *[None] * 6
+        saved = _SAVED.nest(ctx.saved_tensors)
+        needs = Needs(*_CALL.nest(ctx.needs_input_grad).given.differentiable)
+        call = ExpertMlpBackwardCall(
+            grad_y=grad_y,
+            given=saved.given,
+            kept=saved.kept,
+            needs=list(needs),
+            settings=ctx.settings,
+            x_dtype=ctx.dtypes.x,
+            weight_dtype=ctx.dtypes.w1,
+        )
+        grads = Gradients(*_expert_mlp_backward(*flatten(call)))
+        return _CALL.place(returned(grads, ctx.dtypes, needs))

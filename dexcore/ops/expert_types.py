@@ -3,14 +3,14 @@
 Axes: b images, n tokens, d width, h hidden, r experts, k chosen; s slots, the B*k pairs (image, choice).
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 
-class Experts(NamedTuple):
-    """An op's arguments: x and the weights in the dtype of the GEMMs, the gates in float32 at least."""
+class ExpertArguments(NamedTuple):
+    """What is computed on: x and the weights in the dtype of the GEMMs, the gates in float32 at least."""
 
     x: Tensor  # [B, N, D]
     w1: Tensor  # [R, H, D]
@@ -20,14 +20,27 @@ class Experts(NamedTuple):
     gates: Tensor  # [B, k]
     indices: Tensor  # [B, k]
 
+    @property
+    def differentiable(self) -> tuple[Any, ...]:
+        """What stands at the arguments that have gradients, in the order of `Needs` and `Gradients`."""
+        return self.x, self.w1, self.b1, self.w2, self.b2, self.gates
+
 
 class Director(NamedTuple):
     """The director's weights, in the dtype of the GEMMs."""
 
-    w1: Tensor  # [H, D]
-    b1: Tensor | None  # [H]
-    w2: Tensor  # [D, H]
-    b2: Tensor | None  # [D]
+    dw1: Tensor  # [H, D]
+    db1: Tensor | None  # [H]
+    dw2: Tensor  # [D, H]
+    db2: Tensor | None  # [D]
+
+
+class Settings(NamedTuple):
+    """How it is computed, forward and backward; see `dexcore.ops.expert_mlp`."""
+
+    activation: str
+    precision: str
+    backend: str  # "triton" or "eager"
 
 
 class Kept(NamedTuple):
@@ -41,12 +54,12 @@ class Kept(NamedTuple):
 class Needs(NamedTuple):
     """Which gradients are wanted."""
 
-    x: bool
-    w1: bool
-    b1: bool
-    w2: bool
-    b2: bool
-    gates: bool
+    x: bool = False
+    w1: bool = False
+    b1: bool = False
+    w2: bool = False
+    b2: bool = False
+    gates: bool = False
 
     @property
     def z(self) -> bool:
@@ -65,22 +78,25 @@ class Gradients(NamedTuple):
     gates: Tensor
 
 
-def empty_kept(x: Tensor, w1: Tensor, indices: Tensor, keep: str, backend: str) -> Kept:
+def empty_kept(given: ExpertArguments, keep: str, settings: Settings) -> Kept:
     """Room for what ``keep`` stores; "nothing" where no backward follows."""
-    rows, hidden, width = indices.numel() * x.shape[1], w1.shape[1], x.shape[2]
+    x, hidden = given.x, given.w1.shape[1]
+    rows, width = given.indices.numel() * x.shape[1], x.shape[2]
     return Kept(
         z=x.new_empty((rows if keep in ("both", "z") else 0, hidden)),
         a=x.new_empty((rows if keep == "both" else 0, hidden)),
-        o=x.new_empty((0 if keep == "nothing" or backend == "triton" else rows, width)),
+        o=x.new_empty((0 if keep == "nothing" or settings.backend == "triton" else rows, width)),
     )
 
 
-def empty_gradients(given: Experts, needs: Needs, x_dtype: torch.dtype, weight_dtype: torch.dtype) -> Gradients:
+def empty_gradients(given: ExpertArguments, needs: Needs, x_dtype: torch.dtype, weight_dtype: torch.dtype) -> Gradients:
     """Room for the gradients: x's in ``x_dtype``, the weights' and biases' in ``weight_dtype``."""
-    dtypes = (x_dtype, *[weight_dtype] * 4, given.gates.dtype)
+    dtypes = {"x": x_dtype, "gates": given.gates.dtype}
     return Gradients(
         *(
-            given.x.new_empty(0) if tensor is None or not needed else tensor.new_empty(tensor.shape, dtype=dtype)
-            for tensor, needed, dtype in zip(given[:6], needs, dtypes, strict=True)
+            tensor.new_empty(tensor.shape, dtype=dtypes.get(name, weight_dtype))
+            if needed and tensor is not None
+            else given.x.new_empty(0)
+            for name, tensor, needed in zip(Gradients._fields, given.differentiable, needs, strict=True)
         )
     )

@@ -18,7 +18,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dexcore.ops.activation import activate, activate_backward
-from dexcore.ops.expert_types import Director, Experts, Gradients, Kept, Needs, empty_gradients, empty_kept
+from dexcore.ops.expert_types import (
+    Director,
+    ExpertArguments,
+    Gradients,
+    Kept,
+    Needs,
+    Settings,
+    empty_gradients,
+    empty_kept,
+)
 from dexcore.ops.mix_align import align_rows, teacher_scale
 from dexcore.ops.routing import dense_gates
 
@@ -106,13 +115,13 @@ def _transposed(weight: Tensor) -> Sequence[Tensor]:
     return weight.transpose(1, 2).unbind(0)
 
 
-def forward(given: Experts, keep: str, activation: str) -> tuple[Tensor, Kept]:
+def forward(given: ExpertArguments, keep: str, settings: Settings) -> tuple[Tensor, Kept]:
     """y [B, N, D], and what the backward needs."""
     x, w1, b1, w2, b2, gates, indices = given
     tokens, width = x.shape[1:]
     experts, hidden, _ = w1.shape
     plan = _Plan(indices, experts, tokens)
-    kept = empty_kept(x, w1, indices, keep, "eager")
+    kept = empty_kept(given, keep, settings)
     x_rows = _gather(x, plan.images).view(-1, width).split(plan.sizes)
     o = kept.o if keep != "nothing" else x.new_empty((sum(plan.sizes), width))
     o_rows, w1_t, w2_t = o.split(plan.sizes), _transposed(w1), _transposed(w2)
@@ -125,7 +134,7 @@ def forward(given: Experts, keep: str, activation: str) -> tuple[Tensor, Kept]:
         z, a = group.hidden(kept.z, scratch), group.hidden(kept.a, scratch)
         for e, z_rows in zip(group.experts, z.split(group.sizes), strict=True):
             _linear(x_rows[e], w1_t[e], b1_e[e], out=z_rows)
-        activate(activation, z, out=a)
+        activate(settings.activation, z, out=a)
         for e, a_rows in zip(group.experts, a.split(group.sizes), strict=True):
             _linear(a_rows, w2_t[e], b2_e[e], out=o_rows[e])
     mix = _mix_by_differences if as_dense else _sum_slots
@@ -136,26 +145,26 @@ def forward(given: Experts, keep: str, activation: str) -> tuple[Tensor, Kept]:
 
 
 def align_director(
-    x: Tensor, director: Director, y: Tensor, gradient: Tensor | None, activation: str, align: str
+    x: Tensor, director: Director, y: Tensor, gradient: Tensor | None, align: str, settings: Settings
 ) -> Tensor:
     """Sum of the rows' alignment losses of y against the director's output; their gradients go to ``gradient``.
 
     The director runs in blocks of rows whose hidden layer stays in cache, and each block is aligned at once.
     """
-    hidden, width = director.w1.shape
+    hidden, width = director.dw1.shape
     rows = x.shape[:-1].numel()
     blocks = max(1, -(-rows * hidden * y.itemsize // _BLOCK_BYTES))
     block = max(1, -(-rows // blocks))
     scratch_h, scratch_d = y.new_empty((min(rows, block), hidden)), y.new_empty((min(rows, block), width))
     total = x.new_zeros((), dtype=torch.promote_types(x.dtype, torch.float32))
-    w1_t, w2_t, scale = director.w1.t(), director.w2.t(), teacher_scale(align)
+    w1_t, w2_t, scale = director.dw1.t(), director.dw2.t(), teacher_scale(align)
     parts = [None if t is None else t.reshape(-1, width).split(block) for t in (x, y, gradient)]
     for i in range(-(-rows // block)):
         x_block, y_block, gradient_block = (None if part is None else part[i] for part in parts)
         count = x_block.shape[0]  # type: ignore[union-attr]
-        hidden_block = _linear(x_block, w1_t, director.b1, out=scratch_h[:count])  # type: ignore[arg-type]
-        activate(activation, hidden_block, out=hidden_block)
-        teacher = _linear(hidden_block, w2_t, director.b2, out=scratch_d[:count], scale=scale)
+        hidden_block = _linear(x_block, w1_t, director.db1, out=scratch_h[:count])  # type: ignore[arg-type]
+        activate(settings.activation, hidden_block, out=hidden_block)
+        teacher = _linear(hidden_block, w2_t, director.db2, out=scratch_d[:count], scale=scale)
         total += align_rows(y_block, teacher, align, gradient_block)  # type: ignore[arg-type]
     return total
 
@@ -207,10 +216,10 @@ def _mix_by_differences(o_sx: Tensor, places_bk: Tensor, gates_bk: Tensor) -> Te
 
 def backward(
     grad_y: Tensor,
-    given: Experts,
+    given: ExpertArguments,
     kept: Kept,
     needs: Needs,
-    activation: str,
+    settings: Settings,
     x_dtype: torch.dtype,
     weight_dtype: torch.dtype,
 ) -> Gradients:
@@ -220,7 +229,7 @@ def backward(
     experts, hidden, _ = w1.shape
     plan = _Plan(indices, experts, tokens)
     grads = empty_gradients(given, needs, x_dtype, weight_dtype)
-    for tensor in grads[1:5]:
+    for tensor in (grads.w1, grads.b1, grads.w2, grads.b2):
         for e in plan.idle if tensor.numel() else ():
             tensor[e].zero_()
     accumulate = torch.promote_types(x.dtype, torch.float32)
@@ -240,7 +249,7 @@ def backward(
     x_rows = _gather(x, plan.images).view(-1, width).split(plan.sizes)
     do_rows = do_sx.view(-1, width).split(plan.sizes)
     w1_e, w2_e, w1_t, b1_e = w1.unbind(0), w2.unbind(0), _transposed(w1), _by_expert(b1, experts)
-    dw1_e, db1_e, dw2_e = (grad.unbind(0) if grad.numel() else () for grad in grads[1:4])
+    dw1_e, db1_e, dw2_e = (grad.unbind(0) if grad.numel() else () for grad in (grads.w1, grads.b1, grads.w2))
     dx = do_sx.new_empty((sum(plan.sizes) if needs.x else 0, width))
     dx_rows = dx.split(plan.sizes) if needs.x else ()
     groups = plan.groups(hidden * x.element_size())
@@ -254,7 +263,9 @@ def backward(
             for e, z_rows in zip(group.experts, z.split(group.sizes), strict=True):
                 _linear(x_rows[e], w1_t[e], b1_e[e], out=z_rows)
         if needs.w2:
-            a = kept.a[group.rows] if kept.a.numel() else activate(activation, z, out=group.hidden(kept.a, scratch_a))
+            a = group.hidden(kept.a, scratch_a)
+            if not kept.a.numel():
+                activate(settings.activation, z, out=a)
             for e, a_rows in zip(group.experts, a.split(group.sizes), strict=True):
                 _mm_into(do_rows[e].t(), a_rows, dw2_e[e])
         if not needs.z:
@@ -262,7 +273,7 @@ def backward(
         dz = scratch_u[: len(z)]
         for e, dz_rows in zip(group.experts, dz.split(group.sizes), strict=True):
             torch.mm(do_rows[e], w2_e[e], out=dz_rows)
-        activate_backward(activation, dz, z)
+        activate_backward(settings.activation, dz, z)
         for e, dz_rows in zip(group.experts, dz.split(group.sizes), strict=True):
             if needs.b1:
                 torch.sum(dz_rows, 0, dtype=weight_dtype, out=db1_e[e])

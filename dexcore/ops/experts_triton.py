@@ -15,28 +15,45 @@ from dexcore.kernels.expert_wgrad import expert_wgrad
 from dexcore.kernels.launch import is_compiling
 from dexcore.kernels.mix_align import mix_align_forward, sum_slots
 from dexcore.kernels.plan import Plan, make_plan
-from dexcore.ops.expert_types import Director, Experts, Gradients, Kept, Needs, empty_gradients, empty_kept
+from dexcore.ops.expert_types import (
+    Director,
+    ExpertArguments,
+    Gradients,
+    Kept,
+    Needs,
+    Settings,
+    empty_gradients,
+    empty_kept,
+)
 from dexcore.ops.mix_align import KERNEL_CONSTANTS
 
 
-def forward(given: Experts, keep: str, activation: str, precision: str) -> tuple[Tensor, Kept]:
+def forward(given: ExpertArguments, keep: str, settings: Settings) -> tuple[Tensor, Kept]:
     """y [B, N, D], and what the backward needs."""
-    given, config, plan, precision = _prepare(given, precision)
+    given, config, plan, precision = _prepare(given, settings)
     z, a, _ = expert_up(
-        given.x, given.w1, given.b1, given.gates, plan, activation, precision, config.up, keep_z=keep in ("both", "z")
+        given.x,
+        given.w1,
+        given.b1,
+        given.gates,
+        plan,
+        settings.activation,
+        precision,
+        config.up,
+        keep_z=keep in ("both", "z"),
     )
     o, _ = expert_down(a, given.w2, given.b2, given.gates, plan, precision, config.down)
     y = sum_slots(o, plan, given.x.dtype).view(given.x.shape)
-    return y, _kept(given, keep, z, a)
+    return y, _kept(given, keep, settings, z, a)
 
 
 def forward_align(
-    given: Experts, director: Director, keep: str, activation: str, align: str, precision: str
+    given: ExpertArguments, director: Director, keep: str, align: str, settings: Settings
 ) -> tuple[Tensor, Tensor, Kept, Tensor]:
     """`forward` with the director in the same launches: y, the sum of the rows' alignment losses, what the backward
     needs, and the losses' gradients [B, N, D] (empty where no backward follows).
     """
-    given, config, plan, precision = _prepare(given, precision)
+    given, config, plan, precision = _prepare(given, settings)
     dw1, db1, dw2, db2 = (None if t is None else t.contiguous() for t in director)
     z, a, director_a = expert_up(
         given.x,
@@ -44,7 +61,7 @@ def forward_align(
         given.b1,
         given.gates,
         plan,
-        activation,
+        settings.activation,
         precision,
         config.up,
         keep_z=keep in ("both", "z"),
@@ -56,21 +73,22 @@ def forward_align(
     y, losses, gradient = mix_align_forward(
         o, plan, teacher, align, with_gradient=keep != "nothing", **KERNEL_CONSTANTS
     )
-    return y.view(given.x.shape), losses.sum(), _kept(given, keep, z, a), gradient.view(-1, *given.x.shape[1:])
+    kept = _kept(given, keep, settings, z, a)
+    return y.view(given.x.shape), losses.sum(), kept, gradient.view(-1, *given.x.shape[1:])
 
 
 def backward(
     grad_y: Tensor,
-    given: Experts,
+    given: ExpertArguments,
     kept: Kept,
     needs: Needs,
-    activation: str,
-    precision: str,
+    settings: Settings,
     x_dtype: torch.dtype,
     weight_dtype: torch.dtype,
 ) -> Gradients:
     """The gradients that are asked for."""
-    given, config, plan, precision = _prepare(given, precision)
+    given, config, plan, precision = _prepare(given, settings)
+    activation = settings.activation
     x, w1, b1, w2, b2, gates, _ = given
     dy, (z, a, _) = grad_y.contiguous(), kept
     if not z.numel():
@@ -81,7 +99,7 @@ def backward(
     sums = token_sums(dy) if needs.b2 or (needs.gates and b2 is not None) else None
     # From here on what is no longer needed goes before more is made: w * a, and dx of all slots, are large.
     del z
-    grads = empty_gradients(given, Needs(*[False] * 6), x_dtype, weight_dtype)
+    grads = empty_gradients(given, Needs(), x_dtype, weight_dtype)
     if needs.w2:
         dw2 = expert_wgrad(
             dy,
@@ -113,9 +131,9 @@ def backward(
     return grads
 
 
-def _prepare(given: Experts, precision: str) -> tuple[Experts, LayerConfig, Plan, str]:
+def _prepare(given: ExpertArguments, settings: Settings) -> tuple[ExpertArguments, LayerConfig, Plan, str]:
     """Contiguous arguments, the kernels' tiles, the plan, and the precision that the device has."""
-    given = Experts(*(None if t is None else t.contiguous() for t in given))  # type: ignore[arg-type]
+    given = ExpertArguments(*(None if t is None else t.contiguous() for t in given))  # type: ignore[arg-type]
     experts, hidden, width = given.w1.shape
     check_sizes(given.indices.numel(), given.x.shape[1], hidden, width)
     architecture = architecture_of(given.x.device)
@@ -123,6 +141,7 @@ def _prepare(given: Experts, precision: str) -> tuple[Experts, LayerConfig, Plan
     plan = make_plan(given.indices, experts, given.x.shape[1], config.up.block_m)
     _check_indices(plan)
     # AMD's compiler knows no tf32x3.
+    precision = settings.precision
     if precision == "tf32x3" and architecture.startswith("gfx"):
         precision = "ieee"
     return given, config, plan, precision
@@ -150,6 +169,6 @@ def _check_indices(plan: Plan) -> None:
         torch._assert_async(plan.valid, message)
 
 
-def _kept(given: Experts, keep: str, z: Tensor, a: Tensor) -> Kept:
-    kept = empty_kept(given.x[:0], given.w1, given.indices[:0], keep, "triton")
+def _kept(given: ExpertArguments, keep: str, settings: Settings, z: Tensor, a: Tensor) -> Kept:
+    kept = empty_kept(given, "nothing", settings)
     return kept._replace(z=z if keep in ("both", "z") else kept.z, a=a if keep == "both" else kept.a)

@@ -6,60 +6,67 @@ registers the formulas. Axes as in `dexcore.ops.expert_mlp`; shapes take the ten
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
-import dexcore.ops.dex_mlp
-import dexcore.ops.routing  # noqa: F401
+from dexcore.ops.dex_mlp import DexMlpBackwardCall, DexMlpCall
+from dexcore.ops.expert_mlp import ExpertMlpBackwardCall, ExpertMlpCall
 from dexcore.ops.expert_types import Needs
+from dexcore.ops.library import ArgumentList
+from dexcore.ops.routing import RouteBackwardCall, RouteCall
 
 _ops = torch.ops.dexcore
 _Shape = tuple[int, ...]
 
 
-@register_flop_formula(_ops.route)
-def _route(x: _Shape, weight: _Shape, *rest: Any, **kwargs: Any) -> int:
-    return 2 * x[0] * weight[0] * weight[1]
+def _counts(op: Any, kind: type[Any]) -> Callable[..., Any]:
+    """Register the FLOPs of ``op``, whose argument list is ``kind``; the formula gets one with shapes for tensors."""
+    arguments = ArgumentList(kind)
+
+    def register(formula: Callable[[Any], int]) -> Callable[[Any], int]:
+        @register_flop_formula(op)
+        def count(*flat: Any, out_shape: Any = None, **named: Any) -> int:
+            names = list(arguments.types)[len(flat) :]
+            return formula(arguments.nest([*flat, *[named[name] for name in names]]))
+
+        return formula
+
+    return register
 
 
-@register_flop_formula(_ops.route_backward)
-def _route_backward(
-    grad_gates: _Shape, grad_probs: _Shape, x: _Shape, weight: _Shape, *rest: Any, **kwargs: Any
-) -> int:
-    return 2 * _route(x, weight)  # to x and to the weight
+@_counts(_ops.route, RouteCall)
+def _route(call: RouteCall) -> int:
+    return _router(call.x, call.weight)
 
 
-@register_flop_formula(_ops.expert_mlp)
-def _expert_mlp(x: _Shape, w1: _Shape, b1: Any, w2: Any, b2: Any, gates: _Shape, *rest: Any, **kwargs: Any) -> int:
-    return 2 * _gemm(x, w1, gates)
+@_counts(_ops.route_backward, RouteBackwardCall)
+def _route_backward(call: RouteBackwardCall) -> int:
+    return 2 * _router(call.x, call.weight)  # to x and to the weight
 
 
-@register_flop_formula(_ops.dex_mlp)
-def _dex_mlp(x: _Shape, w1: _Shape, b1: Any, w2: Any, b2: Any, gates: _Shape, *rest: Any, **kwargs: Any) -> int:
-    director = 2 * _gemm(x, w1, (x[0], 1))
-    return 2 * _gemm(x, w1, gates) + director
+@_counts(_ops.expert_mlp, ExpertMlpCall)
+def _expert_mlp(call: ExpertMlpCall) -> int:
+    return 2 * _gemm(call.given.x, call.given.w1, call.given.gates)
 
 
-@register_flop_formula(_ops.expert_mlp_backward)
-def _expert_mlp_backward(grad_y: _Shape, *arguments: Any, **kwargs: Any) -> int:
-    return _backward(*arguments[:11])
+@_counts(_ops.dex_mlp, DexMlpCall)
+def _dex_mlp(call: DexMlpCall) -> int:
+    images, *_ = x = call.given.x
+    director = 2 * _gemm(x, call.given.w1, (images, 1))
+    return 2 * _gemm(x, call.given.w1, call.given.gates) + director
 
 
-@register_flop_formula(_ops.dex_mlp_backward)
-def _dex_mlp_backward(grad_y: _Shape, grad_loss: _Shape, *arguments: Any, **kwargs: Any) -> int:
-    gradient_behind = (*arguments[:10], arguments[11])
-    return _backward(*gradient_behind)
-
-
-def _backward(
-    x: _Shape, w1: _Shape, b1: Any, w2: Any, b2: Any, gates: _Shape, indices: Any, z: _Shape, a: Any, o: Any, needs: Any
-) -> int:
+@_counts(_ops.expert_mlp_backward, ExpertMlpBackwardCall)
+@_counts(_ops.dex_mlp_backward, DexMlpBackwardCall)
+def _backward(call: ExpertMlpBackwardCall | DexMlpBackwardCall) -> int:
     """A GEMM each for the gradients of W1, W2, x and the activation, and one where z was not kept."""
-    wanted = Needs(*needs)
-    again = z[0] == 0 and (wanted.z or wanted.w2)
-    return (wanted.w1 + wanted.w2 + wanted.x + wanted.z + again) * _gemm(x, w1, gates)
+    wanted = Needs(*call.needs)
+    again = bool((wanted.z or wanted.w2) and call.kept.z[0] == 0)
+    gemms = wanted.w1 + wanted.w2 + wanted.x + wanted.z + again
+    return gemms * _gemm(call.given.x, call.given.w1, call.given.gates)
 
 
 def _linear_pointwise(x: _Shape, weight: _Shape, *rest: Any, **kwargs: Any) -> int:
@@ -70,7 +77,12 @@ if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
     register_flop_formula(torch.ops.mkldnn._linear_pointwise)(_linear_pointwise)
 
 
-def _gemm(x: _Shape, w1: _Shape, gates: _Shape) -> int:
+def _router(x: Any, weight: Any) -> int:
+    (images, _, _), (experts, width) = x, weight
+    return 2 * images * experts * width
+
+
+def _gemm(x: Any, w1: Any, gates: Any) -> int:
     """One of the experts' GEMMs, over the B * k * N rows that the chosen experts see."""
-    (images, tokens, width), hidden = x, w1[1]
-    return 2 * images * gates[1] * tokens * width * hidden
+    (images, tokens, width), (_, hidden, _), (_, top_k) = x, w1, gates
+    return 2 * images * top_k * tokens * width * hidden

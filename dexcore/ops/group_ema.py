@@ -8,6 +8,7 @@ The eager path is one fused matrix-vector product a block of a tensor, without s
 import functools
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -64,13 +65,24 @@ def group_ema_(
         return
     dtype = functools.reduce(torch.promote_types, (t.dtype for t in (*directors, *experts)))
     chosen = resolve(backend, directors[0].device, dtype)
-    _group_ema_(list(directors), list(experts), list(weights), float(momentum), chosen)
+    _group_ema_(*GroupEmaCall(list(directors), list(experts), list(weights), float(momentum), chosen))
     if chosen == "triton":  # a kernel's write is none that autograd sees
         torch.autograd.graph.increment_version(list(directors))
 
 
+class GroupEmaCall(NamedTuple):
+    """The op's arguments."""
+
+    directors: list[Tensor]
+    experts: list[Tensor]  # each [R, *director.shape]
+    weights: list[Tensor]  # each [R]
+    momentum: float
+    backend: str
+
+
 @torch.no_grad()
-def _run(directors: list[Tensor], experts: list[Tensor], weights: list[Tensor], momentum: float, backend: str) -> None:
+def _run(call: GroupEmaCall) -> None:
+    directors, experts, weights, momentum, backend = call
     if backend == "triton":
         from dexcore.kernels.group_ema import group_ema
 
@@ -115,4 +127,4 @@ def _moved(director: Tensor, expert: Tensor, weight: Tensor, momentum: float) ->
     return torch.where(moved.isfinite() & (weight != 0).any(), moved, director)
 
 
-_group_ema_ = define_op("group_ema_", _run, lambda *arguments: None, mutates=("directors",))
+_group_ema_ = define_op("group_ema_", GroupEmaCall, _run, lambda call: None, mutates=("directors",))

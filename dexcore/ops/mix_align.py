@@ -11,14 +11,14 @@ multiplication.
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from dexcore.ops.backend import TRITON_DTYPES, resolve
 from dexcore.ops.checks import check_choice, check_floating, check_same_device, check_shape, refuse_transforms
-from dexcore.ops.library import define_op
+from dexcore.ops.library import ArgumentList, define_op
 
 ALIGNS = ("kd", "cosine", "mse")
 TEACHER_TEMPERATURE = 0.5
@@ -55,9 +55,9 @@ def mix_align(student: Tensor, teacher: Tensor, kind: str = "kd", *, backend: st
     check_choice("kind", kind, ALIGNS)
     refuse_transforms("mix_align", student, teacher)
     teacher, chosen = teacher.detach(), resolve(backend, student.device, student.dtype)
-    if torch.is_grad_enabled() and student.requires_grad:
-        return _MixAlign.apply(student, teacher, kind, chosen)
-    return _mix_align(student, teacher, kind, False, chosen)[0]
+    trained = torch.is_grad_enabled() and student.requires_grad
+    call = MixAlignCall(student, teacher, kind, with_gradient=trained, backend=chosen)
+    return _MixAlign.apply(*call) if trained else _mix_align(*call)[0]
 
 
 def align_floor(teacher: Tensor, kind: str) -> Tensor:
@@ -123,7 +123,26 @@ def _subtract(a: Tensor, b: Tensor, out: Tensor) -> None:
         out.copy_(a.sub_(b))
 
 
-def _run(student: Tensor, teacher: Tensor, kind: str, with_gradient: bool, backend: str) -> tuple[Tensor, Tensor]:
+class MixAlignCall(NamedTuple):
+    """The arguments of the op, and of its autograd.Function."""
+
+    student: Tensor  # [B, N, D]
+    teacher: Tensor  # [B, N, D]
+    kind: str
+    with_gradient: bool  # whether the gradient [B, N, D] is made too
+    backend: str
+
+
+class MixAlignBackwardCall(NamedTuple):
+    """The arguments of the backward's op."""
+
+    grad_loss: Tensor  # 0-dim
+    gradient: Tensor  # [B, N, D], of the sum of the rows' losses
+    backend: str
+
+
+def _run(call: MixAlignCall) -> tuple[Tensor, Tensor]:
+    student, teacher, kind, with_gradient, backend = call
     rows, width = student.shape[:-1].numel(), student.shape[-1]
     if backend == "triton":
         from dexcore.kernels.mix_align import align_forward
@@ -141,12 +160,14 @@ def _run(student: Tensor, teacher: Tensor, kind: str, with_gradient: bool, backe
     return total / max(rows, 1), gradient
 
 
-def _fake(student: Tensor, teacher: Tensor, kind: str, with_gradient: bool, backend: str) -> tuple[Tensor, Tensor]:
+def _fake(call: MixAlignCall) -> tuple[Tensor, Tensor]:
+    student = call.student
     loss = student.new_empty((), dtype=torch.promote_types(student.dtype, torch.float32))
-    return loss, student.new_empty(student.shape if with_gradient else (0, 0, student.shape[-1]))
+    return loss, student.new_empty(student.shape if call.with_gradient else (0, 0, student.shape[-1]))
 
 
-def _run_backward(grad_loss: Tensor, gradient: Tensor, backend: str) -> Tensor:
+def _run_backward(call: MixAlignBackwardCall) -> Tensor:
+    grad_loss, gradient, backend = call
     if backend == "triton":
         from dexcore.kernels.mix_align import align_backward
 
@@ -155,10 +176,13 @@ def _run_backward(grad_loss: Tensor, gradient: Tensor, backend: str) -> Tensor:
     return _scaled(grad_loss, gradient).to(gradient.dtype)
 
 
-_mix_align = define_op("mix_align", _run, _fake)
-_mix_align_backward = define_op(
-    "mix_align_backward", _run_backward, lambda grad_loss, gradient, backend: gradient.new_empty(gradient.shape)
-)
+def _fake_backward(call: MixAlignBackwardCall) -> Tensor:
+    return call.gradient.new_empty(call.gradient.shape)
+
+
+_mix_align = define_op("mix_align", MixAlignCall, _run, _fake)
+_mix_align_backward = define_op("mix_align_backward", MixAlignBackwardCall, _run_backward, _fake_backward)
+_CALL = ArgumentList(MixAlignCall)
 
 
 def _scaled(grad_loss: Tensor, gradient: Tensor) -> Tensor:
@@ -185,12 +209,15 @@ def add_scaled_gradient(grad_y: Tensor, grad_loss: Tensor, gradient: Tensor, bac
 
 class _MixAlign(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, student: Tensor, teacher: Tensor, kind: str, backend: str) -> Tensor:
-        loss, gradient = _mix_align(student, teacher, kind, True, backend)
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        call = _CALL.nest(arguments)
+        loss, gradient = _mix_align(*call)
         ctx.save_for_backward(gradient)
-        ctx.backend = backend
+        ctx.backend = call.backend
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Any, ...]:
-        return _mix_align_backward(grad_loss, *ctx.saved_tensors, ctx.backend), None, None, None
+        (gradient,) = ctx.saved_tensors
+        grad_student = _mix_align_backward(*MixAlignBackwardCall(grad_loss, gradient, ctx.backend))
+        return _CALL.place({"student": grad_student})

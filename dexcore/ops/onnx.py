@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dexcore.ops.expert_types import Experts
+from dexcore.ops.expert_types import ExpertArguments
 
 
 def route(
@@ -26,7 +26,7 @@ def route(
     return chosen_bk / chosen_bk.sum(-1, keepdim=True), indices_bk, probs_br
 
 
-def expert_mlp(given: Experts, activation: str) -> Tensor:
+def expert_mlp(given: ExpertArguments, activation: str) -> Tensor:
     """One choice after the other: each image's expert is gathered, so B times its weights are in memory at once."""
     x, w1, b1, w2, b2, gates, indices = given
     y_bnd: Any = 0

@@ -5,7 +5,7 @@ autocast too: a tie in half precision must not route differently between backend
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,7 @@ from dexcore.ops.checks import (
     check_shape,
     refuse_transforms,
 )
-from dexcore.ops.library import define_op
+from dexcore.ops.library import ArgumentList, define_op
 
 POOLS = ("cls", "mean")
 
@@ -78,11 +78,11 @@ def route(
     if torch.onnx.is_in_onnx_export():
         return onnx.route(x, weight, noise, top_k, float(tau), pool)
     chosen = resolve(backend, x.device, x.dtype)
-    arguments = (x, weight, noise, top_k, float(tau), pool, chosen)
+    call = RouteCall(x, weight, noise, top_k, float(tau), pool, chosen)
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
-        gates, indices, probs = _Route.apply(*arguments)
+        gates, indices, probs = _Route.apply(*call)
     else:
-        gates, indices, probs = _route(*arguments)
+        gates, indices, probs = _route(*call)
     return gates, indices, probs
 
 
@@ -121,9 +121,35 @@ def _pooled(x_bnd: Tensor, pool: str) -> Tensor:
     return x_bnd[:, 0].to(precision) if pool == "cls" else x_bnd.mean(1, dtype=precision)
 
 
-def _run(
-    x: Tensor, weight: Tensor, noise: Tensor | None, top_k: int, tau: float, pool: str, backend: str
-) -> tuple[Tensor, Tensor, Tensor]:
+class RouteCall(NamedTuple):
+    """The arguments of the op, and of its autograd.Function."""
+
+    x: Tensor  # [B, N, D]
+    weight: Tensor  # [R, D]
+    noise: Tensor | None  # [B, R]
+    top_k: int
+    tau: float
+    pool: str
+    backend: str
+
+
+class RouteBackwardCall(NamedTuple):
+    """The arguments of the backward's op."""
+
+    grad_gates: Tensor  # [B, k]
+    grad_probs: Tensor  # [B, R]
+    x: Tensor  # [B, N, D]
+    weight: Tensor  # [R, D]
+    gates: Tensor  # [B, k]
+    indices: Tensor  # [B, k]
+    probs: Tensor  # [B, R]
+    tau: float
+    pool: str
+    backend: str
+
+
+def _run(call: RouteCall) -> tuple[Tensor, Tensor, Tensor]:
+    x, weight, noise, top_k, tau, pool, backend = call
     if backend == "triton":
         from dexcore.kernels.route import route_forward
 
@@ -144,11 +170,10 @@ def _contiguous(*tensors: Tensor | None) -> Any:
     return (None if t is None else (t.float() if t.dtype == torch.float64 else t).contiguous() for t in tensors)
 
 
-def _fake(
-    x: Tensor, weight: Tensor, noise: Tensor | None, top_k: int, tau: float, pool: str, backend: str
-) -> tuple[Tensor, Tensor, Tensor]:
+def _fake(call: RouteCall) -> tuple[Tensor, Tensor, Tensor]:
+    x, weight = call.x, call.weight
     precision = torch.promote_types(x.dtype, torch.float32)
-    gates_bk = x.new_empty((x.shape[0], top_k), dtype=precision)
+    gates_bk = x.new_empty((x.shape[0], call.top_k), dtype=precision)
     return (
         gates_bk,
         gates_bk.new_empty(gates_bk.shape, dtype=torch.int64),
@@ -156,18 +181,8 @@ def _fake(
     )
 
 
-def _run_backward(
-    grad_gates: Tensor,
-    grad_probs: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    gates: Tensor,
-    indices: Tensor,
-    probs: Tensor,
-    tau: float,
-    pool: str,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
+def _run_backward(call: RouteBackwardCall) -> tuple[Tensor, Tensor]:
+    grad_gates, grad_probs, x, weight, gates, indices, probs, tau, pool, backend = call
     if backend == "triton":
         from dexcore.kernels.route import route_backward
 
@@ -187,33 +202,40 @@ def _run_backward(
     return F.pad(grad_feature_bd.unsqueeze(1), (0, 0, 0, x.shape[1] - 1)), grad_weight
 
 
-def _fake_backward(grad_gates: Any, grad_probs: Any, x: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), weight.new_empty(weight.shape)
+def _fake_backward(call: RouteBackwardCall) -> tuple[Tensor, Tensor]:
+    return call.x.new_empty(call.x.shape), call.weight.new_empty(call.weight.shape)
 
 
-_route = define_op("route", _run, _fake)
-_route_backward = define_op("route_backward", _run_backward, _fake_backward)
+_route = define_op("route", RouteCall, _run, _fake)
+_route_backward = define_op("route_backward", RouteBackwardCall, _run_backward, _fake_backward)
+_CALL = ArgumentList(RouteCall)
 
 
 class _Route(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-        gates, indices, probs = _route(x, weight, *rest)
-        ctx.save_for_backward(x, weight, gates, indices, probs)
-        ctx.settings = rest[2:]
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+        call = _CALL.nest(arguments)
+        gates, indices, probs = _route(*call)
+        ctx.save_for_backward(call.x, call.weight, gates, indices, probs)
+        ctx.tau, ctx.pool, ctx.backend = call.tau, call.pool, call.backend
         ctx.mark_non_differentiable(indices)
         return gates, indices, probs
 
     @staticmethod
     def backward(ctx: Any, grad_gates: Tensor, _: Any, grad_probs: Tensor) -> tuple[Any, ...]:
-        grad_x, grad_weight = _route_backward(grad_gates, grad_probs, *ctx.saved_tensors, *ctx.settings)
-        needs_x, needs_weight = ctx.needs_input_grad[:2]
-        return (
-            grad_x if needs_x else None,
-            grad_weight if needs_weight else None,
-            None,
-            None,
-            None,
-            None,
-            None,
+        x, weight, gates, indices, probs = ctx.saved_tensors
+        call = RouteBackwardCall(
+            grad_gates=grad_gates,
+            grad_probs=grad_probs,
+            x=x,
+            weight=weight,
+            gates=gates,
+            indices=indices,
+            probs=probs,
+            tau=ctx.tau,
+            pool=ctx.pool,
+            backend=ctx.backend,
         )
+        grad_x, grad_weight = _route_backward(*call)
+        needs = _CALL.nest(ctx.needs_input_grad)
+        return _CALL.place({"x": grad_x if needs.x else None, "weight": grad_weight if needs.weight else None})

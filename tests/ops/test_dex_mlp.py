@@ -117,8 +117,8 @@ def test_opcheck():
     case = plain.make_case()
     arguments = (*case.experts, *case.director)
     for keep in ("nothing", "z"):
-        opcheck(torch.ops.dexcore.dex_mlp.default, (*arguments, keep, "gelu", "kd", "ieee", "eager"))
-    y, loss, *kept = torch.ops.dexcore.dex_mlp(*arguments, "z", "gelu", "kd", "ieee", "eager")
+        opcheck(torch.ops.dexcore.dex_mlp.default, (*arguments, keep, "kd", "gelu", "ieee", "eager"))
+    y, loss, *kept = torch.ops.dexcore.dex_mlp(*arguments, "z", "kd", "gelu", "ieee", "eager")
     opcheck(
         torch.ops.dexcore.dex_mlp_backward.default,
         (

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from dexcore.nn import DEXMlp
 from dexcore.ops import dex_mlp, expert_mlp, mix_align, route
@@ -39,6 +39,13 @@ def director():
 def test_a_forward_is_two_gemms_a_choice_and_two_for_the_director():
     assert counted(lambda: expert_mlp(**tensors())) == K * 2 * GEMM
     assert counted(lambda: dex_mlp(**tensors(), **director())) == (K + 1) * 2 * GEMM
+
+
+def test_arguments_by_name_count_as_those_by_place():
+    given, settings = tensors(), {"keep": "nothing", "activation": "gelu", "precision": "ieee", "backend": "eager"}
+    x = given.pop("x")
+    formula = flop_registry[torch.ops.dexcore.expert_mlp]
+    assert formula(x, **given, **settings, out_val=x) == K * 2 * GEMM
 
 
 @pytest.mark.parametrize(

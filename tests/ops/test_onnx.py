@@ -7,7 +7,7 @@ from assertions import assert_close
 from dexcore import ops
 from dexcore.ops import onnx
 from dexcore.ops.activation import ACTIVATIONS
-from dexcore.ops.expert_types import Experts
+from dexcore.ops.expert_types import ExpertArguments
 
 B, N, D, H, R = 5, 4, 8, 12, 6
 
@@ -19,14 +19,14 @@ def test_experts(activation, biases, top_k):
     x, w1, w2 = torch.randn(B, N, D), torch.randn(R, H, D), torch.randn(R, D, H)
     b1, b2 = (torch.randn(R, H), torch.randn(R, D)) if biases else (None, None)
     gates, indices = torch.rand(B, top_k), torch.stack([torch.randperm(R)[:top_k] for _ in range(B)])
-    given = Experts(x, w1, b1, w2, b2, gates, indices)
+    given = ExpertArguments(x, w1, b1, w2, b2, gates, indices)
     assert_close(onnx.expert_mlp(given, activation), ops.expert_mlp(*given, activation).double(), bound=1e-5)
 
 
 def test_experts_in_half_precision_give_half_precision():
     x, w1, w2 = torch.randn(B, N, D), torch.randn(R, H, D), torch.randn(R, D, H)
     gates, indices = torch.rand(B, 2), torch.tensor([[0, 1], [5, 2], [3, 3], [1, 4], [2, 0]])
-    y = onnx.expert_mlp(Experts(x.bfloat16(), w1.bfloat16(), None, w2.bfloat16(), None, gates, indices), "gelu")
+    y = onnx.expert_mlp(ExpertArguments(x.bfloat16(), w1.bfloat16(), None, w2.bfloat16(), None, gates, indices), "gelu")
     assert y.dtype == torch.bfloat16
     assert_close(y, ops.expert_mlp(x.double(), w1.double(), None, w2.double(), None, gates.double(), indices))
 

@@ -246,9 +246,9 @@ def test_opcheck_of_forward_and_backward(keep):
     settings = ("gelu", "ieee", "triton")
     namespace = torch.ops.dexcore
     opcheck(namespace.expert_mlp.default, (*case.experts, keep, *settings))
-    opcheck(namespace.dex_mlp.default, (*case.experts, *case.director, keep, "gelu", "kd", "ieee", "triton"))
+    opcheck(namespace.dex_mlp.default, (*case.experts, *case.director, keep, "kd", "gelu", "ieee", "triton"))
     if keep == "z":
-        y, loss, *kept = namespace.dex_mlp(*case.experts, *case.director, keep, "gelu", "kd", "ieee", "triton")
+        y, loss, *kept = namespace.dex_mlp(*case.experts, *case.director, keep, "kd", "gelu", "ieee", "triton")
         tail = ([True] * 6, *settings, torch.float32, torch.float32)
         opcheck(namespace.expert_mlp_backward.default, (torch.ones_like(x), *case.experts, *kept[:3], *tail))
         grads = (torch.ones_like(y), torch.ones_like(loss))
