@@ -33,6 +33,8 @@ if "dexcore" not in sys.modules:
     sys.modules["dexcore"] = package
 
 from dexcore.kernels import configs, plan  # noqa: E402
+from dexcore.kernels.expert_order import Input  # noqa: E402
+from dexcore.kernels.expert_wgrad import Product  # noqa: E402
 from dexcore.kernels.launch import compiling  # noqa: E402
 
 IMAGES, TOKENS, EXPERTS, TOP_K = 224, 65, 8, 2
@@ -57,20 +59,18 @@ HOMES = {
     "route_forward": "route",
     "route_backward": "route",
     "expert_load": "route",
+    "input_rows": "expert_order",
+    "gradient_rows": "expert_order",
     "expert_up": "expert_up",
     "expert_down": "expert_down",
     "expert_dx": "expert_down",
     "expert_dact": "expert_dact",
-    "expert_wgrad1": "expert_wgrad",
-    "expert_wgrad2": "expert_wgrad",
+    "expert_wgrad": "expert_wgrad",
     "mix_align_forward": "mix_align",
     "align_forward": "mix_align",
     "align_backward": "mix_align",
     "sum_slots": "mix_align",
-    "token_sums": "bias_gradients",
-    "bias1_gradient": "bias_gradients",
-    "bias2_gradient": "bias_gradients",
-    "gate_gradient": "bias_gradients",
+    "gate_and_bias_gradients": "bias_gradients",
     "group_ema": "group_ema",
 }
 
@@ -111,7 +111,7 @@ class Layer:
     """
 
     def __init__(self, entry: str) -> None:
-        _, _, precision, shape, *options = entry.split()
+        _, self.architecture, precision, shape, *options = entry.split()
         dtype, _, self.precision = precision.partition("-")
         self.precision = self.precision or "ieee"
         self.dtype = DTYPES[dtype]
@@ -120,7 +120,7 @@ class Layer:
         self.options = set(options)
         indices = self.empty(IMAGES, TOP_K, dtype=torch.int64)
         with mock.patch.object(plan, "launch"):
-            self.plan = plan.make_plan(indices, EXPERTS, TOKENS, self.config.up.block_m)
+            self.plan, _ = plan.make_plan(indices, EXPERTS, TOKENS, self.config.up.block_m)
         self.indices = indices
 
     def empty(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
@@ -158,8 +158,22 @@ class Layer:
 
     @property
     def narrow(self) -> Tensor:
-        """o or dx, a row for every slot."""
+        """o, dy or dx, a row for every slot's token."""
         return self.empty(self.plan.rows, self.width)
+
+    @property
+    def row_gates(self) -> Tensor:
+        return self.float(self.plan.rows)
+
+    @property
+    def padded(self) -> int:
+        """Rows of images in whole tiles, the director's."""
+        return triton.cdiv(IMAGES * TOKENS, self.plan.block_m) * self.plan.block_m
+
+    @property
+    def input(self) -> Input:
+        """x as the experts are given it."""
+        return Input(self.narrow, self.row_gates, self.empty(self.padded, self.width))
 
     def image_rows(self, columns: int) -> Tensor:
         return self.empty(IMAGES * TOKENS, columns)
@@ -202,29 +216,32 @@ def _arguments(launcher: str, layer: Layer) -> tuple[tuple[Any, ...], dict[str, 
             gates, probs, weight = layer.gates, layer.float(IMAGES, EXPERTS), layer.float(EXPERTS, width)
             pool = layer.one_of("cls", "mean")
             return (gates, probs, layer.routed, weight, gates, layer.indices, probs, 0.5, pool), {}
+        case "input_rows":
+            x = layer.empty(IMAGES, TOKENS, width, dtype=layer.input_dtype)
+            return (x, layer.gates, made, layer.dtype), {"by_image": "director" in options}
+        case "gradient_rows":
+            loss = {"grad_loss": layer.float(), "gradient": layer.images} if "align" in options else {}
+            return (layer.images, made, layer.dtype), loss
         case "expert_up":
             director = (layer.empty(hidden, width), layer.bias(hidden)) if "director" in options else None
             keep = {"keep_z": "z" in options, "keep_a": "wa" in options}
-            operands = layer.images, layer.w1, layer.bias(EXPERTS, hidden), layer.gates
+            operands = layer.input, layer.w1, layer.bias(EXPERTS, hidden)
             return (*operands, made, layer.activation, precision, config.up), {**keep, "director": director}
         case "expert_down":
-            parts = layer.image_rows(hidden), layer.empty(width, hidden), layer.bias(width)
-            operands = layer.wide, layer.w2, layer.bias(EXPERTS, width), layer.gates
+            parts = layer.empty(layer.padded, hidden), layer.empty(width, hidden), layer.bias(width)
+            operands = layer.wide, layer.w2, layer.bias(EXPERTS, width), layer.row_gates
             director = parts if "director" in options else None
             return (*operands, made, precision, config.down), {"director": director}
         case "expert_dact":
-            operands = layer.images, layer.w2, layer.wide, layer.gates
+            operands = layer.narrow, layer.w2, layer.wide, layer.row_gates
             return (*operands, made, layer.activation, precision, config.dact), {"keep_a": "wa" in options}
         case "expert_dx":
             return (layer.wide, layer.w1, made, precision, config.dx), {}
-        case "expert_wgrad1":
-            by_image = {"left_by_image": False, "right_by_image": True}
-            operands = layer.wide, layer.image_rows(width)
-            return (*operands, made, torch.float32, precision, config.wgrad1), by_image
-        case "expert_wgrad2":
-            by_image = {"left_by_image": True, "right_by_image": False}
-            operands = layer.image_rows(width), layer.wide
-            return (*operands, made, torch.float32, precision, config.wgrad2), by_image
+        case "expert_wgrad":
+            products = Product(layer.wide, layer.narrow), Product(layer.narrow, layer.wide)
+            multiprocessors = configs.MULTIPROCESSORS[layer.architecture]
+            settings = {"bias": "no-bias" not in options}
+            return (*products, made, torch.float32, precision, config.wgrad, multiprocessors), settings
         case "mix_align_forward":
             kind = layer.one_of("kd", "cosine", "mse")
             return (layer.narrow, made, layer.image_rows(width), kind), layer.align_settings
@@ -232,19 +249,14 @@ def _arguments(launcher: str, layer: Layer) -> tuple[tuple[Any, ...], dict[str, 
             kind = layer.one_of("kd", "cosine", "mse")
             return (layer.image_rows(width), layer.image_rows(width), kind), layer.align_settings
         case "align_backward":
-            grad_y = layer.image_rows(width) if "grad_y" in options else None
-            return (layer.float(), layer.image_rows(width), grad_y, layer.dtype), {}
+            return (layer.float(), layer.image_rows(width)), {}
         case "sum_slots":
             return (layer.narrow, made, layer.input_dtype), {}
-        case "token_sums":
-            return (layer.images,), {}
-        case "bias1_gradient":
-            return (layer.float(made.tiles.numel(), hidden), made, torch.float32), {}
-        case "bias2_gradient":
-            return (layer.float(IMAGES, width), layer.gates, made, torch.float32), {}
-        case "gate_gradient":
+        case "gate_and_bias_gradients":
             parts = layer.float(triton.cdiv(hidden, config.dact.block_n), made.rows)
-            return (parts, layer.float(IMAGES, width), layer.bias(EXPERTS, width), made), {}
+            b2 = layer.bias(EXPERTS, width)
+            bias_dtype = None if b2 is None else torch.float32
+            return (parts, layer.float(IMAGES, width), b2, layer.gates, made, bias_dtype), {}
         case "group_ema":
             shapes = [(hidden, width), (hidden,), (width, hidden), (width,)]
             if "unaligned" in options:
@@ -283,7 +295,7 @@ def call_launcher(entry: str) -> None:
     launcher = entry.split()[0]
     arguments, settings = _arguments(launcher, Layer(entry))
     home = importlib.import_module(f"dexcore.kernels.{HOMES[launcher]}")
-    getattr(home, launcher.rstrip("12"))(*arguments, **settings)
+    getattr(home, launcher)(*arguments, **settings)
 
 
 def _dots(ttir: str) -> list[str]:

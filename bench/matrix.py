@@ -26,23 +26,18 @@ GEMMS = (
     "expert_down director",
     "expert_dact gelu",
     "expert_dx",
-    "expert_wgrad1",
-    "expert_wgrad2",
+    "expert_wgrad",
 )
 # Their code depends on D ...
 BY_WIDTH = (
+    "input_rows director",
     "mix_align_forward kd gradient",
+    "gradient_rows align",
+    "gate_and_bias_gradients",
     "sum_slots",
 )
 # ... and theirs does not.
-OTHERS = (
-    "align_backward grad_y",
-    "token_sums",
-    "bias1_gradient",
-    "bias2_gradient",
-    "gate_gradient",
-    "group_ema",
-)
+OTHERS = ("group_ema",)
 # They do not know the compute dtype: the router reads the layer's input.
 ROUTING = ("route_forward cls", "route_backward cls")
 COUNTERS = ("make_plan", "expert_load")
@@ -70,7 +65,11 @@ VARIANTS = (
     "align_forward kd gradient",
     "align_backward",
     "sum_slots half-x",
-    "gate_gradient no-bias",
+    "input_rows",
+    "input_rows half-x director",
+    "gradient_rows",
+    "expert_wgrad no-bias",
+    "gate_and_bias_gradients no-bias",
     "group_ema unaligned",
 )
 ACTIVATIONS = ("gelu_tanh", "relu", "silu")

@@ -1,6 +1,6 @@
-"""Gradients of biases and gates: sums over tokens, tiles and slots, each in a fixed order.
+"""Gradients of the gates and of the second bias: sums over tokens, tiles and slots, each in a fixed order.
 
-Axes: b images, n tokens, d width, h hidden, r experts, k chosen; S = B k slots; rows = S N, sorted by expert.
+Axes: b images, n tokens, d width, h hidden, r experts, k chosen; S = B k slots; rows: those of the plan.
 All sums are in float32.
 """
 
@@ -19,262 +19,173 @@ _COLUMNS = 128
 _SUMMANDS = 32
 
 
-def token_sums(dy: Tensor) -> Tensor:
-    """[B, D] float32, the sums over the tokens of dy [B, N, D]."""
-    batch, tokens, width = dy.shape
-    sums = dy.new_empty((batch, width), dtype=torch.float32)
-    launch(
-        _token_sums_kernel,
-        (batch * triton.cdiv(width, _COLUMNS),),
-        dy,
-        sums,
-        tokens,
-        width,
-        COLUMNS=_COLUMNS,
-        SUMMANDS=_SUMMANDS,
-        num_warps=4,
-    )
-    return sums
+def gate_and_bias_gradients(
+    gate_parts: Tensor | None,
+    token_sums: Tensor,
+    b2: Tensor | None,
+    gates: Tensor,
+    plan: Plan,
+    bias_dtype: torch.dtype | None,
+) -> tuple[Tensor | None, Tensor | None]:
+    """The gates' gradient and the second bias's, in one launch.
 
+    Args:
+        gate_parts: [P, rows] (`expert_dact`); None where the gates' gradient is not asked for.
+        token_sums: [B, D], the sums of dy over tokens (`gradient_rows`).
+        b2: [R, D] or None.
+        gates: [B, k], float32.
+        plan: of the routing.
+        bias_dtype: of the bias's gradient; None where it is not asked for.
 
-def token_sums_bytes(batch: int, tokens: int, width: int, itemsize: int) -> int:
-    """Unique bytes of `token_sums`."""
-    return batch * width * (tokens * itemsize + 4)
-
-
-def bias1_gradient(bias_parts: Tensor, plan: Plan, dtype: torch.dtype) -> Tensor:
-    """[R, H] of ``dtype``, the sums over each expert's tiles of bias_parts [T, H] (`expert_dact`)."""
-    hidden = bias_parts.shape[1]
-    grad = bias_parts.new_empty((plan.num_experts, hidden), dtype=dtype)
-    launch(
-        _bias1_kernel,
-        (plan.num_experts * triton.cdiv(hidden, _COLUMNS),),
-        bias_parts,
-        grad,
-        plan.tile_starts,
-        hidden,
-        COLUMNS=_COLUMNS,
-        SUMMANDS=_SUMMANDS,
-        num_warps=4,
-    )
-    return grad
-
-
-def bias1_gradient_bytes(counts: Sequence[int], tokens: int, hidden: int, itemsize: int, block_m: int) -> int:
-    """Unique bytes of `bias1_gradient`; ``counts`` are the experts' slots, ``itemsize`` is the gradient's."""
-    live = sum(triton.cdiv(count * tokens, block_m) for count in counts)
-    return 4 * (live * hidden + len(counts) + 1) + len(counts) * hidden * itemsize
-
-
-def bias2_gradient(token_sums: Tensor, gates: Tensor, plan: Plan, dtype: torch.dtype) -> Tensor:
-    """[R, D] of ``dtype``, the sums over each expert's slots of gate * token_sums[image]."""
-    width = token_sums.shape[1]
-    grad = token_sums.new_empty((plan.num_experts, width), dtype=dtype)
-    launch(
-        _bias2_kernel,
-        (plan.num_experts * triton.cdiv(width, _COLUMNS),),
-        token_sums,
-        gates,
-        grad,
-        plan.slots,
-        plan.images,
-        plan.starts,
-        width,
-        COLUMNS=_COLUMNS,
-        SUMMANDS=_SUMMANDS,
-        num_warps=4,
-    )
-    return grad
-
-
-def bias2_gradient_bytes(counts: Sequence[int], batch: int, width: int, itemsize: int) -> int:
-    """Unique bytes of `bias2_gradient`; ``counts`` are the experts' slots, ``itemsize`` is the gradient's."""
-    return 4 * (batch * width + 3 * sum(counts) + len(counts) + 1) + len(counts) * width * itemsize
-
-
-def gate_gradient(gate_parts: Tensor, token_sums: Tensor | None, b2: Tensor | None, plan: Plan) -> Tensor:
-    """[B, k] float32: a slot's sum of gate_parts [P, rows] (`expert_dact`), plus <b2_e, token_sums[image]>.
-
-    ``token_sums`` is read where there is a ``b2`` [R, D] alone.
+    Returns:
+        [B, k] float32: a slot's sum of gate_parts, plus <b2_e, token_sums[image]>; [R, D]: the sums over each expert's
+        slots of gate * token_sums[image].
     """
+    width = token_sums.shape[1]
     slots = plan.slots.numel()
-    grad = gate_parts.new_empty((slots // plan.top_k, plan.top_k))
+    grad_gates = None if gate_parts is None else gates.new_empty(gates.shape)
+    grad_b2 = None if bias_dtype is None else gates.new_empty((plan.num_experts, width), dtype=bias_dtype)
+    gate_programs = 0 if grad_gates is None else slots
+    bias_programs = 0 if grad_b2 is None else plan.num_experts * triton.cdiv(width, _COLUMNS)
     launch(
-        _gate_kernel,
-        (slots,),
+        _gate_and_bias_kernel,
+        (gate_programs + bias_programs,),
         gate_parts,
-        None if b2 is None else token_sums,
-        b2,
-        grad,
+        token_sums,
+        None if grad_gates is None else b2,
+        gates,
+        grad_gates,
+        grad_b2,
         plan.slots,
-        plan.images,
+        plan.first_rows,
         plan.starts,
-        gate_parts.shape[0],
+        plan.tiles,
+        gate_programs,
+        0 if gate_parts is None else gate_parts.shape[0],
         plan.rows,
         plan.tokens,
-        0 if b2 is None else b2.shape[1],
-        R=plan.num_experts,
-        R_BLOCK=triton.next_power_of_2(plan.num_experts),
+        D=width,
+        TOP_K=plan.top_k,
+        BLOCK_M=plan.block_m,
         PARTS=8,
         TOKENS=64,
         WIDTH=512,
+        COLUMNS=_COLUMNS,
+        SUMMANDS=_SUMMANDS,
         num_warps=4,
     )
-    return grad
+    return grad_gates, grad_b2
 
 
-def gate_gradient_bytes(
-    counts: Sequence[int], batch: int, tokens: int, parts: int, width: int, b2_itemsize: int | None
+def gate_and_bias_bytes(
+    counts: Sequence[int],
+    plan: Plan,
+    width: int,
+    parts: int | None,
+    b2_itemsize: int | None,
+    bias_itemsize: int | None,
 ) -> int:
-    """Unique bytes of `gate_gradient`; ``counts`` are the experts' slots, ``b2_itemsize`` None without a b2."""
-    slots = sum(counts)
-    if slots == 0:
-        return 0
-    plain = 4 * (slots * tokens * parts + 2 * slots)
-    if b2_itemsize is None:
-        return plain
-    used = sum(count > 0 for count in counts)
-    return plain + 4 * (slots + len(counts) + batch * width) + used * width * b2_itemsize
+    """Unique bytes of `gate_and_bias_gradients`.
 
-
-@triton.jit
-def _token_sums_kernel(
-    dy_ptr,  # [B, N, D]
-    sums_ptr,  # [B, D]
-    tokens,
-    D,
-    COLUMNS: tl.constexpr,
-    SUMMANDS: tl.constexpr,
-):
-    """sums[b] = sum_n dy[b, n].
-
-    Grid (B ceil(D / COLUMNS),); a program writes COLUMNS elements of one image. Bytes: B D (N s + 4), s of dy's
-    element; FLOPs: B N D. Float32.
+    Args:
+        counts: the experts' slots.
+        plan: of the routing.
+        width: D.
+        parts: of gate_parts; None without the gates' gradient.
+        b2_itemsize: of b2; None without it.
+        bias_itemsize: of the bias's gradient; None where it is not asked for.
     """
-    column_tiles = tl.cdiv(D, COLUMNS)
-    image = (tl.program_id(0) // column_tiles).to(tl.int64)
-    columns = tl.program_id(0) % column_tiles * COLUMNS + tl.arange(0, COLUMNS)
-    block = tl.arange(0, SUMMANDS)
-    sums = tl.zeros((SUMMANDS, COLUMNS), tl.float32)
-    for first in range(0, tokens, SUMMANDS):
-        token = first + block
-        valid = (token < tokens)[:, None] & (columns < D)[None, :]
-        rows = (image * tokens + token) * D
-        sums += tl.load(dy_ptr + rows[:, None] + columns[None, :], mask=valid, other=0.0).to(tl.float32)
-    tl.store(sums_ptr + image * D + columns, tl.sum(sums, 0), mask=columns < D)
+    slots = plan.slots.numel()
+    used = [e for e, count in enumerate(counts) if count]
+    reads_sums = bias_itemsize is not None and slots
+    total = 0
+    if parts is not None and slots:
+        total += 4 * (slots * plan.tokens * parts + 2 * slots)  # first_rows, the gradient
+        if b2_itemsize is not None:
+            reads_sums = True
+            first_tiles = {_first_row(counts, e, i, plan) // plan.block_m for e in used for i in range(counts[e])}
+            total += used_bytes if (used_bytes := len(used) * width * b2_itemsize + 4 * len(first_tiles)) else 0
+    if bias_itemsize is not None:
+        total += len(counts) * width * bias_itemsize + 4 * (len(counts) + 1) + 8 * slots  # starts, slots, gates
+    return total + (4 * plan.images * width if reads_sums else 0)
 
 
-@triton.jit
-def _bias1_kernel(
-    bias_parts_ptr,  # [T, H]
-    grad_ptr,  # [R, H]
-    tile_starts_ptr,
-    H,
-    COLUMNS: tl.constexpr,
-    SUMMANDS: tl.constexpr,
-):
-    """grad[e] = sum of bias_parts[t] over the tiles t of expert e; zeros without any.
-
-    Grid (R ceil(H / COLUMNS),); a program writes COLUMNS elements of one expert. Bytes, with L tiles that have rows:
-    4 (L H + R + 1) + R H s, s of grad's element; FLOPs: L H. Float32, rounded once.
-    """
-    column_tiles = tl.cdiv(H, COLUMNS)
-    expert = tl.program_id(0) // column_tiles
-    columns = tl.program_id(0) % column_tiles * COLUMNS + tl.arange(0, COLUMNS)
-    block = tl.arange(0, SUMMANDS)
-    end = tl.load(tile_starts_ptr + expert + 1)
-    sums = tl.zeros((SUMMANDS, COLUMNS), tl.float32)
-    for first in range(tl.load(tile_starts_ptr + expert), end, SUMMANDS):
-        tile = first + block
-        valid = (tile < end)[:, None] & (columns < H)[None, :]
-        rows = tile.to(tl.int64) * H
-        sums += tl.load(bias_parts_ptr + rows[:, None] + columns[None, :], mask=valid, other=0.0)
-    grad = rounded(tl.sum(sums, 0), grad_ptr.dtype.element_ty)
-    tl.store(grad_ptr + expert.to(tl.int64) * H + columns, grad, mask=columns < H)
+def _first_row(counts: Sequence[int], expert: int, i: int, plan: Plan) -> int:
+    before = sum(triton.cdiv(count * plan.tokens, plan.block_m) for count in counts[:expert])
+    return before * plan.block_m + i * plan.tokens
 
 
-@triton.jit
-def _bias2_kernel(
-    token_sums_ptr,  # [B, D]
-    gates_ptr,  # [S]
-    grad_ptr,  # [R, D]
-    slots_ptr,
-    images_ptr,
-    starts_ptr,
-    D,
-    COLUMNS: tl.constexpr,
-    SUMMANDS: tl.constexpr,
-):
-    """grad[e] = sum of gate * token_sums[image] over the slots of expert e; zeros without any.
-
-    Grid (R ceil(D / COLUMNS),); a program writes COLUMNS elements of one expert. Bytes: 4 (B D + 3 S + R + 1) + R D s,
-    s of grad's element; FLOPs: 2 S D. Float32, rounded once.
-    """
-    column_tiles = tl.cdiv(D, COLUMNS)
-    expert = tl.program_id(0) // column_tiles
-    columns = tl.program_id(0) % column_tiles * COLUMNS + tl.arange(0, COLUMNS)
-    block = tl.arange(0, SUMMANDS)
-    end = tl.load(starts_ptr + expert + 1)
-    sums = tl.zeros((SUMMANDS, COLUMNS), tl.float32)
-    for first in range(tl.load(starts_ptr + expert), end, SUMMANDS):
-        slot = first + block
-        inside = slot < end
-        gate = tl.load(gates_ptr + tl.load(slots_ptr + slot, mask=inside, other=0), mask=inside, other=0.0)
-        rows = tl.load(images_ptr + slot, mask=inside, other=0).to(tl.int64) * D
-        valid = inside[:, None] & (columns < D)[None, :]
-        sums += gate[:, None] * tl.load(token_sums_ptr + rows[:, None] + columns[None, :], mask=valid, other=0.0)
-    grad = rounded(tl.sum(sums, 0), grad_ptr.dtype.element_ty)
-    tl.store(grad_ptr + expert.to(tl.int64) * D + columns, grad, mask=columns < D)
-
-
-@triton.jit(do_not_specialize=["num_rows"])
-def _gate_kernel(
-    gate_parts_ptr,  # [P, rows]
+@triton.jit(do_not_specialize=["gate_programs", "num_rows"])
+def _gate_and_bias_kernel(
+    gate_parts_ptr,  # [P, rows] or None
     token_sums_ptr,  # [B, D]
     b2_ptr,  # [R, D] or None
-    grad_ptr,  # [S]
+    gates_ptr,  # [S]
+    grad_gates_ptr,  # [S], None where gate_parts_ptr is
+    grad_b2_ptr,  # [R, D] or None
     slots_ptr,
-    images_ptr,
+    first_rows_ptr,
     starts_ptr,
+    tiles_ptr,
+    gate_programs,
     parts,
     num_rows,
     tokens,
-    D,
-    R: tl.constexpr,
-    R_BLOCK: tl.constexpr,
+    D: tl.constexpr,
+    TOP_K: tl.constexpr,
+    BLOCK_M: tl.constexpr,
     PARTS: tl.constexpr,
     TOKENS: tl.constexpr,
     WIDTH: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    SUMMANDS: tl.constexpr,
 ):
-    """grad[slot] = sum over p and n of gate_parts[p, sN + n], plus <b2_e, token_sums[image]>; sorted slot s.
+    """grad_gates[slot] = sum over p and n of gate_parts[p, first_rows[slot] + n], plus <b2_e, token_sums[image]>;
+    grad_b2[e] = sum of gate * token_sums[image] over the slots of expert e, zeros without any.
 
-    Grid (S,); a program writes one element. Bytes: 4 (P rows + 2 S), and with b2 4 (S + R + B D) + U D s more, U
-    experts that have slots, s of b2's element; FLOPs: P rows, and 2 S D. Float32.
+    Grid (S + R ceil(D / COLUMNS),): a program writes one element of grad_gates, or COLUMNS of one expert's grad_b2.
+    Bytes: 4 (P S N + 2 S), with b2 U D s more, U experts that have slots and s of b2's element, and the tiles in which
+    slots begin, 4 each; of grad_b2 R D s + 4 (R + 1 + 2 S); token_sums 4 B D. FLOPs: P S N, 2 S D, 2 S D.
     """
-    place = tl.program_id(0)
-    block_p = tl.arange(0, PARTS)
-    block_n = tl.arange(0, TOKENS)
-    sums_pn = tl.zeros((PARTS, TOKENS), tl.float32)
-    for first_p in range(0, parts, PARTS):
-        part = first_p + block_p
-        row = part.to(tl.int64) * num_rows + place * tokens
-        for first_n in range(0, tokens, TOKENS):
-            token = first_n + block_n
-            valid = (part < parts)[:, None] & (token < tokens)[None, :]
-            sums_pn += tl.load(gate_parts_ptr + row[:, None] + token[None, :], mask=valid, other=0.0)
-    grad = tl.sum(tl.sum(sums_pn, 1), 0)
-
-    if b2_ptr is not None:
-        # The expert whose slots hold this one: as many experts end at or before it.
-        experts = tl.arange(0, R_BLOCK)
-        ends = tl.load(starts_ptr + 1 + experts, mask=experts < R, other=0)
-        expert = tl.sum(((ends <= place) & (experts < R)).to(tl.int32), 0).to(tl.int64)
-        image = tl.load(images_ptr + place).to(tl.int64)
-        width = tl.arange(0, WIDTH)
-        products = tl.zeros((WIDTH,), tl.float32)
-        for first in range(0, D, WIDTH):
-            column = first + width
-            bias = tl.load(b2_ptr + expert * D + column, mask=column < D, other=0.0).to(tl.float32)
-            products += bias * tl.load(token_sums_ptr + image * D + column, mask=column < D, other=0.0)
-        grad += tl.sum(products, 0)
-    tl.store(grad_ptr + tl.load(slots_ptr + place), grad)
+    program = tl.program_id(0)
+    if program < gate_programs:
+        if gate_parts_ptr is not None:
+            first_row = tl.load(first_rows_ptr + program)
+            block_p = tl.arange(0, PARTS)
+            block_n = tl.arange(0, TOKENS)
+            sums_pn = tl.zeros((PARTS, TOKENS), tl.float32)
+            for first_p in range(0, parts, PARTS):
+                p = first_p + block_p
+                row = p.to(tl.int64) * num_rows + first_row
+                for first_n in range(0, tokens, TOKENS):
+                    token = first_n + block_n
+                    valid = (p < parts)[:, None] & (token < tokens)[None, :]
+                    sums_pn += tl.load(gate_parts_ptr + row[:, None] + token[None, :], mask=valid, other=0.0)
+            grad = tl.sum(tl.sum(sums_pn, 1), 0)
+            if b2_ptr is not None:
+                expert = tl.load(tiles_ptr + first_row // BLOCK_M).to(tl.int64)
+                image = (program // TOP_K).to(tl.int64)
+                block_d = tl.arange(0, WIDTH)
+                products = tl.zeros((WIDTH,), tl.float32)
+                for first_d in range(0, D, WIDTH):
+                    d = first_d + block_d
+                    bias = tl.load(b2_ptr + expert * D + d, mask=d < D, other=0.0).to(tl.float32)
+                    products += bias * tl.load(token_sums_ptr + image * D + d, mask=d < D, other=0.0)
+                grad += tl.sum(products, 0)
+            tl.store(grad_gates_ptr + program, grad)
+    elif grad_b2_ptr is not None:
+        column_tiles: tl.constexpr = (D + COLUMNS - 1) // COLUMNS
+        of_expert = (program - gate_programs) // column_tiles
+        columns = (program - gate_programs) % column_tiles * COLUMNS + tl.arange(0, COLUMNS)
+        block_s = tl.arange(0, SUMMANDS)
+        end = tl.load(starts_ptr + of_expert + 1)
+        sums_sd = tl.zeros((SUMMANDS, COLUMNS), tl.float32)
+        for first_s in range(tl.load(starts_ptr + of_expert), end, SUMMANDS):
+            inside = first_s + block_s < end
+            slot = tl.load(slots_ptr + first_s + block_s, mask=inside, other=0)
+            gate = tl.load(gates_ptr + slot, mask=inside, other=0.0)
+            rows = (slot // TOP_K).to(tl.int64) * D
+            here = inside[:, None] & (columns < D)[None, :]
+            sums_sd += gate[:, None] * tl.load(token_sums_ptr + rows[:, None] + columns[None, :], mask=here, other=0.0)
+        grad_b2 = rounded(tl.sum(sums_sd, 0), grad_b2_ptr.dtype.element_ty)
+        tl.store(grad_b2_ptr + of_expert.to(tl.int64) * D + columns, grad_b2, mask=columns < D)

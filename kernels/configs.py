@@ -26,18 +26,21 @@ SHARED_MEMORY = {
     "gfx942": 64 * 1024,
 }
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+# Of the largest chip of an architecture: all of an architecture take the same tiles and sum in the same order.
+MULTIPROCESSORS = {"sm_80": 108, "sm_86": 84, "sm_89": 142, "sm_90": 132, "sm_100": 148, "gfx942": 304, INTERPRETER: 4}
+_WITH_DESCRIPTORS = ("sm_90", "sm_100", INTERPRETER)
 _SMALLEST = 16  # tl.dot takes no less, on any side
-_MULTIPROCESSORS = 132  # an H100's
 
 
 class Gemm(NamedTuple):
-    """A GEMM kernel's output tile, its step along K, and how Triton schedules it."""
+    """A GEMM kernel's output tile, its step along K, how Triton schedules it, and whether operands have descriptors."""
 
     block_m: int
     block_n: int
     block_k: int
     warps: int
     stages: int
+    described: bool = False
 
     def shared_memory(self, itemsize: int) -> int:
         """Bytes of the operands' tiles in all stages."""
@@ -47,15 +50,14 @@ class Gemm(NamedTuple):
 class LayerConfig(NamedTuple):
     """The GEMM kernels of one layer. All that walk the experts' rows share one ``block_m``, the plan's.
 
-    ``wgrad1`` is W1's [H, D] (block_m of H, block_n of D), ``wgrad2`` W2's [D, H]; their block_k is of rows.
+    ``wgrad`` is of both weights' gradients, [H, D] and [D, H]; its block_k is of rows, and divides the plan's block_m.
     """
 
     up: Gemm
     down: Gemm
     dact: Gemm
     dx: Gemm
-    wgrad1: Gemm
-    wgrad2: Gemm
+    wgrad: Gemm
 
 
 class Key(NamedTuple):
@@ -133,12 +135,22 @@ def _rule(architecture: str, width: int, hidden: int, dtype: torch.dtype) -> Lay
         down=_fitted(wide.down, columns=width, reduced=hidden),
         dact=_fitted(wide.dact, columns=hidden, reduced=width),
         dx=_fitted(wide.dx, columns=width, reduced=hidden),
-        wgrad1=_fitted(wide.wgrad1, rows=hidden, columns=width),
-        wgrad2=_fitted(wide.wgrad2, rows=width, columns=hidden),
+        wgrad=_fitted(wide.wgrad, rows=min(width, hidden), columns=min(width, hidden)),
     )
     if architecture == "sm_90" and aligned and dtype != torch.float32:
         tiles = _broadened(tiles, width, hidden)
-    return tiles
+    described = can_describe(architecture, width, hidden, dtype, tiles)
+    return LayerConfig(*(gemm._replace(described=described) for gemm in tiles))
+
+
+def can_describe(architecture: str, width: int, hidden: int, dtype: torch.dtype, tiles: LayerConfig) -> bool:
+    """Whether a layer's operands may have tensor descriptors.
+
+    Rows have to be whole numbers of 16 bytes. And of steps along K: a descriptor knows where the weights of all
+    experts end, not those of one, and the next one's Inf times the zeros beyond K would be NaN.
+    """
+    steps = max(tiles.up.block_k, tiles.down.block_k, tiles.dact.block_k, tiles.dx.block_k, 16 // dtype.itemsize)
+    return architecture in _WITH_DESCRIPTORS and width % steps == 0 and hidden % steps == 0
 
 
 def _broadened(tiles: LayerConfig, width: int, hidden: int) -> LayerConfig:
@@ -151,10 +163,13 @@ def _broadened(tiles: LayerConfig, width: int, hidden: int) -> LayerConfig:
     few it idles: hence at least half a chip's worth of them in one expert's weights, and none that is partly empty.
     """
     broad = Gemm(128, 256, 64, 8, 4)
-    if width * hidden < broad.block_m * broad.block_n * _MULTIPROCESSORS // 2:
+    if width * hidden < broad.block_m * broad.block_n * MULTIPROCESSORS["sm_90"] // 2:
         return tiles
-    columns = {"down": width, "dx": width, "wgrad1": width, "wgrad2": hidden}
-    return tiles._replace(**{name: broad for name, size in columns.items() if size % broad.block_n == 0})
+    if width % broad.block_n == 0:
+        tiles = tiles._replace(down=broad, dx=broad)
+        if hidden % broad.block_n == 0:
+            tiles = tiles._replace(wgrad=broad)
+    return tiles
 
 
 def _fitted(tile: Gemm, *, columns: int, rows: int | None = None, reduced: int | None = None) -> Gemm:
@@ -197,8 +212,7 @@ def _wide(architecture: str, aligned: bool, dtype: torch.dtype) -> LayerConfig:
 
 def _layer(rows: Gemm, *, up: Gemm | None = None, dact: Gemm | None = None, wgrad: Gemm | None = None) -> LayerConfig:
     """``rows`` for all that nothing else is given for."""
-    wgrad = wgrad or rows
-    return LayerConfig(up or rows, rows, dact or rows, rows, wgrad, wgrad)
+    return LayerConfig(up or rows, rows, dact or rows, rows, wgrad or rows)
 
 
 @functools.cache
@@ -248,10 +262,14 @@ def check(key: Key, config: LayerConfig) -> None:
     if len({config.up.block_m, config.down.block_m, config.dact.block_m, config.dx.block_m}) > 1:
         raise ValueError("up, down, dact and dx must share one block_m: they walk the rows of one plan")
     for name, gemm in config._asdict().items():
+        if name == "wgrad" and config.up.block_m % gemm.block_k:
+            raise ValueError(f"wgrad: block_k must divide the other kernels' block_m, got {gemm}")
         if any(side < _SMALLEST or side & (side - 1) for side in gemm[:3]):
             raise ValueError(f"{name}: a tile's sides must be powers of two, {_SMALLEST} at least, got {gemm}")
         if gemm.warps not in (1, 2, 4, 8, 16) or gemm.stages < 1:
             raise ValueError(f"{name}: warps must be 1, 2, 4, 8 or 16 and stages at least 1, got {gemm}")
         needed, limit = gemm.shared_memory(key.dtype.itemsize), SHARED_MEMORY[key.architecture]
+        if gemm.described and not can_describe(key.architecture, key.width, key.hidden, key.dtype, config):
+            raise ValueError(f"{name}: {key} cannot have tensor descriptors, got {gemm}")
         if needed > limit:
             raise ValueError(f"{name}: {gemm} needs {needed} bytes of shared memory, {key.architecture} has {limit}")

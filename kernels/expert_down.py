@@ -30,7 +30,7 @@ experts, more choices or a smaller batch it loses, up to most of the GEMM's time
 little, as the GEMM's writes hide behind its products. Hence a result a slot, at the price of one rounding more in y
 and dx.
 
-Axes: b images, n tokens, d width, h hidden, r experts; s slots, S = B*k; rows = S*N.
+Axes: b images, n tokens, d width, h hidden, r experts; rows: those of the plan, in expert order.
 """
 
 from collections import Counter
@@ -42,10 +42,9 @@ from torch import Tensor
 
 from dexcore.kernels.configs import Gemm
 from dexcore.kernels.launch import launch
-from dexcore.kernels.numerics import dot, halves, rounded
-from dexcore.kernels.plan import Plan, tile_rows
-
-_GROUP = 8  # row tiles that walk a weight's columns together, so that L2 serves the weight's re-reads
+from dexcore.kernels.numerics import dot, halves
+from dexcore.kernels.plan import Plan, tile_in_group
+from dexcore.kernels.tiles import load_tile, matrix, store_tile
 
 
 def expert_down(
@@ -64,17 +63,17 @@ def expert_down(
     Args:
         wa: [rows, H], gate * act(z) in expert order.
         w2, b2: [R, D, H] and [R, D] or None.
-        gates: [B, k], float32.
+        gates: [rows], float32 (`dexcore.kernels.expert_order.Input`).
         plan: made with ``config.block_m``.
         precision: of float32 dot products: "ieee", "tf32" or "tf32x3".
-        director: its act(z) [B*N, H], its weight [D, H], its bias [D] or None.
+        director: its act(z) [whole tiles of B*N rows, H], its weight [D, H], its bias [D] or None.
 
     Returns:
-        o [rows, D] in expert order, and the director's [B*N, D] or None; of wa's dtype.
+        o [rows, D] in expert order, and the director's [whole tiles of B*N rows, D] or None; of wa's dtype.
     """
-    out = wa.new_empty((wa.shape[0], w2.shape[1]))
-    teacher = None if director is None else wa.new_empty((director[0].shape[0], w2.shape[1]))
-    _launch(wa, w2, (w2.shape[2], 1), b2, gates, out, plan, precision, config, director, teacher)
+    out = wa.new_empty((len(wa), w2.shape[1]))
+    teacher = None if director is None else wa.new_empty((len(director[0]), w2.shape[1]))
+    _launch(wa, w2, b2, gates, out, plan, precision, config, False, director, teacher)
     return out, teacher
 
 
@@ -90,18 +89,16 @@ def expert_dx(dz: Tensor, w1: Tensor, plan: Plan, precision: str, config: Gemm) 
     Returns:
         [rows, D] in expert order, of dz's dtype.
     """
-    out = dz.new_empty((dz.shape[0], w1.shape[2]))
-    _launch(dz, w1, (1, w1.shape[2]), None, None, out, plan, precision, config)
+    out = dz.new_empty((len(dz), w1.shape[2]))
+    _launch(dz, w1, None, None, out, plan, precision, config, True)
     return out
 
 
 def expert_down_bytes(
     counts: Sequence[int],
-    batch: int,
-    tokens: int,
+    plan: Plan,
     width: int,
     hidden: int,
-    block_m: int,
     itemsize: int,
     *,
     bias_itemsize: int = 0,
@@ -112,33 +109,35 @@ def expert_down_bytes(
 
     Args:
         counts: every expert's number of slots.
-        batch, tokens, width, hidden, block_m: B, N, D, H and the tile's rows.
+        plan: of the routing.
+        width, hidden: D and H.
         itemsize: of the compute dtype.
         bias_itemsize, director_bias_itemsize: of b2 and of the director's; 0 where there is none.
     """
-    slots, active = sum(counts), [e for e, count in enumerate(counts) if count]
-    if slots == 0:
+    if not plan.images:
         return 0
-    tiles = slots * tokens // block_m + min(len(counts), slots)
-    plan = 4 * (tiles + len({*active, *(e + 1 for e in active)}) + len(active))
-    gates = 8 * slots if bias_itemsize else 0
-    rows = (slots + batch * director) * tokens * (hidden + width) * itemsize
-    experts = len(active) * width * (hidden * itemsize + bias_itemsize)
-    return plan + gates + rows + experts + director * width * (hidden * itemsize + director_bias_itemsize)
+    rows, used, _ = plan.live(counts)
+    gates = 4 * rows if bias_itemsize else 0
+    experts = used * width * (hidden * itemsize + bias_itemsize)
+    total = rows * (hidden + width) * itemsize + gates + experts + plan.tiles.nbytes
+    if director:
+        images = triton.cdiv(plan.images * plan.tokens, plan.block_m) * plan.block_m
+        total += images * (hidden + width) * itemsize + width * (hidden * itemsize + director_bias_itemsize)
+    return total
 
 
 def expert_down_flops(batch: int, tokens: int, width: int, hidden: int, top_k: int, *, director: bool = False) -> int:
-    """2 B N (k + director) D H; those of partial tiles do not count."""
+    """2 B N (k + director) D H; those of rows without a token do not count."""
     return 2 * batch * tokens * (top_k + director) * width * hidden
 
 
-def expert_dx_bytes(counts: Sequence[int], tokens: int, width: int, hidden: int, block_m: int, itemsize: int) -> int:
+def expert_dx_bytes(counts: Sequence[int], plan: Plan, width: int, hidden: int, itemsize: int) -> int:
     """Unique bytes read and written: those of `expert_down` without biases and director."""
-    return expert_down_bytes(counts, 0, tokens, width, hidden, block_m, itemsize)
+    return expert_down_bytes(counts, plan, width, hidden, itemsize)
 
 
 def expert_dx_flops(batch: int, tokens: int, width: int, hidden: int, top_k: int) -> int:
-    """2 B N k D H; those of partial tiles do not count."""
+    """2 B N k D H; those of rows without a token do not count."""
     return expert_down_flops(batch, tokens, width, hidden, top_k)
 
 
@@ -166,150 +165,120 @@ def mixing_inside(
 def _launch(
     left: Tensor,
     weight: Tensor,
-    weight_strides: tuple[int, int],
     bias: Tensor | None,
     gates: Tensor | None,
     out: Tensor,
     plan: Plan,
     precision: str,
     config: Gemm,
+    weight_by_k: bool,
     director: tuple[Tensor, Tensor, Tensor | None] | None = None,
     teacher: Tensor | None = None,
 ) -> None:
-    width, reduced = out.shape[1], left.shape[1]
-    expert_tiles = plan.tiles.numel()
+    plan.check_tile(config.block_m)
+    m, n, k = config[:3]
+    columns, reduced = out.shape[1], left.shape[1]
     director_left, director_weight, director_bias = director or (None, None, None)
-    director_rows = 0 if director_left is None else director_left.shape[0]
-    row_tiles = expert_tiles + triton.cdiv(director_rows, config.block_m)
+    expert_tiles = plan.tiles.numel()
+    row_tiles = expert_tiles + (0 if director_left is None else len(director_left) // m)
+    weight_block = (k, n) if weight_by_k else (n, k)
     launch(
         _grouped_rows_kernel,
-        (row_tiles * triton.cdiv(width, config.block_n),),
-        left,
-        weight,
+        (row_tiles * triton.cdiv(columns, n),),
+        matrix(left, (m, k), config.described),
+        matrix(weight, weight_block, config.described),
         bias,
-        out,
-        director_left,
-        director_weight,
+        matrix(out, (m, n // 2), config.described),
+        matrix(director_left, (m, k), config.described),
+        matrix(director_weight, weight_block, config.described),
         director_bias,
-        teacher,
+        matrix(teacher, (m, n // 2), config.described),
         gates,
-        plan.slots,
-        plan.starts,
-        plan.tile_starts,
         plan.tiles,
-        plan.tokens,
         expert_tiles,
         row_tiles,
-        director_rows,
-        width,
-        reduced,
-        *weight_strides,
+        N=columns,
+        K=reduced,
+        WEIGHT_BY_K=weight_by_k,
         PRECISION=precision,
-        BLOCK_M=config.block_m,
-        BLOCK_N=config.block_n,
-        BLOCK_K=config.block_k,
-        GROUP=_GROUP,
+        BLOCK_M=m,
+        BLOCK_N=n,
+        BLOCK_K=k,
         num_warps=config.warps,
         num_stages=config.stages,
     )
 
 
-@triton.jit(do_not_specialize=["expert_tiles", "row_tiles", "director_rows"])
+@triton.jit(do_not_specialize=["expert_tiles", "row_tiles"])
 def _grouped_rows_kernel(
-    left_ptr,  # [rows, K], expert order
-    weight_ptr,  # [R, N, K] or [R, K, N], by its strides
+    left,  # [rows, K], expert order
+    weight,  # [R, N, K], or [R, K, N] where WEIGHT_BY_K
     bias_ptr,  # [R, N] or None
-    out_ptr,  # [rows, N]
-    director_left_ptr,  # [director_rows, K] or None, and so the next three
-    director_weight_ptr,  # as one expert's weight
+    out,  # [rows, N]
+    director_left,  # [whole tiles of rows, K] or None, and so the next three
+    director_weight,  # as one expert's weight
     director_bias_ptr,  # [N] or None
-    director_out_ptr,  # [director_rows, N]
-    gates_ptr,  # [S] by flat slot, float32
-    slots_ptr,  # the plan
-    starts_ptr,
-    tile_starts_ptr,
-    tiles_ptr,
-    tokens,
+    director_out,  # [whole tiles of rows, N]
+    gates_ptr,  # [rows], float32
+    tiles_ptr,  # the plan's
     expert_tiles,
     row_tiles,
-    director_rows,
-    N,
-    K,
-    stride_wn,
-    stride_wk,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    WEIGHT_BY_K: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    GROUP: tl.constexpr,
 ):
     """out[row, n] = sum_k left[row, k] weight[e, n, k] + gate[row] bias[e, n], e the row's expert.
 
     Here N and K are the columns of the result and of ``left``; a director's gate is 1.
 
     Grid (row_tiles * cdiv(N, BLOCK_N),): a program owns one row tile of the plan, or one of the director's that
-    follow them, times BLOCK_N columns, and writes them; the plan's surplus tiles (expert -1) write nothing. GROUP row
-    tiles take the column tiles together: with 3 row tiles, 2 column tiles and GROUP 2 the programs 0 .. 5 own the
-    (row tile, column tile) (0, 0), (1, 0), (0, 1), (1, 1), (2, 0), (2, 1).
+    follow them, times BLOCK_N columns, and writes them; the plan's surplus tiles (expert -1) write nothing
+    (`tile_in_group` for the order).
 
-    FLOPs: 2 (rows + director_rows) N K. Unique bytes, E experts with slots, T tiles in the plan: (rows +
-    director_rows) (K + N) + (E + 1) N K elements, of the compute dtype; (E + 1) N of the biases; 4 (T + E + starts and
-    ends of the E experts, each once); with a bias of the experts 8 S (slots, gates). Without a director neither
-    director_rows nor + 1.
+    FLOPs: 2 (rows + director's) N K. Unique bytes, U experts with slots, L rows of tiles that one has, T tiles in the
+    plan: (L + director's) (K + N) + (U + 1) N K elements, of the compute dtype; (U + 1) N of the biases; 4 T; with a
+    bias of the experts 4 L (gates). Without a director neither its rows nor + 1.
 
     Accumulates in float32, adds gate * bias there, and rounds once.
     """
-    column_tiles = tl.cdiv(N, BLOCK_N)
-    program = tl.program_id(0)
-    first_tile = program // (GROUP * column_tiles) * GROUP
-    group = tl.minimum(row_tiles - first_tile, GROUP)
-    inner = program % (GROUP * column_tiles)
-    tile = first_tile + inner % group
-    first_column = inner // group * BLOCK_N
-
+    tile, column = tile_in_group(row_tiles, N, BLOCK_N)
     expert = tl.load(tiles_ptr + tile, mask=tile < expert_tiles, other=0)
     if expert < 0:
         return
-    of_experts = tile < expert_tiles
-    weight_ptr += expert.to(tl.int64) * N * K  # not in the branch, in which Triton 3.6 cannot compile it for AMD
-    if of_experts:
-        rows, inside = tile_rows(tile, expert, starts_ptr, tile_starts_ptr, tokens, BLOCK_M)
-    else:
-        rows = (tile - expert_tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
-        inside = rows < director_rows
-        if director_left_ptr is not None:
-            left_ptr = director_left_ptr
-            weight_ptr = director_weight_ptr
-            out_ptr = director_out_ptr
+    row = tile * BLOCK_M
+    weight_row = expert * (K if WEIGHT_BY_K else N)
+    if director_left is not None:
+        if tile >= expert_tiles:
+            row = (tile - expert_tiles) * BLOCK_M  # its expert number is 0, its weight's first row too
+            left, weight, out = director_left, director_weight, director_out
 
-    columns = first_column + tl.arange(0, BLOCK_N)
-    in_width = columns < N
-    k = tl.arange(0, BLOCK_K)
-    left_ptrs = left_ptr + rows.to(tl.int64)[:, None] * K + k[None, :]
-    weight_ptrs = weight_ptr + (columns[None, :] * stride_wn + k[:, None] * stride_wk)
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    TAIL: tl.constexpr = N % BLOCK_N != 0
+    K_TAIL: tl.constexpr = K % BLOCK_K != 0
     for first in range(0, K, BLOCK_K):
-        left = tl.load(left_ptrs, mask=inside[:, None] & (k < K - first)[None, :], other=0.0)
-        weight = tl.load(weight_ptrs, mask=in_width[None, :] & (k < K - first)[:, None], other=0.0)
-        acc = dot(left, weight, acc, PRECISION)
-        left_ptrs += BLOCK_K
-        weight_ptrs += BLOCK_K * stride_wk
+        a = load_tile(left, row, first, BLOCK_M, K, False, K_TAIL, BLOCK_M, BLOCK_K, False)
+        if WEIGHT_BY_K:
+            b = load_tile(weight, weight_row + first, column, K - first, N, K_TAIL, TAIL, BLOCK_K, BLOCK_N, False)
+        else:
+            b = load_tile(weight, weight_row + column, first, N - column, K, TAIL, K_TAIL, BLOCK_N, BLOCK_K, True)
+        acc = dot(a, b, acc, PRECISION)
 
     # On halves: the bias of a whole tile costs a second program's registers on the SM, and spills on sm_80.
     gate = tl.full((BLOCK_M,), 1.0, tl.float32)
     if bias_ptr is not None:
-        slot = tl.load(slots_ptr + rows // tokens, mask=inside & of_experts, other=0)
-        gate = tl.load(gates_ptr + slot, mask=inside & of_experts, other=1.0)
+        gate = tl.load(gates_ptr + row + tl.arange(0, BLOCK_M), mask=tile < expert_tiles, other=1.0)
     parts = halves(acc, BLOCK_M, BLOCK_N)
+    HALF: tl.constexpr = BLOCK_N // 2
     for half in tl.static_range(2):
-        columns = first_column + half * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
-        in_width = columns < N
-        bias = tl.zeros((BLOCK_N // 2,), tl.float32)
+        first_column = column + half * HALF
+        n = first_column + tl.arange(0, HALF)
+        bias = tl.zeros((HALF,), tl.float32)
         if bias_ptr is not None:
-            bias += tl.load(bias_ptr + expert * N + columns, mask=in_width & of_experts, other=0.0).to(tl.float32)
+            bias += tl.load(bias_ptr + expert * N + n, mask=(n < N) & (tile < expert_tiles), other=0.0).to(tl.float32)
         if director_bias_ptr is not None:
-            of_director = in_width & (tile >= expert_tiles)
-            bias += tl.load(director_bias_ptr + columns, mask=of_director, other=0.0).to(tl.float32)
-        out_ptrs = out_ptr + rows.to(tl.int64)[:, None] * N + columns[None, :]
-        out = rounded(parts[half] + gate[:, None] * bias[None, :], out_ptr.dtype.element_ty)
-        tl.store(out_ptrs, out, mask=inside[:, None] & in_width[None, :])
+            bias += tl.load(director_bias_ptr + n, mask=(n < N) & (tile >= expert_tiles), other=0.0).to(tl.float32)
+        store_tile(out, row, first_column, parts[half] + gate[:, None] * bias[None, :], N, TAIL, BLOCK_M, HALF)

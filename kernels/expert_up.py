@@ -1,7 +1,7 @@
-"""The experts' first layer: a grouped GEMM over the rows of the plan, with bias, activation and gate in its epilogue.
+"""The experts' first layer: a grouped GEMM over the plan's tiles, with bias, activation and gate in its epilogue.
 
-Axes: b images, n tokens, d width, h hidden, r experts, k chosen. S = B*k slots; a "row" is a slot's token, in the
-plan's expert order. The director, where given, is one more expert that has every image's rows once, without gates.
+Axes: b images, n tokens, d width, h hidden, r experts, k chosen. S = B*k slots; "rows" are those of the plan, in expert
+order. The director, where given, is one more expert that has every image's rows once, without gates.
 """
 
 from collections.abc import Sequence
@@ -11,19 +11,19 @@ import triton.language as tl
 from torch import Tensor
 
 from dexcore.kernels.configs import Gemm
+from dexcore.kernels.expert_order import Input
 from dexcore.kernels.launch import launch
-from dexcore.kernels.numerics import activate, dot, halves, rounded
-from dexcore.kernels.plan import Plan, image_rows, tile_rows
+from dexcore.kernels.numerics import activate, dot, halves
+from dexcore.kernels.plan import Plan, rows_with_tokens, tile_in_group
+from dexcore.kernels.tiles import load_tile, matrix, store_tile
 
-# Row tiles whose column tiles run together, so that their x and W1 tiles meet in the L2 cache.
-_GROUP = 8
+_PARTS = 4  # of the accumulator's columns: the epilogue's temporaries, as wide as it, would spill
 
 
 def expert_up(
-    x_bnd: Tensor,
+    x: Input,
     w1_rhd: Tensor,
     b1_rh: Tensor | None,
-    gates_bk: Tensor,
     plan: Plan,
     activation: str,
     precision: str,
@@ -36,59 +36,58 @@ def expert_up(
     """z = x W1_e^T + b1_e and gate * act(z) for every row.
 
     Args:
-        x_bnd: [B, N, D], float32, float16 or bfloat16: the compute dtype.
+        x: the plan's rows (`input_rows`): float32, float16 or bfloat16, the compute dtype.
         w1_rhd: [R, H, D], compute dtype.
         b1_rh: [R, H], floating, or None.
-        gates_bk: [B, k], float32.
         plan: of the same indices, with ``config.block_m``.
         activation: "gelu", "gelu_tanh", "relu" or "silu".
         precision: of float32 dot products: "ieee", "tf32" or "tf32x3".
         config: the tile.
         keep_z: return z.
         keep_a: return gate * act(z).
-        director: (dw1 [H, D], db1 [H] or None); only with ``keep_a``.
+        director: (dw1 [H, D], db1 [H] or None); only with ``keep_a``, and an ``x`` that has ``images``.
 
     Returns:
-        z [S*N, H], gate * act(z) [S*N, H] (either is [0, H] where it is not kept), and act(x dw1^T + db1) [B*N, H] or
-        None; all in the compute dtype, each rounded once from float32.
+        z [rows, H], gate * act(z) [rows, H] (either is [0, H] where it is not kept), and act(x dw1^T + db1), [whole
+        tiles of B*N rows, H], or None. Compute dtype. Where a row has no token, gate * act(z) is zero, z anything.
     """
-    batch, tokens, width = x_bnd.shape
-    hidden = w1_rhd.shape[1]
-    z = x_bnd.new_empty((plan.rows if keep_z else 0, hidden))
-    wa = x_bnd.new_empty((plan.rows if keep_a else 0, hidden))
+    plan.check_tile(config.block_m)
+    hidden, width = w1_rhd.shape[1:]
+    z = x.rows.new_empty((plan.rows if keep_z else 0, hidden))
+    wa = x.rows.new_empty((plan.rows if keep_a else 0, hidden))
     dw1, db1 = director or (None, None)
-    director_a = None if dw1 is None else x_bnd.new_empty((batch * tokens, hidden))
+    director_a = None if dw1 is None else x.images.new_empty((len(x.images), hidden))
+    director_tiles = 0 if dw1 is None else len(x.images) // plan.block_m
     expert_tiles = plan.tiles.numel()
-    row_tiles = expert_tiles + (0 if dw1 is None else triton.cdiv(batch * tokens, config.block_m))
+    m, n, k = config[:3]
+    described = config.described
+    out = m, n // _PARTS
     launch(
         _expert_up_kernel,
-        (row_tiles * triton.cdiv(hidden, config.block_n),),
-        x_bnd,
-        w1_rhd,
+        ((expert_tiles + director_tiles) * triton.cdiv(hidden, n),),
+        matrix(x.rows, (m, k), described),
+        matrix(w1_rhd, (n, k), described),
         b1_rh,
-        gates_bk,
-        dw1,
+        x.gates,
+        matrix(x.images if dw1 is not None else None, (m, k), described),
+        matrix(dw1, (n, k), described),
         db1,
-        z if keep_z else None,
-        wa if keep_a else None,
-        director_a,
-        plan.slots,
-        plan.images,
+        matrix(z if keep_z else None, out, described),
+        matrix(wa if keep_a else None, out, described),
+        matrix(director_a, out, described),
         plan.starts,
         plan.tile_starts,
         plan.tiles,
         expert_tiles,
-        row_tiles,
-        batch,
-        tokens,
-        width,
-        hidden,
+        expert_tiles + director_tiles,
+        plan.tokens,
+        D=width,
+        H=hidden,
         ACTIVATION=activation,
         PRECISION=precision,
-        BLOCK_M=config.block_m,
-        BLOCK_N=config.block_n,
-        BLOCK_K=config.block_k,
-        GROUP=_GROUP,
+        BLOCK_M=m,
+        BLOCK_N=n,
+        BLOCK_K=k,
         num_warps=config.warps,
         num_stages=config.stages,
     )
@@ -96,17 +95,15 @@ def expert_up(
 
 
 def expert_up_flops(batch: int, tokens: int, width: int, hidden: int, top_k: int, *, director: bool = False) -> int:
-    """Of the dot products."""
+    """Of the dot products; those of rows without a token do not count."""
     return 2 * batch * (top_k + director) * tokens * width * hidden
 
 
 def expert_up_bytes(
     counts: Sequence[int],
-    batch: int,
-    tokens: int,
+    plan: Plan,
     width: int,
     hidden: int,
-    block_m: int,
     itemsize: int,
     *,
     bias_itemsize: int = 0,
@@ -119,125 +116,101 @@ def expert_up_bytes(
 
     Args:
         counts: every expert's number of slots.
-        batch, tokens, width, hidden, block_m: B, N, D, H and the tile's rows.
+        plan: of the routing.
+        width, hidden: D and H.
         itemsize: of the compute dtype.
         bias_itemsize, director_bias_itemsize: of b1 and db1; 0 where there is none.
     """
-    slots = sum(counts)
-    if slots == 0:
+    if not plan.images:
         return 0
-    active = [e for e, count in enumerate(counts) if count]
-    tiles = slots * tokens // block_m + min(len(counts), slots)
-    starts = len({*active, *(e + 1 for e in active)})
-    plan = 4 * (tiles + starts + len(active) + slots)
-    gates = 8 * slots if keep_a else 0
-    experts = len(active) * hidden * (width * itemsize + bias_itemsize)
-    outputs = (keep_z + keep_a) * slots * tokens * hidden * itemsize
-    extra = hidden * (width * itemsize + director_bias_itemsize) + batch * tokens * hidden * itemsize if director else 0
-    return batch * tokens * width * itemsize + plan + gates + experts + outputs + extra
+    rows, used, tables = plan.live(counts)
+    experts = used * hidden * (width * itemsize + bias_itemsize)
+    total = rows * (width + (keep_z + keep_a) * hidden) * itemsize + experts + tables + (4 * rows if keep_a else 0)
+    if director:
+        images = triton.cdiv(plan.images * plan.tokens, plan.block_m) * plan.block_m
+        total += images * (width + hidden) * itemsize + hidden * (width * itemsize + director_bias_itemsize)
+    return total
 
 
-@triton.jit(do_not_specialize=["expert_tiles", "row_tiles", "batch"])
+@triton.jit(do_not_specialize=["expert_tiles", "row_tiles"])
 def _expert_up_kernel(
-    x_ptr,  # [B*N, D]
-    w1_ptr,  # [R, H, D]
+    x,  # [rows, D]
+    w1,  # [R, H, D]
     b1_ptr,  # [R, H] or None
-    gates_ptr,  # [S]
-    dw1_ptr,  # [H, D] or None
+    gates_ptr,  # [rows]
+    director_x,  # [whole tiles of B*N, D] or None
+    dw1,  # [H, D], None where director_x is
     db1_ptr,  # [H] or None
-    z_ptr,  # [S*N, H] or None
-    wa_ptr,  # [S*N, H] or None
-    director_a_ptr,  # [B*N, H], None where dw1_ptr is
-    slots_ptr,
-    images_ptr,
+    z,  # [rows, H] or None
+    wa,  # [rows, H] or None
+    director_a,  # [whole tiles of B*N, H], None where director_x is
     starts_ptr,
     tile_starts_ptr,
     tiles_ptr,
     expert_tiles,
     row_tiles,
-    batch,
     tokens,
-    width,
-    hidden,
+    D: tl.constexpr,
+    H: tl.constexpr,
     ACTIVATION: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    GROUP: tl.constexpr,
 ):
     """z = x W1_e^T + b1_e, wa = gate * act(z); with a director also director_a = act(x dw1^T + db1).
 
-    Grid: (row tiles * cdiv(H, BLOCK_N),). The row tiles are the plan's T, then cdiv(B N, BLOCK_M) of the director,
-    whose rows are those of x. A program owns BLOCK_M rows of one expert times BLOCK_N columns of z and wa (or of
-    director_a) and is the only one that writes them; a tile of no expert does nothing. GROUP row tiles go through
-    their column tiles together.
+    Grid: (row tiles * cdiv(H, BLOCK_N),). The row tiles are the plan's T, then the director's, whose rows are those of
+    director_x. A program owns BLOCK_M rows of one expert times BLOCK_N columns of z and wa (or of director_a) and is
+    the only one that writes them; a tile of no expert does nothing (`tile_in_group` for the order).
 
     Accumulates in float32; bias, activation and gate in float32; activates z before z is rounded.
 
     FLOPs: 2 S N D H, with a director 2 (S + B) N D H.
-    Bytes, for the set E of experts that have slots and item sizes s of x, s_b of the biases: x B N D s; W1 |E| H D s;
-    b1 |E| H s_b; z and wa S N H s each; images 4 S; slots and gates 4 S each, where wa is kept; tiles 4 T; tile_starts
-    4 |E|; starts 4 |E and E + 1|. A director adds H D s + H s_b + B N H s.
-    Offsets inside an expert's weights are int32: H D < 2^31; so are rows, S N < 2^31.
+    Bytes, for L rows of tiles that an expert has, U experts that have slots, and item sizes s of x, s_b of the biases:
+    x L D s; W1 U H D s; b1 U H s_b; z and wa L H s each; gates 4 L, where wa is kept; tiles 4 T, starts and tile_starts
+    (`Plan.live`). A director adds H D s + H s_b and, for each of its rows, (D + H) s.
     """
-    columns = tl.cdiv(hidden, BLOCK_N)
-    program = tl.program_id(0)
-    first_tile = program // (GROUP * columns) * GROUP
-    tiles_here = tl.minimum(row_tiles - first_tile, GROUP)
-    program = program % (GROUP * columns)
-    tile = first_tile + program % tiles_here
-    column = program // tiles_here * BLOCK_N
-
-    is_expert = tile < expert_tiles
-    expert = tl.load(tiles_ptr + tile, mask=is_expert, other=0)
+    tile, column = tile_in_group(row_tiles, H, BLOCK_N)
+    expert = tl.load(tiles_ptr + tile, mask=tile < expert_tiles, other=0)
     if expert < 0:
         return
-    w_ptr = w1_ptr + expert.to(tl.int64) * hidden * width
-    a_ptr = wa_ptr
-    if is_expert:
-        rows, inside = tile_rows(tile, expert, starts_ptr, tile_starts_ptr, tokens, BLOCK_M)
-        x_rows = image_rows(rows, inside, images_ptr, tokens)
-    else:
-        rows = (tile - expert_tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
-        inside = rows < batch * tokens
-        x_rows = rows
-        if dw1_ptr is not None:
-            w_ptr = dw1_ptr
-            a_ptr = director_a_ptr
+    row, a = tile * BLOCK_M, wa
+    has_token = rows_with_tokens(tile, expert, starts_ptr, tile_starts_ptr, tokens, BLOCK_M)
+    if director_x is not None:
+        if tile >= expert_tiles:
+            row = (tile - expert_tiles) * BLOCK_M
+            x, w1, a = director_x, dw1, director_a
 
-    k = tl.arange(0, BLOCK_K)
-    n = column + tl.arange(0, BLOCK_N)
-    x_ptrs = x_ptr + (x_rows.to(tl.int64) * width)[:, None] + k[None, :]
-    w_ptrs = w_ptr + (n * width)[None, :] + k[:, None]
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for first in range(0, width, BLOCK_K):
-        in_width = first + k < width
-        x = tl.load(x_ptrs + first, mask=inside[:, None] & in_width[None, :], other=0.0)
-        w = tl.load(w_ptrs + first, mask=in_width[:, None] & (n < hidden)[None, :], other=0.0)
-        acc = dot(x, w, acc, PRECISION)
+    TAIL: tl.constexpr = H % BLOCK_N != 0
+    K_TAIL: tl.constexpr = D % BLOCK_K != 0
+    for first in range(0, D, BLOCK_K):
+        left = load_tile(x, row, first, BLOCK_M, D, False, K_TAIL, BLOCK_M, BLOCK_K, False)
+        right = load_tile(w1, expert * H + column, first, H - column, D, TAIL, K_TAIL, BLOCK_N, BLOCK_K, True)
+        acc = dot(left, right, acc, PRECISION)
 
     gate = tl.full((BLOCK_M,), 1.0, tl.float32)
-    if wa_ptr is not None:
-        slot = tl.load(slots_ptr + rows // tokens, mask=inside & is_expert, other=0)
-        gate = tl.load(gates_ptr + slot, mask=inside & is_expert, other=1.0)
-    # On quarters of the accumulator: 119 registers a thread on sm_90 for 128x128, 8 warps, so that two programs share
-    # a multiprocessor and one's epilogue runs beside the other's dots; 133 on halves.
+    if wa is not None:
+        has_token = has_token | (tile >= expert_tiles)
+        gate = tl.load(gates_ptr + row + tl.arange(0, BLOCK_M), mask=tile < expert_tiles, other=1.0)
     left, right = halves(acc, BLOCK_M, BLOCK_N)
-    quarters = halves(left, BLOCK_M, BLOCK_N // 2) + halves(right, BLOCK_M, BLOCK_N // 2)
-    for quarter in tl.static_range(4):
-        z = quarters[quarter]
-        n = column + quarter * (BLOCK_N // 4) + tl.arange(0, BLOCK_N // 4)
+    parts = halves(left, BLOCK_M, BLOCK_N // 2) + halves(right, BLOCK_M, BLOCK_N // 2)
+    PART: tl.constexpr = BLOCK_N // 4
+    for i in tl.static_range(4):
+        first = column + i * PART
+        n = first + tl.arange(0, PART)
+        pre = parts[i]
         if b1_ptr is not None:
-            bias = tl.load(b1_ptr + expert * hidden + n, mask=(n < hidden) & is_expert, other=0.0)
-            z += bias.to(tl.float32)[None, :]
+            bias = tl.load(b1_ptr + expert * H + n, mask=(n < H) & (tile < expert_tiles), other=0.0)
+            pre += bias.to(tl.float32)[None, :]
         if db1_ptr is not None:
-            bias = tl.load(db1_ptr + n, mask=(n < hidden) & (tile >= expert_tiles), other=0.0)
-            z += bias.to(tl.float32)[None, :]
-        offsets = (rows.to(tl.int64) * hidden)[:, None] + n[None, :]
-        mask = inside[:, None] & (n < hidden)[None, :]
-        if z_ptr is not None:
-            tl.store(z_ptr + offsets, rounded(z, z_ptr.dtype.element_ty), mask=mask & is_expert)
-        if a_ptr is not None:
-            a = activate(z, ACTIVATION) * gate[:, None]
-            tl.store(a_ptr + offsets, rounded(a, a_ptr.dtype.element_ty), mask=mask)
+            bias = tl.load(db1_ptr + n, mask=(n < H) & (tile >= expert_tiles), other=0.0)
+            pre += bias.to(tl.float32)[None, :]
+        if z is not None:
+            if tile < expert_tiles:
+                store_tile(z, row, first, pre, H, TAIL, BLOCK_M, PART)
+        if wa is not None:
+            # Not by the gate alone, which is 0 there: 0 * Inf would reach W2's gradient.
+            activated = tl.where(has_token[:, None], activate(pre, ACTIVATION) * gate[:, None], 0.0)
+            store_tile(a, row, first, activated, H, TAIL, BLOCK_M, PART)

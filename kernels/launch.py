@@ -1,8 +1,10 @@
 """How kernels are launched, and how they are compiled without being launched."""
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import Context, copy_context
+from functools import cache
 from typing import Any
 
 import torch
@@ -11,11 +13,18 @@ import torch
 _compiling: tuple[Callable[[Any], None], Context] | None = None
 
 
+class _Launches(threading.local):
+    stream: torch.cuda.Stream | None = None  # instead of the current one
+
+
+_launches = _Launches()
+
+
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **settings: Any) -> None:
     """``kernel[grid](*arguments, **settings)``; inside `compiling` it is compiled alone. An empty grid is nothing."""
     if 0 in grid:
         return
-    with _current(arguments):
+    with _current(arguments), _stream():
         if _compiling is None:
             kernel[grid](*arguments, **settings)
         else:
@@ -23,9 +32,47 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **settings: Any)
             report(context.copy().run(kernel.warmup, *arguments, grid=grid, **settings))
 
 
+@contextmanager
+def forked(device: torch.device) -> Iterator[AbstractContextManager[None]]:
+    """A second stream beside the current one, until the end of this context, where the current one waits for it.
+
+    What is launched inside the context that it gives runs on the second stream, after all that was launched before
+    `forked`. Memory belongs to the current stream alone: whatever the second one reads or writes has to be referenced
+    until the end, and nothing that the current one used inside may be let go before. CUDA graphs capture both.
+    """
+    if device.type != "cuda" or is_compiling():
+        yield nullcontext()
+        return
+    current, second = torch.cuda.current_stream(device), _second_stream(device)
+    second.wait_stream(current)
+    try:
+        yield _launching_on(second)
+    finally:
+        current.wait_stream(second)
+
+
+@contextmanager
+def _launching_on(stream: torch.cuda.Stream) -> Iterator[None]:
+    before, _launches.stream = _launches.stream, stream
+    try:
+        yield
+    finally:
+        _launches.stream = before
+
+
+def _stream() -> AbstractContextManager[Any]:
+    return nullcontext() if _launches.stream is None else torch.cuda.stream(_launches.stream)
+
+
+@cache
+def _second_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
+
+
 def _current(arguments: tuple[Any, ...]) -> AbstractContextManager[Any]:
     """Triton launches on the current GPU, which need not be the tensors'."""
-    device = next(argument.device for argument in arguments if isinstance(argument, torch.Tensor))
+    tensors = (getattr(argument, "base", argument) for argument in arguments)  # a descriptor's
+    device = next(tensor.device for tensor in tensors if isinstance(tensor, torch.Tensor))
     if device.type != "cuda" or device.index == torch.cuda.current_device():
         return nullcontext()
     return torch.cuda.device(device)

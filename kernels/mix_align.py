@@ -1,7 +1,7 @@
 """The sum over an image's experts, the alignment loss with its gradient, and the backward of both.
 
-b images, n tokens, d width, k chosen experts; BN = B*N rows of images, S N = B*k*N rows in expert order (see
-`dexcore.kernels.plan`). All kernels here are bound by memory: a row is read once, kept in registers, and everything
+b images, n tokens, d width, k chosen experts; BN = B*N rows of images, S N = B*k*N of them in expert order, that of
+`dexcore.kernels.plan`. All kernels here are bound by memory: a row is read once, kept in registers, and everything
 about it is written at once. The formulas and their constants are those of `dexcore.ops.mix_align`, which passes the
 constants in.
 """
@@ -22,6 +22,7 @@ _ELEMENTS_A_PROGRAM = 2048
 _ELEMENTS_A_WARP = 512
 _MOST_WARPS = 16  # 1024 threads on gfx942
 _WIDEST_SUM = 1024
+_MOST_SUMS = 1024  # of losses, one a program: few enough that their sum costs nothing
 
 
 def _rows_and_warps(block_d: int) -> dict[str, int]:
@@ -44,9 +45,9 @@ def mix_align_forward(
     """y = sum of each image's slots; then the alignment loss of y, rounded to its dtype, against the teacher.
 
     Args:
-        o: [S N, D], expert order, the gates already applied.
+        o: [rows, D], expert order, the gates already applied.
         plan: of the routing.
-        teacher: [BN, D].
+        teacher: [BN, D], or more rows, which are not looked at.
         kind: "kd", "cosine" or "mse".
         with_gradient: whether the loss's gradient by y is written.
         teacher_temperature: of "kd"'s p.
@@ -54,21 +55,21 @@ def mix_align_forward(
         cosine_eps: the smallest norm.
 
     Returns:
-        y [BN, D] in o's dtype; the rows' losses [BN], float32; the gradient of their sum [BN, D] in o's dtype, or
-        [0, D].
+        y [BN, D] in o's dtype; sums of the rows' losses, float32, 1,024 at most, whose sum is that of all; the gradient
+        of that sum [BN, D] in o's dtype, or [0, D].
     """
-    y = o.new_empty((plan.rows // plan.top_k, o.shape[1]))
+    y = o.new_empty((plan.images * plan.tokens, o.shape[1]))
     constants = _constants(teacher_temperature, smallest_probability, cosine_eps)
     return y, *_forward(o, plan, teacher, y, kind, with_gradient, constants)
 
 
-def mix_align_forward_bytes(o: Tensor, plan: Plan, teacher: Tensor, *, with_gradient: bool) -> int:
-    """Unique bytes that `mix_align_forward` reads and writes."""
-    if not o.numel():
+def mix_align_forward_bytes(plan: Plan, width: int, dtype: torch.dtype, *, with_gradient: bool) -> int:
+    """Unique bytes that `mix_align_forward` reads and writes; ``dtype`` is o's."""
+    rows = plan.images * plan.tokens
+    if not rows:
         return 0
-    y = o.nbytes // plan.top_k
-    losses = 4 * teacher.shape[0]
-    return o.nbytes + plan.places.nbytes + teacher.nbytes + y + losses + (y if with_gradient else 0)
+    tensors = plan.top_k + 2 + with_gradient  # o, the teacher, y, the gradient
+    return rows * width * dtype.itemsize * tensors + plan.first_rows.nbytes + 4 * _programs(rows, width)[0]
 
 
 def align_forward(
@@ -88,12 +89,13 @@ def align_forward(
 
 def align_forward_bytes(student: Tensor, teacher: Tensor, *, with_gradient: bool) -> int:
     """Unique bytes that `align_forward` reads and writes."""
-    return student.nbytes + teacher.nbytes + 4 * student.shape[0] + (student.nbytes if with_gradient else 0)
+    sums = 4 * _programs(*student.shape)[0]
+    return student.nbytes + teacher.nbytes + sums + (student.nbytes if with_gradient else 0)
 
 
 def sum_slots(o: Tensor, plan: Plan, dtype: torch.dtype) -> Tensor:
-    """[BN, D] of ``dtype``: the sum of each image's k slots of o [S N, D]."""
-    rows, width = plan.rows // plan.top_k, o.shape[1]
+    """[BN, D] of ``dtype``: the sum of each image's k slots of o [rows, D]."""
+    rows, width = plan.images * plan.tokens, o.shape[1]
     total = torch.empty((rows, width), dtype=dtype, device=o.device)
     block_d = min(triton.next_power_of_2(width), _WIDEST_SUM)
     settings = _rows_and_warps(block_d)
@@ -101,7 +103,7 @@ def sum_slots(o: Tensor, plan: Plan, dtype: torch.dtype) -> Tensor:
         _sum_slots_kernel,
         (triton.cdiv(rows, settings["ROWS"]) * triton.cdiv(width, block_d),),
         o,
-        plan.places,
+        plan.first_rows,
         total,
         rows,
         plan.tokens,
@@ -115,28 +117,24 @@ def sum_slots(o: Tensor, plan: Plan, dtype: torch.dtype) -> Tensor:
 
 def sum_slots_bytes(o: Tensor, plan: Plan, dtype: torch.dtype) -> int:
     """Unique bytes that `sum_slots` reads and writes."""
-    if not o.numel():
-        return 0
-    return o.nbytes + plan.places.nbytes + o.numel() // plan.top_k * dtype.itemsize
+    elements = plan.images * plan.tokens * o.shape[1]
+    return plan.first_rows.nbytes + elements * (plan.top_k * o.itemsize + dtype.itemsize)
 
 
-def align_backward(grad_loss: Tensor, gradient: Tensor, grad_y: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """(grad_y or 0) + grad_loss / rows * gradient, the gradient of the mean over rows.
+def align_backward(grad_loss: Tensor, gradient: Tensor) -> Tensor:
+    """grad_loss / rows * gradient, the gradient of the mean over rows, in ``gradient``'s dtype.
 
     Args:
         grad_loss: 0-dim, float32; stays on the device.
         gradient: [rows, D], of the sum of the rows' losses.
-        grad_y: [rows, D] or None: what else reaches y.
-        dtype: of the result.
     """
-    grad = torch.empty(gradient.shape, dtype=dtype, device=gradient.device)
+    grad = torch.empty_like(gradient)
     elements = gradient.numel()
     launch(
         _align_backward_kernel,
         (triton.cdiv(elements, _ELEMENTS_A_PROGRAM),),
         grad_loss,
         gradient,
-        grad_y,
         grad,
         1 / max(gradient.shape[0], 1),
         elements,
@@ -146,15 +144,20 @@ def align_backward(grad_loss: Tensor, gradient: Tensor, grad_y: Tensor | None, d
     return grad
 
 
-def align_backward_bytes(gradient: Tensor, grad_y: Tensor | None, dtype: torch.dtype) -> int:
+def align_backward_bytes(gradient: Tensor) -> int:
     """Unique bytes that `align_backward` reads and writes."""
-    if not gradient.numel():
-        return 0
-    return 4 + gradient.nbytes + (0 if grad_y is None else grad_y.nbytes) + gradient.numel() * dtype.itemsize
+    return 4 + 2 * gradient.nbytes if gradient.numel() else 0
 
 
 def _constants(teacher_temperature: float, smallest_probability: float, cosine_eps: float) -> tuple[float, ...]:
     return 1 / teacher_temperature, math.log(smallest_probability), cosine_eps
+
+
+def _programs(rows: int, width: int) -> tuple[int, int]:
+    """Programs that align rows, and how many times each takes its ROWS."""
+    at_once = _rows_and_warps(triton.next_power_of_2(width))["ROWS"]
+    turns = triton.cdiv(triton.cdiv(rows, at_once), _MOST_SUMS)
+    return triton.cdiv(rows, at_once * turns) if rows else 0, turns
 
 
 def _forward(
@@ -166,45 +169,45 @@ def _forward(
     with_gradient: bool,
     constants: tuple[float, ...],
 ) -> tuple[Tensor, Tensor]:
-    rows, width = teacher.shape
-    losses = torch.empty(rows, dtype=torch.float32, device=teacher.device)
+    rows, width = (student if y is None else y).shape
+    programs, turns = _programs(rows, width)
+    losses = torch.empty(programs, dtype=torch.float32, device=teacher.device)
     gradient = student.new_empty((rows if with_gradient else 0, width))
     block_d = triton.next_power_of_2(width)
-    settings = _rows_and_warps(block_d)
     launch(
         _align_kernel,
-        (triton.cdiv(rows, settings["ROWS"]),),
+        (programs,),
         student,
-        None if plan is None else plan.places,
+        None if plan is None else plan.first_rows,
         teacher,
         y,
         losses,
         gradient if with_gradient else None,
         rows,
+        turns,
         0 if plan is None else plan.tokens,
         *constants,
         KIND=kind,
         TOP_K=0 if plan is None else plan.top_k,
         D=width,
         BLOCK_D=block_d,
-        **settings,
+        **_rows_and_warps(block_d),
     )
     return losses, gradient
 
 
 @triton.jit
-def _slots_sum(o_ptr, places_ptr, rows, row_inside, columns, inside, tokens, TOP_K: tl.constexpr, D: tl.constexpr):
+def _slots_sum(o_ptr, first_rows_ptr, rows, row_inside, columns, inside, tokens, TOP_K: tl.constexpr, D: tl.constexpr):
     """The rows' columns of sum_j o, float32, j rising.
 
-    Row r is token r % N of image r // N; its slot j stands at the sorted slot places[image * k + j], whose rows are
-    N times that and on.
+    Row r is token r % N of image r // N; its slot j begins at row first_rows[image * k + j] of expert order.
     """
     image = rows // tokens
     token = rows % tokens
     total = tl.zeros(inside.shape, tl.float32)
     for j in tl.static_range(TOP_K):
-        place = tl.load(places_ptr + image * TOP_K + j, mask=row_inside, other=0)
-        source = (place * tokens + token).to(tl.int64) * D
+        first_row = tl.load(first_rows_ptr + image * TOP_K + j, mask=row_inside, other=0)
+        source = (first_row + token).to(tl.int64) * D
         total += tl.load(o_ptr + source[:, None] + columns[None, :], mask=inside, other=0.0).to(tl.float32)
     return total
 
@@ -248,15 +251,16 @@ def _mse(student, teacher, D: tl.constexpr):
     return tl.sum(difference * difference, 1) / D, difference * (2 / D)
 
 
-@triton.jit(do_not_specialize=["num_rows"])
+@triton.jit(do_not_specialize=["num_rows", "turns"])
 def _align_kernel(
     student_ptr,
-    places_ptr,
+    first_rows_ptr,
     teacher_ptr,
     y_ptr,
     losses_ptr,
     gradient_ptr,
     num_rows,
+    turns,
     tokens,
     inverse_temperature,
     floor,
@@ -267,45 +271,48 @@ def _align_kernel(
     BLOCK_D: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """Loss and gradient of rows; with ``places_ptr`` the student's rows are first summed over their slots into y.
+    """Loss and gradient of rows; with ``first_rows_ptr`` the student's rows are first summed over their slots into y.
 
-    Grid (cdiv(rows, ROWS),): a program owns ROWS whole rows, in registers, and writes them everywhere: y, losses and
-    gradient. Reads o S N D, or student rows D; teacher rows D; places 4 S. Writes y rows D and gradient rows D where
-    asked for; losses 4 rows. FLOPs about 20 rows D. All arithmetic is float32; of y its rounded values go on.
-    Registers hold a row of up to 16,384; wider ones spill.
+    Grid (cdiv(rows, turns ROWS),): a program owns turns times ROWS whole rows, in registers, and writes them
+    everywhere: y and gradient; and the sum of their losses. Reads o S N D, or student rows D; teacher rows D;
+    first_rows 4 S. Writes y rows D and gradient rows D where asked for; losses 4 a program. FLOPs about 20 rows D. All
+    arithmetic is float32; of y its rounded values go on. Registers hold a row of up to 16,384; wider ones spill.
     """
-    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     columns = tl.arange(0, BLOCK_D)
-    row_inside = rows < num_rows
     column_inside = (columns < D)[None, :]
-    inside = row_inside[:, None] & column_inside
-    offsets = (rows.to(tl.int64) * D)[:, None] + columns[None, :]
+    losses = tl.zeros((ROWS,), tl.float32)
+    for turn in range(0, turns):
+        rows = (tl.program_id(0) * turns + turn) * ROWS + tl.arange(0, ROWS)
+        row_inside = rows < num_rows
+        inside = row_inside[:, None] & column_inside
+        offsets = (rows.to(tl.int64) * D)[:, None] + columns[None, :]
 
-    teacher = tl.load(teacher_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
-    if places_ptr is not None:
-        total = _slots_sum(student_ptr, places_ptr, rows, row_inside, columns, inside, tokens, TOP_K, D)
-        y = rounded(total, y_ptr.dtype.element_ty)
-        tl.store(y_ptr + offsets, y, mask=inside)
-        student = y.to(tl.float32)
-    else:
-        student = tl.load(student_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
+        teacher = tl.load(teacher_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
+        if first_rows_ptr is not None:
+            total = _slots_sum(student_ptr, first_rows_ptr, rows, row_inside, columns, inside, tokens, TOP_K, D)
+            y = rounded(total, y_ptr.dtype.element_ty)
+            tl.store(y_ptr + offsets, y, mask=inside)
+            student = y.to(tl.float32)
+        else:
+            student = tl.load(student_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
 
-    if KIND == "kd":
-        loss, gradient = _kd(student, teacher, column_inside, inverse_temperature, floor)
-    elif KIND == "cosine":
-        loss, gradient = _cosine(student, teacher, eps)
-    else:
-        tl.static_assert(KIND == "mse")
-        loss, gradient = _mse(student, teacher, D)
-    tl.store(losses_ptr + rows, loss, mask=row_inside)
-    if gradient_ptr is not None:
-        tl.store(gradient_ptr + offsets, rounded(gradient, gradient_ptr.dtype.element_ty), mask=inside)
+        if KIND == "kd":
+            loss, gradient = _kd(student, teacher, column_inside, inverse_temperature, floor)
+        elif KIND == "cosine":
+            loss, gradient = _cosine(student, teacher, eps)
+        else:
+            tl.static_assert(KIND == "mse")
+            loss, gradient = _mse(student, teacher, D)
+        losses += tl.where(row_inside, loss, 0.0)
+        if gradient_ptr is not None:
+            tl.store(gradient_ptr + offsets, rounded(gradient, gradient_ptr.dtype.element_ty), mask=inside)
+    tl.store(losses_ptr + tl.program_id(0), tl.sum(losses, 0))
 
 
 @triton.jit(do_not_specialize=["num_rows"])
 def _sum_slots_kernel(
     o_ptr,
-    places_ptr,
+    first_rows_ptr,
     total_ptr,
     num_rows,
     tokens,
@@ -317,31 +324,27 @@ def _sum_slots_kernel(
     """total = sum over an image's slots of o, in float32.
 
     Grid (cdiv(rows, ROWS) * cdiv(D, BLOCK_D),), columns fastest: a program owns and writes one tile. Reads o S N D,
-    places 4 S; writes total rows D. FLOPs S N D.
+    first_rows 4 S; writes total rows D. FLOPs S N D.
     """
     column_blocks: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
     rows = tl.program_id(0) // column_blocks * ROWS + tl.arange(0, ROWS)
     columns = tl.program_id(0) % column_blocks * BLOCK_D + tl.arange(0, BLOCK_D)
     row_inside = rows < num_rows
     inside = row_inside[:, None] & (columns < D)[None, :]
-    total = _slots_sum(o_ptr, places_ptr, rows, row_inside, columns, inside, tokens, TOP_K, D)
+    total = _slots_sum(o_ptr, first_rows_ptr, rows, row_inside, columns, inside, tokens, TOP_K, D)
     offsets = (rows.to(tl.int64) * D)[:, None] + columns[None, :]
     tl.store(total_ptr + offsets, rounded(total, total_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def _align_backward_kernel(
-    grad_loss_ptr, gradient_ptr, grad_y_ptr, grad_ptr, inverse_rows, num_elements, BLOCK: tl.constexpr
-):
-    """grad = grad_y + grad_loss / rows * gradient, in float32.
+def _align_backward_kernel(grad_loss_ptr, gradient_ptr, grad_ptr, inverse_rows, num_elements, BLOCK: tl.constexpr):
+    """grad = grad_loss / rows * gradient, in float32.
 
-    Grid (cdiv(rows D, BLOCK),): a program owns and writes BLOCK elements. Reads gradient and, where there is one,
-    grad_y, rows D each, and 4 bytes; writes rows D. FLOPs 2 rows D.
+    Grid (cdiv(rows D, BLOCK),): a program owns and writes BLOCK elements. Reads gradient, rows D, and 4 bytes; writes
+    rows D. FLOPs rows D.
     """
     offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = offsets < num_elements
     scale = tl.load(grad_loss_ptr) * inverse_rows
     grad = tl.load(gradient_ptr + offsets, mask=inside, other=0.0).to(tl.float32) * scale
-    if grad_y_ptr is not None:
-        grad += tl.load(grad_y_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
     tl.store(grad_ptr + offsets, rounded(grad, grad_ptr.dtype.element_ty), mask=inside)

@@ -1,22 +1,24 @@
 """The plan of a layer: which rows an expert owns, made on the device, with fixed shapes.
 
 A slot is a pair (image, choice); flat slot b*k + j. The plan sorts the B*k slots by expert, stably. An expert's rows
-are the tokens of its slots, one after the other: sorted slot s owns the rows s*N .. s*N + N-1. GEMM tiles run over
-the rows of one expert, across images; only an expert's last tile is partial.
+are the tokens of its slots, one after the other, and then zeros up to a whole number of tiles: so every tile of rows
+is dense, and all of one expert. "Expert order" is the order of these rows.
 
 Example: B = 2, k = 2, R = 4, N = 3, tiles of 4 rows; indices [[2, 0], [0, 1]], flat [2, 0, 0, 1].
 
     slots   [1, 2, 3, 0]          sorted slot -> flat slot: expert 0 has the flat slots 1 and 2, ...
-    images  [0, 1, 1, 0]          slots // k
-    places  [3, 0, 1, 2]          flat slot -> sorted slot
-    starts  [0, 2, 3, 4, 4]       expert e has the sorted slots starts[e] .. starts[e+1]-1; its rows are N times that
-    tile_starts [0, 2, 3, 4, 4]   expert e has the tiles tile_starts[e] .. tile_starts[e+1]-1
-    tiles   [0, 0, 1, 2, -1, -1, -1]  a tile's expert; -1: no rows. Tile 1 owns rows 4 and 5, tile 2 the rows 6 .. 8
+    starts  [0, 2, 3, 4, 4]       expert e has the sorted slots starts[e] .. starts[e+1]-1
+    tile_starts [0, 2, 3, 4, 4]   expert e has the tiles tile_starts[e] .. tile_starts[e+1]-1; 4 times that, its rows
+    tiles   [0, 0, 1, 2, -1, -1, -1]  a tile's expert; -1: a tile that nobody has. Rows 0 .. 5 are expert 0's tokens,
+                                  6 and 7 its zeros, 8 .. 10 the tokens of expert 1, 11 its zero, ...
+    first_rows [12, 0, 3, 8]      flat slot -> the row of its token 0: (tile_starts[e], times 4) + 3 * its place in e
     longest [0, 1, 2, 3]          experts by falling number of slots, ties to the lower index
 
-Row 7 is sorted slot 7 // 3 = 2, of image images[2] = 1, token 7 % 3 = 1.
+There are 7 tiles, hence 28 rows: the upper bound B k N // 4 + min(R, B k), so that shapes depend on no routing. Rows of
+a tile that nobody has are neither written nor read.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -28,14 +30,15 @@ from dexcore.kernels.launch import launch
 
 _SLOTS_A_BLOCK = 128
 _TILES_A_BLOCK = 128
+_GROUP = tl.constexpr(8)
+_ALIGNMENT = 4  # int32s: tables begin at 16 bytes, so that kernels are not compiled again for another batch
 
 
 class Plan(NamedTuple):
-    """Everything int32, on the indices' device; see the module for the meaning."""
+    """Everything int32, on the indices' device, in one allocation; see the module for the meaning."""
 
     slots: Tensor  # [S], S = B*k
-    images: Tensor  # [S]
-    places: Tensor  # [S]
+    first_rows: Tensor  # [S]
     starts: Tensor  # [R + 1]
     tile_starts: Tensor  # [R + 1]
     tiles: Tensor  # [T], the upper bound S*N // block_m + min(R, S)
@@ -47,12 +50,80 @@ class Plan(NamedTuple):
     block_m: int
 
     @property
+    def tables(self) -> tuple[Tensor, ...]:
+        """All that is on the device."""
+        return self[:7]
+
+    @property
     def rows(self) -> int:
-        """Rows of all experts together, B*k*N."""
-        return self.slots.numel() * self.tokens
+        """Rows in expert order, those that only fill tiles among them: T * block_m."""
+        return self.tiles.numel() * self.block_m
+
+    @property
+    def images(self) -> int:
+        """B."""
+        return self.slots.numel() // self.top_k
+
+    def check_tile(self, block_m: int) -> None:
+        """Raise ValueError unless a kernel's tiles of rows are the plan's."""
+        if block_m != self.block_m:
+            raise ValueError(f"a kernel's block_m must be its plan's, {self.block_m}, got {block_m}")
+
+    def live(self, counts: Sequence[int]) -> tuple[int, int, int]:
+        """Rows of tiles that an expert has, experts that have slots, and bytes that their tiles read of the plan.
+
+        ``counts`` are the experts' slots.
+        """
+        used = [e for e, count in enumerate(counts) if count]
+        tiles = sum(triton.cdiv(count * self.tokens, self.block_m) for count in counts)
+        starts = {*used, *(e + 1 for e in used)}
+        return tiles * self.block_m, len(used), 4 * (self.tiles.numel() + len(starts) + len(used))
 
 
-def make_plan(indices: Tensor, num_experts: int, tokens: int, block_m: int) -> Plan:
+class PlanShape(NamedTuple):
+    """What a plan's tables depend on."""
+
+    batch: int
+    top_k: int
+    num_experts: int
+    tokens: int
+    block_m: int
+
+    @property
+    def tiles(self) -> int:
+        """T."""
+        slots = self.batch * self.top_k
+        # Not min(R, S) of numbers that torch.compile may not know.
+        return slots * self.tokens // self.block_m + torch.sym_min(self.num_experts, slots)
+
+    @property
+    def rows(self) -> int:
+        """T * block_m."""
+        return self.tiles * self.block_m
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Of the tables, in `Plan`'s order."""
+        slots = self.batch * self.top_k
+        return slots, slots, self.num_experts + 1, self.num_experts + 1, self.tiles, self.num_experts, 1
+
+    @property
+    def elements(self) -> int:
+        """Of the allocation that holds the tables."""
+        return sum(_aligned(size) for size in self.sizes)
+
+    def view(self, storage: Tensor) -> Plan:
+        """The plan whose tables lie in ``storage`` [elements], int32."""
+        parts = storage.split([_aligned(size) for size in self.sizes])
+        tables = (part[:size] for part, size in zip(parts, self.sizes, strict=True))
+        return Plan(*tables, num_experts=self.num_experts, tokens=self.tokens, top_k=self.top_k, block_m=self.block_m)
+
+
+def _aligned(size: int) -> int:
+    return (size + _ALIGNMENT - 1) // _ALIGNMENT * _ALIGNMENT
+
+
+def make_plan(indices: Tensor, num_experts: int, tokens: int, block_m: int) -> tuple[Plan, Tensor]:
     """Sort the slots by expert.
 
     Args:
@@ -60,37 +131,22 @@ def make_plan(indices: Tensor, num_experts: int, tokens: int, block_m: int) -> P
         num_experts: R.
         tokens: N.
         block_m: rows of a GEMM tile.
+
+    Returns:
+        The plan, and the allocation that its tables lie in, from which `PlanShape.view` makes it again.
     """
     batch, top_k = indices.shape
-    slots = batch * top_k
-
-    def empty(*shape: int) -> Tensor:
-        return torch.empty(shape, dtype=torch.int32, device=indices.device)
-
-    tiles = slots * tokens // block_m + min(num_experts, slots)
-    plan = Plan(
-        slots=empty(slots),
-        images=empty(slots),
-        places=empty(slots),
-        starts=empty(num_experts + 1),
-        tile_starts=empty(num_experts + 1),
-        tiles=empty(tiles),
-        longest=empty(num_experts),
-        valid=empty(1),
-        num_experts=num_experts,
-        tokens=tokens,
-        top_k=top_k,
-        block_m=block_m,
-    )
+    shape = PlanShape(batch, top_k, num_experts, tokens, block_m)
+    storage = torch.empty(shape.elements, dtype=torch.int32, device=indices.device)
+    plan = shape.view(storage)
     launch(
         _plan_kernel,
         (1,),
         indices,
-        *plan[:8],
-        slots,
-        tiles,
+        *plan.tables,
+        batch * top_k,
+        shape.tiles,
         tokens,
-        TOP_K=top_k,
         R=num_experts,
         BLOCK_M=block_m,
         R_BLOCK=triton.next_power_of_2(num_experts),
@@ -98,15 +154,19 @@ def make_plan(indices: Tensor, num_experts: int, tokens: int, block_m: int) -> P
         T_BLOCK=_TILES_A_BLOCK,
         num_warps=4,
     )
-    return plan
+    return plan, storage
+
+
+def make_plan_bytes(indices: Tensor, plan: Plan) -> int:
+    """Unique bytes that `make_plan` reads and writes."""
+    return indices.nbytes + sum(table.nbytes for table in plan.tables)
 
 
 @triton.jit(do_not_specialize=["num_slots", "num_tiles"])
 def _plan_kernel(
     indices_ptr,
     slots_ptr,
-    images_ptr,
-    places_ptr,
+    first_rows_ptr,
     starts_ptr,
     tile_starts_ptr,
     tiles_ptr,
@@ -115,7 +175,6 @@ def _plan_kernel(
     num_slots,
     num_tiles,
     tokens,
-    TOP_K: tl.constexpr,
     R: tl.constexpr,
     BLOCK_M: tl.constexpr,
     R_BLOCK: tl.constexpr,
@@ -124,7 +183,7 @@ def _plan_kernel(
 ):
     """A counting sort. Grid (1,): one program writes all.
 
-    Bytes: indices S itemsize, read twice; slots, images, places 12 S; the tables 4 (3 R + 3 + T). It walks the slots
+    Bytes: indices S itemsize, read twice; slots and first_rows 8 S; the tables 4 (3 R + 3 + T). It walks the slots
     twice, in blocks of S_BLOCK, and the tiles once, so that no batch size asks for another compilation.
     """
     experts = tl.arange(0, R_BLOCK)
@@ -156,6 +215,7 @@ def _plan_kernel(
     rank = tl.sum((before & (experts < R)[None, :]).to(tl.int32), 1)
     tl.store(longest_ptr + rank, experts, mask=experts < R)
 
+    first_row = (tile_ends - tile_counts) * BLOCK_M - starts * tokens  # of an expert, less its slots' place in all
     filled = starts
     for first in range(0, num_slots, S_BLOCK):
         flat = first + block
@@ -164,9 +224,9 @@ def _plan_kernel(
         chosen = ((index[:, None] == experts[None, :]) & (flat < num_slots)[:, None]).to(tl.int32)
         earlier = tl.cumsum(chosen, 0) - chosen
         place = tl.sum((filled[None, :] + earlier) * chosen, 1)
+        row = place * tokens + tl.sum(first_row[None, :] * chosen, 1)
         tl.store(slots_ptr + place, flat, mask=flat < num_slots)
-        tl.store(images_ptr + place, flat // TOP_K, mask=flat < num_slots)
-        tl.store(places_ptr + flat, place, mask=flat < num_slots)
+        tl.store(first_rows_ptr + flat, row, mask=flat < num_slots)
         filled += tl.sum(chosen, 0)
 
     for first in range(0, num_tiles, T_BLOCK):
@@ -176,16 +236,24 @@ def _plan_kernel(
 
 
 @triton.jit
-def tile_rows(tile, expert, starts_ptr, tile_starts_ptr, tokens, BLOCK_M: tl.constexpr):
-    """A tile's rows [BLOCK_M], int32, and which of them its expert has; the others belong to the next expert."""
-    first = tl.load(starts_ptr + expert) * tokens + (tile - tl.load(tile_starts_ptr + expert)) * BLOCK_M
-    end = tl.load(starts_ptr + expert + 1) * tokens
-    rows = first + tl.arange(0, BLOCK_M)
-    return rows, rows < end
+def rows_with_tokens(tile, expert, starts_ptr, tile_starts_ptr, tokens, BLOCK_M: tl.constexpr):
+    """Which of a tile's rows [BLOCK_M] its expert has tokens for."""
+    slots = tl.load(starts_ptr + expert + 1) - tl.load(starts_ptr + expert)
+    before = (tile - tl.load(tile_starts_ptr + expert)) * BLOCK_M
+    return before + tl.arange(0, BLOCK_M) < slots * tokens
 
 
 @triton.jit
-def image_rows(rows, inside, images_ptr, tokens):
-    """Where the rows lie in a tensor [B*N, ...] of images: int32."""
-    image = tl.load(images_ptr + rows // tokens, mask=inside, other=0)
-    return image * tokens + rows % tokens
+def tile_in_group(row_tiles, COLUMNS: tl.constexpr, BLOCK_N: tl.constexpr):
+    """This program's row tile, and the first of its columns.
+
+    Groups of row tiles take the column tiles together, so that L2 serves a weight's re-reads. With groups of 2, 3 row
+    tiles and 2 column tiles the programs 0 .. 5 own the (row tile, column tile) (0, 0), (1, 0), (0, 1), (1, 1), (2, 0),
+    (2, 1).
+    """
+    column_tiles: tl.constexpr = (COLUMNS + BLOCK_N - 1) // BLOCK_N
+    program = tl.program_id(0)
+    first_tile = program // (_GROUP * column_tiles) * _GROUP
+    group = tl.minimum(row_tiles - first_tile, _GROUP)
+    inner = program % (_GROUP * column_tiles)
+    return first_tile + inner % group, inner // group * BLOCK_N

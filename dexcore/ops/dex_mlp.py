@@ -14,12 +14,12 @@ from dexcore.ops.backend import resolve
 from dexcore.ops.checks import check_choice, check_floating, check_same_device, check_shape, refuse_transforms
 from dexcore.ops.expert_mlp import (
     allowed_keep,
-    cast,
     check_expert_arguments,
     compute_dtype,
     dtypes_of,
+    prepared,
     returned,
-    run_backward,
+    saved,
 )
 from dexcore.ops.expert_types import (
     Director,
@@ -85,12 +85,15 @@ def dex_mlp(
     compute = compute_dtype(x)
     chosen = resolve(backend, x.device, compute)
     keep = allowed_keep(keep, compute, chosen, backend)
-    given, settings = ExpertArguments(x, w1, b1, w2, b2, gates, indices), Settings(activation, precision, chosen)
-    target = Director(*(None if t is None else t.detach().to(compute) for t in (dw1, db1, dw2, db2)))  # type: ignore[arg-type]
+    given = ExpertArguments(x, w1, b1, w2, b2, gates, indices)
+    settings = Settings(activation, precision, chosen, compute)
+    target = Director(*(None if t is None else t.detach() for t in (dw1, db1, dw2, db2)))  # type: ignore[arg-type]
+    if chosen == "eager":
+        target = Director(*(None if t is None else t.to(compute) for t in target))  # type: ignore[arg-type]
     refuse_transforms("dex_mlp", *given, *target)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given):
         return _DexMlp.apply(*flatten(DexMlpCall(given, target, keep, align, settings)))
-    y, loss, *_ = _dex_mlp(*flatten(DexMlpCall(cast(given, compute), target, "nothing", align, settings)))
+    y, loss, *_ = _dex_mlp(*flatten(DexMlpCall(prepared(given, settings), target, "nothing", align, settings)))
     return y, loss
 
 
@@ -118,7 +121,21 @@ class DexMlpBackwardCall(NamedTuple):
     weight_dtype: torch.dtype  # of the weights' and biases' gradients
 
 
-def _run(call: DexMlpCall) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+class DexMlpResult(NamedTuple):
+    """What the op returns: y, the loss, the fields of `Kept`, and the gradient of the sum of the rows' losses."""
+
+    y: Tensor
+    loss: Tensor
+    z: Tensor
+    a: Tensor
+    o: Tensor
+    x_rows: Tensor
+    gate_rows: Tensor
+    plan: Tensor
+    gradient: Tensor
+
+
+def _run(call: DexMlpCall) -> DexMlpResult:
     x = call.given.x
     if call.settings.backend == "triton":
         from dexcore.ops import experts_triton
@@ -126,32 +143,39 @@ def _run(call: DexMlpCall) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tens
         y, total, kept, gradient = experts_triton.forward_align(*call)
     else:
         y, kept = experts_eager.forward(call.given, call.keep, call.settings)
-        gradient = _empty_gradient(x, call.keep)
+        gradient = _empty_gradient(call)
         wanted = gradient if call.keep != "nothing" else None
         total = experts_eager.align_director(x, call.director, y, wanted, call.align, call.settings)
-    return y, total / max(x.shape[:-1].numel(), 1), *kept, gradient
+    return DexMlpResult(y, total / max(x.shape[:-1].numel(), 1), *kept, gradient)
 
 
-def _empty_gradient(x: Tensor, keep: str) -> Tensor:
-    return x.new_empty(x.shape if keep != "nothing" else (0, *x.shape[1:]))
-
-
-def _fake(call: DexMlpCall) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _empty_gradient(call: DexMlpCall) -> Tensor:
     x = call.given.x
-    loss = x.new_empty((), dtype=torch.promote_types(x.dtype, torch.float32))
-    kept = empty_kept(call.given, call.keep, call.settings)
-    return x.new_empty(x.shape), loss, *kept, _empty_gradient(x, call.keep)
+    shape = x.shape if call.keep != "nothing" else (0, *x.shape[1:])
+    return x.new_empty(shape, dtype=call.settings.compute)
+
+
+def _fake(call: DexMlpCall) -> DexMlpResult:
+    x, compute = call.given.x, call.settings.compute
+    y = x.new_empty(x.shape, dtype=compute)
+    loss = x.new_empty((), dtype=torch.promote_types(compute, torch.float32))
+    return DexMlpResult(y, loss, *empty_kept(call.given, call.keep, call.settings), _empty_gradient(call))
 
 
 def _run_backward(call: DexMlpBackwardCall) -> Gradients:
-    total = add_scaled_gradient(call.grad_y, call.grad_loss, call.gradient, call.settings.backend)
-    return run_backward(
-        total, call.given, call.kept, Needs(*call.needs), call.settings, call.x_dtype, call.weight_dtype
-    )
+    needs, rest = Needs(*call.needs), (call.settings, call.x_dtype, call.weight_dtype)
+    if call.settings.backend == "triton":
+        from dexcore.ops import experts_triton
+
+        align = experts_triton.AlignGradient(call.grad_loss, call.gradient)
+        return experts_triton.backward(call.grad_y, call.given, call.kept, needs, *rest, align)
+    total = add_scaled_gradient(call.grad_y, call.grad_loss, call.gradient)
+    return experts_eager.backward(total, call.given, call.kept, needs, *rest)
 
 
 def _fake_backward(call: DexMlpBackwardCall) -> Gradients:
-    return empty_gradients(call.given, Needs(*call.needs), call.x_dtype, call.weight_dtype)
+    given = call.given._replace(x=call.given.x.new_empty(call.grad_y.shape))
+    return empty_gradients(given, Needs(*call.needs), call.x_dtype, call.weight_dtype)
 
 
 _dex_mlp = define_op("dex_mlp", DexMlpCall, _run, _fake)
@@ -171,22 +195,22 @@ class _DexMlp(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
         call = _CALL.nest(arguments)
-        given = cast(call.given, compute_dtype(call.given.x))
+        given = prepared(call.given, call.settings)
         y, loss, *kept = _dex_mlp(*flatten(call._replace(given=given)))
-        ctx.save_for_backward(*given, *kept)
+        ctx.save_for_backward(*saved(given, call.settings), *kept)
         ctx.settings, ctx.dtypes = call.settings, dtypes_of(call.given)
         return y, loss
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor, grad_loss: Tensor) -> tuple[Any, ...]:
-        saved = _SAVED.nest(ctx.saved_tensors)
+        kept = _SAVED.nest(ctx.saved_tensors)
         needs = Needs(*_CALL.nest(ctx.needs_input_grad).given.differentiable)
         call = DexMlpBackwardCall(
             grad_y=grad_y,
             grad_loss=grad_loss,
-            given=saved.given,
-            kept=saved.kept,
-            gradient=saved.gradient,
+            given=kept.given,
+            kept=kept.kept,
+            gradient=kept.gradient,
             needs=list(needs),
             settings=ctx.settings,
             x_dtype=ctx.dtypes.x,

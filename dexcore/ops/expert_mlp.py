@@ -85,14 +85,15 @@ def expert_mlp(
     compute = compute_dtype(x)
     chosen = resolve(backend, x.device, compute)
     keep = allowed_keep(keep, compute, chosen, backend)
-    given, settings = ExpertArguments(x, w1, b1, w2, b2, gates, indices), Settings(activation, precision, chosen)
+    given = ExpertArguments(x, w1, b1, w2, b2, gates, indices)
+    settings = Settings(activation, precision, chosen, compute)
     refuse_transforms("expert_mlp", *given)
     if torch.onnx.is_in_onnx_export():
         return onnx.expert_mlp(cast(given, compute), activation)
     trained = torch.is_grad_enabled() and not is_exporting()  # no program keeps what no backward reads
     if trained and any(t is not None and t.requires_grad for t in given):
         return _ExpertMlp.apply(*flatten(ExpertMlpCall(given, keep, settings)))
-    return _expert_mlp(*flatten(ExpertMlpCall(cast(given, compute), "nothing", settings)))[0]
+    return _expert_mlp(*flatten(ExpertMlpCall(prepared(given, settings), "nothing", settings)))[0]
 
 
 def check_expert_arguments(
@@ -166,21 +167,16 @@ def cast(given: ExpertArguments, compute: torch.dtype) -> ExpertArguments:
     )
 
 
-def run_backward(
-    grad_y: Tensor,
-    given: ExpertArguments,
-    kept: Kept,
-    needs: Needs,
-    settings: Settings,
-    x_dtype: torch.dtype,
-    weight_dtype: torch.dtype,
-) -> Gradients:
-    """The backward of `expert_mlp`, and of `dex_mlp` once the loss's gradient is in ``grad_y``."""
-    if settings.backend == "triton":
-        from dexcore.ops import experts_triton
+def prepared(given: ExpertArguments, settings: Settings) -> ExpertArguments:
+    """What the op is given: Triton's kernels cast x on its way into expert order, and know copies of the weights."""
+    if settings.backend == "eager":
+        return cast(given, settings.compute)
+    return given._replace(gates=given.gates.to(torch.float32))
 
-        return experts_triton.backward(grad_y, given, kept, needs, settings, x_dtype, weight_dtype)
-    return experts_eager.backward(grad_y, given, kept, needs, settings, x_dtype, weight_dtype)
+
+def saved(given: ExpertArguments, settings: Settings) -> ExpertArguments:
+    """What of `prepared` the backward needs: for Triton x is in `Kept`, and its dtype and width do here."""
+    return given if settings.backend == "eager" else given._replace(x=given.x.new_empty((0, *given.x.shape[1:])))
 
 
 def dtypes_of(given: ExpertArguments) -> ExpertArguments:
@@ -205,6 +201,18 @@ class ExpertMlpCall(NamedTuple):
     settings: Settings
 
 
+class MlpResult(NamedTuple):
+    """What the op returns: y and the fields of `Kept`."""
+
+    y: Tensor
+    z: Tensor
+    a: Tensor
+    o: Tensor
+    x_rows: Tensor
+    gate_rows: Tensor
+    plan: Tensor
+
+
 class ExpertMlpBackwardCall(NamedTuple):
     """The arguments of the backward's op."""
 
@@ -217,30 +225,34 @@ class ExpertMlpBackwardCall(NamedTuple):
     weight_dtype: torch.dtype  # of the weights' and biases' gradients
 
 
-def _run(call: ExpertMlpCall) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _run(call: ExpertMlpCall) -> MlpResult:
     if call.settings.backend == "triton":
         from dexcore.ops import experts_triton
 
         y, kept = experts_triton.forward(*call)
     else:
         y, kept = experts_eager.forward(*call)
-    return y, *kept
+    return MlpResult(y, *kept)
 
 
-def _fake(call: ExpertMlpCall) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    given = call.given
-    return given.x.new_empty(given.x.shape), *empty_kept(given, call.keep, call.settings)
+def _fake(call: ExpertMlpCall) -> MlpResult:
+    x = call.given.x
+    y = x.new_empty(x.shape, dtype=call.settings.compute)
+    return MlpResult(y, *empty_kept(call.given, call.keep, call.settings))
 
 
 def _run_backward(call: ExpertMlpBackwardCall) -> Gradients:
-    grad_y = call.grad_y.to(call.given.x.dtype)
-    return run_backward(
-        grad_y, call.given, call.kept, Needs(*call.needs), call.settings, call.x_dtype, call.weight_dtype
-    )
+    needs, rest = Needs(*call.needs), (call.settings, call.x_dtype, call.weight_dtype)
+    if call.settings.backend == "triton":
+        from dexcore.ops import experts_triton
+
+        return experts_triton.backward(call.grad_y, call.given, call.kept, needs, *rest)
+    return experts_eager.backward(call.grad_y.to(call.given.x.dtype), call.given, call.kept, needs, *rest)
 
 
 def _fake_backward(call: ExpertMlpBackwardCall) -> Gradients:
-    return empty_gradients(call.given, Needs(*call.needs), call.x_dtype, call.weight_dtype)
+    given = call.given._replace(x=call.given.x.new_empty(call.grad_y.shape))
+    return empty_gradients(given, Needs(*call.needs), call.x_dtype, call.weight_dtype)
 
 
 _expert_mlp = define_op("expert_mlp", ExpertMlpCall, _run, _fake)
@@ -259,20 +271,20 @@ class _ExpertMlp(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
         call = _CALL.nest(arguments)
-        given = cast(call.given, compute_dtype(call.given.x))
+        given = prepared(call.given, call.settings)
         y, *kept = _expert_mlp(*flatten(call._replace(given=given)))
-        ctx.save_for_backward(*given, *kept)
+        ctx.save_for_backward(*saved(given, call.settings), *kept)
         ctx.settings, ctx.dtypes = call.settings, dtypes_of(call.given)
         return y
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Any, ...]:
-        saved = _SAVED.nest(ctx.saved_tensors)
+        kept = _SAVED.nest(ctx.saved_tensors)
         needs = Needs(*_CALL.nest(ctx.needs_input_grad).given.differentiable)
         call = ExpertMlpBackwardCall(
             grad_y=grad_y,
-            given=saved.given,
-            kept=saved.kept,
+            given=kept.given,
+            kept=kept.kept,
             needs=list(needs),
             settings=ctx.settings,
             x_dtype=ctx.dtypes.x,

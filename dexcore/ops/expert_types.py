@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class ExpertArguments(NamedTuple):
-    """What is computed on: x and the weights in the dtype of the GEMMs, the gates in float32 at least."""
+    """What is computed on: the gates in float32 at least; for "eager" all else in the dtype of the GEMMs."""
 
     x: Tensor  # [B, N, D]
     w1: Tensor  # [R, H, D]
@@ -27,7 +27,7 @@ class ExpertArguments(NamedTuple):
 
 
 class Director(NamedTuple):
-    """The director's weights, in the dtype of the GEMMs."""
+    """The director's weights; for "eager" in the dtype of the GEMMs."""
 
     dw1: Tensor  # [H, D]
     db1: Tensor | None  # [H]
@@ -41,14 +41,21 @@ class Settings(NamedTuple):
     activation: str
     precision: str
     backend: str  # "triton" or "eager"
+    compute: torch.dtype  # of the GEMMs
 
 
 class Kept(NamedTuple):
-    """What the forward leaves for its backward, rows sorted by expert; empty where it was not kept."""
+    """What the forward leaves for its backward, rows sorted by expert; empty where it was not kept.
+
+    For "triton", where rows are those of the plan, padded to tiles (`dexcore.kernels.plan`), also its own input.
+    """
 
     z: Tensor  # [B*k*N, H]
     a: Tensor  # [B*k*N, H]: act(z), eager; gate * act(z), triton
     o: Tensor  # [B*k*N, D]: eager alone
+    x_rows: Tensor  # [rows, D]: triton alone, and so the next two
+    gate_rows: Tensor  # [rows], float32
+    plan: Tensor  # int32, the plan's tables
 
 
 class Needs(NamedTuple):
@@ -81,11 +88,23 @@ class Gradients(NamedTuple):
 def empty_kept(given: ExpertArguments, keep: str, settings: Settings) -> Kept:
     """Room for what ``keep`` stores; "nothing" where no backward follows."""
     x, hidden = given.x, given.w1.shape[1]
-    rows, width = given.indices.numel() * x.shape[1], x.shape[2]
+    rows, width, extra = given.indices.numel() * x.shape[1], x.shape[2], 0
+    if settings.backend == "triton" and keep != "nothing":
+        from dexcore.ops import experts_triton
+
+        shape = experts_triton.plan_shape(given, settings)
+        rows, extra = shape.rows, shape.elements
+
+    def room(*shape: int, dtype: torch.dtype = settings.compute) -> Tensor:
+        return x.new_empty(shape, dtype=dtype)
+
     return Kept(
-        z=x.new_empty((rows if keep in ("both", "z") else 0, hidden)),
-        a=x.new_empty((rows if keep == "both" else 0, hidden)),
-        o=x.new_empty((0 if keep == "nothing" or settings.backend == "triton" else rows, width)),
+        z=room(rows if keep in ("both", "z") else 0, hidden),
+        a=room(rows if keep == "both" else 0, hidden),
+        o=room(0 if keep == "nothing" or settings.backend == "triton" else rows, width),
+        x_rows=room(rows if extra else 0, width),
+        gate_rows=room(rows if extra else 0, dtype=torch.float32),
+        plan=room(extra, dtype=torch.int32),
     )
 
 

@@ -3,18 +3,21 @@
 The gates are applied to the hidden layer, in the up-projection's epilogue; what is kept of it is gate * act(z).
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from dexcore.kernels.bias_gradients import bias1_gradient, bias2_gradient, gate_gradient, token_sums
-from dexcore.kernels.configs import LayerConfig, architecture_of, layer_config
+from dexcore.kernels.bias_gradients import gate_and_bias_gradients
+from dexcore.kernels.configs import MULTIPROCESSORS, LayerConfig, architecture_of, layer_config
 from dexcore.kernels.expert_dact import expert_dact
 from dexcore.kernels.expert_down import expert_down, expert_dx
+from dexcore.kernels.expert_order import Input, gradient_rows, input_rows
 from dexcore.kernels.expert_up import expert_up
-from dexcore.kernels.expert_wgrad import expert_wgrad
-from dexcore.kernels.launch import is_compiling
+from dexcore.kernels.expert_wgrad import Product, expert_wgrad
+from dexcore.kernels.launch import forked, is_compiling
 from dexcore.kernels.mix_align import mix_align_forward, sum_slots
-from dexcore.kernels.plan import Plan, make_plan
+from dexcore.kernels.plan import Plan, PlanShape, make_plan
 from dexcore.ops.expert_types import (
     Director,
     ExpertArguments,
@@ -30,21 +33,8 @@ from dexcore.ops.mix_align import KERNEL_CONSTANTS
 
 def forward(given: ExpertArguments, keep: str, settings: Settings) -> tuple[Tensor, Kept]:
     """y [B, N, D], and what the backward needs."""
-    given, config, plan, precision = _prepare(given, settings)
-    z, a, _ = expert_up(
-        given.x,
-        given.w1,
-        given.b1,
-        given.gates,
-        plan,
-        settings.activation,
-        precision,
-        config.up,
-        keep_z=keep in ("both", "z"),
-    )
-    o, _ = expert_down(a, given.w2, given.b2, given.gates, plan, precision, config.down)
-    y = sum_slots(o, plan, given.x.dtype).view(given.x.shape)
-    return y, _kept(given, keep, settings, z, a)
+    o, kept, plan, _ = _experts(given, None, keep, settings)
+    return sum_slots(o, plan, settings.compute).view(given.x.shape), kept
 
 
 def forward_align(
@@ -53,28 +43,58 @@ def forward_align(
     """`forward` with the director in the same launches: y, the sum of the rows' alignment losses, what the backward
     needs, and the losses' gradients [B, N, D] (empty where no backward follows).
     """
-    given, config, plan, precision = _prepare(given, settings)
-    dw1, db1, dw2, db2 = (None if t is None else t.contiguous() for t in director)
+    o, kept, plan, teacher = _experts(given, director, keep, settings)
+    assert teacher is not None
+    y, losses, gradient = mix_align_forward(
+        o, plan, teacher, align, with_gradient=keep != "nothing", **KERNEL_CONSTANTS
+    )
+    return y.view(given.x.shape), losses.sum(), kept, gradient.view(-1, *given.x.shape[1:])
+
+
+def _experts(
+    given: ExpertArguments, director: Director | None, keep: str, settings: Settings
+) -> tuple[Tensor, Kept, Plan, Tensor | None]:
+    """Every slot's output in expert order, what the backward needs, the plan, and the director's output."""
+    config, precision = _tiles(given, settings)
+    _, hidden, width = given.w1.shape
+    check_sizes(given.indices.numel(), given.x.shape[1], hidden, width)
+    plan, tables = make_plan(given.indices.contiguous(), len(given.w1), given.x.shape[1], config.up.block_m)
+    _check_indices(plan)
+    w1, w2, dw1, dw2 = _weights(settings, given.w1, given.w2, *((director.dw1, director.dw2) if director else ()))
+    gates = given.gates.contiguous()
+    x = input_rows(given.x.contiguous(), gates, plan, settings.compute, by_image=director is not None)
     z, a, director_a = expert_up(
-        given.x,
-        given.w1,
-        given.b1,
-        given.gates,
+        x,
+        w1,
+        _contiguous(given.b1),
         plan,
         settings.activation,
         precision,
         config.up,
         keep_z=keep in ("both", "z"),
-        director=(dw1, db1),
+        director=None if director is None else (dw1, _contiguous(director.db1)),
     )
     o, teacher = expert_down(
-        a, given.w2, given.b2, given.gates, plan, precision, config.down, director=(director_a, dw2, db2)
+        a,
+        w2,
+        _contiguous(given.b2),
+        x.gates,
+        plan,
+        precision,
+        config.down,
+        director=None if director is None else (director_a, dw2, _contiguous(director.db2)),
     )
-    y, losses, gradient = mix_align_forward(
-        o, plan, teacher, align, with_gradient=keep != "nothing", **KERNEL_CONSTANTS
-    )
-    kept = _kept(given, keep, settings, z, a)
-    return y.view(given.x.shape), losses.sum(), kept, gradient.view(-1, *given.x.shape[1:])
+    kept = empty_kept(given, "nothing", settings)
+    if keep != "nothing":
+        kept = kept._replace(z=z, a=a if keep == "both" else kept.a, x_rows=x.rows, gate_rows=x.gates, plan=tables)
+    return o, kept, plan, teacher
+
+
+class AlignGradient(NamedTuple):
+    """What the alignment loss adds to y's gradient: grad_loss / (B N) times ``rows``."""
+
+    grad_loss: Tensor  # 0-dim
+    rows: Tensor  # [B, N, D], of the sum of the rows' losses
 
 
 def backward(
@@ -85,66 +105,93 @@ def backward(
     settings: Settings,
     x_dtype: torch.dtype,
     weight_dtype: torch.dtype,
+    align: AlignGradient | None = None,
 ) -> Gradients:
-    """The gradients that are asked for."""
-    given, config, plan, precision = _prepare(given, settings)
-    activation = settings.activation
-    x, w1, b1, w2, b2, gates, _ = given
-    dy, (z, a, _) = grad_y.contiguous(), kept
+    """The gradients that are asked for; of ``given.x`` nothing is read."""
+    config, precision = _tiles(given, settings)
+    plan = plan_shape(given, settings, grad_y.shape[:2]).view(kept.plan)
+    w1, w2, *_ = _weights(settings, given.w1, given.w2)
+    activation, multiprocessors = settings.activation, MULTIPROCESSORS[architecture_of(grad_y.device)]
+    z, x_rows, gate_rows = kept.z, kept.x_rows, kept.gate_rows
     if not z.numel():
-        z, _, _ = expert_up(x, w1, b1, gates, plan, activation, precision, config.up, keep_z=True, keep_a=False)
-    dz, made_a, bias_parts, gate_parts = expert_dact(
-        dy, w2, z, gates, plan, activation, precision, config.dact, keep_a=needs.w2 and not a.numel()
+        x = Input(x_rows, gate_rows, None)
+        z, _, _ = expert_up(
+            x, w1, _contiguous(given.b1), plan, activation, precision, config.up, keep_z=True, keep_a=False
+        )
+    loss = {}
+    if align is not None:
+        loss = {"grad_loss": align.grad_loss.float(), "gradient": align.rows.contiguous()}
+    dy, token_sums = gradient_rows(grad_y.contiguous(), plan, settings.compute, **loss)
+    dz, a, gate_parts = expert_dact(
+        dy, w2, z, gate_rows, plan, activation, precision, config.dact, keep_a=needs.w2 and not kept.a.numel()
     )
-    sums = token_sums(dy) if needs.b2 or (needs.gates and b2 is not None) else None
-    # From here on what is no longer needed goes before more is made: w * a, and dx of all slots, are large.
-    del z
+    del z  # large, and room for what follows
+    a = kept.a if kept.a.numel() else a
     grads = empty_gradients(given, Needs(), x_dtype, weight_dtype)
-    if needs.w2:
-        dw2 = expert_wgrad(
-            dy,
-            a if a.numel() else made_a,
-            plan,
-            weight_dtype,
-            precision,
-            config.wgrad2,
-            left_by_image=True,
-            right_by_image=False,
-        )
-        grads = grads._replace(w2=dw2)
-    del a, made_a
-    if needs.x:
-        dx = expert_dx(dz, w1, plan, precision, config.dx)
-        grads = grads._replace(x=sum_slots(dx, plan, x_dtype).view(x.shape))
-        del dx
-    if needs.w1:
-        dw1 = expert_wgrad(
-            dz, x, plan, weight_dtype, precision, config.wgrad1, left_by_image=False, right_by_image=True
-        )
-        grads = grads._replace(w1=dw1)
-    if needs.b1:
-        grads = grads._replace(b1=bias1_gradient(bias_parts, plan, weight_dtype))
-    if needs.b2:
-        grads = grads._replace(b2=bias2_gradient(sums, gates, plan, weight_dtype))
-    if needs.gates:
-        grads = grads._replace(gates=gate_gradient(gate_parts, sums, b2, plan))
+    # The weights' gradients fill what the tail of the input's leaves idle, and the other way round.
+    with forked(grad_y.device) as beside:
+        if needs.x:
+            dx = expert_dx(dz, w1, plan, precision, config.dx)
+            grads = grads._replace(x=sum_slots(dx, plan, x_dtype).view(grad_y.shape))
+        if needs.gates or needs.b2:
+            bias = given.b2 is not None and needs.b2
+            grad_gates, grad_b2 = gate_and_bias_gradients(
+                gate_parts if needs.gates else None,
+                token_sums,
+                _contiguous(given.b2),
+                given.gates.contiguous(),
+                plan,
+                weight_dtype if bias else None,
+            )
+            grads = grads._replace(gates=_or(grad_gates, grads.gates), b2=_or(grad_b2, grads.b2))
+        if needs.w1 or needs.w2 or needs.b1:
+            with beside:
+                dw1, dw2, db1 = expert_wgrad(
+                    Product(dz, x_rows) if needs.w1 or needs.b1 else None,
+                    Product(dy, a) if needs.w2 else None,
+                    plan,
+                    weight_dtype,
+                    precision,
+                    config.wgrad,
+                    multiprocessors,
+                    bias=needs.b1,
+                )
+            grads = grads._replace(
+                w1=_or(dw1 if needs.w1 else None, grads.w1), w2=_or(dw2, grads.w2), b1=_or(db1, grads.b1)
+            )
     return grads
 
 
-def _prepare(given: ExpertArguments, settings: Settings) -> tuple[ExpertArguments, LayerConfig, Plan, str]:
-    """Contiguous arguments, the kernels' tiles, the plan, and the precision that the device has."""
-    given = ExpertArguments(*(None if t is None else t.contiguous() for t in given))  # type: ignore[arg-type]
-    experts, hidden, width = given.w1.shape
-    check_sizes(given.indices.numel(), given.x.shape[1], hidden, width)
-    architecture = architecture_of(given.x.device)
-    config = layer_config(architecture, width, hidden, given.x.dtype)
-    plan = make_plan(given.indices, experts, given.x.shape[1], config.up.block_m)
-    _check_indices(plan)
-    # AMD's compiler knows no tf32x3.
+def _or(found: Tensor | None, empty: Tensor) -> Tensor:
+    return empty if found is None else found
+
+
+def _contiguous(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.contiguous()
+
+
+def _weights(settings: Settings, *weights: Tensor) -> list[Tensor]:
+    """The weights in the GEMMs' dtype, with rows that begin at 16 bytes where they can."""
+    made = [weight.to(settings.compute).contiguous() for weight in weights]
+    return [weight.clone() if weight.data_ptr() % 16 else weight for weight in made] + [made[0]] * (4 - len(made))
+
+
+def _tiles(given: ExpertArguments, settings: Settings) -> tuple[LayerConfig, str]:
+    """The kernels' tiles, and the precision that the device has."""
+    architecture = architecture_of(given.w1.device)
+    _, hidden, width = given.w1.shape
     precision = settings.precision
-    if precision == "tf32x3" and architecture.startswith("gfx"):
+    if precision == "tf32x3" and architecture.startswith("gfx"):  # AMD's compiler knows none
         precision = "ieee"
-    return given, config, plan, precision
+    # torch.compile may not know a size: here it has to.
+    return layer_config(architecture, int(width), int(hidden), settings.compute), precision
+
+
+def plan_shape(given: ExpertArguments, settings: Settings, images: tuple[int, ...] | None = None) -> PlanShape:
+    """Of the layer's plan; ``images`` are B and N, x's if not given."""
+    batch, tokens = images or given.x.shape[:2]
+    config, _ = _tiles(given, settings)
+    return PlanShape(batch, given.indices.shape[1], len(given.w1), tokens, config.up.block_m)
 
 
 def check_sizes(slots: int, tokens: int, hidden: int, width: int) -> None:
@@ -167,8 +214,3 @@ def _check_indices(plan: Plan) -> None:
             raise IndexError(message)
     else:
         torch._assert_async(plan.valid, message)
-
-
-def _kept(given: ExpertArguments, keep: str, settings: Settings, z: Tensor, a: Tensor) -> Kept:
-    kept = empty_kept(given, "nothing", settings)
-    return kept._replace(z=z if keep in ("both", "z") else kept.z, a=a if keep == "both" else kept.a)

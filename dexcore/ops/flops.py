@@ -66,7 +66,7 @@ def _backward(call: ExpertMlpBackwardCall | DexMlpBackwardCall) -> int:
     wanted = Needs(*call.needs)
     again = bool((wanted.z or wanted.w2) and call.kept.z[0] == 0)
     gemms = wanted.w1 + wanted.w2 + wanted.x + wanted.z + again
-    return gemms * _gemm(call.given.x, call.given.w1, call.given.gates)
+    return gemms * _gemm(call.grad_y, call.given.w1, call.given.gates)  # x is not always there
 
 
 def _linear_pointwise(x: _Shape, weight: _Shape, *rest: Any, **kwargs: Any) -> int:

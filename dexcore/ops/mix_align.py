@@ -172,7 +172,7 @@ def _run_backward(call: MixAlignBackwardCall) -> Tensor:
         from dexcore.kernels.mix_align import align_backward
 
         flat = gradient.contiguous().flatten(0, 1)
-        return align_backward(grad_loss.float(), flat, None, gradient.dtype).view(gradient.shape)
+        return align_backward(grad_loss.float(), flat).view(gradient.shape)
     return _scaled(grad_loss, gradient).to(gradient.dtype)
 
 
@@ -194,14 +194,8 @@ def _scale(grad_loss: Tensor, gradient: Tensor) -> Tensor:
     return (grad_loss / max(gradient.shape[:-1].numel(), 1)).expand(1)
 
 
-def add_scaled_gradient(grad_y: Tensor, grad_loss: Tensor, gradient: Tensor, backend: str) -> Tensor:
-    """grad_y plus the gradient of the mean of the rows' losses, in ``gradient``'s dtype."""
-    if backend == "triton":
-        from dexcore.kernels.mix_align import align_backward
-
-        flat = gradient.contiguous().flatten(0, 1)
-        total = align_backward(grad_loss.float(), flat, grad_y.contiguous().view(flat.shape), gradient.dtype)
-        return total.view(gradient.shape)
+def add_scaled_gradient(grad_y: Tensor, grad_loss: Tensor, gradient: Tensor) -> Tensor:
+    """grad_y plus the gradient of the mean of the rows' losses, in ``gradient``'s dtype; by PyTorch."""
     if grad_y.dtype == gradient.dtype == grad_loss.dtype:
         return torch.addcmul(grad_y, gradient, _scale(grad_loss, gradient))
     return (grad_y + _scaled(grad_loss, gradient)).to(gradient.dtype)

@@ -117,8 +117,8 @@ def test_opcheck():
     case = plain.make_case()
     arguments = (*case.experts, *case.director)
     for keep in ("nothing", "z"):
-        opcheck(torch.ops.dexcore.dex_mlp.default, (*arguments, keep, "kd", "gelu", "ieee", "eager"))
-    y, loss, *kept = torch.ops.dexcore.dex_mlp(*arguments, "z", "kd", "gelu", "ieee", "eager")
+        opcheck(torch.ops.dexcore.dex_mlp.default, (*arguments, keep, "kd", "gelu", "ieee", "eager", torch.float32))
+    y, loss, *kept = torch.ops.dexcore.dex_mlp(*arguments, "z", "kd", "gelu", "ieee", "eager", torch.float32)
     opcheck(
         torch.ops.dexcore.dex_mlp_backward.default,
         (
@@ -130,8 +130,7 @@ def test_opcheck():
             "gelu",
             "ieee",
             "eager",
-            torch.float32,
-            torch.float32,
+            *[torch.float32] * 3,
         ),
     )
 

@@ -196,16 +196,16 @@ def test_only_the_gradients_asked_for_are_made():
 @pytest.mark.parametrize("keep", ["nothing", *KEEPS])
 def test_opcheck(keep):
     case = plain.make_case()
-    opcheck(torch.ops.dexcore.expert_mlp.default, (*case.experts, keep, "gelu", "ieee", "eager"))
+    opcheck(torch.ops.dexcore.expert_mlp.default, (*case.experts, keep, "gelu", "ieee", "eager", torch.float32))
 
 
 @pytest.mark.parametrize("needs", [[True] * 6, [True, False, True, False, True, False]])
 def test_opcheck_of_the_backward(needs):
     case = plain.make_case()
-    _, *kept = torch.ops.dexcore.expert_mlp(*case.experts, "z", "gelu", "ieee", "eager")
+    _, *kept = torch.ops.dexcore.expert_mlp(*case.experts, "z", "gelu", "ieee", "eager", torch.float32)
     opcheck(
         torch.ops.dexcore.expert_mlp_backward.default,
-        (torch.ones_like(case.x), *case.experts, *kept, needs, "gelu", "ieee", "eager", torch.float32, torch.float32),
+        (torch.ones_like(case.x), *case.experts, *kept, needs, "gelu", "ieee", "eager", *[torch.float32] * 3),
     )
 
 
