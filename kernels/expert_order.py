@@ -6,7 +6,6 @@ copies that every GEMM of the layer then finds dense tiles.
 Axes: b images, n tokens, d width, r experts, k chosen; rows: those of the plan.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -78,36 +77,28 @@ def gradient_rows(
     return rows, sums
 
 
-def input_rows_bytes(counts: Sequence[int], x: Tensor, plan: Plan, dtype: torch.dtype, *, by_image: bool) -> int:
-    """Unique bytes of `input_rows`; ``counts`` are the experts' slots."""
-    written = _live_rows(counts, plan)
-    total = x.nbytes + _row_bytes(counts, x.shape[2], plan, dtype) + 4 * written
-    if not plan.slots.numel():
-        return total
-    padded = triton.cdiv(x.shape[0] * x.shape[1], plan.block_m) * plan.block_m
-    return total + 4 * plan.slots.numel() + (padded * x.shape[2] * dtype.itemsize if by_image else 0)
+def input_rows_bytes(x: Tensor, plan: Plan, dtype: torch.dtype, *, by_image: bool) -> int:
+    """Unique bytes of `input_rows`."""
+    if not plan.images:
+        return 0
+    padded = triton.cdiv(x.shape[0] * x.shape[1], plan.block_m) * plan.block_m if by_image else 0
+    gates = 4 * (plan.slots.numel() + plan.rows)
+    return x.nbytes + _row_bytes(x.shape[2], plan, dtype) + gates + padded * x.shape[2] * dtype.itemsize
 
 
-def gradient_rows_bytes(
-    counts: Sequence[int], grad_y: Tensor | None, plan: Plan, dtype: torch.dtype, gradient: Tensor | None = None
-) -> int:
+def gradient_rows_bytes(grad_y: Tensor | None, plan: Plan, dtype: torch.dtype, gradient: Tensor | None = None) -> int:
     """Unique bytes of `gradient_rows`."""
     given = [t for t in (grad_y, gradient) if t is not None]
     batch, _, width = given[0].shape
-    scale = 4 if gradient is not None and batch else 0
-    return sum(t.nbytes for t in given) + scale + 4 * batch * width + _row_bytes(counts, width, plan, dtype)
-
-
-def _live_rows(counts: Sequence[int], plan: Plan) -> int:
-    return sum(triton.cdiv(count * plan.tokens, plan.block_m) for count in counts) * plan.block_m
-
-
-def _row_bytes(counts: Sequence[int], width: int, plan: Plan, dtype: torch.dtype) -> int:
-    """Of the rows written, and of the plan."""
-    if not plan.slots.numel():
+    if not batch:
         return 0
-    tables = 4 * (plan.slots.numel() + 2 * (len(counts) + 1))  # first_rows, starts, tile_starts
-    return _live_rows(counts, plan) * width * dtype.itemsize + tables
+    scale = 0 if gradient is None else 4
+    return sum(t.nbytes for t in given) + scale + 4 * batch * width + _row_bytes(width, plan, dtype)
+
+
+def _row_bytes(width: int, plan: Plan, dtype: torch.dtype) -> int:
+    """Of the rows written, and of first_rows, starts and tile_starts."""
+    return plan.rows * width * dtype.itemsize + 4 * (plan.slots.numel() + 2 * (plan.num_experts + 1))
 
 
 def _launch(
@@ -140,6 +131,7 @@ def _launch(
         plan.starts,
         plan.tile_starts,
         plan.images,
+        plan.rows,
         plan.tokens,
         D=width,
         R=plan.num_experts,
@@ -151,7 +143,7 @@ def _launch(
     )
 
 
-@triton.jit(do_not_specialize=["batch"])
+@triton.jit(do_not_specialize=["batch", "num_rows"])
 def _expert_order_kernel(
     source_ptr,  # [B, N, D] or None
     gradient_ptr,  # [B, N, D] or None
@@ -166,6 +158,7 @@ def _expert_order_kernel(
     starts_ptr,
     tile_starts_ptr,
     batch,
+    num_rows,
     tokens,
     D: tl.constexpr,
     R: tl.constexpr,
@@ -178,12 +171,13 @@ def _expert_order_kernel(
     row_gates[first_rows[b, j] + n] = gates[b, j], v = source + grad_loss / (B N) gradient, what is not given being 0.
 
     Grid ((B + R + 1) cdiv(D, COLUMNS),), columns fastest, the + 1 only with images. A program owns COLUMNS columns: of
-    an image's rows, wherever they go, and of sums; or of an expert's rows that have no token, or of those behind the
-    last image's: these are zero. The first column's programs own row_gates too.
+    an image's rows, wherever they go, and of sums; or of an expert's rows that have no token, the last expert's up to
+    the last row of all; or of those behind the last image's: these are zero. The first column's programs own row_gates
+    too.
 
-    Bytes, L rows of tiles that an expert has: source and gradient B N D each, rows L D, images of whole tiles, sums
-    4 B D, row_gates 4 L, gates 4 S; first_rows 4 S, starts and tile_starts 8 (R + 1); with gradient 4. FLOPs: at most
-    3 B N D. In float32, rounded once; the sums are of the rounded v.
+    Bytes: source and gradient B N D each; rows and images, each element; sums 4 B D; row_gates 4 a row, gates 4 S;
+    first_rows 4 S, starts and tile_starts 8 (R + 1); with gradient 4. FLOPs: at most 3 B N D. In float32, rounded once;
+    the sums are of the rounded v.
     """
     column_blocks: tl.constexpr = (D + COLUMNS - 1) // COLUMNS
     owner = tl.program_id(0) // column_blocks
@@ -226,6 +220,8 @@ def _expert_order_kernel(
             begin = tl.load(tile_starts_ptr + expert) * BLOCK_M
             begin += (tl.load(starts_ptr + expert + 1) - tl.load(starts_ptr + expert)) * tokens
             end = tl.load(tile_starts_ptr + expert + 1) * BLOCK_M
+            if expert == R - 1:
+                end = num_rows
         else:
             begin = batch * tokens
             end = tl.cdiv(begin, BLOCK_M) * BLOCK_M

@@ -49,7 +49,8 @@ def expert_up(
 
     Returns:
         z [rows, H], gate * act(z) [rows, H] (either is [0, H] where it is not kept), and act(x dw1^T + db1), [whole
-        tiles of B*N rows, H], or None. Compute dtype. Where a row has no token, gate * act(z) is zero, z anything.
+        tiles of B*N rows, H], or None. Compute dtype. Where a row has no token, gate * act(z) is zero, and z is that of
+        x = 0; where a tile has no expert, both are zero.
     """
     plan.check_tile(config.block_m)
     hidden, width = w1_rhd.shape[1:]
@@ -125,7 +126,8 @@ def expert_up_bytes(
         return 0
     rows, used, tables = plan.live(counts)
     experts = used * hidden * (width * itemsize + bias_itemsize)
-    total = rows * (width + (keep_z + keep_a) * hidden) * itemsize + experts + tables + (4 * rows if keep_a else 0)
+    outputs = plan.rows * (keep_z + keep_a) * hidden * itemsize
+    total = rows * width * itemsize + outputs + experts + tables + (4 * rows if keep_a else 0)
     if director:
         images = triton.cdiv(plan.images * plan.tokens, plan.block_m) * plan.block_m
         total += images * (width + hidden) * itemsize + hidden * (width * itemsize + director_bias_itemsize)
@@ -162,18 +164,26 @@ def _expert_up_kernel(
 
     Grid: (row tiles * cdiv(H, BLOCK_N),). The row tiles are the plan's T, then the director's, whose rows are those of
     director_x. A program owns BLOCK_M rows of one expert times BLOCK_N columns of z and wa (or of director_a) and is
-    the only one that writes them; a tile of no expert does nothing (`tile_in_group` for the order).
+    the only one that writes them; of a tile that nobody has it writes zeros (`tile_in_group` for the order).
 
     Accumulates in float32; bias, activation and gate in float32; activates z before z is rounded.
 
     FLOPs: 2 S N D H, with a director 2 (S + B) N D H.
     Bytes, for L rows of tiles that an expert has, U experts that have slots, and item sizes s of x, s_b of the biases:
-    x L D s; W1 U H D s; b1 U H s_b; z and wa L H s each; gates 4 L, where wa is kept; tiles 4 T, starts and tile_starts
-    (`Plan.live`). A director adds H D s + H s_b and, for each of its rows, (D + H) s.
+    x L D s; W1 U H D s; b1 U H s_b; z and wa rows H s each; gates 4 L, where wa is kept; of the plan
+    `Plan.live`. A director adds H D s + H s_b and, for each of its rows, (D + H) s.
     """
     tile, column = tile_in_group(row_tiles, H, BLOCK_N)
     expert = tl.load(tiles_ptr + tile, mask=tile < expert_tiles, other=0)
+    PART: tl.constexpr = BLOCK_N // 4
+    TAIL: tl.constexpr = H % BLOCK_N != 0
     if expert < 0:
+        for i in tl.static_range(4):
+            nothing = tl.zeros((BLOCK_M, PART), tl.float32)
+            if z is not None:
+                store_tile(z, tile * BLOCK_M, column + i * PART, nothing, H, TAIL, BLOCK_M, PART)
+            if wa is not None:
+                store_tile(wa, tile * BLOCK_M, column + i * PART, nothing, H, TAIL, BLOCK_M, PART)
         return
     row, a = tile * BLOCK_M, wa
     has_token = rows_with_tokens(tile, expert, starts_ptr, tile_starts_ptr, tokens, BLOCK_M)
@@ -183,7 +193,6 @@ def _expert_up_kernel(
             x, w1, a = director_x, dw1, director_a
 
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    TAIL: tl.constexpr = H % BLOCK_N != 0
     K_TAIL: tl.constexpr = D % BLOCK_K != 0
     for first in range(0, D, BLOCK_K):
         left = load_tile(x, row, first, BLOCK_M, D, False, K_TAIL, BLOCK_M, BLOCK_K, False)
@@ -196,7 +205,6 @@ def _expert_up_kernel(
         gate = tl.load(gates_ptr + row + tl.arange(0, BLOCK_M), mask=tile < expert_tiles, other=1.0)
     left, right = halves(acc, BLOCK_M, BLOCK_N)
     parts = halves(left, BLOCK_M, BLOCK_N // 2) + halves(right, BLOCK_M, BLOCK_N // 2)
-    PART: tl.constexpr = BLOCK_N // 4
     for i in tl.static_range(4):
         first = column + i * PART
         n = first + tl.arange(0, PART)

@@ -14,8 +14,8 @@ Example: B = 2, k = 2, R = 4, N = 3, tiles of 4 rows; indices [[2, 0], [0, 1]], 
     first_rows [12, 0, 3, 8]      flat slot -> the row of its token 0: (tile_starts[e], times 4) + 3 * its place in e
     longest [0, 1, 2, 3]          experts by falling number of slots, ties to the lower index
 
-There are 7 tiles, hence 28 rows: the upper bound B k N // 4 + min(R, B k), so that shapes depend on no routing. Rows of
-a tile that nobody has are neither written nor read.
+There are 7 tiles, hence 28 rows: the upper bound B k N // 4 + min(R, B k), so that shapes depend on no routing. A tile
+that nobody has is not computed; x, z and w a are zero there.
 """
 
 from collections.abc import Sequence
