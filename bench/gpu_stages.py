@@ -72,7 +72,9 @@ def compile_kernels(options: Options, out: Results) -> None:
     from dexcore.nn import DEXMlp
 
     width = REFERENCE.width
-    model = nn.Sequential(nn.LayerNorm(width), DEXMlp(width, 4 * width, num_experts=EXPERTS, top_k=TOP_K))
+    # By name: "auto" would leave float32's experts to PyTorch, and the stage after this one calls their kernels.
+    pool = DEXMlp(width, 4 * width, num_experts=EXPERTS, top_k=TOP_K, backend="triton")
+    model = nn.Sequential(nn.LayerNorm(width), pool)
     model.to(options.device)
     for dtype in _DTYPES:
         with torch.autocast(options.device.type, dtype, enabled=dtype != torch.float32):

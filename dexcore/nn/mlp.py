@@ -16,7 +16,7 @@ from dexcore.nn.mlp_checks import activation_name, check_linear, check_routing_a
 from dexcore.nn.records import Record, Routing
 from dexcore.nn.rules import RoutingRule
 from dexcore.ops.checks import check_choice
-from dexcore.ops.expert_mlp import KEEPS, PRECISIONS
+from dexcore.ops.expert_mlp import KEEPS, PRECISIONS, compute_dtype
 from dexcore.ops.library import is_exporting
 from dexcore.ops.mix_align import ALIGNS
 from dexcore.ops.routing import POOLS
@@ -104,7 +104,7 @@ class DEXMlp(nn.Module):
         mode: "experts", or "director": the director alone, at the cost of a plain MLP.
         keep: what the backward finds stored: "both", "z" or "none" (`dexcore.ops.expert_mlp`).
         precision: of float32 dot products on a GPU: "ieee", "tf32" or "tf32x3".
-        backend: "auto", "triton" or "eager".
+        backend: "auto", "triton" or "eager"; ``chosen_backend`` says what "auto" came to.
 
     Attributes:
         experts: ``fc1.weight`` [R, H, D], ``fc1.bias`` [R, H], ``fc2.weight`` [R, D, H], ``fc2.bias`` [R, D].
@@ -126,6 +126,7 @@ class DEXMlp(nn.Module):
 
     _sigma: Tensor
     kept_experts: Tensor | None
+    _chosen: ops.backend.Choice | None = None  # by the last forward of the experts
 
     def __init__(
         self,
@@ -214,6 +215,11 @@ class DEXMlp(nn.Module):
         return self.record.routing
 
     @property
+    def chosen_backend(self) -> ops.backend.Choice | None:
+        """What ran the experts in the last forward, "eager" or "triton", and why; None before one."""
+        return self._chosen
+
+    @property
     def noise_std(self) -> float:
         """Sigma of the router's exploration noise; 0 until set. Acts in training alone."""
         return self._noise_std
@@ -270,6 +276,7 @@ class DEXMlp(nn.Module):
         if missing is not None:
             y = filled_by(self.director(x), y, missing)
         if not exporting:
+            self._chosen = ops.backend.choose(self.backend, x.device, compute_dtype(x), self.precision)
             learned = (self.router.weight, *experts[1:])
             learns = any(parameter is not None and parameter.requires_grad for parameter in learned)
             self.record.write(routing, self.training, learns)
@@ -346,7 +353,10 @@ class DEXMlp(nn.Module):
         return super().__getattr__(name)
 
     def extra_repr(self) -> str:
-        return f"num_experts={self.num_experts}, top_k={self.top_k}, pool={self.pool}, mode={self.mode}"
+        chosen = self.chosen_backend if self.backend == "auto" else None
+        backend = self.backend if chosen is None else f"{self.backend} ({chosen.backend})"
+        settings = f"num_experts={self.num_experts}, top_k={self.top_k}, pool={self.pool}, mode={self.mode}"
+        return f"{settings}, backend={backend}"
 
 
 def check_class_token(model: nn.Module) -> None:

@@ -4,6 +4,7 @@ import functools
 import logging
 import os
 from importlib.util import find_spec
+from typing import NamedTuple
 
 import torch
 
@@ -19,16 +20,45 @@ class BackendUnavailableError(RuntimeError):
     """The backend asked for cannot run here; the message says why."""
 
 
-def resolve(backend: str, device: torch.device, dtype: torch.dtype) -> str:
-    """The backend that runs on tensors of this device, computing in this dtype: "eager" or "triton".
+class Choice(NamedTuple):
+    """What runs, "eager" or "triton", and why."""
 
-    "auto" is triton on CUDA and ROCm devices that the kernels are made for, else eager. The environment variable
-    DEXCORE_BACKEND takes the place of "auto". What "auto" chose is logged once (INFO).
+    backend: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.backend} ({self.reason})"
+
+
+def resolve(backend: str, device: torch.device, dtype: torch.dtype, precision: str | None = None) -> str:
+    """`choose`'s backend; what "auto" chose is logged, each choice and reason once (INFO)."""
+    choice, automatic = _choose(backend, device, dtype, precision)
+    if automatic:
+        _announce(choice)
+    return choice.backend
+
+
+def choose(backend: str, device: torch.device, dtype: torch.dtype, precision: str | None = None) -> Choice:
+    """The backend that runs on tensors of this device, computing in this dtype.
+
+    "auto" is triton on CUDA and ROCm devices that the kernels are made for, else eager; but in float32 at precision
+    "ieee" an NVIDIA GPU runs the experts eagerly. The environment variable DEXCORE_BACKEND takes the place of "auto".
+
+    Args:
+        backend: "auto", "triton" or "eager".
+        device: of the tensors.
+        dtype: what is computed in.
+        precision: of float32 dot products, for what spends its time there: the experts. None for the rest.
 
     Raises:
         ValueError: no such backend.
         BackendUnavailableError: "triton" was asked for and cannot run.
     """
+    return _choose(backend, device, dtype, precision)[0]
+
+
+def _choose(backend: str, device: torch.device, dtype: torch.dtype, precision: str | None) -> tuple[Choice, bool]:
+    """The choice, and whether it was left to "auto"."""
     asked = backend
     if backend == "auto":
         asked = os.environ.get("DEXCORE_BACKEND", "auto")
@@ -36,22 +66,25 @@ def resolve(backend: str, device: torch.device, dtype: torch.dtype) -> str:
         where = "backend" if asked == backend else "the environment variable DEXCORE_BACKEND"
         raise ValueError(f"{where} must be one of {', '.join(BACKENDS)}, got {asked!r}")
     if asked == "eager":
-        return "eager"
+        return Choice("eager", "asked for"), False
     if asked == "auto" and device.type == "cpu":
-        _announce("eager", "the fast path on the CPU")
-        return "eager"
+        return Choice("eager", "the fast path on the CPU"), True
     obstacle = _obstacle(device, dtype)
-    if asked == "triton" and obstacle:
-        raise BackendUnavailableError(f"backend='triton' cannot run: {obstacle}; use 'eager' or 'auto'")
-    if asked == "auto":
-        _announce("eager" if obstacle else "triton", obstacle or f"kernels for {device.type}")
-    return "eager" if obstacle else "triton"
+    if asked == "triton":
+        if obstacle:
+            raise BackendUnavailableError(f"backend='triton' cannot run: {obstacle}; use 'eager' or 'auto'")
+        return Choice("triton", "asked for"), False
+    if not obstacle and dtype == torch.float32 and precision == "ieee" and not torch.version.hip:
+        # There the kernels' dots are FMAs of operands from shared memory, 15 to 30 TFLOP/s on an H100, where cuBLAS
+        # does about 50: a prediction, not measured. AMD's matrix cores multiply IEEE float32.
+        obstacle = "float32 at precision 'ieee' has no tensor cores, and without them cuBLAS leads"
+    return Choice("eager", obstacle) if obstacle else Choice("triton", f"kernels for {device.type}"), True
 
 
-def _announce(chosen: str, why: str) -> None:
-    if not torch.compiler.is_compiling() and chosen not in _announced:
-        _announced.add(chosen)
-        _log.info("backend: %s (%s)", chosen, why)
+def _announce(choice: Choice) -> None:
+    if not torch.compiler.is_compiling() and str(choice) not in _announced:
+        _announced.add(str(choice))
+        _log.info("backend: %s", choice)
 
 
 @torch.compiler.assume_constant_result

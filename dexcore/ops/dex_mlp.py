@@ -83,7 +83,7 @@ def dex_mlp(
     check_same_device(x=x, dw1=dw1, db1=db1, dw2=dw2, db2=db2)
     check_choice("align", align, ALIGNS)
     compute = compute_dtype(x)
-    chosen = resolve(backend, x.device, compute)
+    chosen = resolve(backend, x.device, compute, precision)
     keep = allowed_keep(keep, compute, chosen, backend)
     given = ExpertArguments(x, w1, b1, w2, b2, gates, indices)
     settings = Settings(activation, precision, chosen, compute)

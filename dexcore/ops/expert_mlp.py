@@ -68,8 +68,9 @@ def expert_mlp(
         keep: what the backward finds stored: "both", "z" or "none" (see the module). The Triton kernels store the
             activation times its gate, which can underflow in float16: there "both" is refused with
             ``backend="triton"``, and taken for "z" with "auto".
-        precision: of float32 dot products: "ieee", "tf32" or "tf32x3". On the CPU always "ieee".
-        backend: "auto", "triton" or "eager".
+        precision: of the Triton kernels' float32 dot products: "ieee", "tf32" or "tf32x3". On the CPU always "ieee";
+            eagerly on a GPU PyTorch's own setting holds (`torch.set_float32_matmul_precision`).
+        backend: "auto", "triton" or "eager". "auto" runs float32 at precision "ieee" eagerly on NVIDIA GPUs.
 
     Returns:
         [B, N, D] in x's dtype, or in autocast's where that is on. Differentiable once in all but ``indices``; each
@@ -83,7 +84,7 @@ def expert_mlp(
     """
     check_expert_arguments(x, w1, b1, w2, b2, gates, indices, activation, keep, precision)
     compute = compute_dtype(x)
-    chosen = resolve(backend, x.device, compute)
+    chosen = resolve(backend, x.device, compute, precision)
     keep = allowed_keep(keep, compute, chosen, backend)
     given = ExpertArguments(x, w1, b1, w2, b2, gates, indices)
     settings = Settings(activation, precision, chosen, compute)

@@ -356,6 +356,23 @@ def test_compiles_without_a_graph_break():
         assert_close(a, b)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_layer_says_what_ran_its_experts_and_why(compiled):
+    layer = make()
+    assert layer.chosen_backend is None
+    assert layer.extra_repr().endswith("mode=experts, backend=auto")
+    (torch.compile(layer, fullgraph=True, backend="aot_eager") if compiled else layer)(torch.randn(3, 4, 12))
+    assert layer.chosen_backend == ("eager", "the fast path on the CPU")
+    assert layer.extra_repr().endswith("mode=experts, backend=auto (eager)")
+
+
+def test_a_layer_whose_backend_was_asked_for_prints_that_alone():
+    layer = make(backend="triton")
+    layer(torch.randn(3, 4, 12))
+    assert layer.chosen_backend == ("triton", "asked for")
+    assert layer.extra_repr().endswith("backend=triton")
+
+
 def test_a_falling_sigma_does_not_compile_again():
     layer = make()
     counter = CompileCounter()

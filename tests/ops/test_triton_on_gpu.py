@@ -46,7 +46,7 @@ def test_the_precisions_of_float32_differ_as_they_should(precision, bound):
 
 
 def test_twice_the_same_bits():
-    layer = DEXMlp(384, 1536, device="cuda").train()
+    layer = DEXMlp(384, 1536, device="cuda", backend="triton").train()
     x = torch.randn(16, 65, 384, device="cuda", requires_grad=True)
     runs = []
     for _ in range(2):
@@ -58,7 +58,7 @@ def test_twice_the_same_bits():
 
 
 def test_a_step_never_waits_for_the_device():
-    layer = DEXMlp(384, 1536, device="cuda").train()
+    layer = DEXMlp(384, 1536, device="cuda", backend="triton").train()
     x = torch.randn(16, 65, 384, device="cuda", requires_grad=True)
 
     def step():
@@ -134,11 +134,11 @@ def test_a_compiled_layer_under_autocast_is_the_layer():
 
 def test_another_stream_computes_the_same():
     given = case()
-    expected = ops.expert_mlp(*given.experts)
+    expected = ops.expert_mlp(*given.experts, backend="triton")
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        y = ops.expert_mlp(*given.experts)
+        y = ops.expert_mlp(*given.experts, backend="triton")
     stream.synchronize()
     assert torch.equal(y, expected)
 
@@ -148,7 +148,8 @@ def test_an_index_out_of_range_stops_the_program():
         "import torch; from dexcore import ops\n"
         "w = torch.randn(4, 32, 16, device='cuda')\n"
         "ops.expert_mlp(torch.randn(2, 3, 16, device='cuda'), w, None, w.transpose(1, 2), None,\n"
-        "               torch.ones(2, 1, device='cuda'), torch.tensor([[0], [4]], device='cuda'))\n"
+        "               torch.ones(2, 1, device='cuda'), torch.tensor([[0], [4]], device='cuda'),\n"
+        "               backend='triton')\n"
         "torch.cuda.synchronize()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -161,3 +162,9 @@ def test_auto_takes_triton_on_a_gpu():
 
     assert resolve("auto", torch.device("cuda", 0), torch.bfloat16) == "triton"
     assert resolve("auto", torch.device("cuda", 0), torch.float64) == "eager"
+
+
+def test_a_layer_in_float32_is_eager_by_itself_and_says_so():
+    layer = DEXMlp(32, 64, device="cuda")
+    layer(torch.randn(2, 3, 32, device="cuda"))
+    assert layer.chosen_backend.backend == ("triton" if torch.version.hip else "eager")
