@@ -6,14 +6,15 @@
 
 Every candidate must compile without spills and agree with the rule's tile before it is timed. The four kernels over
 the experts' rows get one block_m: that with the least time of all four. The paper's batch stands for all: the table
-knows no batch. Hundreds of kernels are compiled first, as many at once as there are cores: a layer takes minutes.
+knows no batch. Hundreds of kernels are compiled first, as many at once as there are cores: a layer takes minutes. Each
+is compiled once, and one that does not compile is not tried again.
 """
 
 import argparse
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import product
@@ -57,6 +58,7 @@ NO_GPU = 2  # exit code
 _BOUND = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 6e-2}
 
 Times = dict[str, dict[Gemm, float]]  # kernel -> tile -> milliseconds
+Broken = dict[tuple[str, Gemm], str]  # kernel and tile -> why it does not compile
 Call = Callable[[Gemm], list[Tensor]]
 
 
@@ -79,8 +81,10 @@ def candidates(key: Key, few: bool = False) -> list[Gemm]:
     ]
 
 
-def kernels(key: Key, device: torch.device, images: int = IMAGES, tokens: int = TOKENS) -> dict[str, Call]:
-    """A training step's GEMMs by `LayerConfig`'s names, each to be called with a tile."""
+def kernels(
+    key: Key, device: torch.device, sizes: Iterable[int], images: int = IMAGES, tokens: int = TOKENS
+) -> dict[str, Call]:
+    """A training step's GEMMs by `LayerConfig`'s names, each to be called with a tile whose block_m is in ``sizes``."""
     generator = torch.Generator(device).manual_seed(0)
     _, width, hidden, dtype = key
     rows = images * TOP_K * tokens
@@ -89,7 +93,8 @@ def kernels(key: Key, device: torch.device, images: int = IMAGES, tokens: int = 
         return (torch.randn(shape, generator=generator, device=device) * scale).to(dtype)
 
     gates, indices = (t.to(device) for t in routing("uniform", images, EXPERTS, TOP_K))
-    plans = {size: make_plan(indices, EXPERTS, tokens, size) for size in (16, 32, 64, 128, 256)}
+    plans = {size: make_plan(indices, EXPERTS, tokens, size) for size in sizes}
+    any_plan = next(iter(plans.values()))  # the weight gradients do not use its tiles
     x, dy = normal(images, tokens, width), normal(images, tokens, width)
     z, wa = normal(rows, hidden), normal(rows, hidden)
     w1, b1 = normal(EXPERTS, hidden, width, scale=width**-0.5), normal(EXPERTS, hidden)
@@ -116,28 +121,40 @@ def kernels(key: Key, device: torch.device, images: int = IMAGES, tokens: int = 
         return [expert_dx(z, w1, plans[tile.block_m], "ieee", tile)]
 
     def wgrad1(tile: Gemm) -> list[Tensor]:
-        plan = plans[128]  # any: it does not use the plan's tiles
-        return [expert_wgrad(z, flat_x, plan, torch.float32, "ieee", tile, left_by_image=False, right_by_image=True)]
+        return [
+            expert_wgrad(z, flat_x, any_plan, torch.float32, "ieee", tile, left_by_image=False, right_by_image=True)
+        ]
 
     def wgrad2(tile: Gemm) -> list[Tensor]:
-        plan = plans[128]
-        return [expert_wgrad(flat_dy, wa, plan, torch.float32, "ieee", tile, left_by_image=True, right_by_image=False)]
+        return [
+            expert_wgrad(flat_dy, wa, any_plan, torch.float32, "ieee", tile, left_by_image=True, right_by_image=False)
+        ]
 
     return {"up": up, "down": down, "dact": dact, "dx": dx, "wgrad1": wgrad1, "wgrad2": wgrad2}
 
 
-def compile_ahead(calls: dict[str, Call], rule: LayerConfig, tiles: list[Gemm]) -> float:
-    """Compile in parallel all that `time_all` will run; seconds. What does not compile says so in its turn."""
+def compile_ahead(calls: dict[str, Call], rule: LayerConfig, tiles: list[Gemm]) -> tuple[float, Broken]:
+    """Compile in parallel all that `time_all` will run; seconds, and what does not compile."""
     began = time.perf_counter()
-    with (
-        ThreadPoolExecutor(os.cpu_count()) as pool,
-        triton.AsyncCompileMode(pool, ignore_errors=True),
-        compiling(lambda kernel: None),
-    ):
+    made: dict[tuple[str, Gemm], list] = {}
+    with ThreadPoolExecutor(os.cpu_count()) as pool, triton.AsyncCompileMode(pool, ignore_errors=True):
         for name, call in calls.items():
             for tile in dict.fromkeys((getattr(rule, name), *tiles)):
-                call(tile)
-    return time.perf_counter() - began
+                with compiling(made.setdefault((name, tile), []).append):
+                    call(tile)
+    broken: Broken = {}
+    for which, compiled in made.items():
+        try:
+            for kernel in compiled:
+                if hasattr(kernel, "result"):  # it was compiled by the pool: its error is raised here
+                    kernel.result()
+        except (RuntimeError, triton.runtime.errors.TritonError) as error:
+            broken[which] = _first_line(error)
+    return time.perf_counter() - began, broken
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def spills(call: Call, tile: Gemm) -> int:
@@ -163,7 +180,7 @@ def fault(call: Call, tile: Gemm, expected: list[Tensor], bound: float) -> str:
             return f"spills {spilled} registers"
         results = call(tile)
     except (RuntimeError, triton.runtime.errors.TritonError) as error:
-        return f"does not run: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        return f"does not run: {_first_line(error)}"
     for result, want in zip(results, expected, strict=True):
         error = (result.double() - want.double()).abs().max() / want.double().square().mean().sqrt()
         if not error <= bound:
@@ -171,14 +188,15 @@ def fault(call: Call, tile: Gemm, expected: list[Tensor], bound: float) -> str:
     return ""
 
 
-def time_all(calls: dict[str, Call], rule: LayerConfig, tiles: list[Gemm], bound: float) -> Times:
-    """Each kernel's time with the rule's tile and with every sound candidate."""
+def time_all(calls: dict[str, Call], rule: LayerConfig, tiles: list[Gemm], bound: float, broken: Broken) -> Times:
+    """Each kernel's time with the rule's tile and with every sound candidate; what is ``broken`` is not called."""
     times: Times = {}
     for name, call in calls.items():
         own = getattr(rule, name)
         expected, times[name] = call(own), {}
         for tile in dict.fromkeys((own, *tiles)):
-            reason = fault(call, tile, expected, bound)
+            reason = broken.get((name, tile)) and f"does not compile: {broken[name, tile]}"
+            reason = reason or fault(call, tile, expected, bound)
             if reason:
                 print(f"  {name} {tuple(tile)} {reason}", flush=True)
             else:
@@ -210,9 +228,11 @@ def tune(
 ) -> LayerConfig:
     """Time a layer's kernels, print what was found, and put it into the table and, by ``write``, the results."""
     rule = layer_config(*key)
-    calls, tiles = kernels(key, device), candidates(key, few)
-    print(f"  compiled in {compile_ahead(calls, rule, tiles):.0f} s", flush=True)
-    times = time_all(calls, rule, tiles, _BOUND[key.dtype])
+    tiles = candidates(key, few)
+    calls = kernels(key, device, sorted({tile.block_m for tile in (*rule, *tiles)}))
+    seconds, broken = compile_ahead(calls, rule, tiles)
+    print(f"  compiled in {seconds:.0f} s", flush=True)
+    times = time_all(calls, rule, tiles, _BOUND[key.dtype], broken)
     found = fastest(times)
     line = {"bench": "tune", **machine(device), **key._asdict(), "dtype": str(key.dtype).removeprefix("torch.")}
     for name in LayerConfig._fields:

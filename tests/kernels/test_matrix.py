@@ -23,8 +23,9 @@ from fake_gpu import pretend
 
 pretend("sm_90")
 sys.path.append(sys.argv[1])
-from bench import matrix
+from bench import matrix, tune
 from bench.compile_entry import call_launcher
+from dexcore.kernels.configs import Key, layer_config
 from dexcore.kernels.launch import compiling
 from dexcore.nn import DEXMlp, update_directors
 
@@ -60,6 +61,13 @@ def inference():
         DEXMlp(768, 3072, backend="triton").eval()(torch.empty(224, 65, 768))
 
 
+def tuned():
+    key = Key("sm_90", 768, 3072, torch.bfloat16)
+    rule = layer_config(*key)
+    for name, call in tune.kernels(key, torch.device("cpu"), [rule.up.block_m]).items():
+        call(getattr(rule, name))
+
+
 steps = {
     "keep both": step,
     "keep z": lambda: step("z"),
@@ -75,6 +83,7 @@ training = matrix.GEMMS + matrix.BY_WIDTH + matrix.ROUTING + matrix.OTHERS + mat
 print(json.dumps({
     "steps": {name: launched(call) for name, call in steps.items()},
     "entries": {entry: launched(lambda: call_launcher(entry)) for entry in entries},
+    "tuned": launched(tuned),
     "training": [call for call in training if call not in matrix.ON_PARAMETERS],
 }))
 """
@@ -102,3 +111,8 @@ def test_an_entry_of_the_training_step_compiles_nothing_else(launches):
         found = launches["entries"][" ".join([launcher, "sm_90", "bf16", "768x3072", *options])]
         assert found
         assert set(found) <= step, call
+
+
+def test_tuning_compiles_what_a_training_step_launches_and_nothing_else(launches):
+    assert launches["tuned"]
+    assert set(launches["tuned"]) <= set(launches["steps"]["keep both"])
