@@ -32,6 +32,7 @@ if "dexcore" not in sys.modules:
     package.__path__ = [str(ROOT / "dexcore"), str(ROOT)]
     sys.modules["dexcore"] = package
 
+from bench import assembly  # noqa: E402
 from dexcore.kernels import configs, plan  # noqa: E402
 from dexcore.kernels.expert_order import Input  # noqa: E402
 from dexcore.kernels.expert_wgrad import Product  # noqa: E402
@@ -45,14 +46,6 @@ TARGETS = {
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
-# By name, and as the assembly has them.
-TENSOR_INSTRUCTIONS = {
-    "mma.sync": "mma.sync",
-    "wgmma": "wgmma.mma_async",
-    "tcgen05": "tcgen05.mma",
-    "v_mfma": "v_mfma",
-}
-
 # A launcher's file is imported when it is needed, so that an entry depends on no other's.
 HOMES = {
     "make_plan": "plan",
@@ -272,18 +265,22 @@ def compile_entry(entry: str) -> list[dict[str, Any]]:
 
     Returns:
         A record for each kernel: registers, stack bytes, spills (on NVIDIA the instructions that touch the stack, on
-        AMD the registers spilled), shared memory bytes, tensor-core instructions, and what its dots multiply.
+        AMD the registers spilled), shared memory bytes, tensor-core instructions, what its dots multiply, by what
+        float32 is converted to half precision, and on NVIDIA the instructions of its main loop and outside of it.
     """
     architecture = entry.split()[1]
     driver.set_active(_Machine(TARGETS[architecture]))
     records: list[dict[str, Any]] = []
 
     def report(compiled: Any) -> None:
-        usage = _amd_usage(compiled) if architecture == "gfx942" else _nvidia_usage(compiled)
-        text = compiled.asm["amdgcn" if architecture == "gfx942" else "ptx"]
-        seen = [name for name, instruction in TENSOR_INSTRUCTIONS.items() if instruction in text]
-        record = {"kernel": compiled.metadata.name, **usage, "shared": compiled.metadata.shared}
-        records.append(record | {"instructions": seen, "dots": _dots(compiled.asm["ttir"])})
+        amd = architecture == "gfx942"
+        text, ttir = compiled.asm["amdgcn" if amd else "ptx"], compiled.asm["ttir"]
+        record = {"kernel": compiled.metadata.name, **(_amd_usage(compiled) if amd else _nvidia_usage(compiled))}
+        record["shared"] = compiled.metadata.shared
+        record["instructions"] = [name for name, code in assembly.TENSOR_INSTRUCTIONS.items() if code in text]
+        record["dots"] = assembly.dots(ttir)
+        record["conversions"] = assembly.conversions(ttir, None if amd else text)
+        records.append(record)
 
     with compiling(report):
         call_launcher(entry)
@@ -298,28 +295,18 @@ def call_launcher(entry: str) -> None:
     getattr(home, launcher)(*arguments, **settings)
 
 
-def _dots(ttir: str) -> list[str]:
-    """What the kernel's dot products multiply: "bf16", "f16", or for float32 "ieee", "tf32", "tf32x3"."""
-    found = set()
-    for line in ttir.splitlines():
-        if "tt.dot " in line:
-            operand = re.search(r": tensor<[\dx]*x(\w+)>", line)[1]
-            precision = re.search(r"inputPrecision = (\w+)", line)
-            found.add((precision[1] if precision else "ieee") if operand == "f32" else operand)
-    return sorted(found)
-
-
 def _nvidia_usage(compiled: Any) -> dict[str, int]:
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-        usage, sass = (
+        used, sass = (
             subprocess.run([tool, option, file.name], capture_output=True, text=True, check=True).stdout
             for option in ("-res-usage", "-sass")
         )
-    registers, stack = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK"))
-    return {"registers": registers, "stack": stack, "spills": len(re.findall(r"\b(?:LDL|STL)\b", sass))}
+    registers, stack = (int(re.search(rf"{name}:(\d+)", used)[1]) for name in ("REG", "STACK"))
+    usage = {"registers": registers, "stack": stack, "spills": len(re.findall(r"\b(?:LDL|STL)\b", sass))}
+    return usage | {"loop": assembly.ptx_loop(compiled.asm["ptx"]), "outside": assembly.sass_outside(sass)}
 
 
 def _amd_usage(compiled: Any) -> dict[str, int]:
@@ -340,7 +327,7 @@ def _write(out: Path, entries: list[str]) -> None:
         for name, module in sys.modules.items()
         if name.startswith("dexcore.kernels.") and module is not configs
     )
-    depends = [str(Path(__file__).resolve()), *files]
+    depends = [str(Path(__file__).resolve()), str(Path(assembly.__file__).resolve()), *files]
     out.with_name(out.name + ".d").write_text(f"{out}: " + " ".join(depends) + "\n", encoding="utf-8")
     out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 

@@ -120,9 +120,22 @@ def broken_rules(entry: str, record: dict[str, Any], triton_version: str = "") -
     return [wrong for wrong in _broken_rules(entry, record) if wrong not in known]
 
 
+def is_as_committed(found: list[dict[str, Any]], committed: list[dict[str, Any]]) -> bool:
+    """Whether an entry's kernels are as a table has them; what it was not told when it was written may differ."""
+    return len(found) == len(committed) and all(
+        {key: record.get(key) for key in known} == known for record, known in zip(found, committed, strict=True)
+    )
+
+
 def _broken_rules(entry: str, record: dict[str, Any]) -> list[str]:
-    architecture = entry.split()[1]
-    found = []
+    _, architecture, entry_precision, *_ = entry.split()
+    precision = entry_precision.partition("-")[2] or "ieee"  # under autocast the router's products stay IEEE
+    found = [
+        f"a dot of {operands}, where float32 is {precision}"
+        for operands in record["dots"]
+        if operands not in ("bf16", "f16", precision)
+    ]
+    found += [f"{how} truncates" for how in record.get("conversions", ()) if ".rz." in how or how == "rtz"]
     if architecture in NO_STACK:
         found += [f"{what} {record[what]}" for what in ("stack", "spills") if record[what]]
     limit = SHARED_MEMORY[architecture]

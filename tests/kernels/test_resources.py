@@ -24,6 +24,13 @@ TABLES = {
     )
 }
 
+# A GEMM in each precision of float32, and kernels that store half precisions.
+IN_FLOAT32 = {precision: f"expert_dx sm_90 fp32-{precision} 192x768" for precision in ("ieee", "tf32", "tf32x3")}
+HALVES = {
+    "bf16": "align_backward sm_90 bf16 192x768 grad_y",
+    "f16": "align_backward sm_90 fp16 192x768 grad_y",
+}
+
 # Small kernels of several files, and a GEMM for each architecture.
 SAMPLE = (
     "expert_up sm_90 bf16 768x3072 gelu z wa director",
@@ -84,8 +91,10 @@ def test_a_table_keeps_the_rules(matrix, version):
         ("sm_90", {"instructions": ["mma.sync"]}, "a dot of bf16 without wgmma"),
         ("sm_100", {"instructions": ["wgmma"]}, "a dot of bf16 without tcgen05"),
         ("gfx942", {"instructions": []}, "a dot of bf16 without v_mfma"),
-        ("sm_90", {"dots": ["tf32x3"], "instructions": []}, "a dot of tf32x3 without a tensor-core instruction"),
         ("sm_90", {"dots": ["ieee"]}, "wgmma though nothing multiplies in less than float32"),
+        ("sm_90", {"dots": ["bf16", "tf32"]}, "a dot of tf32, where float32 is ieee"),
+        ("sm_90", {"conversions": ["cvt.rn.bf16x2.f32", "cvt.rz.bf16.f32"]}, "cvt.rz.bf16.f32 truncates"),
+        ("gfx942", {"conversions": ["arith.truncf", "rtz"]}, "rtz truncates"),
     ],
 )
 def test_a_broken_rule_is_named(matrix, architecture, changes, complaint):
@@ -96,21 +105,61 @@ def test_a_broken_rule_is_named(matrix, architecture, changes, complaint):
     assert matrix.broken_rules(entry, good | changes) == [complaint]
 
 
+@pytest.mark.parametrize("precision", ["ieee", "tf32", "tf32x3"])
+def test_a_dot_of_float32_has_its_entrys_precision(matrix, precision):
+    entry = f"expert_dx sm_90 fp32-{precision} 768x3072"
+    record = {"stack": 0, "spills": 0, "shared": 0}
+    for other in ("ieee", "tf32", "tf32x3"):
+        complaints = matrix.broken_rules(
+            entry, record | {"dots": [other], "instructions": ["wgmma"][: other != "ieee"]}
+        )
+        assert complaints == ([] if other == precision else [f"a dot of {other}, where float32 is {precision}"])
+    if precision != "ieee":
+        without = matrix.broken_rules(entry, record | {"dots": [precision], "instructions": []})
+        assert without == [f"a dot of {precision} without a tensor-core instruction"]
+
+
+def test_a_table_is_compared_by_what_it_was_told(matrix):
+    committed = [{"kernel": "k", "registers": 32}]
+    assert matrix.is_as_committed([{"kernel": "k", "registers": 32, "loop": 5}], committed)
+    assert not matrix.is_as_committed([{"kernel": "k", "registers": 34, "loop": 5}], committed)
+    assert not matrix.is_as_committed([{"kernel": "k"}], committed)
+    assert not matrix.is_as_committed([], committed)
+
+
 def test_a_stack_is_allowed_where_nothing_could_be_measured(matrix):
     record = {"stack": 16, "spills": 4, "shared": 0, "dots": [], "instructions": []}
     assert matrix.broken_rules("sum_slots sm_100 bf16 768x3072", record) == []
 
 
-def test_a_sample_compiles_to_what_is_committed(tmp_path):
-    out = tmp_path / "out.json"
-    done = run("-m", "bench.compile_entry", str(out), *SAMPLE, cache=tmp_path, timeout=600)
+def compiled(folder, *entries):
+    out = folder / "out.json"
+    done = run("-m", "bench.compile_entry", str(out), *entries, cache=folder, timeout=600)
     assert done.returncode == 0, done.stderr
     found = json.loads(out.read_text(encoding="utf-8"))
-    assert list(found) == list(SAMPLE)
+    assert list(found) == list(entries)
     assert all(found.values())
+    return found
+
+
+def test_a_sample_compiles_to_what_is_committed(matrix, tmp_path):
+    found = compiled(tmp_path, *SAMPLE)
     if triton.__version__ not in TABLES:
         pytest.skip(f"Triton {triton.__version__} has no table, only {', '.join(TABLES)}: compiled, and not compared")
-    assert found == {entry: TABLES[triton.__version__][entry] for entry in SAMPLE}
+    for entry, records in found.items():
+        assert matrix.is_as_committed(records, TABLES[triton.__version__][entry]), entry
+
+
+def test_float32_is_multiplied_as_asked_and_rounded_to_nearest(matrix, tmp_path):
+    found = compiled(tmp_path, *IN_FLOAT32.values(), *HALVES.values())
+    for precision, entry in IN_FLOAT32.items():
+        assert [record["dots"] for record in found[entry]] == [[precision]]
+    for half, entry in HALVES.items():
+        (record,) = found[entry]
+        assert record["conversions"]
+        assert all(how.startswith("cvt.rn.") and half in how.split(".")[2] for how in record["conversions"])
+    broken = [matrix.broken_rules(entry, record) for entry, records in found.items() for record in records]
+    assert not any(broken)
 
 
 def test_a_version_without_a_table_is_named(monkeypatch, capsys):
