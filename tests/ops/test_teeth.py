@@ -1,5 +1,6 @@
 """The checks have teeth: each wrong kernel, one line away from the right one, is caught by them."""
 
+import ast
 import importlib.util
 import sys
 from functools import partial
@@ -9,13 +10,10 @@ from typing import NamedTuple
 import pytest
 import torch
 
-import dexcore.kernels
 from dexcore import ops
-from dexcore.ops import experts_triton
+from dexcore.ops import experts_triton  # noqa: F401  imported here, so that it can be mutated
 from ops import plain
 from ops.agreement import check_dex_mlp, check_group_ema, check_route
-
-KERNELS = Path(dexcore.kernels.__file__).parent
 
 
 def check_experts(**keywords):
@@ -52,8 +50,21 @@ def check_ties():
     assert torch.equal(indices, torch.tensor([[0, 1, 2]] * 3))
 
 
+def check_index_out_of_range():
+    case = plain.make_case(batch=3, tokens=2, width=8, hidden=8)
+    case.indices[1, 0] = len(case.w1)
+    try:
+        ops.expert_mlp(*case.experts, backend="triton")
+    except IndexError:
+        return
+    raise AssertionError("an index out of range was taken")
+
+
 class Mutant(NamedTuple):
-    """A kernel file with one line changed, and the check that must see it."""
+    """A kernel file with one line changed, and the check that must see it.
+
+    ``file`` is a module of dexcore.kernels, or with "ops." of dexcore.ops.
+    """
 
     name: str
     file: str
@@ -161,12 +172,47 @@ MUTANTS = [
         "grad_logits = p * (q - tl.sum(q * p, 0))",
         check_routing,
     ),
+    Mutant("GELU's slope of the other tail", "numerics", "below = tail - m * density", "below = tail + m * density"),
+    Mutant("halves swapped", "numerics", "(ROWS, 2, COLUMNS // 2)), (0, 2, 1)", "(ROWS, COLUMNS // 2, 2)), (0, 1, 2)"),
+    Mutant("sums that start anew", "numerics", "return acc + tl.dot(", "return tl.dot("),
+    Mutant(
+        "SiLU's slope without its product",
+        "numerics",
+        "return z * s, s * (1 + z * (1 - s))",
+        "return z * s, s",
+        partial(check_experts, activation="silu"),
+    ),
+    Mutant(
+        "halves truncated",
+        "numerics",
+        "nearest = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000",
+        "nearest = bits & 0xFFFF0000",
+        partial(check_experts, dtype=torch.bfloat16),
+    ),
+    Mutant(
+        "indices unchecked",
+        "ops.experts_triton",
+        "if not plan.valid.item():",
+        "if plan.valid.item() is None:",
+        check_index_out_of_range,
+    ),
+    Mutant(
+        "the activation kept as what was before it",
+        "ops.experts_triton",
+        'z=z if keep in ("both", "z") else kept.z',
+        'z=a if keep in ("both", "z") else kept.z',
+    ),
 ]
 
 
+def right_module(mutant):
+    return sys.modules[f"dexcore.{mutant.file if '.' in mutant.file else f'kernels.{mutant.file}'}"]
+
+
 def mutated(mutant, folder):
-    """The mutant's module: a complete kernel file, one line away from the right one."""
-    source = (KERNELS / f"{mutant.file}.py").read_text(encoding="utf-8")
+    """The mutant's module: a complete file, one line away from the right one."""
+    right = right_module(mutant)
+    source = Path(right.__file__).read_text(encoding="utf-8")
     assert source.count(mutant.right) == 1, (
         f"{mutant.file}.py holds {mutant.right!r} {source.count(mutant.right)} times"
     )
@@ -182,18 +228,30 @@ def mutated(mutant, folder):
     return module
 
 
-def put_in_place(monkeypatch, module, file):
-    """Wherever the ops find the right kernel's launchers, they find the mutant's."""
-    right = sys.modules[f"dexcore.kernels.{file}"]
-    for name, launcher in vars(module).items():
-        if callable(launcher) and getattr(launcher, "__module__", "") == module.__name__ and hasattr(right, name):
-            for place in (right, experts_triton):
-                if hasattr(place, name):
-                    monkeypatch.setattr(place, name, launcher)
+def put_in_place(monkeypatch, module, right):
+    """Wherever dexcore holds one of the right file's functions, kernels among them, it holds the mutant's."""
+    places = [place for name, place in sys.modules.items() if name.partition(".")[0] == "dexcore"]
+    for node in ast.parse(Path(right.__file__).read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef):
+            function = getattr(right, node.name)
+            for place in places:
+                if vars(place).get(node.name) is function:
+                    monkeypatch.setattr(place, node.name, getattr(module, node.name))
 
 
 @pytest.mark.parametrize(
-    "check", [check_experts, check_far_apart, check_ema, check_idle_expert_of_nan, check_routing, check_ties]
+    "check",
+    [
+        check_experts,
+        check_far_apart,
+        check_ema,
+        check_idle_expert_of_nan,
+        check_routing,
+        check_ties,
+        check_index_out_of_range,
+        partial(check_experts, activation="silu"),
+        partial(check_experts, dtype=torch.bfloat16),
+    ],
 )
 def test_the_right_kernels_pass(check):
     check()
@@ -201,6 +259,6 @@ def test_the_right_kernels_pass(check):
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_a_wrong_kernel_is_caught(mutant, monkeypatch, tmp_path):
-    put_in_place(monkeypatch, mutated(mutant, tmp_path), mutant.file)
+    put_in_place(monkeypatch, mutated(mutant, tmp_path), right_module(mutant))
     with pytest.raises(AssertionError):
         mutant.check()
