@@ -185,8 +185,8 @@ MUTANTS = [
     Mutant(
         "halves truncated",
         "numerics",
-        "nearest = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000",
-        "nearest = bits & 0xFFFF0000",
+        "(bits + 0x7FFF + ((bits >> 16) & 1))",
+        "(bits)",
         partial(check_experts, dtype=torch.bfloat16),
     ),
     Mutant(
