@@ -1,7 +1,7 @@
 """What all kernels compute with: dot products, rounding, activations.
 
-The interpreter (TRITON_INTERPRET=1) multiplies bf16 bit patterns in `tl.dot` and truncates where it converts to
-bf16. `dot` and `rounded` put that right there; compiled code is that of `tl.dot` and `.to`.
+The interpreter (TRITON_INTERPRET=1) multiplies bf16 bit patterns in `tl.dot`, and where it converts to bf16 it
+truncates, subnormals to 0. `dot` and `rounded` put that right there; compiled code is that of `tl.dot` and `.to`.
 """
 
 import triton
@@ -29,9 +29,8 @@ def rounded(x, DTYPE: tl.constexpr):
     """float32 to DTYPE, to nearest even."""
     if INTERPRETED and DTYPE == tl.bfloat16:
         bits = x.to(tl.uint32, bitcast=True)
-        nearest = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
-        nearest = tl.where(x != x, 0x7FC00000, nearest).to(tl.uint32)
-        return nearest.to(tl.float32, bitcast=True).to(tl.bfloat16)
+        nearest = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        return tl.where(x != x, 0x7FC0, nearest).to(tl.uint16).to(tl.bfloat16, bitcast=True)
     else:
         return x.to(DTYPE)
 
