@@ -6,7 +6,8 @@ an access is known by the pointer it came from and cannot fall into a neighbour 
 - an active lane reads or writes outside the tensor whose pointer it used, or with another width than its elements';
 - an element is written twice, by two programs or by one;
 - an element is touched by one program and written by another: programs run in any order on a GPU;
-- it uses an atomic: results would depend on that order.
+- it uses an atomic: results would depend on that order;
+- `tl.multiple_of` promises what is not so: compiled loads and stores would be too wide, past a tensor's end.
 
 Lanes that are masked out do not count. A faulty lane is masked out too, so the process survives it.
 """
@@ -253,6 +254,7 @@ def check_memory(*reachable: Tensor) -> Iterator[Memory]:
     call, convert = interpreter.GridExecutor.__call__, interpreter._implicit_cvt
     builder = interpreter.InterpreterBuilder
     load, store = builder.create_masked_load, builder.create_masked_store
+    set_attribute = interpreter.TensorHandle.set_attr
 
     def checked_call(executor: Any, *arguments: Any, **settings: Any) -> None:
         nonlocal watch
@@ -288,6 +290,11 @@ def check_memory(*reachable: Tensor) -> Iterator[Memory]:
         pointers = interpreter.TensorHandle(addresses, pointers.dtype)
         return store(self, pointers, value, interpreter.TensorHandle(active, tl.int1), *rest)
 
+    def checked_attribute(self: Any, name: str, values: Any) -> None:
+        if name == "tt.divisibility" and (np.asarray(self.data).astype(np.int64) % values[-1]).any():
+            watch.fault(f"a promise that {np.asarray(self.data).ravel()[:4]} are multiples of {values[-1]}")
+        set_attribute(self, name, values)
+
     def no_atomic(self: Any, *_: Any) -> None:
         watch.fault("an atomic operation")
         raise RuntimeError("not carried out")
@@ -297,6 +304,7 @@ def check_memory(*reachable: Tensor) -> Iterator[Memory]:
         mock.patch.object(interpreter, "_implicit_cvt", checked_convert),
         mock.patch.object(builder, "create_masked_load", checked_load),
         mock.patch.object(builder, "create_masked_store", checked_store),
+        mock.patch.object(interpreter.TensorHandle, "set_attr", checked_attribute),
         mock.patch.object(builder, "create_atomic_rmw", no_atomic),
         mock.patch.object(builder, "create_atomic_cas", no_atomic),
     ):

@@ -64,6 +64,12 @@ def _add_kernel(y_ptr):
 
 
 @triton.jit
+def _promises_kernel(y_ptr, n, MULTIPLE: tl.constexpr):
+    n = tl.multiple_of(n, 4)
+    tl.store(tl.multiple_of(y_ptr, MULTIPLE), n + 0.0)
+
+
+@triton.jit
 def _reads_halves_kernel(x_ptr, y_ptr):
     tl.store(y_ptr, tl.load(x_ptr.to(tl.pointer_type(tl.float16))).to(tl.float32))
 
@@ -222,6 +228,17 @@ def test_one_storage_through_two_arguments_is_one_storage():
 def test_atomics_are_found():
     with check_memory(), pytest.raises(AssertionError, match="an atomic operation"):
         launch(_add_kernel, (2,), torch.zeros(1))
+
+
+def test_a_promise_about_a_number_or_an_address_that_is_not_kept_is_found():
+    y = torch.zeros(16)
+    with check_memory():
+        launch(_promises_kernel, (1,), y[4:], 12, 16)
+    assert y[4] == 12
+    with check_memory(), pytest.raises(AssertionError, match=r"a promise that \[13\] are multiples of 4"):
+        launch(_promises_kernel, (1,), y, 13, 16)
+    with check_memory(), pytest.raises(AssertionError, match="are multiples of 16"):
+        launch(_promises_kernel, (1,), y[1:], 12, 16)
 
 
 def test_another_width_than_the_elements_is_found():
