@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from assertions import assert_close
 from dexcore.kernels import group_ema as module
+from dexcore.kernels import tables
 from dexcore.kernels.group_ema import group_ema, group_ema_bytes
 from kernels.memory_check import check_memory
 
@@ -126,10 +127,9 @@ def test_nothing_to_do():
 @pytest.fixture
 def builds(monkeypatch):
     """What tables are built for, in order; none is there at first."""
-    seen, build = [], module._build
-    for kept in ("_recent", "_captured"):
-        monkeypatch.setattr(module, kept, {})
-    monkeypatch.setattr(module, "_build", lambda pairs: seen.append(pairs) or build(pairs))
+    seen = []
+    build = lambda pairs: seen.append(pairs) or module._build(pairs)  # noqa: E731
+    monkeypatch.setattr(module, "_tables", tables.Tables(build, module._MOST_RECENT, module._tables._missing))
     return seen
 
 
@@ -155,16 +155,16 @@ def test_of_many_models_the_tables_used_last_are_kept(builds):
     assert len(builds) == len(models)
     group_ema(*models[1], 0.5)
     assert len(builds) == len(models) + 1
-    assert len(module._recent) == module._MOST_RECENT
+    assert len(module._tables) == module._MOST_RECENT
 
 
 def test_the_table_of_a_captured_graph_outlives_any_number_of_others(builds, monkeypatch):
     first, *others = (make_tensors([(5,)], [2], torch.float32) for _ in range(module._MOST_RECENT + 3))
     group_ema(*first, 0.5)
     with monkeypatch.context() as capture:
-        capture.setattr(module, "_is_capturing", lambda device: True)
+        capture.setattr(tables, "is_capturing", lambda device: True)
         group_ema(*first, 0.5)
-        table = weakref.ref(module._tables(builds[0])[0].tensors)
+        table = weakref.ref(module._tables.find(builds[0], torch.device("cpu"))[0].tensors)
         with pytest.raises(RuntimeError, match="once with the same contiguous tensors before the capture"):
             group_ema(*others[0], 0.5)
     for other in others:
