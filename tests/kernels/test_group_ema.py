@@ -13,6 +13,7 @@ from dexcore.kernels import tables
 from dexcore.kernels.group_ema import group_ema, group_ema_bytes
 from kernels.memory_check import check_memory
 
+CANARY = 7.0
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -233,6 +234,111 @@ def test_a_director_that_shares_memory_is_an_error_that_names_it(case, message):
         group_ema(directors, pools, weights, 0.5)
     for director, old in zip(directors, before, strict=True):
         assert torch.equal(director, old)
+
+
+def spread(sizes, gap, dtype):
+    """Tensors of these sizes in one, ``gap`` elements apart, beside what must stay as it is."""
+    whole = torch.full((sum(sizes) + gap * (len(sizes) + 1) + 64,), CANARY, dtype=dtype)
+    tensors, beside, first = [], torch.ones_like(whole, dtype=torch.bool), 0
+    for size in sizes:
+        first += gap
+        tensors.append(whole[first : first + size])
+        beside[first : first + size] = False
+        first += size
+    return tensors, whole, beside
+
+
+@pytest.mark.parametrize("with_copies", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("gap", [8, 16])
+@pytest.mark.parametrize("length", [1, 4, 15, 16, 20, 32, 52, 64, 100])
+def test_nothing_beside_a_director_and_its_copies_is_touched(length, gap, dtype, with_copies):
+    """Lengths, distances and strides of every divisibility: what is promised to the compiler has to be so."""
+    directors, whole, beside = spread([length] * 2, gap, dtype)
+    pools = [torch.randn(3, length + extra)[:, :length].to(dtype) for extra in (0, 20)]
+    pools[1] = torch.randn(3, length + gap, dtype=dtype)[:, :length]  # experts far apart
+    weights = [torch.tensor([0.5, 0.0, 0.5]), torch.tensor([0.25, 0.25, 0.5])]
+    for director in directors:
+        director.copy_(torch.randn(length))
+    want = [moved(*each, 0.9, torch.float64) for each in zip(directors, pools, weights, strict=True)]
+    plain = [moved(*each, 0.9, torch.float32).to(dtype) for each in zip(directors, pools, weights, strict=True)]
+    copies, half, half_beside = spread([length, length, 3 * length, 3 * length], gap, torch.float16)
+    of_directors, of_experts = copies[:2], [copy.view(3, length) for copy in copies[2:]]
+    with check_memory(*directors, *pools, *copies):
+        group_ema(directors, pools, weights, 0.9, *((of_directors, of_experts) if with_copies else ()))
+    for director, expected, by_plain in zip(directors, want, plain, strict=True):
+        assert_close(director, expected, plain=by_plain)
+    assert (whole[beside] == CANARY).all()
+    assert (half[half_beside] == CANARY).all()
+    if with_copies:
+        for copy, tensor in zip([*of_directors, *of_experts], [*directors, *pools], strict=True):
+            assert torch.equal(copy, tensor.half())
+    else:
+        assert (half == CANARY).all()
+
+
+def make_copies(tensors, dtype):
+    return [None if tensor is None else torch.empty(tensor.shape, dtype=dtype) for tensor in tensors]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_copies_are_those_that_torch_would_cast_and_do_not_change_the_directors(dtype):
+    directors, pools, weights = make_tensors([(33, 64), (5,), (1024,), (40,)], [9, 3, 2, 8], torch.float32)
+    weights[0][4] = weights[2][0] = 0.0
+    for pool in (pools[0][4], pools[2][0]):  # not in use
+        pool[..., :3] = torch.tensor([float("nan"), float("inf"), 1e-40])
+    pools[1][1, 2] = float("nan")
+    weights[3].zero_()
+    directors[3][:3] = torch.tensor([float("nan"), float("-inf"), 2**-25 * 1.001])
+    plain = [director.clone() for director in directors]
+    group_ema(plain, pools, weights, 0.9)
+    copies = make_copies(directors, dtype), make_copies(pools, dtype)
+    group_ema(directors, pools, weights, 0.9, *copies)
+    for director, expected in zip(directors, plain, strict=True):
+        assert torch.equal(director.view(torch.int32), expected.view(torch.int32))
+    for copy, tensor in zip([*copies[0], *copies[1]], [*directors, *pools], strict=True):
+        torch.testing.assert_close(copy, tensor.to(dtype), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("weight", [0.0, float("nan")])
+def test_a_director_that_stays_as_it_is_is_copied_as_it_stays(weight):
+    directors, pools, weights = make_tensors([(40,)], [3], torch.float32)
+    weights[0].fill_(weight)
+    before, copies = directors[0].clone(), make_copies(directors, torch.bfloat16)
+    group_ema(directors, pools, weights, 0.5, copies, None)
+    assert torch.equal(directors[0], before)
+    assert torch.equal(copies[0], before.bfloat16())
+
+
+def test_some_have_copies_and_others_none_in_one_launch():
+    directors, pools, weights = make_tensors([(48,), (16, 4), (32,), (64,)], [4, 3, 2, 2], torch.float32)
+    weights[1][1] = weights[3][0] = 0.0
+    want = [moved(*each, 0.9, torch.float64) for each in zip(directors, pools, weights, strict=True)]
+    of_directors = make_copies([directors[0], None, directors[2], None], torch.bfloat16)
+    of_experts = make_copies([pools[0], pools[1], None, None], torch.bfloat16)
+    written = [copy for copy in (*of_directors, *of_experts) if copy is not None]
+    expected = group_ema_bytes(directors, pools, weights, of_directors, of_experts)
+    with check_memory(*directors, *pools, *written) as memory:
+        group_ema(directors, pools, weights, 0.9, of_directors, of_experts)
+        memory.assert_written(*directors, *written)
+    assert len(memory.launches) == 1
+    assert memory.unique_bytes == expected
+    for director, should in zip(directors, want, strict=True):
+        assert_close(director, should)
+    for copy, tensor in zip([*of_directors, *of_experts], [*directors, *pools], strict=True):
+        assert copy is None or torch.equal(copy, tensor.bfloat16())
+
+
+def test_copies_of_two_dtypes_and_copies_that_overlap_are_errors():
+    directors, pools, weights = make_tensors([(16,), (16,)], [2, 2], torch.float32)
+    copies = [torch.empty(16, dtype=dtype) for dtype in (torch.bfloat16, torch.float16)]
+    with pytest.raises(ValueError, match=r"one dtype, got torch\.bfloat16 and torch\.float16"):
+        group_ema(directors, pools, weights, 0.5, copies)
+    whole = torch.empty(24, dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match=r"director_copies\[1\] and director_copies\[0\] overlap"):
+        group_ema(directors, pools, weights, 0.5, [whole[:16], whole[8:]])
+    with pytest.raises(ValueError, match=r"experts_copies\[0\] and experts\[0\]\[0\] overlap"):
+        group_ema(directors, pools, weights, 0.5, None, [pools[0].view(torch.bfloat16)[:, 16:], None])
 
 
 def test_experts_may_share_memory_with_one_another():

@@ -298,14 +298,29 @@ def test_a_launcher_keeps_to_its_tensors_and_moves_the_bytes_that_it_says(name, 
 @pytest.mark.parametrize("sizes", [(5000, 64, 7), (1,), (0, 3)], ids=str)
 @pytest.mark.parametrize("shares", [(0.25, 0.75, 0.0), (0.0, 0.0, 0.0), (0.0, 1.0, 0.0)], ids=str)
 @pytest.mark.parametrize("dtype", [FP32, BF16], ids=str)
-def test_group_ema_reads_the_experts_in_use_alone(sizes, shares, dtype):
+@pytest.mark.parametrize("copied", [(), ("directors",), ("experts",), ("directors", "experts")], ids=str)
+def test_group_ema_reads_the_experts_in_use_alone_but_for_copies(sizes, shares, dtype, copied):
     directors = [torch.randn(size).to(dtype) for size in sizes]
     experts = [torch.randn(len(shares), size).to(dtype) for size in sizes]
     weights = [torch.tensor(shares) for _ in sizes]
-    expected = group_ema_bytes(directors, experts, weights)
-    with check_memory(*directors, *experts) as memory:
-        group_ema(directors, experts, weights, 0.9)
+    copies = [
+        [tensor.to(torch.float16) for tensor in tensors] if name in copied else []
+        for name, tensors in (("directors", directors), ("experts", experts))
+    ]
+    arguments = directors, experts, weights
+    expected = group_ema_bytes(*arguments, *(part or None for part in copies))
+    with check_memory(*directors, *experts, *copies[0], *copies[1]) as memory:
+        group_ema(*arguments, 0.9, *(part or None for part in copies))
+        memory.assert_written(*copies[0], *copies[1])
         if any(shares):
             memory.assert_written(*directors)
+    elements, active = sum(sizes), sum(share != 0 for share in shares)
+    of_tensors = elements * dtype.itemsize * ((active + 2) if active else 0)
+    if "directors" in copied:
+        of_tensors += elements * (2 + (0 if active else dtype.itemsize))
+    if "experts" in copied:
+        of_tensors += elements * (2 * len(shares) + (len(shares) - active) * dtype.itemsize)
+    moved = sum(m.unique for launch in memory.launches for name, m in launch.traffic.items() if "reachable" in name)
+    assert moved == of_tensors
     _print_row("group_ema", str(sizes), memory.launches, expected)
     assert memory.unique_bytes == expected

@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from dexcore import ops
+from dexcore.kernels import cast, group_ema
 from dexcore.ops import experts_triton  # noqa: F401  imported here, so that it can be mutated
+from kernels.memory_check import check_memory
 from ops import plain
 from ops.agreement import check_dex_mlp, check_group_ema, check_route
 
@@ -37,6 +39,33 @@ def check_idle_expert_of_nan():
     experts[1] = torch.nan
     ops.group_ema_([director], [experts], [torch.tensor([0.5, 0.0, 0.5])], 0.5, backend="triton")
     assert torch.equal(director, torch.full((9,), 0.5))
+
+
+def check_promises():
+    """Tensors whose addresses, strides and lengths are multiples of 4, of 16 or of neither."""
+    for length, stride in ((20, 32), (16, 48), (5, 7)):
+        director, experts = torch.zeros(length), torch.ones(3, stride)[:, :length]
+        with check_memory(director, experts):
+            group_ema.group_ema([director], [experts], [torch.ones(3) / 3], 0.5)
+
+
+def check_copies():
+    """Of directors and experts, an idle one of NaN among them."""
+    director, experts = torch.randn(9), torch.randn(3, 9)
+    experts[1], before = torch.nan, director.clone()
+    copies = torch.empty(9).bfloat16(), torch.empty(3, 9).bfloat16()
+    group_ema.group_ema([director], [experts], [torch.tensor([0.5, 0.0, 0.5])], 0.5, [copies[0]], [copies[1]])
+    assert (director != before).all()
+    for copy, tensor in zip(copies, (director, experts), strict=True):
+        torch.testing.assert_close(copy, tensor.bfloat16(), rtol=0, atol=0, equal_nan=True)
+
+
+def check_cast(first=0):
+    """Longer than a block, with memory after it that is another's."""
+    source, copy = torch.randn(5000)[first:4999], torch.ones(5000).half()[first:4999]
+    with check_memory(source, copy):
+        cast.cast_all([source], [copy])
+    assert torch.equal(copy, source.half())
 
 
 def check_routing(pool="cls"):
@@ -164,6 +193,49 @@ MUTANTS = [
         "end = tl.where(weight >= 0, length, 0)",
         check_idle_expert_of_nan,
     ),
+    Mutant(
+        "EMA of 16 bytes at a time where 4 elements are left",
+        "group_ema",
+        "n % _ALIGNMENT.value == 0",
+        "n % 4 == 0",
+        check_promises,
+    ),
+    Mutant(
+        "a stride promised to be a multiple of 64",
+        "group_ema",
+        "stride = tl.multiple_of(stride, _ALIGNMENT)\n        length",
+        "stride = tl.multiple_of(stride, 64)\n        length",
+        check_promises,
+    ),
+    Mutant(
+        "an idle expert's NaN reaches the director through its copy",
+        "group_ema",
+        "expert = tl.where(weight[:, None] != 0, expert, 0.0)",
+        "expert = tl.where(weight[:, None] >= 0, expert, 0.0)",
+        check_copies,
+    ),
+    Mutant(
+        "the director's copy of before the move",
+        "group_ema",
+        "kept = tl.where(used, rounded(moved, DTYPE).to(tl.float32), director)",
+        "kept = director",
+        check_copies,
+    ),
+    Mutant(
+        "copies of the experts in use alone",
+        "group_ema",
+        "end = tl.maximum(end, copy_end)",
+        "end = tl.maximum(end, 0)",
+        check_copies,
+    ),
+    Mutant(
+        "a cast of 16 bytes at a time whatever the address",
+        "cast",
+        "int(aligned)",
+        "1",
+        partial(check_cast, first=1),
+    ),
+    Mutant("a cast past the end", "cast", "if aligned & (start + BLOCK <= length):", "if aligned:", check_cast),
     Mutant("ties to the higher index", "route", "(r[None, :] < r[:, None])", "(r[None, :] > r[:, None])", check_ties),
     Mutant(
         "a routing gradient without temperature",
@@ -246,6 +318,9 @@ def put_in_place(monkeypatch, module, right):
         check_far_apart,
         check_ema,
         check_idle_expert_of_nan,
+        check_promises,
+        check_copies,
+        check_cast,
         check_routing,
         check_ties,
         check_index_out_of_range,
