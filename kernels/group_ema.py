@@ -99,6 +99,8 @@ def group_ema(
     pairs = _pairs(directors, experts, director_copies, experts_copies)
     if not pairs:
         return
+    if pairs not in _tables and any(pair.copies_dtype for pair in pairs):
+        _tables.find(_pairs(directors, experts, None, None), pairs[0].device)  # for a capture, which writes no copies
     for table in _tables.find(pairs, pairs[0].device):
         weight = torch.cat([weights[i].to(torch.float32) for i in table.members])
         launch(

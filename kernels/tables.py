@@ -59,7 +59,7 @@ class Tables(Generic[Key, Table]):
 
 def is_capturing(device: torch.device) -> bool:
     """Whether a CUDA graph is being captured on the current stream."""
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    return device.type == "cuda" and torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
 def tensor_of_block(counts: list[int], device: torch.device) -> Tensor:

@@ -98,7 +98,12 @@ def _step(model: nn.Module, images: Tensor) -> None:
         torch.autograd.grad(total, wanted, allow_unused=True)
     experts = [own_share(expert.detach()) for expert, _ in pairs]
     directors = [own_share(director.detach()) for _, director in pairs]
-    group_ema(directors, experts, [expert.new_zeros(len(expert), dtype=torch.float32) for expert in experts], 1.0)
+    weights = [expert.new_zeros(len(expert), dtype=torch.float32) for expert in experts]
+    group_ema(directors, experts, weights, 1.0)
+    if torch.is_autocast_enabled(images.device.type):  # it writes the next forward's copies too
+        half = torch.get_autocast_dtype(images.device.type)
+        copies = [[torch.empty_like(tensor, dtype=half) for tensor in tensors] for tensors in (directors, experts)]
+        group_ema(directors, experts, weights, 1.0, *copies)
 
 
 def _differentiable(output: Any) -> Iterator[Tensor]:

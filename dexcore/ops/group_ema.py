@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dexcore.checks import check_number
+from dexcore.ops import copies
 from dexcore.ops.backend import resolve
 from dexcore.ops.checks import check_floating, check_same_device, check_shape
 from dexcore.ops.library import define_op
@@ -66,8 +67,6 @@ def group_ema_(
     dtype = functools.reduce(torch.promote_types, (t.dtype for t in (*directors, *experts)))
     chosen = resolve(backend, directors[0].device, dtype)
     _group_ema_(*GroupEmaCall(list(directors), list(experts), list(weights), float(momentum), chosen))
-    if chosen == "triton":  # a kernel's write is none that autograd sees
-        torch.autograd.graph.increment_version(list(directors))
 
 
 class GroupEmaCall(NamedTuple):
@@ -84,13 +83,7 @@ class GroupEmaCall(NamedTuple):
 def _run(call: GroupEmaCall) -> None:
     directors, experts, weights, momentum, backend = call
     if backend == "triton":
-        from dexcore.kernels.group_ema import group_ema
-
-        moved = [director.contiguous() for director in directors]
-        group_ema(moved, [expert.contiguous() for expert in experts], weights, momentum)
-        for director, new in zip(directors, moved, strict=True):
-            if new is not director:
-                director.copy_(new)
+        _run_triton(directors, experts, weights, momentum)
         return
     for director, expert, weight in zip(directors, experts, weights, strict=True):
         weight = weight.to(torch.promote_types(director.dtype, torch.float32))
@@ -98,6 +91,20 @@ def _run(call: GroupEmaCall) -> None:
             _move_on_cpu(director, expert, weight, momentum)
         else:
             director.copy_(_moved(director, expert, weight, momentum))
+
+
+def _run_triton(directors: list[Tensor], experts: list[Tensor], weights: list[Tensor], momentum: float) -> None:
+    """One launch, which also writes the half-precision copies that forwards ask for (`dexcore.ops.copies`)."""
+    from dexcore.kernels.group_ema import group_ema
+
+    of_directors, of_experts = copies.to_write(directors, experts)
+    moved = [director.contiguous() for director in directors]
+    group_ema(moved, [expert.contiguous() for expert in experts], weights, momentum, of_directors, of_experts)
+    for director, new in zip(directors, moved, strict=True):
+        if new is not director:
+            director.copy_(new)
+    torch.autograd.graph.increment_version(directors)  # a kernel's write is none that autograd sees
+    copies.written([*directors, *experts], [*of_directors, *of_experts])
 
 
 def _move_on_cpu(director: Tensor, expert: Tensor, weight: Tensor, momentum: float) -> None:
