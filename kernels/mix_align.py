@@ -16,6 +16,7 @@ from torch import Tensor
 from dexcore.kernels.launch import launch
 from dexcore.kernels.numerics import rounded
 from dexcore.kernels.plan import Plan
+from dexcore.kernels.route import feature_gradient
 
 # Sixteen elements a thread of four warps: two 16-byte loads of bf16, four of fp32, a tensor.
 _ELEMENTS_A_PROGRAM = 2048
@@ -93,8 +94,14 @@ def align_forward_bytes(student: Tensor, teacher: Tensor, *, with_gradient: bool
     return student.nbytes + teacher.nbytes + sums + (student.nbytes if with_gradient else 0)
 
 
-def sum_slots(o: Tensor, plan: Plan, dtype: torch.dtype) -> Tensor:
-    """[BN, D] of ``dtype``: the sum of each image's k slots of o [rows, D]."""
+def sum_slots(
+    o: Tensor, plan: Plan, dtype: torch.dtype, grad_feature: Tensor | None = None, pool: str = "cls"
+) -> Tensor:
+    """[BN, D] of ``dtype``: the sum of each image's k slots of o [rows, D].
+
+    ``grad_feature`` [B, D], float32, is added: what x gets through the router, to an image's first token (``pool``
+    "cls") or spread over all ("mean").
+    """
     rows, width = plan.images * plan.tokens, o.shape[1]
     total = torch.empty((rows, width), dtype=dtype, device=o.device)
     block_d = min(triton.next_power_of_2(width), _WIDEST_SUM)
@@ -104,10 +111,12 @@ def sum_slots(o: Tensor, plan: Plan, dtype: torch.dtype) -> Tensor:
         (triton.cdiv(rows, settings["ROWS"]) * triton.cdiv(width, block_d),),
         o,
         plan.first_rows,
+        grad_feature,
         total,
         rows,
         plan.tokens,
         TOP_K=plan.top_k,
+        CLS=pool == "cls",
         D=width,
         BLOCK_D=block_d,
         **settings,
@@ -115,10 +124,11 @@ def sum_slots(o: Tensor, plan: Plan, dtype: torch.dtype) -> Tensor:
     return total
 
 
-def sum_slots_bytes(o: Tensor, plan: Plan, dtype: torch.dtype) -> int:
+def sum_slots_bytes(o: Tensor, plan: Plan, dtype: torch.dtype, grad_feature: Tensor | None = None) -> int:
     """Unique bytes that `sum_slots` reads and writes."""
     elements = plan.images * plan.tokens * o.shape[1]
-    return plan.first_rows.nbytes + elements * (plan.top_k * o.itemsize + dtype.itemsize)
+    feature = 0 if grad_feature is None else grad_feature.nbytes
+    return plan.first_rows.nbytes + feature + elements * (plan.top_k * o.itemsize + dtype.itemsize)
 
 
 def align_backward(grad_loss: Tensor, gradient: Tensor) -> Tensor:
@@ -313,18 +323,20 @@ def _align_kernel(
 def _sum_slots_kernel(
     o_ptr,
     first_rows_ptr,
+    grad_feature_ptr,
     total_ptr,
     num_rows,
     tokens,
     TOP_K: tl.constexpr,
+    CLS: tl.constexpr,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """total = sum over an image's slots of o, in float32.
+    """total = sum over an image's slots of o, and what comes through the router's feature, in float32.
 
     Grid (cdiv(rows, ROWS) * cdiv(D, BLOCK_D),), columns fastest: a program owns and writes one tile. Reads o S N D,
-    first_rows 4 S; writes total rows D. FLOPs S N D.
+    first_rows 4 S, where there is one grad_feature 4 B D; writes total rows D. FLOPs S N D.
     """
     column_blocks: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
     rows = tl.program_id(0) // column_blocks * ROWS + tl.arange(0, ROWS)
@@ -332,6 +344,8 @@ def _sum_slots_kernel(
     row_inside = rows < num_rows
     inside = row_inside[:, None] & (columns < D)[None, :]
     total = _slots_sum(o_ptr, first_rows_ptr, rows, row_inside, columns, inside, tokens, TOP_K, D)
+    if grad_feature_ptr is not None:
+        total += feature_gradient(grad_feature_ptr, rows, columns, inside, tokens, D, CLS)
     offsets = (rows.to(tl.int64) * D)[:, None] + columns[None, :]
     tl.store(total_ptr + offsets, rounded(total, total_ptr.dtype.element_ty), mask=inside)
 

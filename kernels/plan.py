@@ -27,9 +27,11 @@ import triton.language as tl
 from torch import Tensor
 
 from dexcore.kernels.launch import launch
+from dexcore.kernels.route import Balance, sum_balance
 
 _SLOTS_A_BLOCK = 128
 _TILES_A_BLOCK = 128
+_PROBS_A_BLOCK = 2048
 _GROUP = tl.constexpr(8)
 _ALIGNMENT = 4  # int32s: tables begin at 16 bytes, so that kernels are not compiled again for another batch
 
@@ -123,7 +125,9 @@ def _aligned(size: int) -> int:
     return (size + _ALIGNMENT - 1) // _ALIGNMENT * _ALIGNMENT
 
 
-def make_plan(indices: Tensor, num_experts: int, tokens: int, block_m: int) -> tuple[Plan, Tensor]:
+def make_plan(
+    indices: Tensor, num_experts: int, tokens: int, block_m: int, balance: Balance | None = None
+) -> tuple[Plan, Tensor]:
     """Sort the slots by expert.
 
     Args:
@@ -131,6 +135,7 @@ def make_plan(indices: Tensor, num_experts: int, tokens: int, block_m: int) -> t
         num_experts: R.
         tokens: N.
         block_m: rows of a GEMM tile.
+        balance: what of the balance loss is summed in passing: the one program that knows all images has the time.
 
     Returns:
         The plan, and the allocation that its tables lie in, from which `PlanShape.view` makes it again.
@@ -144,14 +149,17 @@ def make_plan(indices: Tensor, num_experts: int, tokens: int, block_m: int) -> t
         (1,),
         indices,
         *plan.tables,
+        *(balance or (None, None, None)),
         batch * top_k,
         shape.tiles,
         tokens,
+        TOP_K=top_k,
         R=num_experts,
         BLOCK_M=block_m,
         R_BLOCK=triton.next_power_of_2(num_experts),
         S_BLOCK=_SLOTS_A_BLOCK,
         T_BLOCK=_TILES_A_BLOCK,
+        P_BLOCK=max(1, _PROBS_A_BLOCK // triton.next_power_of_2(num_experts)),
         num_warps=4,
     )
     return plan, storage
@@ -172,19 +180,25 @@ def _plan_kernel(
     tiles_ptr,
     longest_ptr,
     valid_ptr,
+    probs_ptr,
+    importance_ptr,
+    balance_loss_ptr,
     num_slots,
     num_tiles,
     tokens,
+    TOP_K: tl.constexpr,
     R: tl.constexpr,
     BLOCK_M: tl.constexpr,
     R_BLOCK: tl.constexpr,
     S_BLOCK: tl.constexpr,
     T_BLOCK: tl.constexpr,
+    P_BLOCK: tl.constexpr,
 ):
-    """A counting sort. Grid (1,): one program writes all.
+    """A counting sort; and the balance loss, where it is wanted. Grid (1,): one program writes all.
 
-    Bytes: indices S itemsize, read twice; slots and first_rows 8 S; the tables 4 (3 R + 3 + T). It walks the slots
-    twice, in blocks of S_BLOCK, and the tiles once, so that no batch size asks for another compilation.
+    Bytes: indices S itemsize, read twice; slots and first_rows 8 S; the tables 4 (3 R + 3 + T); and those of
+    `sum_balance`. It walks the slots twice, in blocks of S_BLOCK, and the tiles once, so that no batch size asks for
+    another compilation.
     """
     experts = tl.arange(0, R_BLOCK)
     block = tl.arange(0, S_BLOCK)
@@ -233,6 +247,9 @@ def _plan_kernel(
         tile = first + tl.arange(0, T_BLOCK)
         expert = tl.sum(((tile_ends[None, :] <= tile[:, None]) & (experts < R)[None, :]).to(tl.int32), 1)
         tl.store(tiles_ptr + tile, tl.where(expert < R, expert, -1), mask=tile < num_tiles)
+
+    if probs_ptr is not None:
+        sum_balance(probs_ptr, importance_ptr, balance_loss_ptr, num_slots // TOP_K, R, R_BLOCK, P_BLOCK)
 
 
 @triton.jit

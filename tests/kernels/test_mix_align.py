@@ -224,6 +224,20 @@ def test_the_slots_sum_is_that_of_float32_rounded_once(shape, dtype, total_dtype
     assert torch.equal(total, float32_sum(o, plan).to(total_dtype))
 
 
+@given(shape=shapes, dtype=st.sampled_from(DTYPES), pool=st.sampled_from(("cls", "mean")))
+def test_what_comes_through_the_router_is_added_before_the_sum_is_rounded(shape, dtype, pool):
+    batch, tokens, width, top_k = shape
+    o, plan = make_slots(batch, tokens, width, top_k, dtype)
+    grad_feature = 3 * torch.randn(batch, width)
+    total = sum_slots(o, plan, dtype, grad_feature, pool)
+    also = torch.zeros(batch, tokens, width)
+    if pool == "cls":
+        also[:, 0] = grad_feature
+    else:
+        also[:] = grad_feature[:, None] / tokens
+    assert torch.equal(total, (float32_sum(o, plan) + also.view(-1, width)).to(dtype))
+
+
 @given(
     rows=st.integers(1, 70),
     width=st.integers(1, 64),

@@ -1,12 +1,16 @@
 """route's kernels against float64, written out image by image."""
 
+import importlib
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from assertions import assert_close
-from dexcore.kernels.route import expert_load, route_backward, route_forward
+from dexcore.kernels.plan import make_plan
+from dexcore.kernels.route import Balance, expert_load, route_backward, route_forward, route_gradients
+from dexcore.ops import reference
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 POOLS = ["cls", "mean"]
@@ -62,16 +66,112 @@ def test_routing_and_gradients_agree_with_float64(
     grad_gates = torch.randn(batch, top_k, generator=g)
     grad_probs = torch.randn(batch, experts, generator=g)
     grads = route_backward(grad_gates, grad_probs, x, weight, gates, indices, probs, 0.7, pool)
-    reference, plain = (
+    wanted, plain = (
         gradients(grad_gates, grad_probs, x, weight, noise, indices, 0.7, pool, precision)
         for precision in (torch.float64, torch.float32)
     )
-    for name, leaf, grad, want, close in zip(("x", "weight"), (x, weight), grads, reference, plain, strict=True):
+    for name, leaf, grad, want, close in zip(("x", "weight"), (x, weight), grads, wanted, plain, strict=True):
         assert grad.dtype == leaf.dtype
         if experts > 1:
             assert_close(grad, want, plain=close.to(leaf.dtype), name=name)
         else:  # a softmax over one is constant: nothing but rounding may come through
             assert (grad.double() - want).abs().sum() <= 1e-5
+
+
+def fused_gradients(grads, x, weight, noise, indices, tau, pool, dtype):
+    """By the feature and by the weight, of gates, probs (None: not used) and balance loss (None likewise)."""
+    c = feature(x, pool, dtype).detach().requires_grad_()
+    weight = weight.detach().to(dtype).requires_grad_()
+    probs = all_probs(c[:, None], weight, noise, tau, "cls", dtype)
+    importance = probs.sum(0) / max(len(probs), 1)
+    outputs = gates_of(probs, indices), probs, len(weight) * (importance * importance.detach()).sum()
+    used = [(output, grad.to(dtype)) for output, grad in zip(outputs, grads, strict=True) if grad is not None]
+    return torch.autograd.grad([output for output, _ in used], (c, weight), [grad for _, grad in used])
+
+
+@given(
+    batch=st.integers(0, 70),
+    tokens=st.integers(1, 6),
+    width=st.integers(1, 70),
+    experts=st.sampled_from([1, 2, 8, 9, 33, 64]),
+    pool=st.sampled_from(POOLS),
+    with_probs=st.booleans(),
+    with_balance=st.booleans(),
+    dtype=st.sampled_from(DTYPES),
+    weight_dtype=st.sampled_from(DTYPES),
+    data=st.data(),
+)
+def test_the_fused_gradients_agree_with_float64(
+    batch, tokens, width, experts, pool, with_probs, with_balance, dtype, weight_dtype, data
+):
+    top_k = data.draw(st.integers(1, min(experts, 4)))
+    g = torch.Generator().manual_seed(data.draw(st.integers(0, 1000)))
+    x = torch.randn(batch, tokens, width, generator=g).to(dtype)
+    weight = (torch.randn(experts, width, generator=g) / width**0.5).to(weight_dtype)
+    noise = torch.randn(batch, experts, generator=g)
+    kept = torch.full((batch, width), float("nan"))
+    gates, indices, probs = route_forward(x, weight, noise, top_k, 0.7, pool, kept)
+    assert_close(kept, feature(x, pool), name="feature")
+
+    grads = (
+        torch.randn(batch, top_k, generator=g),
+        torch.randn(batch, experts, generator=g) if with_probs else None,
+        10 * torch.randn((), generator=g) if with_balance else None,
+    )
+    importance = probs.sum(0) / max(batch, 1)
+    found = route_gradients(*grads, kept, weight, gates, indices, probs, importance, 0.7)
+    want_grads, plain_grads = (
+        fused_gradients(grads, x, weight, noise, indices, 0.7, pool, precision)
+        for precision in (torch.float64, torch.float32)
+    )
+    for name, grad, want, close in zip(("feature", "weight"), found, want_grads, plain_grads, strict=True):
+        assert grad.dtype == (torch.float32 if name == "feature" else weight_dtype)
+        if experts > 1:
+            assert_close(grad, want, plain=close.to(grad.dtype), name=name)
+        else:  # a softmax over one is constant: nothing but rounding may come through
+            assert (grad.double() - want).abs().sum() <= 1e-4
+
+
+def test_a_step_of_the_routing_is_three_launches(monkeypatch):
+    launched = []
+    for home in ("route", "plan"):
+        module = importlib.import_module(f"dexcore.kernels.{home}")
+        monkeypatch.setattr(module, "launch", lambda kernel, *_, **__: launched.append(kernel.fn.__name__))
+    x, weight, kept = torch.randn(3, 2, 8), torch.randn(5, 8), torch.empty(3, 8)
+    gates, indices, probs = route_forward(x, weight, None, 2, 0.5, "cls", kept)
+    balance = Balance.of(probs)
+    make_plan(indices, 5, 2, 16, balance)
+    route_gradients(gates, None, balance.loss, kept, weight, gates, indices, probs, balance.importance, 0.5)
+    assert launched == ["_route_forward_kernel", "_plan_kernel", "_route_backward_kernel"]
+
+
+@pytest.mark.parametrize("batch", [1, 5, 700])
+@pytest.mark.parametrize("experts", [1, 3, 8, 64])
+def test_the_balance_loss_is_summed_with_the_plan(batch, experts):
+    probs = (3 * torch.randn(batch, experts)).softmax(-1)
+    balance = Balance.of(probs)
+    plain = make_plan(indices := probs.topk(1).indices, experts, 3, 16)
+    plan = make_plan(indices, experts, 3, 16, balance)
+    assert all(torch.equal(a, b) for a, b in zip(plan[:8], plain[:8], strict=True))
+    assert_close(balance.importance, probs.double().mean(0))
+    assert_close(balance.loss, reference.balance_loss(probs))
+
+
+def test_without_images_importance_and_balance_loss_are_zero():
+    balance = Balance.of(torch.empty(0, 5))
+    make_plan(torch.empty(0, 2, dtype=torch.int64), 5, 3, 16, balance)
+    assert balance.importance.tolist() == [0] * 5
+    assert balance.loss == 0
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered")  # of the interpreter's numpy
+def test_probs_that_are_nan_reach_importance_and_balance_loss():
+    probs = torch.full((3, 2), 0.5)
+    probs[1] = float("nan")
+    balance = Balance.of(probs)
+    make_plan(torch.zeros(3, 1, dtype=torch.int64), 2, 3, 16, balance)
+    assert balance.importance.isnan().all()
+    assert balance.loss.isnan()
 
 
 @pytest.mark.parametrize("top_k", [5, 64])
@@ -126,6 +226,7 @@ def test_an_image_that_is_not_finite_stays_alone_and_its_indices_stay_valid(bad,
     clean, _ = route_backward(*grads, x, weight, *expected, 0.5, pool)
     grad_x, _ = route_backward(*grads, x, weight, gates, indices, probs, 0.5, pool)
     assert torch.equal(grad_x[others], clean[others])
+    assert grad_x[1, 0].isnan().all()
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered")  # of the interpreter's numpy
@@ -168,9 +269,9 @@ def test_without_images_the_weight_gets_exact_zeros(pool):
 
 
 def test_more_images_than_a_block_are_all_summed():
-    x, weight = torch.randn(37, 1, 33), torch.randn(3, 33) / 6
+    x, weight = torch.randn(137, 1, 33), torch.randn(3, 33) / 6
     gates, indices, probs = route_forward(x, weight, None, 2, 0.5, "cls")
-    arguments = (torch.randn(37, 2), torch.randn(37, 3), x, weight)
+    arguments = (torch.randn(137, 2), torch.randn(137, 3), x, weight)
     _, grad_weight = route_backward(*arguments, gates, indices, probs, 0.5, "cls")
     assert_close(grad_weight, gradients(*arguments, None, indices, 0.5, "cls", torch.float64)[1])
 
@@ -181,8 +282,12 @@ def test_results_repeat_bit_for_bit(pool):
 
     def everything():
         gates, indices, probs = route_forward(x, weight, noise, 2, 0.5, pool)
+        balance = Balance.of(probs)
+        make_plan(indices, 8, 5, 16, balance)
         grads = route_backward(gates, probs, x, weight, gates, indices, probs, 0.5, pool)
-        return gates, indices, probs, *grads, expert_load(gates, indices, 8)
+        of_feature = feature(x, pool, torch.float32), weight, gates, indices, probs, balance.importance
+        fused = route_gradients(gates, probs, balance.loss, *of_feature, 0.5)
+        return gates, indices, probs, *balance, *grads, *fused, expert_load(gates, indices, 8)
 
     assert all(torch.equal(a, b) for a, b in zip(everything(), everything(), strict=True))
 

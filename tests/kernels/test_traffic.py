@@ -87,17 +87,33 @@ class Layer:
 Checked = tuple[Callable[[], tuple[Tensor | None, ...]], int]
 
 
-def plan_call(layer: Layer) -> Checked:
+def plan_call(layer: Layer, *, with_balance: bool) -> Checked:
     tables = 3 * layer.experts + 3 + layer.plan.tiles.numel()
-    expected = layer.slots * (8 + 12) + 4 * tables  # the kernel walks the indices twice
-    return lambda: make_plan(layer.indices, layer.experts, layer.tokens, TILE.block_m)[:8], expected
+    balance = route.Balance.of(torch.rand(layer.batch, layer.experts)) if with_balance else None
+    # The kernel walks the indices twice.
+    expected = layer.slots * (8 + 12) + 4 * tables + route.balance_bytes(balance)
+    sums = balance[1:] if balance else ()
+    return lambda: (*make_plan(layer.indices, layer.experts, layer.tokens, TILE.block_m, balance)[:8], *sums), expected
 
 
-def route_forward_call(layer: Layer, *, pool: str, with_noise: bool) -> Checked:
+def route_forward_call(layer: Layer, *, pool: str, with_noise: bool, keep: bool) -> Checked:
     x, weight = layer.images, torch.randn(layer.experts, layer.width)
     noise = torch.randn(layer.batch, layer.experts) if with_noise else None
-    expected = route.route_forward_bytes(x, weight, noise, layer.top_k, pool)
-    return lambda: route.route_forward(x, weight, noise, layer.top_k, 0.5, pool), expected
+    kept = torch.empty(layer.batch, layer.width) if keep else None
+    expected = route.route_forward_bytes(x, weight, noise, layer.top_k, pool, keep_feature=keep)
+    return lambda: (*route.route_forward(x, weight, noise, layer.top_k, 0.5, pool, kept), kept), expected
+
+
+def route_gradients_call(layer: Layer, *, with_probs: bool, with_balance: bool) -> Checked:
+    feature, weight = torch.randn(layer.batch, layer.width), torch.randn(layer.experts, layer.width)
+    gates, indices, probs = route.route_forward(feature.unsqueeze(1), weight, None, layer.top_k, 0.5, "cls")
+    grad_probs = torch.randn_like(probs) if with_probs else None
+    grads = torch.randn_like(gates), grad_probs, torch.randn(()) if with_balance else None
+    arguments = *grads, feature, weight, gates, indices, probs, torch.rand(layer.experts), 0.5
+    expected = route.route_gradients_bytes(
+        feature, weight, layer.top_k, with_probs=with_probs, with_balance=with_balance
+    )
+    return lambda: route.route_gradients(*arguments), expected
 
 
 def route_backward_call(layer: Layer, *, pool: str) -> Checked:
@@ -202,10 +218,11 @@ def align_backward_call(layer: Layer, *, with_grad_y: bool) -> Checked:
     return lambda: (mix_align.align_backward(loss, gradient, grad_y, layer.dtype),), expected
 
 
-def sum_slots_call(layer: Layer) -> Checked:
+def sum_slots_call(layer: Layer, *, pool: str | None) -> Checked:
     o = layer.made(layer.rows, layer.width)
-    expected = mix_align.sum_slots_bytes(o, layer.plan, layer.dtype)
-    return lambda: (mix_align.sum_slots(o, layer.plan, layer.dtype),), expected
+    through = (torch.randn(layer.batch, layer.width), pool) if pool else ()
+    expected = mix_align.sum_slots_bytes(o, layer.plan, layer.dtype, *through[:1])
+    return lambda: (mix_align.sum_slots(o, layer.plan, layer.dtype, *through),), expected
 
 
 def token_sums_call(layer: Layer) -> Checked:
@@ -237,9 +254,15 @@ def gate_call(layer: Layer, *, with_bias: bool) -> Checked:
 
 
 CALLS = {
-    "make_plan": plan_call,
-    "route_forward cls noise": partial(route_forward_call, pool="cls", with_noise=True),
-    "route_forward mean": partial(route_forward_call, pool="mean", with_noise=False),
+    "make_plan": partial(plan_call, with_balance=False),
+    "make_plan balance": partial(plan_call, with_balance=True),
+    "route_forward cls noise": partial(route_forward_call, pool="cls", with_noise=True, keep=False),
+    "route_forward cls keep": partial(route_forward_call, pool="cls", with_noise=False, keep=True),
+    "route_forward mean": partial(route_forward_call, pool="mean", with_noise=False, keep=False),
+    "route_forward mean keep": partial(route_forward_call, pool="mean", with_noise=True, keep=True),
+    "route_gradients probs balance": partial(route_gradients_call, with_probs=True, with_balance=True),
+    "route_gradients balance": partial(route_gradients_call, with_probs=False, with_balance=True),
+    "route_gradients": partial(route_gradients_call, with_probs=False, with_balance=False),
     "route_backward cls": partial(route_backward_call, pool="cls"),
     "route_backward mean": partial(route_backward_call, pool="mean"),
     "expert_load": expert_load_call,
@@ -260,7 +283,9 @@ CALLS = {
     "align_forward kd": partial(align_call, kind="kd", with_gradient=True),
     "align_backward grad_y": partial(align_backward_call, with_grad_y=True),
     "align_backward": partial(align_backward_call, with_grad_y=False),
-    "sum_slots": sum_slots_call,
+    "sum_slots": partial(sum_slots_call, pool=None),
+    "sum_slots cls": partial(sum_slots_call, pool="cls"),
+    "sum_slots mean": partial(sum_slots_call, pool="mean"),
     "token_sums": token_sums_call,
     "bias1_gradient": bias1_call,
     "bias2_gradient": bias2_call,

@@ -240,8 +240,8 @@ MUTANTS = [
     Mutant(
         "a routing gradient without temperature",
         "route",
-        "grad_logits = p * (q - tl.sum(q * p, 0)) / tau",
-        "grad_logits = p * (q - tl.sum(q * p, 0))",
+        "grad_logits = p * (q - tl.sum(q * p, 1)[:, None]) / tau",
+        "grad_logits = p * (q - tl.sum(q * p, 1)[:, None])",
         check_routing,
     ),
     Mutant("GELU's slope of the other tail", "numerics", "below = tail - m * density", "below = tail + m * density"),
