@@ -21,7 +21,7 @@ from bench.published import PublishedLayer, published_align, published_copy
 from bench.routings import steer
 from bench.timing import CPU
 from dexcore.nn import DEXMlp, update_directors
-from dexcore.nn.balance import balance_loss
+from dexcore.ops.balance import balance_loss
 from dexcore.nn.directors import expert_load
 
 EXPERTS, TOP_K, MOMENTUM = 8, 2, 0.99

@@ -6,10 +6,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from dexcore.nn.balance import balance_loss, mean_probs
 from dexcore.nn.mlp import DEXMlp, check_class_token, dex_layers
 from dexcore.nn.processes import process_group
 from dexcore.nn.records import Routing, judge_last_forward, say_left_out
+from dexcore.ops.balance import balance_loss, mean_probs
 
 
 class AuxLosses(NamedTuple):

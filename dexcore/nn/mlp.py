@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from dexcore import ops
 from dexcore.checks import check_kind, check_number, check_whole
-from dexcore.nn.balance import balance_loss
 from dexcore.nn.expert_mask import DIRECTOR, REROUTE, filled_by, route_among, without_others
 from dexcore.nn.mlp_checks import activation_name, check_linear, check_routing_arguments, refuse_unsupported
 from dexcore.nn.records import Record, Routing
 from dexcore.nn.rules import RoutingRule
+from dexcore.ops.balance import balance_loss
 from dexcore.ops.checks import check_choice
 from dexcore.ops.expert_mlp import KEEPS, PRECISIONS, compute_dtype
 from dexcore.ops.library import is_exporting
@@ -259,37 +259,44 @@ class DEXMlp(nn.Module):
         if self.mode == "director":
             self.record.forget_routing()
             return self.director(x)
-        gates, indices, probs, missing = self._route(x)
         fc1, fc2 = self.experts.fc1, self.experts.fc2
-        experts = (x, fc1.weight, fc1.bias, fc2.weight, fc2.bias)
+        weights = (fc1.weight, fc1.bias, fc2.weight, fc2.bias)
+        settings = (self.activation, self.align, self.keep, self.precision)
         exporting = is_exporting()  # a program has no place for losses or record
-        if exporting or self.aux == "never" or not (self.training or self.aux == "always"):
+        with_losses = not exporting and (self.aux == "always" or (self.training and self.aux != "never"))
+        missing = None
+        if with_losses and self.kept_experts is None:
+            weight, noise = self._router_arguments(x)
+            y, align_loss, balance, gates, indices, probs = ops.dex_layer(
+                *(x, weight, *weights, *self._director_tensors(), self.top_k, self.tau, noise, self.pool, *settings),
+                backend=self.backend,
+            )
+            routing = Routing(gates, indices, probs, align_loss, balance)
+        elif with_losses:
+            gates, indices, probs, missing = self._route(x)
+            chosen = (gates, indices)
+            y, align_loss = ops.dex_mlp(
+                x, *weights, *self._director_tensors(), *chosen, *settings, backend=self.backend
+            )
+            routing = Routing(*chosen, probs, align_loss, balance_loss(probs))
+        else:
+            gates, indices, probs, missing = self._route(x)
             y = ops.expert_mlp(
-                *experts, gates, indices, self.activation, self.keep, self.precision, backend=self.backend
+                x, *weights, gates, indices, self.activation, self.keep, self.precision, backend=self.backend
             )
             routing = Routing(gates, indices, probs, None, None)
-        else:
-            settings = (self.activation, self.align, self.keep, self.precision)
-            director = self._director_tensors()
-            y, align_loss = ops.dex_mlp(*experts, *director, gates, indices, *settings, backend=self.backend)
-            routing = Routing(gates, indices, probs, align_loss, balance_loss(probs))
         if missing is not None:
             y = filled_by(self.director(x), y, missing)
         if not exporting:
             self._chosen = ops.backend.choose(self.backend, x.device, compute_dtype(x), self.precision)
-            learned = (self.router.weight, *experts[1:])
+            learned = (self.router.weight, *weights)
             learns = any(parameter is not None and parameter.requires_grad for parameter in learned)
             self.record.write(routing, self.training, learns)
         return y
 
     def _route(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Gates, indices, probs, and the share [B] that the director fills; None where it fills none."""
-        weight: Tensor = self.router.weight
-        noise = None
-        if self.routes is not None or self.rule is not None:
-            weight, noise = weight * 0, self._given_logits(x)  # in the graph: under DDP it must have a gradient
-        elif self.training and self._noisy:
-            noise = self._noise(x)
+        weight, noise = self._router_arguments(x)
         settings = (x, weight, self.top_k, self.tau, noise, self.pool)
         kept = self.kept_experts
         if kept is not None and self.instead == REROUTE:
@@ -299,6 +306,13 @@ class DEXMlp(nn.Module):
             return gates, indices, probs, None
         left = without_others(kept, gates, indices)
         return left, indices, probs, (gates - left).sum(-1) if self.instead == DIRECTOR else None
+
+    def _router_arguments(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The router's weight, and what is added to its logits."""
+        weight: Tensor = self.router.weight
+        if self.routes is not None or self.rule is not None:
+            return weight * 0, self._given_logits(x)  # in the graph: under DDP it must have a gradient
+        return weight, self._noise(x) if self.training and self._noisy else None
 
     def _director_tensors(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
         """The director's, for an op that takes no module."""

@@ -69,6 +69,23 @@ def dex_mlp(
         TypeError, ValueError, IndexError: as `expert_mlp`.
     """
     check_expert_arguments(x, w1, b1, w2, b2, gates, indices, activation, keep, precision)
+    check_director(x, w1, dw1, db1, dw2, db2)
+    check_choice("align", align, ALIGNS)
+    compute = compute_dtype(x)
+    chosen = resolve(backend, x.device, compute, precision)
+    keep = allowed_keep(keep, compute, chosen, backend)
+    given = ExpertArguments(x, w1, b1, w2, b2, gates, indices)
+    settings = Settings(activation, precision, chosen, compute)
+    target = as_target(Director(dw1, db1, dw2, db2), settings)
+    refuse_transforms("dex_mlp", *given, *target)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given):
+        return _DexMlp.apply(*flatten(DexMlpCall(given, target, keep, align, settings)))
+    y, loss, *_ = _dex_mlp(*flatten(DexMlpCall(prepared(given, settings), target, "nothing", align, settings)))
+    return y, loss
+
+
+def check_director(x: Tensor, w1: Tensor, dw1: Tensor, db1: Tensor | None, dw2: Tensor, db2: Tensor | None) -> None:
+    """Raise an error that names the first of the director's tensors that does not fit x and the experts' ``w1``."""
     _, hidden, width = w1.shape
     director = {
         "dw1": (dw1, (hidden, width)),
@@ -81,20 +98,14 @@ def dex_mlp(
             check_floating(name, tensor)  # type: ignore[arg-type]
             check_shape(name, tensor, shape)  # type: ignore[arg-type]
     check_same_device(x=x, dw1=dw1, db1=db1, dw2=dw2, db2=db2)
-    check_choice("align", align, ALIGNS)
-    compute = compute_dtype(x)
-    chosen = resolve(backend, x.device, compute, precision)
-    keep = allowed_keep(keep, compute, chosen, backend)
-    given = ExpertArguments(x, w1, b1, w2, b2, gates, indices)
-    settings = Settings(activation, precision, chosen, compute)
-    target = Director(*(None if t is None else t.detach() for t in (dw1, db1, dw2, db2)))  # type: ignore[arg-type]
-    if chosen == "eager":
-        target = Director(*(None if t is None else t.to(compute) for t in target))  # type: ignore[arg-type]
-    refuse_transforms("dex_mlp", *given, *target)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given):
-        return _DexMlp.apply(*flatten(DexMlpCall(given, target, keep, align, settings)))
-    y, loss, *_ = _dex_mlp(*flatten(DexMlpCall(prepared(given, settings), target, "nothing", align, settings)))
-    return y, loss
+
+
+def as_target(director: Director, settings: Settings) -> Director:
+    """Without gradient; for eager GEMMs in their dtype."""
+    target = Director(*(None if t is None else t.detach() for t in director))  # type: ignore[arg-type]
+    if settings.backend == "triton":
+        return target
+    return Director(*(None if t is None else t.to(settings.compute) for t in target))  # type: ignore[arg-type]
 
 
 class DexMlpCall(NamedTuple):
@@ -136,30 +147,39 @@ class DexMlpResult(NamedTuple):
 
 
 def _run(call: DexMlpCall) -> DexMlpResult:
+    y, loss, kept, gradient = forward(call)
+    return DexMlpResult(y, loss, *kept, gradient)
+
+
+def forward(call: DexMlpCall, balance: Any = None) -> tuple[Tensor, Tensor, Kept, Tensor]:
+    """y, the alignment loss, what the backward needs, and the gradient of the rows' losses.
+
+    Triton fills ``balance`` (`dexcore.kernels.route.Balance`) in passing.
+    """
     x = call.given.x
     if call.settings.backend == "triton":
         from dexcore.ops import experts_triton
 
-        y, total, kept, gradient = experts_triton.forward_align(*call)
+        y, total, kept, gradient = experts_triton.forward_align(*call, balance)
     else:
         y, kept = experts_eager.forward(call.given, call.keep, call.settings)
-        gradient = _empty_gradient(call)
+        gradient = empty_align_gradient(x, call.keep, call.settings)
         wanted = gradient if call.keep != "nothing" else None
         total = experts_eager.align_director(x, call.director, y, wanted, call.align, call.settings)
-    return DexMlpResult(y, total / max(x.shape[:-1].numel(), 1), *kept, gradient)
+    return y, total / max(x.shape[:-1].numel(), 1), kept, gradient
 
 
-def _empty_gradient(call: DexMlpCall) -> Tensor:
-    x = call.given.x
-    shape = x.shape if call.keep != "nothing" else (0, *x.shape[1:])
-    return x.new_empty(shape, dtype=call.settings.compute)
+def empty_align_gradient(x: Tensor, keep: str, settings: Settings) -> Tensor:
+    """Room for the gradient of the rows' losses; empty where no backward follows."""
+    return x.new_empty(x.shape if keep != "nothing" else (0, *x.shape[1:]), dtype=settings.compute)
 
 
 def _fake(call: DexMlpCall) -> DexMlpResult:
     x, compute = call.given.x, call.settings.compute
     y = x.new_empty(x.shape, dtype=compute)
     loss = x.new_empty((), dtype=torch.promote_types(compute, torch.float32))
-    return DexMlpResult(y, loss, *empty_kept(call.given, call.keep, call.settings), _empty_gradient(call))
+    kept = empty_kept(call.given, call.keep, call.settings)
+    return DexMlpResult(y, loss, *kept, empty_align_gradient(x, call.keep, call.settings))
 
 
 def _run_backward(call: DexMlpBackwardCall) -> Gradients:

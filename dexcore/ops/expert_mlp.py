@@ -110,12 +110,33 @@ def check_expert_arguments(
     precision: str,
 ) -> None:
     """Raise an error that names the first argument that does not fit the others."""
-    for name, tensor in (("x", x), ("w1", w1), ("b1", b1), ("w2", w2), ("b2", b2), ("gates", gates)):
+    check_floating("gates", gates)
+    check_integer("indices", indices)
+    check_experts(x, w1, b1, w2, b2, activation, keep, precision)
+    batch = x.shape[0]
+    check_shape("gates", gates, (batch, "k"))
+    if gates.shape[1] < 1:
+        raise ValueError("gates must give every image at least one expert, got k = 0")
+    check_shape("indices", indices, (batch, gates.shape[1]))
+    check_same_device(x=x, gates=gates, indices=indices)
+
+
+def check_experts(
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None,
+    activation: str,
+    keep: str,
+    precision: str,
+) -> None:
+    """`check_expert_arguments` without gates and indices."""
+    for name, tensor in (("x", x), ("w1", w1), ("b1", b1), ("w2", w2), ("b2", b2)):
         if tensor is not None or name not in ("b1", "b2"):
             check_floating(name, tensor)  # type: ignore[arg-type]
-    check_integer("indices", indices)
     check_shape("x", x, ("B", "N", "D"))
-    batch, tokens, width = x.shape
+    _, tokens, width = x.shape
     if tokens < 1:
         raise ValueError("x must hold at least one token an image, got N = 0")
     check_shape("w1", w1, ("R", "H", width))
@@ -125,11 +146,7 @@ def check_expert_arguments(
         check_shape("b1", b1, (experts, hidden))
     if b2 is not None:
         check_shape("b2", b2, (experts, width))
-    check_shape("gates", gates, (batch, "k"))
-    if gates.shape[1] < 1:
-        raise ValueError("gates must give every image at least one expert, got k = 0")
-    check_shape("indices", indices, (batch, gates.shape[1]))
-    check_same_device(x=x, w1=w1, b1=b1, w2=w2, b2=b2, gates=gates, indices=indices)
+    check_same_device(x=x, w1=w1, b1=b1, w2=w2, b2=b2)
     check_choice("activation", activation, ACTIVATIONS)
     check_choice("keep", keep, KEEPS)
     check_choice("precision", precision, PRECISIONS)

@@ -3,6 +3,7 @@
 Axes: b images, n tokens, d width, h hidden, r experts, k chosen; s slots, the B*k pairs (image, choice).
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -72,6 +73,13 @@ class Needs(NamedTuple):
     def z(self) -> bool:
         """Whether the backward goes through the activation."""
         return self.x or self.w1 or self.b1
+
+
+class ThroughRouter(NamedTuple):
+    """In a whole layer's backward: what x gets by way of the gates, to be added where its gradient is summed."""
+
+    feature_gradient: Callable[[Tensor], Tensor]  # of the router's feature [B, D], given that of the gates
+    pool: str  # which tokens the feature was made of
 
 
 class Gradients(NamedTuple):

@@ -25,11 +25,12 @@ from dexcore.ops.expert_types import (
     Kept,
     Needs,
     Settings,
+    ThroughRouter,
     empty_gradients,
     empty_kept,
 )
 from dexcore.ops.mix_align import align_rows, teacher_scale
-from dexcore.ops.routing import dense_gates
+from dexcore.ops.routing import add_feature_gradient_, dense_gates
 
 # Hidden rows worked on together: the director's, which are never stored, and a group of experts'.
 _BLOCK_BYTES = 32 << 20
@@ -222,6 +223,7 @@ def backward(
     settings: Settings,
     x_dtype: torch.dtype,
     weight_dtype: torch.dtype,
+    router: ThroughRouter | None = None,
 ) -> Gradients:
     """The gradients that are asked for."""
     x, w1, b1, w2, b2, gates, indices = given
@@ -284,6 +286,10 @@ def backward(
     if needs.x:
         summed = _sum_slots(dx.view(-1, tokens * width), plan.places.view(gates.shape), None)
         grads = grads._replace(x=summed.view(x.shape).to(x_dtype))
+    if router is not None:
+        grad_feature = router.feature_gradient(grads.gates)
+        if needs.x:
+            add_feature_gradient_(grads.x, grad_feature, router.pool)
     return grads
 
 

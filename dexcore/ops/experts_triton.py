@@ -18,6 +18,8 @@ from dexcore.kernels.expert_wgrad import Product, expert_wgrad
 from dexcore.kernels.launch import forked, is_compiling
 from dexcore.kernels.mix_align import mix_align_forward, sum_slots
 from dexcore.kernels.plan import Plan, PlanShape, make_plan
+from dexcore.kernels.route import Balance
+from dexcore.ops.copies import half_copies
 from dexcore.ops.expert_types import (
     Director,
     ExpertArguments,
@@ -25,6 +27,7 @@ from dexcore.ops.expert_types import (
     Kept,
     Needs,
     Settings,
+    ThroughRouter,
     empty_gradients,
     empty_kept,
 )
@@ -38,12 +41,19 @@ def forward(given: ExpertArguments, keep: str, settings: Settings) -> tuple[Tens
 
 
 def forward_align(
-    given: ExpertArguments, director: Director, keep: str, align: str, settings: Settings
+    given: ExpertArguments,
+    director: Director,
+    keep: str,
+    align: str,
+    settings: Settings,
+    balance: Balance | None = None,
 ) -> tuple[Tensor, Tensor, Kept, Tensor]:
     """`forward` with the director in the same launches: y, the sum of the rows' alignment losses, what the backward
     needs, and the losses' gradients [B, N, D] (empty where no backward follows).
+
+    ``balance`` is filled where the router chose the indices just before; they need no check then.
     """
-    o, kept, plan, teacher = _experts(given, director, keep, settings)
+    o, kept, plan, teacher = _experts(given, director, keep, settings, balance)
     assert teacher is not None
     y, losses, gradient = mix_align_forward(
         o, plan, teacher, align, with_gradient=keep != "nothing", **KERNEL_CONSTANTS
@@ -52,15 +62,23 @@ def forward_align(
 
 
 def _experts(
-    given: ExpertArguments, director: Director | None, keep: str, settings: Settings
+    given: ExpertArguments,
+    director: Director | None,
+    keep: str,
+    settings: Settings,
+    balance: Balance | None = None,
 ) -> tuple[Tensor, Kept, Plan, Tensor | None]:
     """Every slot's output in expert order, what the backward needs, the plan, and the director's output."""
     config, precision = _tiles(given, settings)
     _, hidden, width = given.w1.shape
     check_sizes(given.indices.numel(), given.x.shape[1], hidden, width)
-    plan, tables = make_plan(given.indices.contiguous(), len(given.w1), given.x.shape[1], config.up.block_m)
-    _check_indices(plan)
-    w1, w2, dw1, dw2 = _weights(settings, given.w1, given.w2, *((director.dw1, director.dw2) if director else ()))
+    plan, tables = make_plan(given.indices.contiguous(), len(given.w1), given.x.shape[1], config.up.block_m, balance)
+    if balance is None:
+        _check_indices(plan)
+    # All at once, so that those without a copy are cast by one launch.
+    w1, w2, *of_director = _weights(
+        settings, given.w1, given.w2, *(() if director is None else (director.dw1, director.dw2))
+    )
     gates = given.gates.contiguous()
     x = input_rows(given.x.contiguous(), gates, plan, settings.compute, by_image=director is not None)
     z, a, director_a = expert_up(
@@ -72,7 +90,7 @@ def _experts(
         precision,
         config.up,
         keep_z=keep in ("both", "z"),
-        director=None if director is None else (dw1, _contiguous(director.db1)),
+        director=None if director is None else (of_director[0], _contiguous(director.db1)),
     )
     o, teacher = expert_down(
         a,
@@ -82,7 +100,7 @@ def _experts(
         plan,
         precision,
         config.down,
-        director=None if director is None else (director_a, dw2, _contiguous(director.db2)),
+        director=None if director is None else (director_a, of_director[1], _contiguous(director.db2)),
     )
     kept = empty_kept(given, "nothing", settings)
     if keep != "nothing":
@@ -106,11 +124,12 @@ def backward(
     x_dtype: torch.dtype,
     weight_dtype: torch.dtype,
     align: AlignGradient | None = None,
+    router: ThroughRouter | None = None,
 ) -> Gradients:
     """The gradients that are asked for; of ``given.x`` nothing is read."""
     config, precision = _tiles(given, settings)
     plan = plan_shape(given, settings, grad_y.shape[:2]).view(kept.plan)
-    w1, w2, *_ = _weights(settings, given.w1, given.w2)
+    w1, w2 = _weights(settings, given.w1, given.w2)
     activation, multiprocessors = settings.activation, MULTIPROCESSORS[architecture_of(grad_y.device)]
     z, x_rows, gate_rows = kept.z, kept.x_rows, kept.gate_rows
     if not z.numel():
@@ -130,20 +149,20 @@ def backward(
     grads = empty_gradients(given, Needs(), x_dtype, weight_dtype)
     # The weights' gradients fill what the tail of the input's leaves idle, and the other way round.
     with forked(grad_y.device) as beside:
-        if needs.x:
-            dx = expert_dx(dz, w1, plan, precision, config.dx)
-            grads = grads._replace(x=sum_slots(dx, plan, x_dtype).view(grad_y.shape))
         if needs.gates or needs.b2:
-            bias = given.b2 is not None and needs.b2
             grad_gates, grad_b2 = gate_and_bias_gradients(
                 gate_parts if needs.gates else None,
                 token_sums,
                 _contiguous(given.b2),
                 given.gates.contiguous(),
                 plan,
-                weight_dtype if bias else None,
+                weight_dtype if needs.b2 else None,
             )
             grads = grads._replace(gates=_or(grad_gates, grads.gates), b2=_or(grad_b2, grads.b2))
+        through = () if router is None else (router.feature_gradient(grads.gates), router.pool)
+        if needs.x:
+            dx = expert_dx(dz, w1, plan, precision, config.dx)
+            grads = grads._replace(x=sum_slots(dx, plan, x_dtype, *through).view(grad_y.shape))
         if needs.w1 or needs.w2 or needs.b1:
             with beside:
                 dw1, dw2, db1 = expert_wgrad(
@@ -171,9 +190,9 @@ def _contiguous(tensor: Tensor | None) -> Tensor | None:
 
 
 def _weights(settings: Settings, *weights: Tensor) -> list[Tensor]:
-    """The weights in the GEMMs' dtype, with rows that begin at 16 bytes where they can."""
-    made = [weight.to(settings.compute).contiguous() for weight in weights]
-    return [weight.clone() if weight.data_ptr() % 16 else weight for weight in made] + [made[0]] * (4 - len(made))
+    """The weights in the GEMMs' dtype, which begin at a multiple of 16 bytes."""
+    made = [weight.contiguous() for weight in half_copies(weights, settings.compute) if weight is not None]
+    return [weight.clone() if weight.data_ptr() % 16 else weight for weight in made]
 
 
 def _tiles(given: ExpertArguments, settings: Settings) -> tuple[LayerConfig, str]:

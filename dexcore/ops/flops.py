@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
+from dexcore.ops.dex_layer import DexLayerBackwardCall, DexLayerCall
 from dexcore.ops.dex_mlp import DexMlpBackwardCall, DexMlpCall
 from dexcore.ops.expert_mlp import ExpertMlpBackwardCall, ExpertMlpCall
 from dexcore.ops.expert_types import Needs
@@ -54,19 +55,29 @@ def _expert_mlp(call: ExpertMlpCall) -> int:
 
 @_counts(_ops.dex_mlp, DexMlpCall)
 def _dex_mlp(call: DexMlpCall) -> int:
-    images, *_ = x = call.given.x
-    director = 2 * _gemm(x, call.given.w1, (images, 1))
-    return 2 * _gemm(x, call.given.w1, call.given.gates) + director
+    return _with_director(call.given.x, call.given.w1, call.given.gates)
+
+
+@_counts(_ops.dex_layer, DexLayerCall)
+def _dex_layer(call: DexLayerCall) -> int:
+    x = call.router.x
+    return _router(x, call.router.router_weight) + _with_director(x, call.weights.w1, (x[0], call.router.top_k))
 
 
 @_counts(_ops.expert_mlp_backward, ExpertMlpBackwardCall)
 @_counts(_ops.dex_mlp_backward, DexMlpBackwardCall)
-def _backward(call: ExpertMlpBackwardCall | DexMlpBackwardCall) -> int:
+def _backward(call: ExpertMlpBackwardCall | DexMlpBackwardCall | DexLayerBackwardCall) -> int:
     """A GEMM each for the gradients of W1, W2, x and the activation, and one where z was not kept."""
     wanted = Needs(*call.needs)
     again = bool((wanted.z or wanted.w2) and call.kept.z[0] == 0)
     gemms = wanted.w1 + wanted.w2 + wanted.x + wanted.z + again
     return gemms * _gemm(call.grad_y, call.given.w1, call.given.gates)  # x is not always there
+
+
+@_counts(_ops.dex_layer_backward, DexLayerBackwardCall)
+def _dex_layer_backward(call: DexLayerBackwardCall) -> int:
+    router = 2 * _router(call.given.x, call.router_weight) if Needs(*call.needs).gates else 0
+    return router + (0 if call.grad_y is None else _backward(call))
 
 
 def _linear_pointwise(x: _Shape, weight: _Shape, *rest: Any, **kwargs: Any) -> int:
@@ -80,6 +91,11 @@ if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
 def _router(x: Any, weight: Any) -> int:
     (images, _, _), (experts, width) = x, weight
     return 2 * images * experts * width
+
+
+def _with_director(x: _Shape, w1: _Shape, gates: _Shape) -> int:
+    """Both layers of the experts and of the director."""
+    return 2 * _gemm(x, w1, gates) + 2 * _gemm(x, w1, (x[0], 1))
 
 
 def _gemm(x: Any, w1: Any, gates: Any) -> int:

@@ -157,16 +157,16 @@ def test_eval_runs_no_director_unless_asked():
     layer, x = make().eval(), torch.randn(3, 4, 12)
     y, called = ops_called(layer, x)
     assert "expert_mlp" in called
-    assert "dex_mlp" not in called
+    assert "dex_layer" not in called
     set_aux(layer, "always")
     again, called = ops_called(layer, x)
-    assert "dex_mlp" in called
+    assert "dex_layer" in called
     assert torch.equal(again, y)
     assert_close(layer.routing.align_loss, by_reference(layer, x)[1])
     assert not layer.routing.align_loss.requires_grad
     set_aux(layer, "never")
     _, called = ops_called(layer.train(), x)
-    assert "dex_mlp" not in called
+    assert "dex_layer" not in called
     assert layer.routing.align_loss is None
 
 

@@ -9,6 +9,7 @@ from dexcore.ops import reference
 from ops import plain
 
 NAMES = ("x", "w1", "b1", "w2", "b2", "gates")
+LAYER_NAMES = ("x", "router_weight", "w1", "b1", "w2", "b2")
 
 
 def rounded64(leaves):
@@ -52,11 +53,83 @@ def check_dex_mlp(case, dtype=torch.float32, activation="gelu", align="kd", keep
         assert_close(grad, grad64, plain=grad_plain, name=f"gradient of {name}")
 
 
-def plain_route(x, weight, indices, noise, pool):
+def layer_leaves(case, dtype, weight_dtype=None, router_dtype=None):
+    """x, a drawn router weight and the experts' weights, asking for gradients; weights in x's dtype unless given."""
+    x, *weights, _ = case.leaves(dtype, weight_dtype)
+    experts, width = case.w1.shape[0], case.x.shape[2]
+    drawn = 2 * torch.randn(experts, width, generator=torch.Generator().manual_seed(4)) / width**0.5
+    return [x, drawn.to(x.device, router_dtype or weight_dtype or dtype).requires_grad_(), *weights]
+
+
+def check_dex_layer(
+    case, dtype=torch.float32, activation="gelu", align="kd", keep="both", pool="cls", backend="triton"
+):
+    """Outputs and every gradient of `dex_layer`; the router stays in float32, as in training."""
+    top_k = case.gates.shape[1]
+    leaves = layer_leaves(case, dtype, router_dtype=torch.float32)
+    director = [None if t is None else t.to(dtype) for t in case.director]
+    g = torch.Generator().manual_seed(1)
+    device = case.x.device
+    noise = torch.randn(len(case.x), len(case.w1), generator=g).to(device)
+
+    def run(function, leaves, director, indices=None):
+        made = function(leaves, director, indices)
+        outputs = {name: made[name] for name in ("y", "align", "balance", "gates", "probs")}
+        drawn = torch.Generator().manual_seed(2)
+        # Large enough that the losses' gradients weigh as much as the other.
+        scales = {"align": 0.5 * case.x.shape[:2].numel(), "balance": 5.0 * len(case.x)}
+        grads = [
+            scales.get(name, 1.0) * torch.randn(output.shape, generator=drawn).to(device, output.dtype)
+            for name, output in outputs.items()
+        ]
+        wanted = [leaf for leaf in leaves if leaf is not None]
+        return made["indices"], outputs, torch.autograd.grad(list(outputs.values()), wanted, grads)
+
+    def ours(leaves, director, _):
+        settings = (top_k, 0.7, noise, pool, activation, align, keep)
+        y, loss, balance, gates, indices, probs = ops.dex_layer(*leaves, *director, *settings, backend=backend)
+        return {"y": y, "align": loss, "balance": balance, "gates": gates, "probs": probs, "indices": indices}
+
+    def exact(leaves, director, _):
+        x, router_weight, *experts = leaves
+        gates, indices, probs = reference.route(x, router_weight, top_k, 0.7, noise, pool)
+        y, loss = reference.dex_mlp(x, *experts, *director, gates, indices, activation, align)
+        balance = reference.balance_loss(probs)
+        return {"y": y, "align": loss, "balance": balance, "gates": gates, "probs": probs, "indices": indices}
+
+    def theirs(leaves, director, indices):
+        x, router_weight, *experts = leaves
+        gates, _, probs = plain_route(x, router_weight, indices, noise, pool, 0.7)
+        y, loss = plain_dex_mlp(x, *experts, *director, gates, indices, activation, align)
+        importance = probs.sum(0) / max(len(probs), 1)
+        balance = len(importance) * (importance * importance.detach()).sum()
+        return {"y": y, "align": loss, "balance": balance, "gates": gates, "probs": probs, "indices": indices}
+
+    indices, found, grads = run(ours, leaves, director)
+    indices64, truth, grads64 = run(exact, rounded64(leaves), rounded64(director))
+    again = layer_leaves(case, dtype, router_dtype=torch.float32)
+    _, by_plain, grads_plain = run(theirs, again, director, indices64)
+    assert torch.equal(indices, indices64)
+    for name, output in found.items():
+        assert output.dtype == (dtype if name == "y" else torch.promote_types(dtype, torch.float32)), name
+        if name == "align" and dtype != torch.float32:
+            assert_close(output, truth[name], bound=2e-2, name=name)
+        else:
+            assert_close(output, truth[name], plain=by_plain[name], name=name)
+    leaves = [(name, leaf) for name, leaf in zip(LAYER_NAMES, leaves, strict=True) if leaf is not None]
+    for (name, leaf), grad, grad64, grad_plain in zip(leaves, grads, grads64, grads_plain, strict=True):
+        assert grad.dtype == leaf.dtype, name
+        if name == "router_weight" and len(case.w1) == 1:  # a softmax over one is constant: rounding alone
+            assert grad.double().abs().max() <= 1e-2 * case.x.numel(), name
+        else:
+            assert_close(grad, grad64, plain=grad_plain, name=f"gradient of {name}")
+
+
+def plain_route(x, weight, indices, noise, pool, tau=0.5):
     """Gates and probabilities in float32, of experts that are chosen already."""
     feature = x[:, 0].float() if pool == "cls" else x.float().mean(1)
     logits = F.linear(feature, weight.float())
-    probs = ((logits if noise is None else logits + noise) / 0.5).softmax(-1)
+    probs = ((logits if noise is None else logits + noise) / tau).softmax(-1)
     chosen = probs.gather(-1, indices)
     return chosen / chosen.sum(-1, keepdim=True), indices, probs
 

@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from dexcore.nn import DEXMlp
-from dexcore.ops import dex_mlp, expert_mlp, mix_align, route
+from dexcore.ops import dex_layer, dex_mlp, expert_mlp, mix_align, route
 
 B, N, D, H, R, K = 3, 5, 8, 12, 4, 2
 GEMM = 2 * B * N * D * H  # of the director, or of one choice of each image
@@ -75,6 +75,26 @@ def test_routing_is_one_small_gemm_and_two_backward():
     gates = []
     assert counted(lambda: gates.append(route(x, weight, K)[0])) == 2 * B * R * D
     assert counted(gates[0].square().sum().backward) == 2 * 2 * B * R * D
+
+
+def layer(*wanted):
+    """What `dex_layer` is given."""
+    given = tensors(*wanted)
+    del given["gates"], given["indices"]
+    router_weight = torch.randn(R, D, requires_grad="router_weight" in wanted)
+    return {**given, **director(), "router_weight": router_weight, "top_k": K}
+
+
+def test_a_layer_is_its_parts_forward_and_backward():
+    made = []
+    parts = 2 * B * R * D + (K + 1) * 2 * GEMM
+    assert counted(lambda: made.append(dex_layer(**layer("x", "w1", "b1", "w2", "b2", "router_weight")))) == parts
+    y, align, balance, *_ = made[0]
+    assert counted((y.sum() + align + balance).backward) == 2 * 2 * B * R * D + K * 4 * GEMM
+    made = dex_layer(**layer("w1"))
+    assert counted(made[0].sum().backward) == K * 2 * GEMM
+    made = dex_layer(**layer("x", "w1", "router_weight"))
+    assert counted(made[2].backward) == 2 * 2 * B * R * D  # of the balance loss alone
 
 
 def test_elementwise_work_counts_nothing_as_in_pytorch():

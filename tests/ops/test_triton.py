@@ -16,8 +16,9 @@ from dexcore.ops.activation import ACTIVATIONS
 from dexcore.ops.expert_mlp import KEEPS
 from dexcore.ops.experts_triton import check_sizes
 from dexcore.ops.mix_align import ALIGNS
+from dexcore.ops.routing import POOLS
 from ops import plain
-from ops.agreement import check_dex_mlp, check_group_ema, check_route
+from ops.agreement import check_dex_layer, check_dex_mlp, check_group_ema, check_route, layer_leaves
 
 HALVES = (torch.float16, torch.bfloat16)
 # The interpreter takes about a second a case; the kernels have their own drawn cases in tests/kernels.
@@ -193,6 +194,68 @@ def test_views_that_start_between_16_byte_boundaries_are_right():
     assert shifted.data_ptr() % 16 != 0
     expected = ops.expert_mlp(*case.experts, backend="triton")
     assert torch.equal(ops.expert_mlp(shifted, *case.experts[1:], backend="triton"), expected)
+
+
+@few
+@given(
+    plain.cases(),
+    st.sampled_from(ACTIVATIONS),
+    st.sampled_from(ALIGNS),
+    st.sampled_from(KEEPS),
+    st.sampled_from(POOLS),
+)
+def test_a_layers_outputs_and_gradients_agree_with_float64(case, activation, align, keep, pool):
+    if not case.x.numel():
+        return
+    check_dex_layer(case, torch.float32, activation, align, keep, pool)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_layer_in_half_precision_is_as_good_as_plain_pytorch(dtype, pool):
+    check_dex_layer(plain.make_case(batch=4, tokens=9, width=64, hidden=96), dtype, keep="z", pool=pool)
+
+
+def test_a_layer_of_more_images_than_a_block_of_the_router():
+    check_dex_layer(plain.make_case(batch=70, tokens=2, width=40, hidden=16, experts=9, top_k=3))
+
+
+def test_a_layer_twice_has_the_same_bits():
+    case = plain.make_case(batch=4, tokens=9, width=32, hidden=48)
+    made = []
+    for _ in range(2):
+        leaves = layer_leaves(case, torch.float32)
+        outputs = ops.dex_layer(*leaves, *case.director, 2, backend="triton")
+        made.append([*outputs, *torch.autograd.grad(sum(t.sum() for t in outputs if t.requires_grad), leaves)])
+    assert all(torch.equal(a, b) for a, b in zip(*made, strict=True))
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_layer_without_images_trains_nothing(pool):
+    leaves = layer_leaves(case := plain.make_case(batch=0), torch.float32)
+    y, align, balance, *_ = ops.dex_layer(*leaves, *case.director, 2, pool=pool, backend="triton")
+    assert align == balance == 0
+    grads = torch.autograd.grad(y.sum() + align + balance, leaves)
+    assert all((grad == 0).all() and grad.shape == leaf.shape for grad, leaf in zip(grads, leaves, strict=True))
+
+
+def test_a_layers_gradients_are_the_same_whichever_are_asked_for():
+    case = plain.make_case()
+    leaves = layer_leaves(case, torch.float32)
+
+    def grads(asked):
+        given = [leaf.detach().requires_grad_(i in asked) for i, leaf in enumerate(leaves)]
+        y, align, balance, *_ = ops.dex_layer(*given, *case.director, 2, backend="triton")
+        return torch.autograd.grad(y.square().sum() + align + balance, [given[i] for i in asked])
+
+    full = grads(range(6))
+    for i in range(6):
+        assert torch.equal(*grads([i]), full[i])
+    for used in (2, 3, 5):  # balance loss, gates, probs: the experts take no part
+        outputs = [ops.dex_layer(*leaves, *case.director, 2, backend=name)[used] for name in ("triton", "eager")]
+        found, want = (torch.autograd.grad(t.square().sum(), [leaves[0], leaves[1]]) for t in outputs)
+        for a, b in zip(found, want, strict=True):
+            assert_close(a, b.double(), bound=1e-3)  # of float32 both
 
 
 @few

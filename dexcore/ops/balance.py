@@ -8,9 +8,13 @@ def balance_loss(probs: Tensor, global_importance: Tensor | None = None) -> Tens
 
     ``global_importance`` [R] takes the place of the second factor where the batch spans several processes.
     """
-    importance = mean_probs(probs)
+    return balance_of(mean_probs(probs), global_importance)
+
+
+def balance_of(importance: Tensor, global_importance: Tensor | None = None) -> Tensor:
+    """`balance_loss` of the mean [R] itself."""
     other = importance.detach() if global_importance is None else global_importance
-    return probs.shape[1] * (importance * other).sum()
+    return importance.shape[0] * (importance * other).sum()
 
 
 def mean_probs(probs: Tensor) -> Tensor:

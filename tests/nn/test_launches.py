@@ -1,0 +1,81 @@
+"""What one layer's training step asks of a GPU: our launches, and PyTorch's kernels on more than B R elements.
+
+Counted under the interpreter, where the launches and the ATen calls are those of a GPU.
+"""
+
+import sys
+from collections import Counter
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+from dexcore.nn import DEXMlp, set_noise_std
+
+B, N, D, H, R = 3, 7, 16, 24, 4
+_ROOM = {"empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided"}  # no kernel
+
+
+class Calls(TorchDispatchMode):
+    """The ATen calls that read or write more than ``limit`` elements of one tensor, those inside dexcore's ops too."""
+
+    def __init__(self, limit):
+        super().__init__()
+        self.limit, self.names = limit, []
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if op.namespace == "dexcore":
+            with self:
+                return op.redispatch(torch._C.DispatchKeySet(torch._C.DispatchKey.CPU), *args, **kwargs)
+        results = op(*args, **kwargs)
+        tensors = [leaf for leaf in torch.utils._pytree.tree_leaves((args, kwargs, results)) if torch.is_tensor(leaf)]
+        name = op._schema.name.removeprefix("aten::")
+        if not op.is_view and name not in _ROOM and max((t.numel() for t in tensors), default=0) > self.limit:
+            names = [name]
+            self.names += names
+        return results
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """The names of the kernels launched, in order."""
+    names = []
+
+    def wrapped(launch):
+        def note(kernel, grid, *arguments, **settings):
+            if 0 not in grid:
+                names.append(kernel.fn.__name__)
+            with _disable_current_modes():  # the interpreter calls ATen too
+                launch(kernel, grid, *arguments, **settings)
+
+        return note
+
+    layer_step(False)  # imports all that is launched
+    for name, module in list(sys.modules.items()):
+        if name.startswith("dexcore.kernels.") and hasattr(module, "launch"):
+            monkeypatch.setattr(module, "launch", wrapped(module.launch))
+    return names
+
+
+def layer_step(autocast, keep="both", pool="cls", noise=0.0):
+    """A training step of a layer; gradients reach x, all parameters, and both losses count."""
+    layer = DEXMlp(D, H, num_experts=R, top_k=2, keep=keep, pool=pool, backend="triton").train()
+    set_noise_std(layer, noise)
+    x = torch.randn(B, N, D, requires_grad=True)
+    dy = torch.randn(B, N, D)
+    one = torch.ones(())
+    calls = Calls(B * R)
+    with calls, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        y = layer(x)
+        losses = layer.routing.align_loss, layer.routing.balance_loss
+    with calls:
+        torch.autograd.backward([y, *losses], [dy.to(y.dtype), one, one])
+    return calls.names
+
+
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+@pytest.mark.parametrize("autocast", [False, True], ids=["float32", "autocast"])
+def test_a_layers_step(launched, autocast, pool):
+    large = Counter(layer_step(autocast, pool=pool, noise=1.0))
+    print(len(launched), Counter(launched), sum(large.values()), large)
