@@ -109,7 +109,6 @@ def to_write(directors: Sequence[Tensor], experts: Sequence[Tensor]) -> tuple[li
     """
     from dexcore.kernels.tables import is_capturing
 
-    given: set[int] = set()
     dtypes: set[torch.dtype] = set()
 
     def wanted(tensor: Tensor, changes: bool) -> Tensor | None:
@@ -117,7 +116,7 @@ def to_write(directors: Sequence[Tensor], experts: Sequence[Tensor]) -> tuple[li
             _never_keep(tensor)
             return None
         kept = _of(tensor)
-        if kept is None or kept.half is None or not kept.asked or id(tensor) in given:
+        if kept is None or kept.half is None or not kept.asked:
             return None
         half = kept.half
         if not (_may_keep(tensor) and _lies_as_before(kept, tensor) and half.shape == tensor.shape):
@@ -126,7 +125,6 @@ def to_write(directors: Sequence[Tensor], experts: Sequence[Tensor]) -> tuple[li
             return None
         if dtypes and half.dtype not in dtypes:
             return None
-        given.add(id(tensor))
         dtypes.add(half.dtype)
         kept.seen, kept.asked = None, False
         return half

@@ -163,25 +163,6 @@ def swap_data(given):
         parameter.data = torch.randn_like(parameter)
 
 
-def swap_data_twice_to_the_same_address(given):
-    """As a model that is moved to the host, changed there, and moved back."""
-    for parameter in given:
-        whole, address, shape = torch.empty(0), parameter.data_ptr(), parameter.shape
-        for _ in range(1000):
-            parameter.data = torch.zeros(0)
-            whole = torch.randn(shape)
-            if whole.data_ptr() == address:
-                break
-        parameter.data = whole
-
-
-def another_dtype(given):
-    half_copies(given, FP16)
-    half_copies(given, FP16)
-    with torch.no_grad():
-        given[0].add_(1)
-
-
 class WritesPastVersions(torch.optim.Optimizer):
     """As optimizers do whose kernels PyTorch does not know."""
 
@@ -214,8 +195,6 @@ def average_past_versions(given):
         copy_into,
         load,
         swap_data,
-        swap_data_twice_to_the_same_address,
-        another_dtype,
         step_past_versions,
         average_past_versions,
     ],
@@ -233,12 +212,35 @@ def test_what_changes_a_parameter_makes_its_copy_untrue(launches, change):
     assert_same(half_copies(given, BF16), found)
 
 
-def test_another_shape_of_the_same_memory_is_another_copy():
+def test_another_dtype_is_another_copy():
     given = parameters((6,))
-    half_copies(given, BF16)
-    given[0].data = given[0].data.view(2, 3)
-    (half,) = half_copies(given, BF16)
-    assert half.shape == (2, 3)
+    for dtype in (BF16, FP16, FP16, BF16):
+        (half,) = half_copies(given, dtype)
+        assert half.dtype == dtype
+        assert_true([half], given, dtype)
+
+
+def test_another_shape_of_the_same_memory_is_another_copy():
+    (director,), (experts,) = pool(shapes=((6,),))
+    for gema in (False, True):
+        half_copies([director, experts], BF16)
+        shape = [3, 2] if gema else [2, 3]
+        director.data, experts.data = director.data.view(shape), experts.data.view(3, *shape)
+        if gema:
+            move([director], [experts])
+        found = half_copies([director, experts], BF16)
+        assert_true(found, [director, experts])
+
+
+def test_other_memory_at_the_same_address_is_another_copy():
+    """As of a model that is moved to the host, changed there, and moved back."""
+    memory = bytearray(24)
+    parameter = nn.Parameter(torch.frombuffer(memory, dtype=torch.float32))
+    half_copies([parameter], BF16)
+    address = parameter.data_ptr()
+    parameter.data = torch.frombuffer(memory, dtype=torch.float32).fill_(2)
+    assert parameter.data_ptr() == address
+    assert_true(half_copies([parameter], BF16), [parameter])
 
 
 def test_a_deep_copy_has_its_own(launches):
@@ -441,6 +443,24 @@ def test_copies_of_two_dtypes_are_written_where_they_are_of_the_first():
     move(directors, experts)
     assert_true(half_copies([directors[0], experts[0]], BF16), [directors[0], experts[0]])
     assert_true(half_copies([directors[1], experts[1]], FP16), [directors[1], experts[1]], FP16)
+
+
+def test_experts_of_two_directors_are_written_once():
+    directors, experts = pool(shapes=((5,), (5,)))
+    half_copies([*directors, experts[0]], BF16)
+    step(experts)
+    move(directors, [experts[0], experts[0]])
+    assert_true(half_copies([*directors, experts[0]], BF16), [*directors, experts[0]])
+
+
+def test_a_copy_that_another_thread_made_anew_meanwhile_is_not_taken_for_the_written_one():
+    (director,), (experts,) = pool(shapes=((5,),))
+    half_copies([director, experts], BF16)
+    given = copies.to_write([director], [experts])
+    half_copies([director], BF16)
+    copy_into([director])
+    copies.written([director, experts], [*given[0], *given[1]])
+    assert_true(half_copies([director], BF16), [director])
 
 
 def test_the_eager_path_leaves_the_copies_alone():
