@@ -65,6 +65,7 @@ HOMES = {
     "sum_slots": "mix_align",
     "gate_and_bias_gradients": "bias_gradients",
     "group_ema": "group_ema",
+    "cast_all": "cast",
 }
 
 
@@ -254,9 +255,16 @@ def _arguments(launcher: str, layer: Layer) -> tuple[tuple[Any, ...], dict[str, 
             shapes = [(hidden, width), (hidden,), (width, hidden), (width,)]
             if "unaligned" in options:
                 shapes = [(width + 1, width + 1)]
-            directors = [layer.empty(*shape) for shape in shapes]
-            experts = [layer.empty(EXPERTS, *shape) for shape in shapes]
-            return (directors, experts, [layer.float(EXPERTS)] * len(shapes), 0.99), {}
+            dtype = torch.float32 if "copies" in options else layer.dtype
+            directors = [layer.empty(*shape, dtype=dtype) for shape in shapes]
+            experts = [layer.empty(EXPERTS, *shape, dtype=dtype) for shape in shapes]
+            arguments = directors, experts, [layer.float(EXPERTS)] * len(shapes), 0.99
+            if "copies" in options:
+                arguments += tuple([layer.empty(*tensor.shape) for tensor in part] for part in (directors, experts))
+            return arguments, {}
+        case "cast_all":
+            sources = [layer.float(EXPERTS, hidden, width), layer.float(EXPERTS, hidden)]
+            return (sources, [layer.empty(*source.shape) for source in sources]), {}
     raise ValueError(f"no launcher {launcher!r}")
 
 

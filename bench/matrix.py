@@ -44,6 +44,9 @@ COUNTERS = ("make_plan", "expert_load")
 # On parameters, which are float32 in training.
 ON_PARAMETERS = ("group_ema",)
 
+# What half-precision copies of parameters take: whether a step casts them or group EMA has written them.
+COPIES = ("cast_all", "group_ema copies")
+
 # The other keep-levels, the parts by themselves, the other kinds, once.
 VARIANTS = (
     "expert_up gelu wa director",
@@ -87,11 +90,11 @@ def entries() -> list[str]:
         for call in GEMMS + BY_WIDTH + ROUTING:
             add(call, architecture, "bf16", VIT_B)
             add(call, architecture, "bf16", VIT_T)
-        for call in OTHERS + COUNTERS:
+        for call in OTHERS + COUNTERS + COPIES:
             add(call, architecture, "bf16", VIT_B)
         for call in ON_PARAMETERS:
             add(call, architecture, "fp32-ieee", VIT_B)
-    for call in GEMMS + BY_WIDTH + OTHERS:
+    for call in GEMMS + BY_WIDTH + OTHERS + COPIES:
         add(call, "sm_90", "fp16", VIT_B)
     for call in GEMMS + BY_WIDTH + tuple(call for call in OTHERS if call not in ON_PARAMETERS):
         add(call, "sm_90", "fp32-ieee", VIT_B)
