@@ -21,8 +21,8 @@ from bench.published import PublishedLayer, published_align, published_copy
 from bench.routings import steer
 from bench.timing import CPU
 from dexcore.nn import DEXMlp, update_directors
-from dexcore.ops.balance import balance_loss
 from dexcore.nn.directors import expert_load
+from dexcore.ops.balance import balance_loss
 
 EXPERTS, TOP_K, MOMENTUM = 8, 2, 0.99
 LAMBDA_ALIGN, LAMBDA_BALANCE = 0.01, 0.001

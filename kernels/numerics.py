@@ -13,6 +13,7 @@ _MINUS_HALF_LOG2_E = tl.constexpr(-0.7213475204444817)
 _LOG2_INV_SQRT_2PI = tl.constexpr(-1.3257480647361595)
 _SQRT_2_OVER_PI = tl.constexpr(0.7978845608028654)
 _TANH_CUBIC = tl.constexpr(0.044715)
+_QUICK = tl.constexpr(1.702)
 
 
 @triton.jit
@@ -72,6 +73,9 @@ def activate_both(z, ACTIVATION: tl.constexpr):
     elif ACTIVATION == "silu":
         s = tl.sigmoid(z)
         return z * s, s * (1 + z * (1 - s))
+    elif ACTIVATION == "quick_gelu":
+        s = tl.sigmoid(z * _QUICK)
+        return z * s, s * (1 + z * (1 - s) * _QUICK)
     elif ACTIVATION == "gelu_tanh":
         # The interpreter takes constexpr * tensor for a constexpr: tensors come first.
         t = _tanh((z + z * z * z * _TANH_CUBIC) * _SQRT_2_OVER_PI)

@@ -73,10 +73,10 @@ def dex_layer(
     check_experts(x, w1, b1, w2, b2, activation, keep, precision)
     if w1.shape[0] != router_weight.shape[0]:
         raise ValueError(f"w1 holds {w1.shape[0]} experts, router_weight chooses among {router_weight.shape[0]}")
-    check_director(x, w1, dw1, db1, dw2, db2)
+    check_director(x, w1, w2, dw1, db1, dw2, db2)
     check_choice("align", align, ALIGNS)
     compute = compute_dtype(x)
-    chosen = resolve(backend, x.device, compute, precision)
+    chosen = resolve(backend, x.device, compute, precision, activation)
     keep = allowed_keep(keep, compute, chosen, backend)
     settings = Settings(activation, precision, chosen, compute)
     weights, target = Weights(w1, b1, w2, b2), as_target(Director(dw1, db1, dw2, db2), settings)

@@ -58,7 +58,7 @@ def dex_mlp(
 
     Args:
         x, w1, b1, w2, b2, gates, indices, activation, keep, precision, backend: as for `expert_mlp`.
-        dw1, db1, dw2, db2: [H, D], [H] or None, [D, H], [D] or None: the director. It is a target and gets no
+        dw1, db1, dw2, db2: [C, D], [C] or None, [D, H], [D] or None: the director. It is a target and gets no
             gradient.
         align: "kd", "cosine" or "mse", as for `mix_align`.
 
@@ -69,10 +69,10 @@ def dex_mlp(
         TypeError, ValueError, IndexError: as `expert_mlp`.
     """
     check_expert_arguments(x, w1, b1, w2, b2, gates, indices, activation, keep, precision)
-    check_director(x, w1, dw1, db1, dw2, db2)
+    check_director(x, w1, w2, dw1, db1, dw2, db2)
     check_choice("align", align, ALIGNS)
     compute = compute_dtype(x)
-    chosen = resolve(backend, x.device, compute, precision)
+    chosen = resolve(backend, x.device, compute, precision, activation)
     keep = allowed_keep(keep, compute, chosen, backend)
     given = ExpertArguments(x, w1, b1, w2, b2, gates, indices)
     settings = Settings(activation, precision, chosen, compute)
@@ -84,14 +84,15 @@ def dex_mlp(
     return y, loss
 
 
-def check_director(x: Tensor, w1: Tensor, dw1: Tensor, db1: Tensor | None, dw2: Tensor, db2: Tensor | None) -> None:
-    """Raise an error that names the first of the director's tensors that does not fit x and the experts' ``w1``."""
-    _, hidden, width = w1.shape
+def check_director(
+    x: Tensor, w1: Tensor, w2: Tensor, dw1: Tensor, db1: Tensor | None, dw2: Tensor, db2: Tensor | None
+) -> None:
+    """Raise an error that names the first of the director's tensors that does not fit x and the experts' weights."""
     director = {
-        "dw1": (dw1, (hidden, width)),
-        "db1": (db1, (hidden,)),
-        "dw2": (dw2, (width, hidden)),
-        "db2": (db2, (width,)),
+        "dw1": (dw1, w1.shape[1:]),
+        "db1": (db1, w1.shape[1:2]),
+        "dw2": (dw2, w2.shape[1:]),
+        "db2": (db2, w2.shape[1:2]),
     }
     for name, (tensor, shape) in director.items():
         if tensor is not None or name in ("dw1", "dw2"):

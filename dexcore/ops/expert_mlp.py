@@ -2,12 +2,14 @@
 
     y[b] = sum_j gates[b, j] (act(x[b] W1_e^T + b1_e) W2_e^T + b2_e),   e = indices[b, j]
 
-Axes: b images, n tokens, d width, h hidden, r experts, k chosen.
+With "swiglu" W1_e and b1_e have 2 H rows, the gate's and then the value's: act([g, v]) = silu(g) v.
+
+Axes: b images, n tokens, d width, h hidden, r experts, k chosen. C is the rows of W1, H or 2 H.
 
 ``keep`` says what the backward finds stored:
 
-    "both"  z = x W1^T + b1 and the activation   2 B k N H elements
-    "z"     z; the activation is computed again    B k N H
+    "both"  z = x W1^T + b1 and the activation   B k N (C + H) elements
+    "z"     z; the activation is computed again  B k N C
     "none"  z is computed again too, by one more GEMM
 """
 
@@ -17,7 +19,7 @@ import torch
 from torch import Tensor
 
 from dexcore.ops import experts_eager, onnx
-from dexcore.ops.activation import ACTIVATIONS
+from dexcore.ops.activation import ACTIVATIONS, columns_of
 from dexcore.ops.backend import resolve
 from dexcore.ops.checks import (
     check_choice,
@@ -60,11 +62,12 @@ def expert_mlp(
 
     Args:
         x: [B, N, D], floating.
-        w1, b1: [R, H, D] and [R, H] or None: the experts' first layers.
+        w1, b1: [R, C, D] and [R, C] or None: the experts' first layers.
         w2, b2: [R, D, H] and [R, D] or None: their second layers.
         gates: [B, k], floating; kept in float32.
         indices: [B, k], int64 or int32, each in 0..R-1.
-        activation: "gelu" (erf), "gelu_tanh", "relu" or "silu".
+        activation: "gelu" (erf), "gelu_tanh", "quick_gelu", "relu", "silu", or "swiglu", for which C is 2 H, and which
+            the Triton kernels do not have: "auto" is eager for it.
         keep: what the backward finds stored: "both", "z" or "none" (see the module). The Triton kernels store the
             activation times its gate, which can underflow in float16: there "both" is refused with
             ``backend="triton"``, and taken for "z" with "auto".
@@ -84,7 +87,7 @@ def expert_mlp(
     """
     check_expert_arguments(x, w1, b1, w2, b2, gates, indices, activation, keep, precision)
     compute = compute_dtype(x)
-    chosen = resolve(backend, x.device, compute, precision)
+    chosen = resolve(backend, x.device, compute, precision, activation)
     keep = allowed_keep(keep, compute, chosen, backend)
     given = ExpertArguments(x, w1, b1, w2, b2, gates, indices)
     settings = Settings(activation, precision, chosen, compute)
@@ -110,9 +113,9 @@ def check_expert_arguments(
     precision: str,
 ) -> None:
     """Raise an error that names the first argument that does not fit the others."""
+    check_experts(x, w1, b1, w2, b2, activation, keep, precision)
     check_floating("gates", gates)
     check_integer("indices", indices)
-    check_experts(x, w1, b1, w2, b2, activation, keep, precision)
     batch = x.shape[0]
     check_shape("gates", gates, (batch, "k"))
     if gates.shape[1] < 1:
@@ -132,6 +135,9 @@ def check_experts(
     precision: str,
 ) -> None:
     """`check_expert_arguments` without gates and indices."""
+    check_choice("activation", activation, ACTIVATIONS)
+    check_choice("keep", keep, KEEPS)
+    check_choice("precision", precision, PRECISIONS)
     for name, tensor in (("x", x), ("w1", w1), ("b1", b1), ("w2", w2), ("b2", b2)):
         if tensor is not None or name not in ("b1", "b2"):
             check_floating(name, tensor)  # type: ignore[arg-type]
@@ -139,17 +145,17 @@ def check_experts(
     _, tokens, width = x.shape
     if tokens < 1:
         raise ValueError("x must hold at least one token an image, got N = 0")
-    check_shape("w1", w1, ("R", "H", width))
-    experts, hidden, _ = w1.shape
-    check_shape("w2", w2, (experts, width, hidden))
+    per_unit = columns_of(activation)
+    check_shape("w1", w1, ("R", "H" if per_unit == 1 else f"{per_unit} H", width))
+    experts, columns, _ = w1.shape
+    if columns % per_unit:
+        raise ValueError(f"w1 must have {per_unit} rows a hidden unit with activation={activation!r}, got {columns}")
+    check_shape("w2", w2, (experts, width, columns // per_unit))
     if b1 is not None:
-        check_shape("b1", b1, (experts, hidden))
+        check_shape("b1", b1, (experts, columns))
     if b2 is not None:
         check_shape("b2", b2, (experts, width))
     check_same_device(x=x, w1=w1, b1=b1, w2=w2, b2=b2)
-    check_choice("activation", activation, ACTIVATIONS)
-    check_choice("keep", keep, KEEPS)
-    check_choice("precision", precision, PRECISIONS)
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:

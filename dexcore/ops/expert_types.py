@@ -1,6 +1,7 @@
 """What the experts' ops pass between schema and implementations, and its shapes.
 
-Axes: b images, n tokens, d width, h hidden, r experts, k chosen; s slots, the B*k pairs (image, choice).
+Axes: b images, n tokens, d width, h hidden, r experts, k chosen; s slots, the B*k pairs (image, choice). C is H, but
+2 H with "swiglu" (`dexcore.ops.activation.columns_of`).
 """
 
 from collections.abc import Callable
@@ -14,8 +15,8 @@ class ExpertArguments(NamedTuple):
     """What is computed on: the gates in float32 at least; for "eager" all else in the dtype of the GEMMs."""
 
     x: Tensor  # [B, N, D]
-    w1: Tensor  # [R, H, D]
-    b1: Tensor | None  # [R, H]
+    w1: Tensor  # [R, C, D]
+    b1: Tensor | None  # [R, C]
     w2: Tensor  # [R, D, H]
     b2: Tensor | None  # [R, D]
     gates: Tensor  # [B, k]
@@ -30,8 +31,8 @@ class ExpertArguments(NamedTuple):
 class Director(NamedTuple):
     """The director's weights; for "eager" in the dtype of the GEMMs."""
 
-    dw1: Tensor  # [H, D]
-    db1: Tensor | None  # [H]
+    dw1: Tensor  # [C, D]
+    db1: Tensor | None  # [C]
     dw2: Tensor  # [D, H]
     db2: Tensor | None  # [D]
 
@@ -51,7 +52,7 @@ class Kept(NamedTuple):
     For "triton", where rows are those of the plan, padded to tiles (`dexcore.kernels.plan`), also its own input.
     """
 
-    z: Tensor  # [B*k*N, H]
+    z: Tensor  # [B*k*N, C]
     a: Tensor  # [B*k*N, H]: act(z), eager; gate * act(z), triton
     o: Tensor  # [B*k*N, D]: eager alone
     x_rows: Tensor  # [rows, D]: triton alone, and so the next two
@@ -95,8 +96,8 @@ class Gradients(NamedTuple):
 
 def empty_kept(given: ExpertArguments, keep: str, settings: Settings) -> Kept:
     """Room for what ``keep`` stores; "nothing" where no backward follows."""
-    x, hidden = given.x, given.w1.shape[1]
-    rows, width, extra = given.indices.numel() * x.shape[1], x.shape[2], 0
+    x, (_, columns, _), (_, width, hidden) = given.x, given.w1.shape, given.w2.shape
+    rows, extra = given.indices.numel() * x.shape[1], 0
     if settings.backend == "triton" and keep != "nothing":
         from dexcore.ops import experts_triton
 
@@ -107,7 +108,7 @@ def empty_kept(given: ExpertArguments, keep: str, settings: Settings) -> Kept:
         return x.new_empty(shape, dtype=dtype)
 
     return Kept(
-        z=room(rows if keep in ("both", "z") else 0, hidden),
+        z=room(rows if keep in ("both", "z") else 0, columns),
         a=room(rows if keep == "both" else 0, hidden),
         o=room(0 if keep == "nothing" or settings.backend == "triton" else rows, width),
         x_rows=room(rows if extra else 0, width),

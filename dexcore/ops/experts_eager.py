@@ -120,7 +120,7 @@ def forward(given: ExpertArguments, keep: str, settings: Settings) -> tuple[Tens
     """y [B, N, D], and what the backward needs."""
     x, w1, b1, w2, b2, gates, indices = given
     tokens, width = x.shape[1:]
-    experts, hidden, _ = w1.shape
+    experts, columns, _ = w1.shape
     plan = _Plan(indices, experts, tokens)
     kept = empty_kept(given, keep, settings)
     x_rows = _gather(x, plan.images).view(-1, width).split(plan.sizes)
@@ -129,13 +129,14 @@ def forward(given: ExpertArguments, keep: str, settings: Settings) -> tuple[Tens
     as_dense = keep == "nothing" or _is_alone(x)
     b2_apart = None if as_dense or not _is_full(x.dtype) else b2
     b1_e, b2_e = _by_expert(b1, experts), _by_expert(b2 if b2_apart is None else None, experts)
-    groups = plan.groups(hidden * x.element_size())
-    scratch = x.new_empty((0 if keep == "both" else _longest(groups), hidden))
+    groups = plan.groups(columns * x.element_size())
+    keeps_z = keep in ("both", "z")
+    scratch = x.new_empty((0 if keep == "both" else _longest(groups), w2.shape[2] if keeps_z else columns))
     for group in groups:
-        z, a = group.hidden(kept.z, scratch), group.hidden(kept.a, scratch)
+        z = group.hidden(kept.z, scratch)
         for e, z_rows in zip(group.experts, z.split(group.sizes), strict=True):
             _linear(x_rows[e], w1_t[e], b1_e[e], out=z_rows)
-        activate(settings.activation, z, out=a)
+        a = activate(settings.activation, z, out=group.hidden(kept.a, scratch) if keeps_z else None)
         for e, a_rows in zip(group.experts, a.split(group.sizes), strict=True):
             _linear(a_rows, w2_t[e], b2_e[e], out=o_rows[e])
     mix = _mix_by_differences if as_dense else _sum_slots
@@ -152,11 +153,11 @@ def align_director(
 
     The director runs in blocks of rows whose hidden layer stays in cache, and each block is aligned at once.
     """
-    hidden, width = director.dw1.shape
+    columns, width = director.dw1.shape
     rows = x.shape[:-1].numel()
-    blocks = max(1, -(-rows * hidden * y.itemsize // _BLOCK_BYTES))
+    blocks = max(1, -(-rows * columns * y.itemsize // _BLOCK_BYTES))
     block = max(1, -(-rows // blocks))
-    scratch_h, scratch_d = y.new_empty((min(rows, block), hidden)), y.new_empty((min(rows, block), width))
+    scratch_h, scratch_d = y.new_empty((min(rows, block), columns)), y.new_empty((min(rows, block), width))
     total = x.new_zeros((), dtype=torch.promote_types(x.dtype, torch.float32))
     w1_t, w2_t, scale = director.dw1.t(), director.dw2.t(), teacher_scale(align)
     parts = [None if t is None else t.reshape(-1, width).split(block) for t in (x, y, gradient)]
@@ -164,7 +165,7 @@ def align_director(
         x_block, y_block, gradient_block = (None if part is None else part[i] for part in parts)
         count = x_block.shape[0]  # type: ignore[union-attr]
         hidden_block = _linear(x_block, w1_t, director.db1, out=scratch_h[:count])  # type: ignore[arg-type]
-        activate(settings.activation, hidden_block, out=hidden_block)
+        hidden_block = activate(settings.activation, hidden_block, out=None)
         teacher = _linear(hidden_block, w2_t, director.db2, out=scratch_d[:count], scale=scale)
         total += align_rows(y_block, teacher, align, gradient_block)  # type: ignore[arg-type]
     return total
@@ -228,7 +229,7 @@ def backward(
     """The gradients that are asked for."""
     x, w1, b1, w2, b2, gates, indices = given
     tokens, width = x.shape[1:]
-    experts, hidden, _ = w1.shape
+    (experts, columns, _), hidden = w1.shape, w2.shape[2]
     plan = _Plan(indices, experts, tokens)
     grads = empty_gradients(given, needs, x_dtype, weight_dtype)
     for tensor in (grads.w1, grads.b1, grads.w2, grads.b2):
@@ -254,10 +255,15 @@ def backward(
     dw1_e, db1_e, dw2_e = (grad.unbind(0) if grad.numel() else () for grad in (grads.w1, grads.b1, grads.w2))
     dx = do_sx.new_empty((sum(plan.sizes) if needs.x else 0, width))
     dx_rows = dx.split(plan.sizes) if needs.x else ()
-    groups = plan.groups(hidden * x.element_size())
-    scratch_u, scratch_a, scratch_z = (
-        dx.new_empty((_longest(groups) if needed else 0, hidden))
-        for needed in (needs.z, needs.w2 and not kept.a.numel(), not kept.z.numel())
+    groups = plan.groups(columns * x.element_size())
+    is_gated = columns != hidden  # then a's gradient has its place, since it is no room for z's
+    scratch_dz, scratch_z, scratch_a = (
+        dx.new_empty((_longest(groups) if needed else 0, size))
+        for needed, size in (
+            (needs.z, columns),
+            (not kept.z.numel(), columns),
+            ((needs.w2 and not kept.a.numel()) or (needs.z and is_gated), hidden),
+        )
     )
     for group in groups:
         z = group.hidden(kept.z, scratch_z)
@@ -272,10 +278,11 @@ def backward(
                 _mm_into(do_rows[e].t(), a_rows, dw2_e[e])
         if not needs.z:
             continue
-        dz = scratch_u[: len(z)]
-        for e, dz_rows in zip(group.experts, dz.split(group.sizes), strict=True):
-            torch.mm(do_rows[e], w2_e[e], out=dz_rows)
-        activate_backward(settings.activation, dz, z)
+        dz = scratch_dz[: len(z)]
+        da = scratch_a[: len(z)] if is_gated else dz
+        for e, da_rows in zip(group.experts, da.split(group.sizes), strict=True):
+            torch.mm(do_rows[e], w2_e[e], out=da_rows)
+        activate_backward(settings.activation, da, z, out=dz)
         for e, dz_rows in zip(group.experts, dz.split(group.sizes), strict=True):
             if needs.b1:
                 torch.sum(dz_rows, 0, dtype=weight_dtype, out=db1_e[e])

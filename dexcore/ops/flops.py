@@ -50,33 +50,39 @@ def _route_backward(call: RouteBackwardCall) -> int:
 
 @_counts(_ops.expert_mlp, ExpertMlpCall)
 def _expert_mlp(call: ExpertMlpCall) -> int:
-    return 2 * _gemm(call.given.x, call.given.w1, call.given.gates)
+    given = call.given
+    return _both_layers(given.x, given.w1, given.w2, given.gates)
 
 
 @_counts(_ops.dex_mlp, DexMlpCall)
 def _dex_mlp(call: DexMlpCall) -> int:
-    return _with_director(call.given.x, call.given.w1, call.given.gates)
+    given = call.given
+    return _with_director(given.x, given.w1, given.w2, given.gates)
 
 
 @_counts(_ops.dex_layer, DexLayerCall)
 def _dex_layer(call: DexLayerCall) -> int:
-    x = call.router.x
-    return _router(x, call.router.router_weight) + _with_director(x, call.weights.w1, (x[0], call.router.top_k))
+    x, weights, gates = call.router.x, call.weights, (call.router.x[0], call.router.top_k)
+    return _router(x, call.router.router_weight) + _with_director(x, weights.w1, weights.w2, gates)
 
 
 @_counts(_ops.expert_mlp_backward, ExpertMlpBackwardCall)
 @_counts(_ops.dex_mlp_backward, DexMlpBackwardCall)
 def _backward(call: ExpertMlpBackwardCall | DexMlpBackwardCall | DexLayerBackwardCall) -> int:
-    """A GEMM each for the gradients of W1, W2, x and the activation, and one where z was not kept."""
-    wanted = Needs(*call.needs)
+    """A GEMM each for the gradients of W1, W2, x and the activation, and one where z was not kept.
+
+    Those of W1 and x, and z again, have W1's size, the others W2's.
+    """
+    wanted, given = Needs(*call.needs), call.given
     again = bool((wanted.z or wanted.w2) and call.kept.z[0] == 0)
-    gemms = wanted.w1 + wanted.w2 + wanted.x + wanted.z + again
-    return gemms * _gemm(call.grad_y, call.given.w1, call.given.gates)  # x is not always there
+    first, second = (_gemm(call.grad_y, weight, given.gates) for weight in (given.w1, given.w2))  # x may be away
+    return (wanted.w1 + wanted.x + again) * first + (wanted.w2 + wanted.z) * second
 
 
 @_counts(_ops.dex_layer_backward, DexLayerBackwardCall)
 def _dex_layer_backward(call: DexLayerBackwardCall) -> int:
-    router = 2 * _router(call.given.x, call.router_weight) if Needs(*call.needs).gates else 0
+    batch, _ = call.given.gates
+    router = 2 * _router((batch, *call.given.x[1:]), call.router_weight) if Needs(*call.needs).gates else 0
     return router + (0 if call.grad_y is None else _backward(call))
 
 
@@ -93,12 +99,16 @@ def _router(x: Any, weight: Any) -> int:
     return 2 * images * experts * width
 
 
-def _with_director(x: _Shape, w1: _Shape, gates: _Shape) -> int:
-    """Both layers of the experts and of the director."""
-    return 2 * _gemm(x, w1, gates) + 2 * _gemm(x, w1, (x[0], 1))
+def _with_director(x: _Shape, w1: _Shape, w2: _Shape, gates: _Shape) -> int:
+    """Both layers of the experts and of the director, which sees every image once."""
+    return _both_layers(x, w1, w2, gates) + _both_layers(x, w1, w2, (x[0], 1))
 
 
-def _gemm(x: Any, w1: Any, gates: Any) -> int:
+def _both_layers(x: _Shape, w1: _Shape, w2: _Shape, gates: _Shape) -> int:
+    return _gemm(x, w1, gates) + _gemm(x, w2, gates)
+
+
+def _gemm(x: Any, weight: Any, gates: Any) -> int:
     """One of the experts' GEMMs, over the B * k * N rows that the chosen experts see."""
-    (images, tokens, width), (_, hidden, _), (_, top_k) = x, w1, gates
-    return 2 * images * top_k * tokens * width * hidden
+    (images, tokens, _), (_, out_features, in_features), (_, top_k) = x, weight, gates
+    return 2 * images * top_k * tokens * out_features * in_features

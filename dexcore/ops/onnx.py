@@ -6,9 +6,9 @@ The ops call these themselves while PyTorch exports to ONNX. Axes as in `dexcore
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from dexcore.ops.activation import activated
 from dexcore.ops.expert_types import ExpertArguments
 
 
@@ -32,11 +32,7 @@ def expert_mlp(given: ExpertArguments, activation: str) -> Tensor:
     y_bnd: Any = 0
     for j in range(gates.shape[1]):
         expert_b = indices[:, j]
-        a_bnh = _linear(x, w1, b1, expert_b)
-        if activation in ("relu", "silu"):
-            a_bnh = getattr(F, activation)(a_bnh)
-        else:
-            a_bnh = F.gelu(a_bnh, approximate="tanh" if activation == "gelu_tanh" else "none")
+        a_bnh = activated(activation, _linear(x, w1, b1, expert_b))
         y_bnd = y_bnd + gates[:, j, None, None] * _linear(a_bnh, w2, b2, expert_b)
     return y_bnd.to(x.dtype)
 

@@ -11,8 +11,10 @@ from torch import Tensor
 _ACTIVATIONS = {
     "gelu": F.gelu,
     "gelu_tanh": lambda z: F.gelu(z, approximate="tanh"),
+    "quick_gelu": lambda z: z * torch.sigmoid(1.702 * z),
     "relu": F.relu,
     "silu": F.silu,
+    "swiglu": lambda z: F.silu(z[..., : z.shape[-1] // 2]) * z[..., z.shape[-1] // 2 :],
 }
 
 
@@ -37,7 +39,7 @@ def route(
 
 
 def mlp(x: Tensor, w1_hd: Tensor, b1_h: Tensor | None, w2_dh: Tensor, b2_d: Tensor | None, activation: str) -> Tensor:
-    """One expert, or the director, on any rows."""
+    """One expert, or the director, on any rows; for "swiglu" w1 and b1 have 2 H rows, the gate's first."""
     b1_h, b2_d = (None if bias is None else bias.double() for bias in (b1_h, b2_d))
     return F.linear(_ACTIVATIONS[activation](F.linear(x.double(), w1_hd.double(), b1_h)), w2_dh.double(), b2_d)
 

@@ -13,6 +13,7 @@ from dexcore.kernels.numerics import activate, activate_both, dot, halves, round
 ACTIVATIONS = {
     "gelu": F.gelu,
     "gelu_tanh": lambda z: F.gelu(z, approximate="tanh"),
+    "quick_gelu": lambda z: z * torch.sigmoid(1.702 * z),
     "relu": F.relu,
     "silu": F.silu,
 }

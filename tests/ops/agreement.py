@@ -28,7 +28,7 @@ def outputs_and_gradients(function, leaves, director, indices, grad_y, grad_loss
 def plain_dex_mlp(x, w1, b1, w2, b2, dw1, db1, dw2, db2, gates, indices, activation, align):
     y = plain.expert_mlp(x, w1, b1, w2, b2, gates, indices, activation)
     dw1, db1, dw2, db2 = (None if t is None else t.to(x.dtype) for t in (dw1, db1, dw2, db2))
-    teacher = F.linear(plain.ACTIVATIONS[activation](F.linear(x, dw1, db1)), dw2, db2)
+    teacher = F.linear(plain.ALL_ACTIVATIONS[activation](F.linear(x, dw1, db1)), dw2, db2)
     return y, plain.mix_align(y, teacher, align)
 
 

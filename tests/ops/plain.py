@@ -10,9 +10,12 @@ from torch import Tensor
 ACTIVATIONS = {
     "gelu": F.gelu,
     "gelu_tanh": lambda z: F.gelu(z, approximate="tanh"),
+    "quick_gelu": lambda z: z * torch.sigmoid(1.702 * z),
     "relu": F.relu,
     "silu": F.silu,
 }
+GATED = {"swiglu": lambda z: F.silu(z.chunk(2, -1)[0]) * z.chunk(2, -1)[1]}  # of two pre-activations a hidden unit
+ALL_ACTIVATIONS = ACTIVATIONS | GATED
 
 
 def expert_mlp(x, w1, b1, w2, b2, gates, indices, activation="gelu"):
@@ -21,7 +24,7 @@ def expert_mlp(x, w1, b1, w2, b2, gates, indices, activation="gelu"):
     w1, b1, w2, b2 = (None if t is None else t.to(dtype) for t in (w1, b1, w2, b2))
     outputs = []
     for r in range(w1.shape[0]):
-        hidden = ACTIVATIONS[activation](F.linear(x, w1[r], None if b1 is None else b1[r]))
+        hidden = ALL_ACTIVATIONS[activation](F.linear(x, w1[r], None if b1 is None else b1[r]))
         outputs.append(F.linear(hidden, w2[r], None if b2 is None else b2[r]))
     stacked_rbnd = torch.stack(outputs)
     images = torch.arange(x.shape[0], device=x.device)
@@ -80,7 +83,8 @@ class Case:
         ]
 
 
-def make_case(batch=3, tokens=5, width=12, hidden=20, experts=4, top_k=2, bias=True, seed=0):
+def make_case(batch=3, tokens=5, width=12, hidden=20, experts=4, top_k=2, bias=True, seed=0, activation="gelu"):
+    columns = 2 * hidden if activation in GATED else hidden
     g = torch.Generator().manual_seed(seed)
 
     def normal(*shape, scale=1.0):
@@ -93,12 +97,12 @@ def make_case(batch=3, tokens=5, width=12, hidden=20, experts=4, top_k=2, bias=T
     scores = torch.rand(batch, used, generator=g)
     return Case(
         x=normal(batch, tokens, width),
-        w1=normal(experts, hidden, width, scale=width**-0.5),
-        b1=biases(experts, hidden),
+        w1=normal(experts, columns, width, scale=width**-0.5),
+        b1=biases(experts, columns),
         w2=normal(experts, width, hidden, scale=hidden**-0.5),
         b2=biases(experts, width),
-        dw1=normal(hidden, width, scale=width**-0.5),
-        db1=biases(hidden),
+        dw1=normal(columns, width, scale=width**-0.5),
+        db1=biases(columns),
         dw2=normal(width, hidden, scale=hidden**-0.5),
         db2=biases(width),
         gates=torch.rand(batch, top_k, generator=g).softmax(-1),
@@ -107,7 +111,7 @@ def make_case(batch=3, tokens=5, width=12, hidden=20, experts=4, top_k=2, bias=T
 
 
 @st.composite
-def cases(draw):
+def cases(draw, activation="gelu"):
     experts = draw(st.integers(1, 6))
     return make_case(
         batch=draw(st.integers(0, 5)),
@@ -118,4 +122,12 @@ def cases(draw):
         top_k=draw(st.integers(1, min(experts, 4))),
         bias=draw(st.booleans()),
         seed=draw(st.integers(0, 2**16)),
+        activation=activation,
     )
+
+
+@st.composite
+def cases_and_activations(draw):
+    """A case, and the activation that it is for."""
+    activation = draw(st.sampled_from(list(ALL_ACTIVATIONS)))
+    return draw(cases(activation)), activation

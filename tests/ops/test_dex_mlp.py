@@ -33,12 +33,12 @@ def run(function, case, dtype, *settings):
 
 
 @given(
-    plain.cases().filter(lambda case: case.x.numel() and case.x.shape[2] > 1),
-    st.sampled_from(tuple(plain.ACTIVATIONS)),
+    plain.cases_and_activations().filter(lambda drawn: drawn[0].x.numel() and drawn[0].x.shape[2] > 1),
     st.sampled_from(ALIGNS),
     st.sampled_from(KEEPS),
 )
-def test_outputs_and_all_gradients_agree_with_float64(case, activation, align, keep):
+def test_outputs_and_all_gradients_agree_with_float64(case_and_activation, align, keep):
+    case, activation = case_and_activation
     y, loss, grads = run(ops.dex_mlp, case, torch.float32, activation, align, keep)
     y64, loss64, grads64 = run(reference.dex_mlp, case, torch.float64, activation, align)
     y32, loss32, grads32 = run(plain_dex_mlp, case, torch.float32, activation, align)
@@ -49,36 +49,39 @@ def test_outputs_and_all_gradients_agree_with_float64(case, activation, align, k
         assert_close(grad, grad64, plain=grad32, name=f"gradient of {name}")
 
 
+@pytest.mark.parametrize("activation", ["gelu", "swiglu"])
 @pytest.mark.parametrize("keep", KEEPS)
 @pytest.mark.parametrize("block_bytes", [1, 700, 4000])  # an expert a group, and two groups of 2 and 1
-def test_more_rows_than_a_block(monkeypatch, block_bytes, keep):
+def test_more_rows_than_a_block(monkeypatch, block_bytes, keep, activation):
     monkeypatch.setattr(experts_eager, "_BLOCK_BYTES", block_bytes)
-    case = plain.make_case(batch=5, tokens=7)
-    y, loss, grads = run(ops.dex_mlp, case, torch.float32, "gelu", "kd", keep)
-    y64, loss64, grads64 = run(reference.dex_mlp, case, torch.float64, "gelu", "kd")
+    case = plain.make_case(batch=5, tokens=7, activation=activation)
+    y, loss, grads = run(ops.dex_mlp, case, torch.float32, activation, "kd", keep)
+    y64, loss64, grads64 = run(reference.dex_mlp, case, torch.float64, activation, "kd")
     assert_close(y, y64)
     assert_close(loss, loss64)
     for name, grad, grad64 in zip(NAMES, grads, grads64, strict=True):
         assert_close(grad, grad64, name=name)
 
 
+@pytest.mark.parametrize("activation", ["gelu", "swiglu"])
 @pytest.mark.parametrize("align", ALIGNS)
-def test_gradcheck(align):
-    case = plain.make_case(tokens=2, width=3, hidden=4)
+def test_gradcheck(align, activation):
+    case = plain.make_case(tokens=2, width=3, hidden=4, activation=activation)
     case.dw1.zero_()  # the numeric derivative would see the target move with x
     director = [t.double() for t in case.director]
 
     def function(x, w1, b1, w2, b2, gates):
-        return ops.dex_mlp(x, w1, b1, w2, b2, *director, gates, case.indices, align=align)
+        return ops.dex_mlp(x, w1, b1, w2, b2, *director, gates, case.indices, activation, align)
 
     assert torch.autograd.gradcheck(function, case.leaves(torch.float64))
 
 
-def test_it_equals_its_parts():
-    case = plain.make_case(batch=4, tokens=9, width=16, hidden=24)
-    y, loss = ops.dex_mlp(*case.experts[:5], *case.director, *case.experts[5:])
-    assert torch.equal(y, ops.expert_mlp(*case.experts))
-    director = reference.mlp(case.x, *case.director, "gelu").float()
+@pytest.mark.parametrize("activation", ["gelu", "swiglu"])
+def test_it_equals_its_parts(activation):
+    case = plain.make_case(batch=4, tokens=9, width=16, hidden=24, activation=activation)
+    y, loss = ops.dex_mlp(*case.experts[:5], *case.director, *case.experts[5:], activation)
+    assert torch.equal(y, ops.expert_mlp(*case.experts, activation))
+    director = reference.mlp(case.x, *case.director, activation).float()
     assert_close(loss, ops.mix_align(y, director))
 
 
@@ -113,12 +116,13 @@ def test_autocast_keeps_the_loss_in_float32():
     assert all(g.dtype == torch.float32 for g in torch.autograd.grad(y.float().sum() + loss, leaves))
 
 
-def test_opcheck():
-    case = plain.make_case()
+@pytest.mark.parametrize("activation", ["gelu", "swiglu"])
+def test_opcheck(activation):
+    case = plain.make_case(activation=activation)
     arguments = (*case.experts, *case.director)
     for keep in ("nothing", "z"):
-        opcheck(torch.ops.dexcore.dex_mlp.default, (*arguments, keep, "kd", "gelu", "ieee", "eager", torch.float32))
-    y, loss, *kept = torch.ops.dexcore.dex_mlp(*arguments, "z", "kd", "gelu", "ieee", "eager", torch.float32)
+        opcheck(torch.ops.dexcore.dex_mlp.default, (*arguments, keep, "kd", activation, "ieee", "eager", torch.float32))
+    y, loss, *kept = torch.ops.dexcore.dex_mlp(*arguments, "z", "kd", activation, "ieee", "eager", torch.float32)
     opcheck(
         torch.ops.dexcore.dex_mlp_backward.default,
         (
@@ -127,7 +131,7 @@ def test_opcheck():
             *case.experts,
             *kept,
             [True] * 6,
-            "gelu",
+            activation,
             "ieee",
             "eager",
             *[torch.float32] * 3,
@@ -135,12 +139,13 @@ def test_opcheck():
     )
 
 
-def test_compiles_without_a_graph_break_and_with_its_backward():
-    case = plain.make_case()
+@pytest.mark.parametrize("activation", ["gelu", "swiglu"])
+def test_compiles_without_a_graph_break_and_with_its_backward(activation):
+    case = plain.make_case(activation=activation)
     leaves = case.leaves(torch.float32)
 
     def function(x, w1, b1, w2, b2, gates, indices):
-        y, loss = ops.dex_mlp(x, w1, b1, w2, b2, *case.director, gates, indices)
+        y, loss = ops.dex_mlp(x, w1, b1, w2, b2, *case.director, gates, indices, activation)
         return y.square().sum() + loss
 
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")

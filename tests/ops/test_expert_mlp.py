@@ -8,12 +8,12 @@ from torch.library import opcheck
 
 from assertions import assert_close
 from dexcore import ops
-from dexcore.ops import reference
+from dexcore.ops import BackendUnavailableError, reference
 from dexcore.ops.expert_mlp import KEEPS
 from ops import plain
 
 NAMES = ("x", "w1", "b1", "w2", "b2", "gates")
-ACTIVATIONS = tuple(plain.ACTIVATIONS)
+each_way = pytest.mark.parametrize("activation", ["gelu", "quick_gelu", "swiglu"])
 
 
 def gradients(function, leaves, indices, grad_y, **kwargs):
@@ -22,8 +22,9 @@ def gradients(function, leaves, indices, grad_y, **kwargs):
     return y, torch.autograd.grad(y, wanted, grad_y.to(y.dtype))
 
 
-@given(plain.cases(), st.sampled_from(ACTIVATIONS), st.sampled_from(KEEPS))
-def test_output_and_all_gradients_agree_with_float64(case, activation, keep):
+@given(plain.cases_and_activations(), st.sampled_from(KEEPS))
+def test_output_and_all_gradients_agree_with_float64(case_and_activation, keep):
+    case, activation = case_and_activation
     grad_y = torch.randn(case.x.shape, generator=torch.Generator().manual_seed(1))
     results = [
         gradients(function, case.leaves(dtype), case.indices, grad_y, activation=activation, **kwargs)
@@ -44,50 +45,55 @@ def test_output_and_all_gradients_agree_with_float64(case, activation, keep):
         assert_close(grad, grad64, plain=grad32, name=f"gradient of {name}")
 
 
+@each_way
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("keep", KEEPS)
-def test_half_precision_is_as_good_as_plain_pytorch(dtype, keep):
-    case = plain.make_case(batch=6, tokens=17, width=64, hidden=96)
+def test_half_precision_is_as_good_as_plain_pytorch(dtype, keep, activation):
+    case = plain.make_case(batch=6, tokens=17, width=64, hidden=96, activation=activation)
     grad_y = torch.randn(case.x.shape)
-    y, grads = gradients(ops.expert_mlp, case.leaves(dtype), case.indices, grad_y, keep=keep)
+    y, grads = gradients(ops.expert_mlp, case.leaves(dtype), case.indices, grad_y, keep=keep, activation=activation)
     rounded = [leaf.detach().double().requires_grad_() for leaf in case.leaves(dtype)]
-    y64, grads64 = gradients(reference.expert_mlp, rounded, case.indices, grad_y.to(dtype))
-    y_plain, grads_plain = gradients(plain.expert_mlp, case.leaves(dtype), case.indices, grad_y)
+    y64, grads64 = gradients(reference.expert_mlp, rounded, case.indices, grad_y.to(dtype), activation=activation)
+    y_plain, grads_plain = gradients(plain.expert_mlp, case.leaves(dtype), case.indices, grad_y, activation=activation)
     assert y.dtype == dtype
     assert_close(y, y64, plain=y_plain, name="y")
     for name, grad, grad64, grad_plain in zip(NAMES, grads, grads64, grads_plain, strict=True):
         assert_close(grad, grad64, plain=grad_plain, name=f"gradient of {name}")
 
 
+@each_way
 @pytest.mark.parametrize("keep", KEEPS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_one_image_has_the_same_output_with_gradients_to_the_bit(dtype, keep):
-    case = plain.make_case(batch=1, tokens=17, width=64, hidden=96, top_k=3)
+def test_one_image_has_the_same_output_with_gradients_to_the_bit(dtype, keep, activation):
+    case = plain.make_case(batch=1, tokens=17, width=64, hidden=96, top_k=3, activation=activation)
     leaves, grad_y = case.leaves(dtype), torch.randn(case.x.shape)
-    y, grads = gradients(ops.expert_mlp, leaves, case.indices, grad_y, keep=keep)
+    y, grads = gradients(ops.expert_mlp, leaves, case.indices, grad_y, keep=keep, activation=activation)
     with torch.no_grad():
-        assert torch.equal(y, ops.expert_mlp(*leaves, case.indices))
+        assert torch.equal(y, ops.expert_mlp(*leaves, case.indices, activation=activation))
     rounded = [leaf.detach().double().requires_grad_() for leaf in leaves]
-    _, grads64 = gradients(reference.expert_mlp, rounded, case.indices, grad_y.to(dtype))
-    _, grads_plain = gradients(plain.expert_mlp, leaves, case.indices, grad_y)
+    _, grads64 = gradients(reference.expert_mlp, rounded, case.indices, grad_y.to(dtype), activation=activation)
+    _, grads_plain = gradients(plain.expert_mlp, leaves, case.indices, grad_y, activation=activation)
     for name, grad, grad64, grad_plain in zip(NAMES, grads, grads64, grads_plain, strict=True):
         assert_close(grad, grad64, plain=grad_plain, name=f"gradient of {name}")
 
 
+@each_way
 @pytest.mark.parametrize("keep", KEEPS)
-def test_gradcheck(keep):
-    case = plain.make_case(tokens=2, width=3, hidden=4)
+def test_gradcheck(keep, activation):
+    case = plain.make_case(tokens=2, width=3, hidden=4, activation=activation)
     assert torch.autograd.gradcheck(
-        lambda *leaves: ops.expert_mlp(*leaves, case.indices, keep=keep), case.leaves(torch.float64)
+        lambda *leaves: ops.expert_mlp(*leaves, case.indices, keep=keep, activation=activation),
+        case.leaves(torch.float64),
     )
 
 
-def test_an_expert_without_images_gets_zero_gradient():
-    case = plain.make_case(experts=5, top_k=2)
+@each_way
+def test_an_expert_without_images_gets_zero_gradient(activation):
+    case = plain.make_case(experts=5, top_k=2, activation=activation)
     leaves = case.leaves(torch.float32)
     idle = [r for r in range(5) if r not in case.indices]
     assert idle
-    y = ops.expert_mlp(*leaves, case.indices)
+    y = ops.expert_mlp(*leaves, case.indices, activation=activation)
     for name, grad in zip(NAMES[1:5], torch.autograd.grad(y.square().sum(), leaves[1:5]), strict=True):
         assert (grad[idle] == 0).all(), name
         used = [r for r in range(5) if r in case.indices]
@@ -112,12 +118,13 @@ def test_the_same_expert_twice_counts_twice():
         assert_close(grad, grad64)
 
 
-def test_a_gate_of_zero_has_the_right_gradient():
-    case = plain.make_case()
+@each_way
+def test_a_gate_of_zero_has_the_right_gradient(activation):
+    case = plain.make_case(activation=activation)
     case.gates[:, 1] = 0
     leaves = case.leaves(torch.float64)
-    _, grads = gradients(ops.expert_mlp, leaves, case.indices, torch.ones_like(case.x))
-    _, grads64 = gradients(reference.expert_mlp, leaves, case.indices, torch.ones_like(case.x))
+    _, grads = gradients(ops.expert_mlp, leaves, case.indices, torch.ones_like(case.x), activation=activation)
+    _, grads64 = gradients(reference.expert_mlp, leaves, case.indices, torch.ones_like(case.x), activation=activation)
     assert grads64[5][:, 1].abs().min() > 0
     for grad, grad64 in zip(grads, grads64, strict=True):
         assert_close(grad, grad64)
@@ -133,17 +140,21 @@ def test_an_image_full_of_infinities_stays_alone():
     assert not spoilt[1].isfinite().any()
 
 
+@each_way
 @pytest.mark.parametrize("keep", KEEPS)
-def test_repeated_calls_are_bit_equal(keep):
-    case = plain.make_case(batch=8, tokens=17, width=32, hidden=64)
-    first = gradients(ops.expert_mlp, case.leaves(torch.float32), case.indices, torch.ones_like(case.x), keep=keep)
-    second = gradients(ops.expert_mlp, case.leaves(torch.float32), case.indices, torch.ones_like(case.x), keep=keep)
+def test_repeated_calls_are_bit_equal(keep, activation):
+    case = plain.make_case(batch=8, tokens=17, width=32, hidden=64, activation=activation)
+    grad_y, settings = torch.ones_like(case.x), {"keep": keep, "activation": activation}
+    first, second = (
+        gradients(ops.expert_mlp, case.leaves(torch.float32), case.indices, grad_y, **settings) for _ in range(2)
+    )
     assert torch.equal(first[0], second[0])
     assert all(torch.equal(a, b) for a, b in zip(first[1], second[1], strict=True))
 
 
-def test_non_contiguous_inputs_and_expanded_gradients():
-    case = plain.make_case(batch=4, tokens=6, width=8, hidden=10)
+@each_way
+def test_non_contiguous_inputs_and_expanded_gradients(activation):
+    case = plain.make_case(batch=4, tokens=6, width=8, hidden=10, activation=activation)
     x, w1, b1, w2, b2, gates = case.leaves(torch.float32)
     strided = [
         x.transpose(0, 1).contiguous().transpose(0, 1).detach().requires_grad_(),
@@ -155,66 +166,78 @@ def test_non_contiguous_inputs_and_expanded_gradients():
     ]
     assert not strided[0].is_contiguous()
     ones = torch.ones(()).expand(x.shape)  # stride 0, as .sum().backward() sends it
-    expected = gradients(ops.expert_mlp, [x, w1, b1, w2, b2, gates], case.indices, ones.contiguous())
-    got = gradients(ops.expert_mlp, strided, case.indices, ones)
+    expected = gradients(
+        ops.expert_mlp, [x, w1, b1, w2, b2, gates], case.indices, ones.contiguous(), activation=activation
+    )
+    got = gradients(ops.expert_mlp, strided, case.indices, ones, activation=activation)
     assert_close(got[0], expected[0])
     for a, b in zip(got[1], expected[1], strict=True):
         assert_close(a, b)
 
 
-def test_gradients_have_their_inputs_dtype():
-    case = plain.make_case()
+@each_way
+def test_gradients_have_their_inputs_dtype(activation):
+    case = plain.make_case(activation=activation)
     leaves = case.leaves(torch.bfloat16, parameter_dtype=torch.float32)
-    y = ops.expert_mlp(*leaves, case.indices)
+    y = ops.expert_mlp(*leaves, case.indices, activation=activation)
     assert y.dtype == torch.bfloat16
     for leaf, grad in zip(leaves, torch.autograd.grad(y.float().sum(), leaves), strict=True):
         assert grad.dtype == leaf.dtype
 
 
-def test_autocast_computes_in_its_dtype_and_returns_float32_gradients():
-    case = plain.make_case(batch=4, tokens=9, width=32, hidden=48)
+@each_way
+def test_autocast_computes_in_its_dtype_and_returns_float32_gradients(activation):
+    case = plain.make_case(batch=4, tokens=9, width=32, hidden=48, activation=activation)
     leaves = case.leaves(torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        y = ops.expert_mlp(*leaves, case.indices)
+        y = ops.expert_mlp(*leaves, case.indices, activation=activation)
     dtypes = [torch.bfloat16] * 5 + [torch.float32]
     half = [leaf.detach().to(dtype).requires_grad_() for leaf, dtype in zip(leaves, dtypes, strict=True)]
-    assert torch.equal(y, ops.expert_mlp(*half, case.indices))
+    assert torch.equal(y, ops.expert_mlp(*half, case.indices, activation=activation))
     grads = torch.autograd.grad(y.float().square().sum(), leaves)
     assert all(grad.dtype == torch.float32 for grad in grads)
 
 
-def test_only_the_gradients_asked_for_are_made():
-    case = plain.make_case()
+@each_way
+def test_only_the_gradients_asked_for_are_made(activation):
+    case = plain.make_case(activation=activation)
     x, w1, b1, w2, b2, gates = case.leaves(torch.float32)
-    full = torch.autograd.grad(ops.expert_mlp(x, w1, b1, w2, b2, gates, case.indices).sum(), (x, b2))
+    full = torch.autograd.grad(
+        ops.expert_mlp(x, w1, b1, w2, b2, gates, case.indices, activation=activation).sum(), (x, b2)
+    )
     frozen = [t.detach() for t in (w1, b1, w2, gates)]
-    y = ops.expert_mlp(x, *frozen[:3], b2, frozen[3], case.indices)
+    y = ops.expert_mlp(x, *frozen[:3], b2, frozen[3], case.indices, activation=activation)
     for a, b in zip(torch.autograd.grad(y.sum(), (x, b2)), full, strict=True):
         assert torch.equal(a, b)
 
 
+@each_way
 @pytest.mark.parametrize("keep", ["nothing", *KEEPS])
-def test_opcheck(keep):
-    case = plain.make_case()
-    opcheck(torch.ops.dexcore.expert_mlp.default, (*case.experts, keep, "gelu", "ieee", "eager", torch.float32))
+def test_opcheck(keep, activation):
+    case = plain.make_case(activation=activation)
+    opcheck(torch.ops.dexcore.expert_mlp.default, (*case.experts, keep, activation, "ieee", "eager", torch.float32))
 
 
+@each_way
 @pytest.mark.parametrize("needs", [[True] * 6, [True, False, True, False, True, False]])
-def test_opcheck_of_the_backward(needs):
-    case = plain.make_case()
-    _, *kept = torch.ops.dexcore.expert_mlp(*case.experts, "z", "gelu", "ieee", "eager", torch.float32)
+def test_opcheck_of_the_backward(needs, activation):
+    case = plain.make_case(activation=activation)
+    _, *kept = torch.ops.dexcore.expert_mlp(*case.experts, "z", activation, "ieee", "eager", torch.float32)
     opcheck(
         torch.ops.dexcore.expert_mlp_backward.default,
-        (torch.ones_like(case.x), *case.experts, *kept, needs, "gelu", "ieee", "eager", *[torch.float32] * 3),
+        (torch.ones_like(case.x), *case.experts, *kept, needs, activation, "ieee", "eager", *[torch.float32] * 3),
     )
 
 
-def test_compiles_without_a_graph_break_and_with_its_backward():
-    case = plain.make_case()
+@each_way
+def test_compiles_without_a_graph_break_and_with_its_backward(activation):
+    case = plain.make_case(activation=activation)
     leaves = case.leaves(torch.float32)
-    compiled = torch.compile(lambda *a: ops.expert_mlp(*a).square(), fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(
+        lambda *a: ops.expert_mlp(*a, activation=activation).square(), fullgraph=True, backend="aot_eager"
+    )
     y = compiled(*leaves, case.indices)
-    expected = ops.expert_mlp(*leaves, case.indices).square()
+    expected = ops.expert_mlp(*leaves, case.indices, activation=activation).square()
     assert torch.equal(y, expected)
     for a, b in zip(torch.autograd.grad(y.sum(), leaves), torch.autograd.grad(expected.sum(), leaves), strict=True):
         assert torch.equal(a, b)
@@ -256,3 +279,18 @@ def test_bad_arguments_are_named(argument, value, error, message):
     arguments = dict(zip((*NAMES, "indices"), case.experts, strict=True)) | {argument: value}
     with pytest.raises(error, match=message):
         ops.expert_mlp(**arguments)
+
+
+def test_a_gated_activation_wants_two_rows_a_hidden_unit():
+    case = plain.make_case(hidden=20, activation="swiglu")
+    x, w1, b1, w2, b2, gates, indices = case.experts
+    with pytest.raises(ValueError, match=r"w2 must have shape \[4, 12, 10\], got \[4, 12, 20\]"):
+        ops.expert_mlp(x, w1[:, :20], b1[:, :20], w2, b2, gates, indices, "swiglu")
+    with pytest.raises(ValueError, match="w1 must have 2 rows a hidden unit with activation='swiglu', got 39"):
+        ops.expert_mlp(x, w1[:, :39], b1[:, :39], w2, b2, gates, indices, "swiglu")
+
+
+def test_the_kernels_have_no_gated_activation_and_say_so():
+    case = plain.make_case(activation="swiglu")
+    with pytest.raises(BackendUnavailableError, match=r"backend='triton' cannot run: .* no activation 'swiglu'"):
+        ops.expert_mlp(*case.experts, "swiglu", backend="triton")

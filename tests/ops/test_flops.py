@@ -12,12 +12,12 @@ B, N, D, H, R, K = 3, 5, 8, 12, 4, 2
 GEMM = 2 * B * N * D * H  # of the director, or of one choice of each image
 
 
-def tensors(*wanted):
+def tensors(*wanted, columns=H):
     """x, the experts, gates and indices; gradients for what is named."""
     made = {
         "x": torch.randn(B, N, D),
-        "w1": torch.randn(R, H, D),
-        "b1": torch.randn(R, H),
+        "w1": torch.randn(R, columns, D),
+        "b1": torch.randn(R, columns),
         "w2": torch.randn(R, D, H),
         "b2": torch.randn(R, D),
         "gates": torch.rand(B, K),
@@ -32,8 +32,13 @@ def counted(function):
     return counter.get_total_flops()
 
 
-def director():
-    return {"dw1": torch.randn(H, D), "db1": torch.randn(H), "dw2": torch.randn(D, H), "db2": torch.randn(D)}
+def director(columns=H):
+    return {
+        "dw1": torch.randn(columns, D),
+        "db1": torch.randn(columns),
+        "dw2": torch.randn(D, H),
+        "db2": torch.randn(D),
+    }
 
 
 def test_a_forward_is_two_gemms_a_choice_and_two_for_the_director():
@@ -68,6 +73,14 @@ def test_a_backward_is_the_gemms_of_the_gradients_that_are_wanted(wanted, gemms,
         outputs = result if isinstance(result, tuple) else (result,)
         loss = sum(output.sum() for output in outputs)
         assert counted(loss.backward) == K * (gemms + again) * GEMM
+
+
+@pytest.mark.parametrize(("wanted", "gemms"), [(("x", "w1", "w2"), 6), (("w2",), 1), (("x",), 3), (("b1",), 1)])
+def test_a_gated_layer_has_a_first_gemm_of_twice_the_size(wanted, gemms):
+    gated, target = tensors(*wanted, columns=2 * H), director(2 * H)
+    assert counted(lambda: dex_mlp(**gated, **target, activation="swiglu")) == (K + 1) * 3 * GEMM
+    y = expert_mlp(**gated, activation="swiglu")
+    assert counted(y.sum().backward) == K * gemms * GEMM
 
 
 def test_routing_is_one_small_gemm_and_two_backward():

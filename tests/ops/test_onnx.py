@@ -6,7 +6,7 @@ import torch
 from assertions import assert_close
 from dexcore import ops
 from dexcore.ops import onnx
-from dexcore.ops.activation import ACTIVATIONS
+from dexcore.ops.activation import ACTIVATIONS, columns_of
 from dexcore.ops.expert_types import ExpertArguments
 
 B, N, D, H, R = 5, 4, 8, 12, 6
@@ -16,8 +16,9 @@ B, N, D, H, R = 5, 4, 8, 12, 6
 @pytest.mark.parametrize("biases", [True, False])
 @pytest.mark.parametrize("top_k", [1, 3])
 def test_experts(activation, biases, top_k):
-    x, w1, w2 = torch.randn(B, N, D), torch.randn(R, H, D), torch.randn(R, D, H)
-    b1, b2 = (torch.randn(R, H), torch.randn(R, D)) if biases else (None, None)
+    columns = columns_of(activation) * H
+    x, w1, w2 = torch.randn(B, N, D), torch.randn(R, columns, D), torch.randn(R, D, H)
+    b1, b2 = (torch.randn(R, columns), torch.randn(R, D)) if biases else (None, None)
     gates, indices = torch.rand(B, top_k), torch.stack([torch.randperm(R)[:top_k] for _ in range(B)])
     given = ExpertArguments(x, w1, b1, w2, b2, gates, indices)
     assert_close(onnx.expert_mlp(given, activation), ops.expert_mlp(*given, activation).double(), bound=1e-5)
