@@ -147,8 +147,18 @@ class Layer:
 
     @property
     def wide(self) -> Tensor:
-        """z, w a or dz."""
+        """w a."""
         return self.empty(self.plan.rows, self.hidden)
+
+    @property
+    def columns(self) -> int:
+        """Of z and dz."""
+        return 2 * self.hidden if "swiglu" in self.options else self.hidden
+
+    @property
+    def pre(self) -> Tensor:
+        """z or dz."""
+        return self.empty(self.plan.rows, self.columns)
 
     @property
     def narrow(self) -> Tensor:
@@ -174,7 +184,7 @@ class Layer:
 
     @property
     def w1(self) -> Tensor:
-        return self.empty(EXPERTS, self.hidden, self.width)
+        return self.empty(EXPERTS, self.columns, self.width)
 
     @property
     def w2(self) -> Tensor:
@@ -186,7 +196,7 @@ class Layer:
 
     @property
     def activation(self) -> str:
-        return self.one_of("gelu", "gelu_tanh", "relu", "silu")
+        return self.one_of("gelu", "gelu_tanh", "quick_gelu", "relu", "silu", "swiglu")
 
     @property
     def align_settings(self) -> dict[str, Any]:
@@ -217,9 +227,10 @@ def _arguments(launcher: str, layer: Layer) -> tuple[tuple[Any, ...], dict[str, 
             loss = {"grad_loss": layer.float(), "gradient": layer.images} if "align" in options else {}
             return (layer.images, made, layer.dtype), loss
         case "expert_up":
-            director = (layer.empty(hidden, width), layer.bias(hidden)) if "director" in options else None
+            columns = layer.columns
+            director = (layer.empty(columns, width), layer.bias(columns)) if "director" in options else None
             keep = {"keep_z": "z" in options, "keep_a": "wa" in options}
-            operands = layer.input, layer.w1, layer.bias(EXPERTS, hidden)
+            operands = layer.input, layer.w1, layer.bias(EXPERTS, columns)
             return (*operands, made, layer.activation, precision, config.up), {**keep, "director": director}
         case "expert_down":
             parts = layer.empty(layer.padded, hidden), layer.empty(width, hidden), layer.bias(width)
@@ -227,12 +238,12 @@ def _arguments(launcher: str, layer: Layer) -> tuple[tuple[Any, ...], dict[str, 
             director = parts if "director" in options else None
             return (*operands, made, precision, config.down), {"director": director}
         case "expert_dact":
-            operands = layer.narrow, layer.w2, layer.wide, layer.row_gates
+            operands = layer.narrow, layer.w2, layer.pre, layer.row_gates
             return (*operands, made, layer.activation, precision, config.dact), {"keep_a": "wa" in options}
         case "expert_dx":
-            return (layer.wide, layer.w1, made, precision, config.dx), {}
+            return (layer.pre, layer.w1, made, precision, config.dx), {}
         case "expert_wgrad":
-            products = Product(layer.wide, layer.narrow), Product(layer.narrow, layer.wide)
+            products = Product(layer.pre, layer.narrow), Product(layer.narrow, layer.wide)
             multiprocessors = configs.MULTIPROCESSORS[layer.architecture]
             settings = {"bias": "no-bias" not in options}
             return (*products, made, torch.float32, precision, config.wgrad, multiprocessors), settings

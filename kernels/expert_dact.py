@@ -1,5 +1,7 @@
 """Backward of the experts' second layer and activation: dz, and the gates' partial gradients.
 
+With "swiglu" z = [g, v] and dz have 2 H columns (`dexcore.kernels.expert_up`). C is H, or 2 H then.
+
 Axes: b images, n tokens, d width, h hidden, r experts, k chosen; S = B k slots; rows: those of the plan.
 """
 
@@ -34,16 +36,16 @@ def expert_dact(
     Args:
         dy: [rows, D], the gradient of the layer's output in expert order (`gradient_rows`).
         w2: [R, D, H], of dy's dtype.
-        z: [rows, H], of dy's dtype.
+        z: [rows, C], of dy's dtype.
         gates: [rows], float32 (`dexcore.kernels.expert_order.Input`).
         plan: made with ``config.block_m``.
-        activation: "gelu", "gelu_tanh", "relu" or "silu".
+        activation: "gelu", "gelu_tanh", "quick_gelu", "relu", "silu" or "swiglu".
         precision: of float32 dot products: "ieee", "tf32" or "tf32x3".
         config: the tile.
         keep_a: also write gate * act(z), the operand of W2's gradient; else it is empty, (0, H).
 
     Returns:
-        dz: [rows, H], of dy's dtype.
+        dz: [rows, C], of dy's dtype.
         wa: [rows, H] or [0, H], of dy's dtype.
         gate_parts: [ceil(H / block_n), rows] float32, the row sums of act(z) u over each tile's columns.
         All are zero where a row has no token.
@@ -56,16 +58,19 @@ def expert_dact(
     dz = torch.empty_like(z)
     wa = z.new_empty((plan.rows if keep_a else 0, hidden))
     gate_parts = gates.new_empty((column_tiles, plan.rows))
-    part = _part(config)
+    glu = activation == "swiglu"
+    part = _part(config, glu)
+    # A tile of the gate's columns must not reach into the value's.
+    described = config.described and not (glu and hidden % n)
     launch(
         _expert_dact_kernel,
         (tiles * column_tiles,),
-        matrix(dy, (m, k), config.described),
-        matrix(w2, (k, n), config.described),
+        matrix(dy, (m, k), described),
+        matrix(w2, (k, n), described),
         z,
         gates,
-        matrix(dz, (m, part), config.described),
-        matrix(wa if keep_a else None, (m, part), config.described),
+        matrix(dz, (m, part), described),
+        matrix(wa if keep_a else None, (m, part), described),
         gate_parts,
         plan.starts,
         plan.tile_starts,
@@ -86,16 +91,17 @@ def expert_dact(
     return dz, wa, gate_parts
 
 
-def _part(config: Gemm) -> int:
+def _part(config: Gemm, glu: bool) -> int:
     """Columns the epilogue takes at a time: 16 elements a thread, fewer beside a large share of the accumulator.
 
-    So 16 of 128 x 128 by eight warps: on sm_90 GELU's backward in bf16 then takes 128 registers a thread, and two
-    programs share a multiprocessor, one's epilogue beside the other's dot products. With 32 columns it takes 149.
+    So 16 of 128 x 128 by eight warps: on sm_90 GELU's backward in bf16 then takes 104 registers a thread, and two
+    programs share a multiprocessor, one's epilogue beside the other's dot products. With 32 columns it takes 139. A
+    gated activation, which reads and writes twice as much, has half of them, and takes 128; 170 with as many.
     """
     threads = 32 * config.warps
     accumulated = triton.cdiv(config.block_m * config.block_n, threads)
     part = max(min(16, 512 // accumulated), 1) * threads // config.block_m
-    return min(max(part, 16), config.block_n)
+    return min(max(part // 2, 8) if glu else max(part, 16), config.block_n)
 
 
 def expert_dact_flops(batch: int, tokens: int, width: int, hidden: int, top_k: int) -> int:
@@ -104,13 +110,22 @@ def expert_dact_flops(batch: int, tokens: int, width: int, hidden: int, top_k: i
 
 
 def expert_dact_bytes(
-    counts: Sequence[int], plan: Plan, width: int, hidden: int, itemsize: int, config: Gemm, *, keep_a: bool
+    counts: Sequence[int],
+    plan: Plan,
+    width: int,
+    hidden: int,
+    itemsize: int,
+    config: Gemm,
+    *,
+    keep_a: bool,
+    glu: bool = False,
 ) -> int:
     """Unique bytes of `expert_dact`; ``counts`` are the experts' slots, ``itemsize`` is dy's."""
     if not plan.images:
         return 0
     rows, used, tables = plan.live(counts)
-    elements = rows * (width + (3 if keep_a else 2) * hidden) + used * width * hidden
+    columns = 2 * hidden if glu else hidden
+    elements = rows * (width + 2 * columns + (hidden if keep_a else 0)) + used * width * hidden
     return elements * itemsize + tables + 4 * rows * (1 + triton.cdiv(hidden, config.block_n))
 
 
@@ -125,7 +140,7 @@ def _epilogue(
     dz,
     wa,
     H: tl.constexpr,
-    TAIL: tl.constexpr,
+    END: tl.constexpr,
     ACTIVATION: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -137,23 +152,32 @@ def _epilogue(
     if COLUMNS > PART:
         HALF: tl.constexpr = COLUMNS // 2
         left, right = halves(u, ROWS, COLUMNS)
-        sums = _epilogue(left, first, row, has_token, gate, z_ptr, dz, wa, H, TAIL, ACTIVATION, ROWS, HALF, PART)
+        sums = _epilogue(left, first, row, has_token, gate, z_ptr, dz, wa, H, END, ACTIVATION, ROWS, HALF, PART)
         first += HALF
-        sums += _epilogue(right, first, row, has_token, gate, z_ptr, dz, wa, H, TAIL, ACTIVATION, ROWS, HALF, PART)
+        sums += _epilogue(right, first, row, has_token, gate, z_ptr, dz, wa, H, END, ACTIVATION, ROWS, HALF, PART)
         return sums
     else:
-        z = load_tile(z_ptr, row, first, ROWS, H, False, TAIL, ROWS, COLUMNS, False).to(tl.float32)
+        GLU: tl.constexpr = ACTIVATION == "swiglu"
+        C: tl.constexpr = 2 * H if GLU else H
+        VALUE_END: tl.constexpr = C if END > 0 else 0
         inside = has_token[:, None]
-        if TAIL:
+        if END > 0:
             inside = inside & (first + tl.arange(0, COLUMNS) < H)[None, :]
         # Where a row has no token z may be anything, and an Inf of W2 would make NaN of dy's zeros; as would an Inf of
         # dy of the zeros beyond H. With both zero act(z), dz, wa and act(z) u are zero.
+        z = load_tile(z_ptr, row, first, ROWS, C, False, END, ROWS, COLUMNS, False).to(tl.float32)
         z, u = tl.where(inside, z, 0.0), tl.where(inside, u, 0.0)
-        a, slope = activate_both(z, ACTIVATION)
+        a, slope = activate_both(z, "silu" if GLU else ACTIVATION)
+        # Products from left to right: on sm_80 the gate's first needs registers that spill.
+        if GLU:
+            value = load_tile(z_ptr, row, H + first, ROWS, C, False, VALUE_END, ROWS, COLUMNS, False).to(tl.float32)
+            value = tl.where(inside, value, 0.0)
+            store_tile(dz, row, H + first, u * a * gate[:, None], C, VALUE_END, ROWS, COLUMNS)
+            slope *= value
+            a *= value
         if wa is not None:
-            store_tile(wa, row, first, gate[:, None] * a, H, TAIL, ROWS, COLUMNS)
-        # In this order: on sm_80 the gate's product first needs registers that spill.
-        store_tile(dz, row, first, u * slope * gate[:, None], H, TAIL, ROWS, COLUMNS)
+            store_tile(wa, row, first, gate[:, None] * a, H, END, ROWS, COLUMNS)
+        store_tile(dz, row, first, u * slope * gate[:, None], C, END, ROWS, COLUMNS)
         return a * u
 
 
@@ -161,9 +185,9 @@ def _epilogue(
 def _expert_dact_kernel(
     dy,  # [rows, D]
     w2,  # [R, D, H]
-    z_ptr,  # [rows, H]
+    z_ptr,  # [rows, C]
     gates_ptr,  # [rows]
-    dz,  # [rows, H]
+    dz,  # [rows, C]
     wa,  # [rows, H] or None
     gate_parts_ptr,  # [ceil(H / BLOCK_N), rows]
     starts_ptr,
@@ -182,12 +206,14 @@ def _expert_dact_kernel(
 ):
     """u = dy W2_e; dz = gate u act'(z), wa = gate act(z), gate_parts = row sums of act(z) u.
 
+    With "swiglu" dz = gate u [v silu'(g), silu(g)].
+
     Grid (T ceil(H / BLOCK_N),), T = num_tiles (`tile_in_group` for the order); a program owns the rows of one tile and
     BLOCK_N columns of dz and wa, and its column tile's row of gate_parts at these rows. A tile without expert writes
     nothing.
 
-    Bytes, with s of dy's element, U experts that have rows, L rows of tiles that one has: s (L D + U D H + (2 + wa) L
-    H) + 4 L (1 + ceil(H / BLOCK_N)), and of the plan (`Plan.live`). FLOPs: 2 S N D H. Everything is accumulated in
+    Bytes, with s of dy's element, U experts that have rows, L rows of tiles that one has: s (L D + U D H + L (2 C +
+    wa H)) + 4 L (1 + ceil(H / BLOCK_N)), and of the plan (`Plan.live`). FLOPs: 2 S N D H. Everything is accumulated in
     float32.
 
     z is read by pointers always: a part's descriptor would be waited for, where its loads run beside the arithmetic.
@@ -199,15 +225,16 @@ def _expert_dact_kernel(
     row = tile * BLOCK_M
 
     u = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    TAIL: tl.constexpr = H % BLOCK_N != 0
-    K_TAIL: tl.constexpr = D % BLOCK_K != 0
+    # Where tiles do not fit: the matrices' columns, else 0 (`load_tile`).
+    END: tl.constexpr = H if H % BLOCK_N != 0 else 0
+    K_END: tl.constexpr = D if D % BLOCK_K != 0 else 0
     for first in range(0, D, BLOCK_K):
-        left = load_tile(dy, row, first, BLOCK_M, D, False, K_TAIL, BLOCK_M, BLOCK_K, False)
-        right = load_tile(w2, expert * D + first, column, D - first, H, K_TAIL, TAIL, BLOCK_K, BLOCK_N, False)
+        left = load_tile(dy, row, first, BLOCK_M, D, False, K_END, BLOCK_M, BLOCK_K, False)
+        right = load_tile(w2, expert * D + first, column, D - first, H, K_END > 0, END, BLOCK_K, BLOCK_N, False)
         u = dot(left, right, u, PRECISION)
 
     has_token = rows_with_tokens(tile, expert, starts_ptr, tile_starts_ptr, tokens, BLOCK_M)
     gate = tl.load(gates_ptr + row + tl.arange(0, BLOCK_M))
-    sums = _epilogue(u, column, row, has_token, gate, z_ptr, dz, wa, H, TAIL, ACTIVATION, BLOCK_M, BLOCK_N, PART)
+    sums = _epilogue(u, column, row, has_token, gate, z_ptr, dz, wa, H, END, ACTIVATION, BLOCK_M, BLOCK_N, PART)
     part = gate_parts_ptr + (column // BLOCK_N).to(tl.int64) * (num_tiles * BLOCK_M) + row
     tl.store(part + tl.arange(0, BLOCK_M), tl.sum(sums, 1))

@@ -257,14 +257,15 @@ def _grouped_rows_kernel(
             left, weight, out = director_left, director_weight, director_out
 
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    TAIL: tl.constexpr = N % BLOCK_N != 0
-    K_TAIL: tl.constexpr = K % BLOCK_K != 0
+    # Where tiles do not fit: the matrices' columns, else 0 (`load_tile`).
+    N_END: tl.constexpr = N if N % BLOCK_N != 0 else 0
+    K_END: tl.constexpr = K if K % BLOCK_K != 0 else 0
     for first in range(0, K, BLOCK_K):
-        a = load_tile(left, row, first, BLOCK_M, K, False, K_TAIL, BLOCK_M, BLOCK_K, False)
+        a = load_tile(left, row, first, BLOCK_M, K, False, K_END, BLOCK_M, BLOCK_K, False)
         if WEIGHT_BY_K:
-            b = load_tile(weight, weight_row + first, column, K - first, N, K_TAIL, TAIL, BLOCK_K, BLOCK_N, False)
+            b = load_tile(weight, weight_row + first, column, K - first, N, K_END > 0, N_END, BLOCK_K, BLOCK_N, False)
         else:
-            b = load_tile(weight, weight_row + column, first, N - column, K, TAIL, K_TAIL, BLOCK_N, BLOCK_K, True)
+            b = load_tile(weight, weight_row + column, first, N - column, K, N_END > 0, K_END, BLOCK_N, BLOCK_K, True)
         acc = dot(a, b, acc, PRECISION)
 
     # On halves: the bias of a whole tile costs a second program's registers on the SM, and spills on sm_80.
@@ -281,4 +282,4 @@ def _grouped_rows_kernel(
             bias += tl.load(bias_ptr + expert * N + n, mask=(n < N) & (tile < expert_tiles), other=0.0).to(tl.float32)
         if director_bias_ptr is not None:
             bias += tl.load(director_bias_ptr + n, mask=(n < N) & (tile >= expert_tiles), other=0.0).to(tl.float32)
-        store_tile(out, row, first_column, parts[half] + gate[:, None] * bias[None, :], N, TAIL, BLOCK_M, HALF)
+        store_tile(out, row, first_column, parts[half] + gate[:, None] * bias[None, :], N, N_END, BLOCK_M, HALF)

@@ -1,5 +1,8 @@
 """The experts' first layer: a grouped GEMM over the plan's tiles, with bias, activation and gate in its epilogue.
 
+With "swiglu" z = [g, v] has 2 H columns, and so has W1 2 H rows: those of the gate, then those of the value. A program
+computes both of the same hidden units, and act(z) = silu(g) v is at hand where z is. C is H, or 2 H then.
+
 Axes: b images, n tokens, d width, h hidden, r experts, k chosen. S = B*k slots; "rows" are those of the plan, in expert
 order. The director, where given, is one more expert that has every image's rows once, without gates.
 """
@@ -22,8 +25,8 @@ _PARTS = 4  # of the accumulator's columns: the epilogue's temporaries, as wide 
 
 def expert_up(
     x: Input,
-    w1_rhd: Tensor,
-    b1_rh: Tensor | None,
+    w1_rcd: Tensor,
+    b1_rc: Tensor | None,
     plan: Plan,
     activation: str,
     precision: str,
@@ -37,38 +40,42 @@ def expert_up(
 
     Args:
         x: the plan's rows (`input_rows`): float32, float16 or bfloat16, the compute dtype.
-        w1_rhd: [R, H, D], compute dtype.
-        b1_rh: [R, H], floating, or None.
+        w1_rcd: [R, C, D], compute dtype.
+        b1_rc: [R, C], floating, or None.
         plan: of the same indices, with ``config.block_m``.
-        activation: "gelu", "gelu_tanh", "relu" or "silu".
+        activation: "gelu", "gelu_tanh", "quick_gelu", "relu", "silu" or "swiglu".
         precision: of float32 dot products: "ieee", "tf32" or "tf32x3".
         config: the tile.
         keep_z: return z.
         keep_a: return gate * act(z).
-        director: (dw1 [H, D], db1 [H] or None); only with ``keep_a``, and an ``x`` that has ``images``.
+        director: (dw1 [C, D], db1 [C] or None); only with ``keep_a``, and an ``x`` that has ``images``.
 
     Returns:
-        z [rows, H], gate * act(z) [rows, H] (either is [0, H] where it is not kept), and act(x dw1^T + db1), [whole
+        z [rows, C], gate * act(z) [rows, H] (either has no rows where it is not kept), and act(x dw1^T + db1), [whole
         tiles of B*N rows, H], or None. Compute dtype. Where a row has no token, gate * act(z) is zero, and z is that of
         x = 0; where a tile has no expert, both are zero.
     """
     plan.check_tile(config.block_m)
-    hidden, width = w1_rhd.shape[1:]
-    z = x.rows.new_empty((plan.rows if keep_z else 0, hidden))
+    columns, width = w1_rcd.shape[1:]
+    glu = activation == "swiglu"
+    hidden = columns // 2 if glu else columns
+    z = x.rows.new_empty((plan.rows if keep_z else 0, columns))
     wa = x.rows.new_empty((plan.rows if keep_a else 0, hidden))
     dw1, db1 = director or (None, None)
     director_a = None if dw1 is None else x.images.new_empty((len(x.images), hidden))
     director_tiles = 0 if dw1 is None else len(x.images) // plan.block_m
     expert_tiles = plan.tiles.numel()
     m, n, k = config[:3]
-    described = config.described
-    out = m, n // _PARTS
+    n = n // 2 if glu else n  # hidden units of a program, whose accumulators have as many elements
+    # A tile of the gate's columns must not reach into the value's.
+    described = config.described and not (glu and hidden % n)
+    out = m, config.block_n // _PARTS
     launch(
         _expert_up_kernel,
         ((expert_tiles + director_tiles) * triton.cdiv(hidden, n),),
         matrix(x.rows, (m, k), described),
-        matrix(w1_rhd, (n, k), described),
-        b1_rh,
+        matrix(w1_rcd, (n, k), described),
+        b1_rc,
         x.gates,
         matrix(x.images if dw1 is not None else None, (m, k), described),
         matrix(dw1, (n, k), described),
@@ -89,15 +96,16 @@ def expert_up(
         BLOCK_M=m,
         BLOCK_N=n,
         BLOCK_K=k,
+        PART=config.block_n // _PARTS,
         num_warps=config.warps,
         num_stages=config.stages,
     )
     return z, wa, director_a
 
 
-def expert_up_flops(batch: int, tokens: int, width: int, hidden: int, top_k: int, *, director: bool = False) -> int:
-    """Of the dot products; those of rows without a token do not count."""
-    return 2 * batch * (top_k + director) * tokens * width * hidden
+def expert_up_flops(batch: int, tokens: int, width: int, columns: int, top_k: int, *, director: bool = False) -> int:
+    """Of the dot products, ``columns`` C; those of rows without a token do not count."""
+    return 2 * batch * (top_k + director) * tokens * width * columns
 
 
 def expert_up_bytes(
@@ -112,6 +120,7 @@ def expert_up_bytes(
     keep_a: bool = True,
     director: bool = False,
     director_bias_itemsize: int = 0,
+    glu: bool = False,
 ) -> int:
     """Unique bytes read and written; see the kernel.
 
@@ -121,29 +130,31 @@ def expert_up_bytes(
         width, hidden: D and H.
         itemsize: of the compute dtype.
         bias_itemsize, director_bias_itemsize: of b1 and db1; 0 where there is none.
+        glu: whether z has 2 H columns.
     """
     if not plan.images:
         return 0
+    columns = 2 * hidden if glu else hidden
     rows, used, tables = plan.live(counts)
-    experts = used * hidden * (width * itemsize + bias_itemsize)
-    outputs = plan.rows * (keep_z + keep_a) * hidden * itemsize
+    experts = used * columns * (width * itemsize + bias_itemsize)
+    outputs = plan.rows * (keep_z * columns + keep_a * hidden) * itemsize
     total = rows * width * itemsize + outputs + experts + tables + (4 * rows if keep_a else 0)
     if director:
         images = triton.cdiv(plan.images * plan.tokens, plan.block_m) * plan.block_m
-        total += images * (width + hidden) * itemsize + hidden * (width * itemsize + director_bias_itemsize)
+        total += images * (width + hidden) * itemsize + columns * (width * itemsize + director_bias_itemsize)
     return total
 
 
 @triton.jit(do_not_specialize=["expert_tiles", "row_tiles"])
 def _expert_up_kernel(
     x,  # [rows, D]
-    w1,  # [R, H, D]
-    b1_ptr,  # [R, H] or None
+    w1,  # [R, C, D]
+    b1_ptr,  # [R, C] or None
     gates_ptr,  # [rows]
     director_x,  # [whole tiles of B*N, D] or None
-    dw1,  # [H, D], None where director_x is
-    db1_ptr,  # [H] or None
-    z,  # [rows, H] or None
+    dw1,  # [C, D], None where director_x is
+    db1_ptr,  # [C] or None
+    z,  # [rows, C] or None
     wa,  # [rows, H] or None
     director_a,  # [whole tiles of B*N, H], None where director_x is
     starts_ptr,
@@ -159,31 +170,41 @@ def _expert_up_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    PART: tl.constexpr,
 ):
     """z = x W1_e^T + b1_e, wa = gate * act(z); with a director also director_a = act(x dw1^T + db1).
 
     Grid: (row tiles * cdiv(H, BLOCK_N),). The row tiles are the plan's T, then the director's, whose rows are those of
-    director_x. A program owns BLOCK_M rows of one expert times BLOCK_N columns of z and wa (or of director_a) and is
-    the only one that writes them; of a tile that nobody has it writes zeros (`tile_in_group` for the order).
+    director_x. A program owns BLOCK_M rows of one expert times BLOCK_N columns of wa (or of director_a) and those of z
+    that they are made of, and is the only one that writes them; of a tile that nobody has it writes zeros
+    (`tile_in_group` for the order).
 
     Accumulates in float32; bias, activation and gate in float32; activates z before z is rounded.
 
-    FLOPs: 2 S N D H, with a director 2 (S + B) N D H.
+    FLOPs: 2 S N D C, with a director 2 (S + B) N D C.
     Bytes, for L rows of tiles that an expert has, U experts that have slots, and item sizes s of x, s_b of the biases:
-    x L D s; W1 U H D s; b1 U H s_b; z and wa rows H s each; gates 4 L, where wa is kept; of the plan
-    `Plan.live`. A director adds H D s + H s_b and, for each of its rows, (D + H) s.
+    x L D s; W1 U C D s; b1 U C s_b; z rows C s, wa rows H s; gates 4 L, where wa is kept; of the plan `Plan.live`. A
+    director adds C D s + C s_b and, for each of its rows, (D + H) s.
     """
+    GLU: tl.constexpr = ACTIVATION == "swiglu"
+    C: tl.constexpr = 2 * H if GLU else H
+    # Where tiles do not fit: the matrices' columns, else 0 (`load_tile`).
+    END: tl.constexpr = H if H % BLOCK_N != 0 else 0
+    VALUE_END: tl.constexpr = C if H % BLOCK_N != 0 else 0
+    K_END: tl.constexpr = D if D % BLOCK_K != 0 else 0
+    PARTS: tl.constexpr = BLOCK_N // PART
     tile, column = tile_in_group(row_tiles, H, BLOCK_N)
     expert = tl.load(tiles_ptr + tile, mask=tile < expert_tiles, other=0)
-    PART: tl.constexpr = BLOCK_N // 4
-    TAIL: tl.constexpr = H % BLOCK_N != 0
     if expert < 0:
-        for i in tl.static_range(4):
+        for i in tl.static_range(PARTS):
             nothing = tl.zeros((BLOCK_M, PART), tl.float32)
+            first = column + i * PART
             if z is not None:
-                store_tile(z, tile * BLOCK_M, column + i * PART, nothing, H, TAIL, BLOCK_M, PART)
+                store_tile(z, tile * BLOCK_M, first, nothing, C, END, BLOCK_M, PART)
+                if GLU:
+                    store_tile(z, tile * BLOCK_M, H + first, nothing, C, VALUE_END, BLOCK_M, PART)
             if wa is not None:
-                store_tile(wa, tile * BLOCK_M, column + i * PART, nothing, H, TAIL, BLOCK_M, PART)
+                store_tile(wa, tile * BLOCK_M, first, nothing, H, END, BLOCK_M, PART)
         return
     row, a = tile * BLOCK_M, wa
     has_token = rows_with_tokens(tile, expert, starts_ptr, tile_starts_ptr, tokens, BLOCK_M)
@@ -192,33 +213,65 @@ def _expert_up_kernel(
             row = (tile - expert_tiles) * BLOCK_M
             x, w1, a = director_x, dw1, director_a
 
+    weight_row = expert * C + column
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    K_TAIL: tl.constexpr = D % BLOCK_K != 0
+    value = acc
     for first in range(0, D, BLOCK_K):
-        left = load_tile(x, row, first, BLOCK_M, D, False, K_TAIL, BLOCK_M, BLOCK_K, False)
-        right = load_tile(w1, expert * H + column, first, H - column, D, TAIL, K_TAIL, BLOCK_N, BLOCK_K, True)
+        left = load_tile(x, row, first, BLOCK_M, D, False, K_END, BLOCK_M, BLOCK_K, False)
+        right = load_tile(w1, weight_row, first, H - column, D, END > 0, K_END, BLOCK_N, BLOCK_K, True)
         acc = dot(left, right, acc, PRECISION)
+        if GLU:
+            right = load_tile(w1, weight_row + H, first, H - column, D, END > 0, K_END, BLOCK_N, BLOCK_K, True)
+            value = dot(left, right, value, PRECISION)
 
     gate = tl.full((BLOCK_M,), 1.0, tl.float32)
     if wa is not None:
         has_token = has_token | (tile >= expert_tiles)
         gate = tl.load(gates_ptr + row + tl.arange(0, BLOCK_M), mask=tile < expert_tiles, other=1.0)
-    left, right = halves(acc, BLOCK_M, BLOCK_N)
-    parts = halves(left, BLOCK_M, BLOCK_N // 2) + halves(right, BLOCK_M, BLOCK_N // 2)
-    for i in tl.static_range(4):
+    parts = _parts(acc, BLOCK_M, BLOCK_N, PART)
+    values = parts
+    if GLU:
+        values = _parts(value, BLOCK_M, BLOCK_N, PART)
+    for i in tl.static_range(PARTS):
         first = column + i * PART
-        n = first + tl.arange(0, PART)
-        pre = parts[i]
-        if b1_ptr is not None:
-            bias = tl.load(b1_ptr + expert * H + n, mask=(n < H) & (tile < expert_tiles), other=0.0)
-            pre += bias.to(tl.float32)[None, :]
-        if db1_ptr is not None:
-            bias = tl.load(db1_ptr + n, mask=(n < H) & (tile >= expert_tiles), other=0.0)
-            pre += bias.to(tl.float32)[None, :]
+        pre = _biased(parts[i], b1_ptr, db1_ptr, expert * C, first, tile < expert_tiles, END, PART)
+        if GLU:
+            pre_value = _biased(values[i], b1_ptr, db1_ptr, expert * C, H + first, tile < expert_tiles, VALUE_END, PART)
         if z is not None:
             if tile < expert_tiles:
-                store_tile(z, row, first, pre, H, TAIL, BLOCK_M, PART)
+                store_tile(z, row, first, pre, C, END, BLOCK_M, PART)
+                if GLU:
+                    store_tile(z, row, H + first, pre_value, C, VALUE_END, BLOCK_M, PART)
         if wa is not None:
+            activated = activate(pre, "silu" if GLU else ACTIVATION) * gate[:, None]
+            if GLU:
+                activated *= pre_value
             # Not by the gate alone, which is 0 there: 0 * Inf would reach W2's gradient.
-            activated = tl.where(has_token[:, None], activate(pre, ACTIVATION) * gate[:, None], 0.0)
-            store_tile(a, row, first, activated, H, TAIL, BLOCK_M, PART)
+            activated = tl.where(has_token[:, None], activated, 0.0)
+            store_tile(a, row, first, activated, H, END, BLOCK_M, PART)
+
+
+@triton.jit
+def _parts(acc, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PART: tl.constexpr):
+    """The accumulator's columns, PART at a time: temporaries as wide as it would spill."""
+    left, right = halves(acc, ROWS, COLUMNS)
+    if COLUMNS == 2 * PART:
+        return left, right
+    else:
+        return halves(left, ROWS, COLUMNS // 2) + halves(right, ROWS, COLUMNS // 2)
+
+
+@triton.jit
+def _biased(pre, b1_ptr, db1_ptr, expert_row, first, of_experts, END: tl.constexpr, PART: tl.constexpr):
+    """Plus b1 or, for a director's tile, db1, from column ``first`` on."""
+    columns = first + tl.arange(0, PART)
+    inside = columns >= 0
+    if END > 0:
+        inside = columns < END
+    if b1_ptr is not None:
+        bias = tl.load(b1_ptr + expert_row + columns, mask=inside & of_experts, other=0.0)
+        pre += bias.to(tl.float32)[None, :]
+    if db1_ptr is not None:
+        bias = tl.load(db1_ptr + columns, mask=inside & (of_experts == 0), other=0.0)
+        pre += bias.to(tl.float32)[None, :]
+    return pre

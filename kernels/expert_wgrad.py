@@ -343,11 +343,13 @@ def _expert_wgrad_kernel(
     acc = tl.zeros((BLOCK_P, BLOCK_Q), tl.float32)
     ONES: tl.constexpr = 16  # columns, the fewest of a dot
     sums = tl.zeros((BLOCK_P, ONES), tl.float32)
+    P_END: tl.constexpr = P if P % BLOCK_P != 0 else 0  # where tiles do not fit (`load_tile`)
+    Q_END: tl.constexpr = Q if Q % BLOCK_Q != 0 else 0
     first_row = begin * PLAN_M
     for step in range(0, (end - begin) * PLAN_M, BLOCK_K):
         row = first_row + step
-        a = load_tile(left, row, p, 0, P, False, P % BLOCK_P != 0, BLOCK_K, BLOCK_P, True)
-        b = load_tile(right, row, q, 0, Q, False, Q % BLOCK_Q != 0, BLOCK_K, BLOCK_Q, False)
+        a = load_tile(left, row, p, 0, P, False, P_END, BLOCK_K, BLOCK_P, True)
+        b = load_tile(right, row, q, 0, Q, False, Q_END, BLOCK_K, BLOCK_Q, False)
         acc = dot(a, b, acc, PRECISION)
         if sums_ptr is not None:
             if has_sums:

@@ -36,15 +36,15 @@ def load_tile(
     rows,
     COLUMNS: tl.constexpr,
     ROW_TAIL: tl.constexpr,
-    COLUMN_TAIL: tl.constexpr,
+    COLUMN_END: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
     TRANSPOSED: tl.constexpr,
 ):
     """The matrix's elements [BLOCK_R, BLOCK_C] from (row, column) on, or their transpose.
 
-    Zero beyond its columns, which by pointers takes COLUMN_TAIL; and by pointers, with ROW_TAIL, beyond ``rows`` of the
-    tile's rows.
+    Zero beyond its columns; by pointers from COLUMN_END on, where that is not 0, and with ROW_TAIL beyond ``rows`` of
+    the tile's rows.
     """
     if isinstance(source, tl.tensor_descriptor):
         tile = source.load([row, column])
@@ -53,17 +53,18 @@ def load_tile(
         source += row.to(tl.int64) * COLUMNS + column
         r, c = tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_C)
         # Not transposed in registers: only so is it copied asynchronously on sm_80 too.
+        END: tl.constexpr = COLUMN_END if COLUMN_END > 0 else COLUMNS
         if TRANSPOSED:
             offsets = r[None, :] * COLUMNS + c[:, None]
-            inside = (c < COLUMNS - column)[:, None]
+            inside = (c < END - column)[:, None]
             if ROW_TAIL:
                 inside = inside & (r < rows)[None, :]
         else:
             offsets = r[:, None] * COLUMNS + c[None, :]
-            inside = (c < COLUMNS - column)[None, :]
+            inside = (c < END - column)[None, :]
             if ROW_TAIL:
                 inside = inside & (r < rows)[:, None]
-        if ROW_TAIL or COLUMN_TAIL:
+        if ROW_TAIL or COLUMN_END > 0:
             return tl.load(source + offsets, mask=inside, other=0.0)
         else:
             return tl.load(source + offsets)
@@ -76,13 +77,13 @@ def store_tile(
     column,
     tile,
     COLUMNS: tl.constexpr,
-    COLUMN_TAIL: tl.constexpr,
+    COLUMN_END: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
     """Round [BLOCK_R, BLOCK_C], float32, and write it from (row, column) on.
 
-    But for what lies beyond the columns, which by pointers takes COLUMN_TAIL.
+    But for what lies beyond the columns; by pointers from COLUMN_END on, where that is not 0.
     """
     if isinstance(target, tl.tensor_descriptor):
         target.store([row, column], rounded(tile, target.dtype))
@@ -91,7 +92,7 @@ def store_tile(
         r, c = tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_C)
         offsets = r[:, None] * COLUMNS + c[None, :]
         tile = rounded(tile, target.dtype.element_ty)
-        if COLUMN_TAIL:
-            tl.store(target + offsets, tile, mask=(c < COLUMNS - column)[None, :])
+        if COLUMN_END > 0:
+            tl.store(target + offsets, tile, mask=(c < COLUMN_END - column)[None, :])
         else:
             tl.store(target + offsets, tile)

@@ -288,7 +288,7 @@ class DEXMlp(nn.Module):
         if missing is not None:
             y = filled_by(self.director(x), y, missing)
         if not exporting:
-            self._chosen = ops.backend.choose(self.backend, x.device, compute_dtype(x), self.precision, self.activation)
+            self._chosen = ops.backend.choose(self.backend, x.device, compute_dtype(x), self.precision)
             learned = (self.router.weight, *weights)
             learns = any(parameter is not None and parameter.requires_grad for parameter in learned)
             self.record.write(routing, self.training, learns)

@@ -14,7 +14,6 @@ _announced: set[str] = set()
 BACKENDS = ("auto", "triton", "eager")
 # What the kernels compute in; float64 is for eager alone.
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-TRITON_ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "relu", "silu")
 
 
 class BackendUnavailableError(RuntimeError):
@@ -36,10 +35,9 @@ def resolve(
     device: torch.device,
     dtype: torch.dtype,
     precision: str | None = None,
-    activation: str | None = None,
 ) -> str:
     """`choose`'s backend; what "auto" chose is logged, each choice and reason once (INFO)."""
-    choice, automatic = _choose(backend, device, dtype, precision, activation)
+    choice, automatic = _choose(backend, device, dtype, precision)
     if automatic:
         _announce(choice)
     return choice.backend
@@ -50,7 +48,6 @@ def choose(
     device: torch.device,
     dtype: torch.dtype,
     precision: str | None = None,
-    activation: str | None = None,
 ) -> Choice:
     """The backend that runs on tensors of this device, computing in this dtype.
 
@@ -62,18 +59,15 @@ def choose(
         device: of the tensors.
         dtype: what is computed in.
         precision: of float32 dot products, for what spends its time there: the experts. None for the rest.
-        activation: of the experts; None for the rest.
 
     Raises:
         ValueError: no such backend.
         BackendUnavailableError: "triton" was asked for and cannot run.
     """
-    return _choose(backend, device, dtype, precision, activation)[0]
+    return _choose(backend, device, dtype, precision)[0]
 
 
-def _choose(
-    backend: str, device: torch.device, dtype: torch.dtype, precision: str | None, activation: str | None
-) -> tuple[Choice, bool]:
+def _choose(backend: str, device: torch.device, dtype: torch.dtype, precision: str | None) -> tuple[Choice, bool]:
     """The choice, and whether it was left to "auto"."""
     asked = backend
     if backend == "auto":
@@ -85,7 +79,7 @@ def _choose(
         return Choice("eager", "asked for"), False
     if asked == "auto" and device.type == "cpu":
         return Choice("eager", "the fast path on the CPU"), True
-    obstacle = _obstacle(device, dtype, activation)
+    obstacle = _obstacle(device, dtype)
     if asked == "triton":
         if obstacle:
             raise BackendUnavailableError(f"backend='triton' cannot run: {obstacle}; use 'eager' or 'auto'")
@@ -104,12 +98,10 @@ def _announce(choice: Choice) -> None:
 
 
 @torch.compiler.assume_constant_result
-def _obstacle(device: torch.device, dtype: torch.dtype, activation: str | None) -> str:
+def _obstacle(device: torch.device, dtype: torch.dtype) -> str:
     """Why the Triton kernels cannot run, or nothing."""
     if dtype not in TRITON_DTYPES:
         return f"the kernels compute in float32, float16 or bfloat16, not in {str(dtype).removeprefix('torch.')}"
-    if activation is not None and activation not in TRITON_ACTIVATIONS:
-        return f"the kernels have no activation {activation!r}"
     return _device_obstacle(device)
 
 

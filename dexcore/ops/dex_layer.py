@@ -76,7 +76,7 @@ def dex_layer(
     check_director(x, w1, w2, dw1, db1, dw2, db2)
     check_choice("align", align, ALIGNS)
     compute = compute_dtype(x)
-    chosen = resolve(backend, x.device, compute, precision, activation)
+    chosen = resolve(backend, x.device, compute, precision)
     keep = allowed_keep(keep, compute, chosen, backend)
     settings = Settings(activation, precision, chosen, compute)
     weights, target = Weights(w1, b1, w2, b2), as_target(Director(dw1, db1, dw2, db2), settings)

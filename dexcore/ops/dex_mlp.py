@@ -72,7 +72,7 @@ def dex_mlp(
     check_director(x, w1, w2, dw1, db1, dw2, db2)
     check_choice("align", align, ALIGNS)
     compute = compute_dtype(x)
-    chosen = resolve(backend, x.device, compute, precision, activation)
+    chosen = resolve(backend, x.device, compute, precision)
     keep = allowed_keep(keep, compute, chosen, backend)
     given = ExpertArguments(x, w1, b1, w2, b2, gates, indices)
     settings = Settings(activation, precision, chosen, compute)

@@ -87,7 +87,7 @@ def expert_mlp(
     """
     check_expert_arguments(x, w1, b1, w2, b2, gates, indices, activation, keep, precision)
     compute = compute_dtype(x)
-    chosen = resolve(backend, x.device, compute, precision, activation)
+    chosen = resolve(backend, x.device, compute, precision)
     keep = allowed_keep(keep, compute, chosen, backend)
     given = ExpertArguments(x, w1, b1, w2, b2, gates, indices)
     settings = Settings(activation, precision, chosen, compute)

@@ -198,7 +198,7 @@ def _weights(settings: Settings, *weights: Tensor) -> list[Tensor]:
 def _tiles(given: ExpertArguments, settings: Settings) -> tuple[LayerConfig, str]:
     """The kernels' tiles, and the precision that the device has."""
     architecture = architecture_of(given.w1.device)
-    _, hidden, width = given.w1.shape
+    _, width, hidden = given.w2.shape
     precision = settings.precision
     if precision == "tf32x3" and architecture.startswith("gfx"):  # AMD's compiler knows none
         precision = "ieee"

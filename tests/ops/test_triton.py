@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from assertions import assert_close
 from dexcore import ops
 from dexcore.ops import experts_triton, reference
-from dexcore.ops.backend import TRITON_ACTIVATIONS
+from dexcore.ops.activation import ACTIVATIONS
 from dexcore.ops.expert_mlp import KEEPS
 from dexcore.ops.experts_triton import check_sizes
 from dexcore.ops.mix_align import ALIGNS
@@ -35,7 +35,7 @@ def run(case, dtype=torch.float32, keep="z"):
 
 
 @few
-@given(plain.cases(), st.sampled_from(TRITON_ACTIVATIONS), st.sampled_from(ALIGNS), st.sampled_from(KEEPS))
+@given(plain.cases(), st.sampled_from(ACTIVATIONS), st.sampled_from(ALIGNS), st.sampled_from(KEEPS))
 def test_output_loss_and_all_gradients_agree_with_float64(case, activation, align, keep):
     if not case.x.numel():
         return
@@ -199,7 +199,7 @@ def test_views_that_start_between_16_byte_boundaries_are_right():
 @few
 @given(
     plain.cases(),
-    st.sampled_from(TRITON_ACTIVATIONS),
+    st.sampled_from(ACTIVATIONS),
     st.sampled_from(ALIGNS),
     st.sampled_from(KEEPS),
     st.sampled_from(POOLS),

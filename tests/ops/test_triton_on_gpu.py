@@ -8,7 +8,7 @@ import torch
 
 from dexcore import ops
 from dexcore.nn import DEXMlp, update_directors
-from dexcore.ops.backend import TRITON_ACTIVATIONS
+from dexcore.ops.activation import ACTIVATIONS
 from dexcore.ops.mix_align import ALIGNS
 from ops import plain
 from ops.agreement import check_dex_mlp, check_group_ema, check_route
@@ -76,7 +76,7 @@ def test_a_step_never_waits_for_the_device():
 
 
 @pytest.mark.parametrize(("experts", "top_k"), [(1, 1), (8, 1), (8, 3), (8, 4), (64, 2)])
-@pytest.mark.parametrize("activation", TRITON_ACTIVATIONS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_pools_of_every_size_and_every_activation(experts, top_k, activation):
     check_dex_mlp(case(batch=12, tokens=17, width=192, hidden=768, experts=experts, top_k=top_k), activation=activation)
 
