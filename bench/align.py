@@ -5,7 +5,7 @@
     dexcore     dexcore.ops.mix_align: one pass forward, one backward
     eager       separate operations of PyTorch, as the published loop has them
     compiled    the same through torch.compile
-    kernels     on a GPU: dexcore's two kernels alone, without the sum of the rows' losses
+    kernels     on a GPU: dexcore's two kernels alone, without the last sum of the losses
 
 The kernels' forward reads student and teacher and writes a gradient, their backward reads and writes one: five tensors
 of the student's size, which the share of the copy's bandwidth counts. The goal is of the two kernels; a model's layers
@@ -88,15 +88,15 @@ def make_step(
 
 
 def kernels_step(kind: str, shape: Shape, dtype: torch.dtype, device: torch.device) -> Callable[[], list[Tensor]]:
-    """The two launches of dexcore's op: the rows' losses, and the student's gradient."""
+    """The two launches of dexcore's op: sums of the rows' losses, and the student's gradient."""
     from dexcore.kernels.mix_align import align_backward, align_forward  # a GPU's alone: without Triton the rest runs
 
     student, teacher = (tensor.flatten(0, 1) for tensor in _tensors(shape, dtype, device))
     one = torch.ones((), device=device)
 
     def step() -> list[Tensor]:
-        row_losses, gradient = align_forward(student, teacher, kind, with_gradient=True, **KERNEL_CONSTANTS)
-        return [row_losses, align_backward(one, gradient, None, dtype).view(shape)]
+        sums, gradient = align_forward(student, teacher, kind, with_gradient=True, **KERNEL_CONSTANTS)
+        return [sums, align_backward(one, gradient).view(shape)]
 
     return step
 
@@ -126,7 +126,7 @@ def check(options: Options) -> Refused:
             for name in ("eager", *(name for name in steps if name != "eager")):
                 try:
                     loss, gradient = steps[name]()
-                    found = [loss.mean(), gradient]
+                    found = [loss.sum() / (shape.images * shape.tokens) if loss.dim() else loss, gradient]
                 except Exception as error:  # no compiler, or none that this machine's PyTorch can use
                     if name != "compiled":
                         raise

@@ -18,12 +18,14 @@ from dexcore.kernels import (
     bias_gradients,
     expert_dact,
     expert_down,
+    expert_order,
     expert_up,
     expert_wgrad,
     group_ema,
     mix_align,
     route,
 )
+from dexcore.kernels.expert_wgrad import Product
 from dexcore.kernels.plan import Plan, make_plan
 from dexcore.ops import reference
 from dexcore.ops.mix_align import KERNEL_CONSTANTS
@@ -44,7 +46,7 @@ class Case(NamedTuple):
 def calls(problem: Problem, device: torch.device) -> dict[str, Case]:
     """The kernels of a step, each with the inputs that the ones before it left."""
     (batch, tokens, width), dtype, config = problem.shape, problem.dtype, problem.config
-    block_m = config.up.block_m
+    full, block_m = torch.float32, config.up.block_m
     generator = torch.Generator().manual_seed(6)
 
     def normal(*shape: int, scale: float = 1.0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -58,23 +60,32 @@ def calls(problem: Problem, device: torch.device) -> dict[str, Case]:
     dw1, db1, dw2, db2 = (tensor.to(dtype) for tensor in director)
     x, router = torch.randn(problem.shape, generator=generator), torch.empty(EXPERTS, width)
     steer(x, router, problem.routing, TOP_K, _TAU)
-    routed, x, router = x[:, :1].contiguous().to(device), x.to(device, dtype), router.to(device)
-    loss_y, grad_loss = normal(batch * tokens, width, dtype=dtype), torch.full((), 0.01, device=device)
+    routed, x, router = x[:, :1].contiguous().to(device), x.to(device), router.to(device)
+    grad_y, grad_loss = normal(batch, tokens, width, dtype=dtype), torch.full((), 0.01, device=device)
     grad_gates, grad_probs = normal(batch, TOP_K), normal(batch, EXPERTS)
-
     gates, indices = (t.to(device) for t in routing(problem.routing, batch, EXPERTS, TOP_K))
-    plan = make_plan(indices, EXPERTS, tokens, block_m)
+
+    def route_there() -> tuple[Tensor, ...]:
+        return route.route_forward(routed, router, None, TOP_K, _TAU, "cls")
+
+    def planned() -> Plan:
+        return make_plan(indices, EXPERTS, tokens, block_m)[0]
+
+    chosen, plan = route_there(), planned()
+
+    def order() -> expert_order.Input:
+        return expert_order.input_rows(x, gates, plan, dtype, by_image=True)
+
+    given = order()
 
     def up() -> tuple[Tensor, ...]:
-        return expert_up.expert_up(
-            x, w1, b1, gates, plan, "gelu", _PRECISION, config.up, keep_z=True, director=(dw1, db1)
-        )
+        return expert_up.expert_up(given, w1, b1, plan, "gelu", _PRECISION, config.up, keep_z=True, director=(dw1, db1))
 
     z, wa, director_a = up()
 
     def down() -> tuple[Tensor, ...]:
         return expert_down.expert_down(
-            wa, w2, b2, gates, plan, _PRECISION, config.down, director=(director_a, dw2, db2)
+            wa, w2, b2, given.gates, plan, _PRECISION, config.down, director=(director_a, dw2, db2)
         )
 
     o, teacher = down()
@@ -84,35 +95,32 @@ def calls(problem: Problem, device: torch.device) -> dict[str, Case]:
 
     y, _, gradient = align()
 
-    def backward() -> Tensor:
-        return mix_align.align_backward(grad_loss, gradient, loss_y, dtype)
+    def dy_order() -> tuple[Tensor, ...]:
+        loss = {"grad_loss": grad_loss, "gradient": gradient.view(batch, tokens, width)}
+        return expert_order.gradient_rows(grad_y, plan, dtype, **loss)
 
-    dy = backward().view(batch, tokens, width)
-    sums = bias_gradients.token_sums(dy)
+    dy, token_sums = dy_order()
 
     def dact() -> tuple[Tensor, ...]:
-        return expert_dact.expert_dact(dy, w2, z, gates, plan, "gelu", _PRECISION, config.dact, keep_a=False)
+        return expert_dact.expert_dact(dy, w2, z, given.gates, plan, "gelu", _PRECISION, config.dact, keep_a=False)
 
-    dz, _, bias_parts, gate_parts = dact()
+    dz, _, gate_parts = dact()
 
     def down_x() -> Tensor:
         return expert_down.expert_dx(dz, w1, plan, _PRECISION, config.dx)
 
     dx = down_x()
-    flat_x, flat_dy = x.view(-1, width), dy.view(-1, width)
+
+    def gate_and_bias() -> tuple[Tensor, ...]:
+        return bias_gradients.gate_and_bias_gradients(gate_parts, token_sums, b2, gates, plan, full)
+
+    def wgrad() -> tuple[Tensor, ...]:
+        products, multiprocessors = (Product(dz, given.rows), Product(dy, wa)), problem.multiprocessors
+        return expert_wgrad.expert_wgrad(*products, plan, full, _PRECISION, config.wgrad, multiprocessors, bias=True)
+
     load = route.expert_load(gates, indices, EXPERTS)
     omega = [load / load.sum()] * len(experts)
     followed = [tensor.clone() for tensor in director]
-
-    def wgrad1() -> Tensor:
-        return expert_wgrad.expert_wgrad(
-            dz, flat_x, plan, torch.float32, _PRECISION, config.wgrad1, left_by_image=False, right_by_image=True
-        )
-
-    def wgrad2() -> Tensor:
-        return expert_wgrad.expert_wgrad(
-            flat_dy, wa, plan, torch.float32, _PRECISION, config.wgrad2, left_by_image=True, right_by_image=False
-        )
 
     def ema() -> list[Tensor]:
         group_ema.group_ema(followed, experts, omega, MOMENTUM)
@@ -127,27 +135,60 @@ def calls(problem: Problem, device: torch.device) -> dict[str, Case]:
         tensors = zip(director, experts, omega, strict=True)
         return [reference.group_ema(d, e, w, MOMENTUM) - d.double() for d, e, w in tensors]
 
-    plain = _Plain(plan, gates)
-    zd, dyd = z.double(), plain.rows_of(flat_dy)
+    plain = _Plain(indices, gates, tokens, block_m)
+
+    def in_whole_tiles(by_image: Tensor) -> Tensor:
+        return F.pad(by_image.flatten(0, 1), (0, 0, 0, len(given.images) - batch * tokens))
+
+    def up_found() -> tuple[Tensor, ...]:
+        found_z, found_wa, found_director = up()
+        return plain.with_tokens(found_z[plain.live]), found_wa[plain.live], found_director
+
+    def plain_up() -> tuple[Tensor, ...]:
+        expected = plain.by_expert(given.rows, lambda rows, e: rows @ w1[e].double().T + b1[e].double())
+        expected_director = F.gelu(given.images.double() @ dw1.double().T + db1.double())
+        return plain.with_tokens(expected), plain.gate * F.gelu(expected), expected_director
+
+    def plain_down() -> tuple[Tensor, ...]:
+        expected = plain.by_expert(wa, lambda rows, e: rows @ w2[e].double().T)
+        expected_teacher = director_a.double() @ dw2.double().T + db2.double()
+        return expected + plain.gate * b2.double()[plain.experts], expected_teacher
 
     def plain_align() -> tuple[Tensor, ...]:
         student = y.double().unsqueeze(0).requires_grad_()
-        loss = reference.mix_align(student, teacher.unsqueeze(0), "kd")
+        loss = reference.mix_align(student, teacher[: len(y)].unsqueeze(0), "kd")
         loss.backward()
         return plain.slots_sum(o), loss.detach(), student.grad[0] * student.shape[1]
 
     def align_found() -> tuple[Tensor, ...]:
         found_y, losses, found_gradient = align()
-        return found_y, losses.mean(), found_gradient
+        return found_y, losses.sum() / len(found_y), found_gradient
 
-    def dact_found() -> tuple[Tensor, ...]:
-        found_dz, _, bias, gate = dact()
-        return found_dz, bias_gradients.bias1_gradient(bias, plan, torch.float32), gate.sum(0)
+    def plain_dy() -> tuple[Tensor, ...]:
+        expected = grad_y.double() + grad_loss.double() / len(y) * gradient.double().view(grad_y.shape)
+        return plain.rows_of(expected), expected.to(dtype).double().sum(1)
 
     def plain_dact() -> tuple[Tensor, ...]:
-        u = plain.by_expert(dyd, lambda rows, e: rows @ w2[e].double())
-        through = plain.gate * torch.ops.aten.gelu_backward(u, zd)
-        return through, plain.sums_by_expert(through), (F.gelu(zd) * u).sum(1)
+        u = plain.by_expert(dy, lambda rows, e: rows @ w2[e].double())
+        zd = z[plain.live].double()
+        return plain.gate * torch.ops.aten.gelu_backward(u, zd), (F.gelu(zd) * u).sum(1)
+
+    def dact_found() -> tuple[Tensor, ...]:
+        found_dz, _, parts = dact()
+        return found_dz[plain.live], parts.sum(0)[plain.live]
+
+    def plain_gate_and_bias() -> tuple[Tensor, ...]:
+        sums = token_sums.double().unsqueeze(1)  # [B, 1, D]
+        expected = plain.by_flat_slot(gate_parts.sum(0)) + (b2.double()[indices] * sums).sum(2)
+        bias = torch.zeros(b2.shape, dtype=torch.float64, device=device)
+        return expected, bias.index_add_(0, indices.flatten(), (gates.double().unsqueeze(2) * sums).flatten(0, 1))
+
+    def plain_wgrad() -> tuple[Tensor, ...]:
+        pairs = plain.products_by_expert(dz, given.rows), plain.products_by_expert(dy, wa)
+        return *pairs, torch.stack([part.sum(0) for part in plain.parts(dz)])
+
+    def route_back() -> tuple[Tensor, ...]:
+        return route.route_backward(grad_gates, grad_probs, routed, router, *chosen, _TAU, "cls")
 
     def plain_route_backward() -> list[Tensor]:
         leaves = [routed.double().requires_grad_(), router.double().requires_grad_()]
@@ -155,59 +196,28 @@ def calls(problem: Problem, device: torch.device) -> dict[str, Case]:
         torch.autograd.backward([found_gates, found_probs], [grad_gates.double(), grad_probs.double()])
         return [leaf.grad for leaf in leaves]
 
-    chosen = route.route_forward(routed, router, None, TOP_K, _TAU, "cls")
+    def simple(call: Callable[[], object], truth: Callable[[], object], of_rows: int = 0) -> Case:
+        """Of a kernel whose results are all compared, of the first ``of_rows`` the rows that it writes."""
 
-    def route_back() -> tuple[Tensor, ...]:
-        return route.route_backward(grad_gates, grad_probs, routed, router, *chosen, _TAU, "cls")
+        def found() -> list[Tensor]:
+            results = _listed(call())
+            return [result[plain.live] for result in results[:of_rows]] + results[of_rows:]
 
-    def simple(call: Callable[[], object], truth: Callable[[], object]) -> Case:
-        """Of a kernel whose results are all compared."""
-        return Case(call, lambda: _listed(call()), lambda: _listed(truth()))
+        return Case(call, found, lambda: _listed(truth()))
 
-    rows_x = plain.rows_of(flat_x)
     return {
-        "route_forward": simple(
-            lambda: route.route_forward(routed, router, None, TOP_K, _TAU, "cls"),
-            lambda: reference.route(routed, router, TOP_K, _TAU),
-        ),
-        "make_plan": simple(lambda: make_plan(indices, EXPERTS, tokens, block_m)[:4], lambda: _plain_plan(indices)),
-        "expert_up": simple(
-            up,
-            lambda: (
-                expected := plain.by_expert(rows_x, lambda rows, e: rows @ w1[e].double().T + b1[e].double()),
-                plain.gate * F.gelu(expected),
-                F.gelu(flat_x.double() @ dw1.double().T + db1.double()),
-            ),
-        ),
-        "expert_down": simple(
-            down,
-            lambda: (
-                plain.by_expert(wa.double(), lambda rows, e: rows @ w2[e].double().T)
-                + plain.gate * b2.double()[plain.experts],
-                director_a.double() @ dw2.double().T + db2.double(),
-            ),
-        ),
+        "route_forward": simple(route_there, lambda: reference.route(routed, router, TOP_K, _TAU)),
+        "make_plan": Case(planned, lambda: planned().tables, plain.tables),
+        "input_rows": simple(order, lambda: (plain.rows_of(x), plain.gate[:, 0], in_whole_tiles(x)), of_rows=2),
+        "expert_up": Case(up, up_found, plain_up),
+        "expert_down": simple(down, plain_down, of_rows=1),
         "mix_align_forward": Case(align, align_found, plain_align),
-        "align_backward": simple(
-            backward, lambda: loss_y.double() + grad_loss.double() / (batch * tokens) * gradient.double()
-        ),
-        "token_sums": simple(lambda: bias_gradients.token_sums(dy), lambda: dy.double().sum(1)),
+        "gradient_rows": simple(dy_order, plain_dy, of_rows=1),
         "expert_dact": Case(dact, dact_found, plain_dact),
-        "bias1_gradient": simple(
-            lambda: bias_gradients.bias1_gradient(bias_parts, plan, torch.float32), lambda: plain_dact()[1]
-        ),
-        "bias2_gradient": simple(
-            lambda: bias_gradients.bias2_gradient(sums, gates, plan, torch.float32),
-            lambda: plain.sums_by_expert(plain.gate * dyd),
-        ),
-        "gate_gradient": simple(
-            lambda: bias_gradients.gate_gradient(gate_parts, sums, b2, plan),
-            lambda: plain.by_flat_slot(gate_parts.double().sum(0) + (dyd * b2.double()[plain.experts]).sum(1)),
-        ),
-        "expert_dx": simple(down_x, lambda: plain.by_expert(dz.double(), lambda rows, e: rows @ w1[e].double())),
-        "sum_slots": simple(lambda: mix_align.sum_slots(dx, plan, torch.float32), lambda: plain.slots_sum(dx)),
-        "expert_wgrad 1": simple(wgrad1, lambda: plain.products_by_expert(dz.double(), rows_x)),
-        "expert_wgrad 2": simple(wgrad2, lambda: plain.products_by_expert(dyd, wa.double())),
+        "expert_dx": simple(down_x, lambda: plain.by_expert(dz, lambda rows, e: rows @ w1[e].double()), of_rows=1),
+        "sum_slots": simple(lambda: mix_align.sum_slots(dx, plan, full), lambda: plain.slots_sum(dx)),
+        "gate_and_bias_gradients": simple(gate_and_bias, plain_gate_and_bias),
+        "expert_wgrad": simple(wgrad, plain_wgrad),
         "route_backward": simple(route_back, plain_route_backward),
         "expert_load": simple(
             lambda: route.expert_load(gates, indices, EXPERTS),
@@ -238,51 +248,64 @@ def _listed(results: object) -> list[Tensor]:
     return [results] if isinstance(results, Tensor) else list(results)  # type: ignore[call-overload]
 
 
-def _plain_plan(indices: Tensor) -> list[Tensor]:
-    flat = indices.flatten()
-    slots = flat.argsort(stable=True)
-    ends = flat.bincount(minlength=EXPERTS).cumsum(0)
-    return [slots, slots // TOP_K, slots.argsort(), F.pad(ends, (1, 0))]
-
-
 class _Plain:
-    """Rows in expert order, by plain indexing and loops over experts, in float64."""
+    """Rows in expert order, by plain indexing and loops over experts, in float64.
 
-    def __init__(self, plan: Plan, gates: Tensor) -> None:
-        self.plan, self.tokens = plan, plan.tokens
-        self.slots = plan.slots.long()
-        self.sizes = (plan.starts.long().diff() * plan.tokens).tolist()
-        numbers = torch.arange(plan.num_experts, device=gates.device)
-        self.experts = numbers.repeat_interleave(plan.starts.long().diff() * plan.tokens)  # [rows]
-        self.gate = gates.flatten()[self.slots].repeat_interleave(plan.tokens).double().unsqueeze(1)  # [rows, 1]
+    Only the rows of tiles that an expert has count, here "live" ones: nothing else is written.
+    """
 
-    def rows_of(self, by_image: Tensor) -> Tensor:
-        """[B*N, .] to [rows, .], float64."""
-        images = by_image.view(-1, self.tokens, by_image.shape[1])
-        return images[self.plan.images.long()].flatten(0, 1).double()
+    def __init__(self, indices: Tensor, gates: Tensor, tokens: int, block_m: int) -> None:
+        flat, numbers = indices.flatten(), torch.arange(EXPERTS, device=indices.device)
+        self.tokens, self.block_m = tokens, block_m
+        self.counts = flat.bincount(minlength=EXPERTS)
+        self.slots = flat.argsort(stable=True)
+        self.starts = F.pad(self.counts.cumsum(0), (1, 0))
+        tiles = -(-self.counts * tokens // block_m)
+        self.tile_starts = F.pad(tiles.cumsum(0), (1, 0))
+        self.first_rows = self.tile_starts[flat] * block_m
+        self.first_rows += (self.slots.argsort() - self.starts[flat]) * tokens
+        self.sizes = (tiles * block_m).tolist()
+        self.live = torch.arange(sum(self.sizes), device=indices.device)
+        self.experts = numbers.repeat_interleave(tiles * block_m)  # [live]
+        token_rows = self.first_rows.unsqueeze(1) + torch.arange(tokens, device=indices.device)
+        self.rows = token_rows.unflatten(0, indices.shape)  # [B, k, N]
+        self.gate = self.rows_of(gates.unsqueeze(2).expand(*gates.shape, tokens).unsqueeze(3))  # [live, 1]
+
+    def tables(self) -> list[Tensor]:
+        """What `make_plan` makes."""
+        tiles = self.experts[:: self.block_m]
+        most = len(self.slots) * self.tokens // self.block_m + min(EXPERTS, len(self.slots))
+        longest = self.counts.argsort(descending=True, stable=True)
+        starts = self.starts, self.tile_starts
+        padded = F.pad(tiles, (0, most - len(tiles)), value=-1)
+        return [self.slots, self.first_rows, *starts, padded, longest, self.counts.new_ones(1)]
+
+    def rows_of(self, of_tokens: Tensor) -> Tensor:
+        """[B, N, .], or [B, k, N, .], to [live, .], float64; zeros where a row has no token."""
+        columns = of_tokens.shape[-1]
+        by_slot = of_tokens if of_tokens.dim() == 4 else of_tokens.unsqueeze(1).expand(*self.rows.shape, columns)
+        result = torch.zeros((len(self.live), columns), dtype=torch.float64, device=of_tokens.device)
+        result[self.rows.flatten()] = by_slot.double().flatten(0, 2)
+        return result
+
+    def with_tokens(self, live: Tensor) -> Tensor:
+        """The rows that have tokens."""
+        return live[self.rows.flatten()]
+
+    def parts(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """Every expert's rows, float64."""
+        return rows[self.live].double().split(self.sizes)
 
     def by_expert(self, rows: Tensor, function: Callable[[Tensor, int], Tensor]) -> Tensor:
-        return torch.cat([function(part, e) for e, part in enumerate(rows.split(self.sizes))])
-
-    def sums_by_expert(self, rows: Tensor) -> Tensor:
-        return torch.stack([part.sum(0) for part in rows.split(self.sizes)])
+        return torch.cat([function(part, e) for e, part in enumerate(self.parts(rows))])
 
     def products_by_expert(self, left: Tensor, right: Tensor) -> Tensor:
-        pairs = zip(left.split(self.sizes), right.split(self.sizes), strict=True)
-        return torch.stack([a.T @ b for a, b in pairs])
+        return torch.stack([a.T @ b for a, b in zip(self.parts(left), self.parts(right), strict=True)])
 
     def slots_sum(self, rows: Tensor) -> Tensor:
         """[rows, .] to [B*N, .], the sum over each image's slots."""
-        by_slot = rows.double().view(-1, self.plan.top_k, self.tokens, rows.shape[1])
-        return (
-            rows.double()
-            .view(-1, self.tokens, rows.shape[1])[self.plan.places.long()]
-            .view_as(by_slot)
-            .sum(1)
-            .flatten(0, 1)
-        )
+        return rows.double()[self.rows].sum(1).flatten(0, 1)
 
     def by_flat_slot(self, rows: Tensor) -> Tensor:
         """[rows] to [B, k], the sum over each slot's rows."""
-        by_slot = rows.view(-1, self.tokens).sum(1)
-        return by_slot[self.plan.places.long()].view(-1, self.plan.top_k)
+        return rows.double()[self.rows].sum(2)

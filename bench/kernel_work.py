@@ -14,14 +14,15 @@ from dexcore.kernels import (
     bias_gradients,
     expert_dact,
     expert_down,
+    expert_order,
     expert_up,
     expert_wgrad,
     group_ema,
     mix_align,
     route,
 )
-from dexcore.kernels.configs import LayerConfig, layer_config
-from dexcore.kernels.plan import Plan
+from dexcore.kernels.configs import MULTIPROCESSORS, LayerConfig, layer_config
+from dexcore.kernels.plan import PlanShape, make_plan_bytes
 
 
 class Problem(NamedTuple):
@@ -45,6 +46,10 @@ class Problem(NamedTuple):
         return layer_config(self.architecture, self.shape.width, self.hidden, self.dtype)
 
     @property
+    def multiprocessors(self) -> int:
+        return MULTIPROCESSORS[self.architecture]
+
+    @property
     def counts(self) -> list[int]:
         return counts(self.routing, self.shape.images, EXPERTS, TOP_K)
 
@@ -59,82 +64,52 @@ class Work(NamedTuple):
 def work(problem: Problem) -> dict[str, Work]:
     """Every kernel's bytes and FLOPs, from shapes and the experts' use alone."""
     (batch, tokens, width), hidden, config = problem.shape, problem.hidden, problem.config
-    count, size, full = problem.counts, problem.dtype.itemsize, 4
-    slots, block_m = batch * TOP_K, config.up.block_m
-    rows = slots * tokens
+    count, dtype, full = problem.counts, problem.dtype, torch.float32
+    layer = batch, tokens, width, hidden, TOP_K
 
-    def meta(*shape: int, dtype: torch.dtype = problem.dtype) -> Tensor:
+    def meta(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
-    plan = _meta_plan(problem)
-    routed = meta(batch, 1, width, dtype=torch.float32)
-    o, images = meta(rows, width), meta(batch * tokens, width)
-    router = meta(EXPERTS, width, dtype=torch.float32)
-    gates, indices = meta(batch, TOP_K, dtype=torch.float32), meta(batch, TOP_K, dtype=torch.int64)
-    pairs = [(meta(*s, dtype=torch.float32), meta(EXPERTS, *s, dtype=torch.float32)) for s in ffn_shapes(problem)]
-    omega = torch.tensor(count) / slots
+    shape = PlanShape(batch, TOP_K, EXPERTS, tokens, config.up.block_m)
+    plan = shape.view(meta(shape.elements, dtype=torch.int32))
+    gemm = count, plan, width, hidden, dtype.itemsize
+    x, routed = meta(batch, tokens, width, dtype=full), meta(batch, 1, width, dtype=full)
+    narrow, images = meta(plan.rows, width), meta(batch, tokens, width)
+    router, gates = meta(EXPERTS, width, dtype=full), meta(batch, TOP_K, dtype=full)
+    indices = meta(batch, TOP_K, dtype=torch.int64)
+    biases = {"bias_itemsize": dtype.itemsize, "director_bias_itemsize": dtype.itemsize, "director": True}
+    products = (hidden, width), (width, hidden)
+    pairs = [(meta(*s, dtype=full), meta(EXPERTS, *s, dtype=full)) for s in ffn_shapes(problem)]
+    omega = torch.tensor(count) / (batch * TOP_K)
     return {
         "route_forward": Work(
             route.route_forward_bytes(routed, router, None, TOP_K, "cls"), 2 * batch * EXPERTS * width
         ),
-        "make_plan": Work(indices.nbytes + sum(table.nbytes for table in plan[:8])),
+        "make_plan": Work(make_plan_bytes(indices, plan)),
+        "input_rows": Work(expert_order.input_rows_bytes(count, x, plan, dtype, by_image=True)),
         "expert_up": Work(
-            expert_up.expert_up_bytes(
-                count,
-                batch,
-                tokens,
-                width,
-                hidden,
-                block_m,
-                size,
-                bias_itemsize=size,
-                keep_z=True,
-                director=True,
-                director_bias_itemsize=size,
-            ),
-            expert_up.expert_up_flops(batch, tokens, width, hidden, TOP_K, director=True),
+            expert_up.expert_up_bytes(*gemm, keep_z=True, **biases), expert_up.expert_up_flops(*layer, director=True)
         ),
         "expert_down": Work(
-            expert_down.expert_down_bytes(
-                count,
-                batch,
-                tokens,
-                width,
-                hidden,
-                block_m,
-                size,
-                bias_itemsize=size,
-                director=True,
-                director_bias_itemsize=size,
-            ),
-            expert_down.expert_down_flops(batch, tokens, width, hidden, TOP_K, director=True),
+            expert_down.expert_down_bytes(*gemm, **biases), expert_down.expert_down_flops(*layer, director=True)
         ),
-        "mix_align_forward": Work(mix_align.mix_align_forward_bytes(o, plan, images, with_gradient=True)),
-        "align_backward": Work(mix_align.align_backward_bytes(images, images, problem.dtype)),
-        "token_sums": Work(bias_gradients.token_sums_bytes(batch, tokens, width, size)),
+        "mix_align_forward": Work(mix_align.mix_align_forward_bytes(plan, width, dtype, with_gradient=True)),
+        "gradient_rows": Work(expert_order.gradient_rows_bytes(count, images, plan, dtype, images)),
         "expert_dact": Work(
-            expert_dact.expert_dact_bytes(count, batch, tokens, width, hidden, size, config.dact, keep_a=False),
-            expert_dact.expert_dact_flops(rows, width, hidden),
+            expert_dact.expert_dact_bytes(*gemm, config.dact, keep_a=False), expert_dact.expert_dact_flops(*layer)
         ),
-        "bias1_gradient": Work(bias_gradients.bias1_gradient_bytes(count, tokens, hidden, full, block_m)),
-        "bias2_gradient": Work(bias_gradients.bias2_gradient_bytes(count, batch, width, full)),
-        "gate_gradient": Work(
-            bias_gradients.gate_gradient_bytes(
-                count, batch, tokens, -(-hidden // config.dact.block_n), width, b2_itemsize=size
+        "expert_dx": Work(expert_down.expert_dx_bytes(*gemm), expert_down.expert_dx_flops(*layer)),
+        "sum_slots": Work(mix_align.sum_slots_bytes(narrow, plan, full)),
+        "gate_and_bias_gradients": Work(
+            bias_gradients.gate_and_bias_bytes(
+                count, plan, width, -(-hidden // config.dact.block_n), dtype.itemsize, full.itemsize
             )
         ),
-        "expert_dx": Work(
-            expert_down.expert_dx_bytes(count, tokens, width, hidden, block_m, size),
-            expert_down.expert_dx_flops(batch, tokens, width, hidden, TOP_K),
-        ),
-        "sum_slots": Work(mix_align.sum_slots_bytes(o, plan, torch.float32)),
-        "expert_wgrad 1": Work(
-            _wgrad_bytes(problem, hidden, width, config.wgrad1, left=False),
-            expert_wgrad.expert_wgrad_flops(rows, hidden, width),
-        ),
-        "expert_wgrad 2": Work(
-            _wgrad_bytes(problem, width, hidden, config.wgrad2, left=True),
-            expert_wgrad.expert_wgrad_flops(rows, width, hidden),
+        "expert_wgrad": Work(
+            expert_wgrad.expert_wgrad_bytes(
+                count, plan, products, dtype, full, config.wgrad, problem.multiprocessors, bias=True
+            ),
+            sum(expert_wgrad.expert_wgrad_flops(batch, tokens, TOP_K, p, q) for p, q in products),
         ),
         "route_backward": Work(route.route_backward_bytes(routed, router, TOP_K, "cls"), 4 * batch * EXPERTS * width),
         "expert_load": Work(route.expert_load_bytes(gates, indices, EXPERTS)),
@@ -142,30 +117,6 @@ def work(problem: Problem) -> dict[str, Work]:
     }
 
 
-def _wgrad_bytes(problem: Problem, p: int, q: int, config: object, left: bool) -> int:
-    batch, tokens, _ = problem.shape
-    return expert_wgrad.expert_wgrad_bytes(
-        problem.counts,
-        batch,
-        tokens,
-        p,
-        q,
-        problem.dtype,
-        torch.float32,
-        config,
-        left_by_image=left,
-        right_by_image=not left,
-    )
-
-
 def ffn_shapes(problem: Problem) -> tuple[tuple[int, ...], ...]:
     width, hidden = problem.shape.width, problem.hidden
     return (hidden, width), (hidden,), (width, hidden), (width,)
-
-
-def _meta_plan(problem: Problem) -> Plan:
-    slots, block_m = problem.shape.images * TOP_K, problem.config.up.block_m
-    tiles = slots * problem.shape.tokens // block_m + min(EXPERTS, slots)
-    sizes = (slots, slots, slots, EXPERTS + 1, EXPERTS + 1, tiles, EXPERTS, 1)
-    tables = (torch.empty(size, dtype=torch.int32, device="meta") for size in sizes)
-    return Plan(*tables, num_experts=EXPERTS, tokens=problem.shape.tokens, top_k=TOP_K, block_m=block_m)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from triton.runtime.interpreter import InterpretedFunction
 
 from bench import kernel_cases
 from bench.command import Options
@@ -10,6 +11,7 @@ from bench.kernel_cases import calls, check
 from bench.kernel_work import Problem, Work, work
 from bench.kernels import measure, predicted
 from bench.timing import CPU
+from dexcore.nn import DEXMlp, update_directors
 
 TINY = Shape(3, 5, 16)
 
@@ -18,18 +20,87 @@ def problem(dtype=torch.float32, routing="uniform"):
     return Problem(TINY, dtype, routing, "interpreter")
 
 
+@pytest.fixture
+def nan_filled_memory():
+    torch.use_deterministic_algorithms(True)  # fills uninitialized memory too
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("nan_filled_memory")
 @pytest.mark.parametrize(("dtype", "routing"), [(torch.float32, "two"), (torch.bfloat16, "uniform")])
 def test_all_kernels_pass_the_check_before_they_would_be_timed(dtype, routing):
     check(problem(dtype, routing), CPU)
 
 
-@pytest.mark.parametrize(("module", "name"), [("expert_down", "expert_dx"), ("mix_align", "sum_slots")])
+def times_1_1(results):
+    if isinstance(results, torch.Tensor):
+        return results * 1.1
+    return tuple(result * 1.1 for result in results)
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("expert_order", "gradient_rows"),
+        ("expert_down", "expert_dx"),
+        ("mix_align", "sum_slots"),
+        ("bias_gradients", "gate_and_bias_gradients"),
+        ("expert_wgrad", "expert_wgrad"),
+    ],
+)
 def test_a_wrong_kernel_is_named(monkeypatch, module, name):
     module = getattr(kernel_cases, module)
     right = getattr(module, name)
-    monkeypatch.setattr(module, name, lambda *arguments: right(*arguments) * 1.1)
+    monkeypatch.setattr(module, name, lambda *given, **settings: times_1_1(right(*given, **settings)))
+    case = calls(problem(), CPU)[name]
+    monkeypatch.setattr(kernel_cases, "calls", lambda *_: {name: case})
     with pytest.raises(WrongResultError, match=name):
         check(problem(), CPU)
+
+
+def test_a_row_that_only_fills_a_tile_is_held_to_zero(monkeypatch):
+    right = kernel_cases.expert_order.input_rows
+
+    def without_zeros(x, gates, plan, *given, **settings):
+        made = right(x, gates, plan, *given, **settings)
+        tokens = (plan.first_rows.long().unsqueeze(1) + torch.arange(plan.tokens)).flatten()
+        pads = torch.ones(plan.rows, dtype=torch.bool).index_fill_(0, tokens, False)
+        return made._replace(rows=made.rows.masked_fill(pads.unsqueeze(1), 1.0))
+
+    monkeypatch.setattr(kernel_cases.expert_order, "input_rows", without_zeros)
+    with pytest.raises(WrongResultError, match="input_rows"):
+        check(problem(), CPU)
+
+
+def launched(monkeypatch, call):
+    """The kernels that a call launches, in their order."""
+    seen = []
+    get = InterpretedFunction.__getitem__
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            InterpretedFunction, "__getitem__", lambda self, grid: seen.append(self.__name__) or get(self, grid)
+        )
+        call()
+    return seen
+
+
+def test_the_cases_are_the_launches_of_a_layers_step_in_its_order(monkeypatch):
+    torch.manual_seed(0)
+    layer = DEXMlp(16, 64, num_experts=8, top_k=2, backend="triton").train()
+    x = torch.randn(*TINY, requires_grad=True)
+
+    def step():
+        with torch.autocast("cpu", torch.bfloat16):
+            y = layer(x)
+        losses = layer.routing.align_loss + layer.routing.balance_loss
+        torch.autograd.backward([y, losses], [torch.ones_like(y), torch.ones(())])
+        update_directors(layer, 0.99)
+
+    cases = calls(problem(torch.bfloat16), CPU)
+    found = [kernel for case in cases.values() for kernel in launched(monkeypatch, case.call)]
+    assert found == launched(monkeypatch, step)
+    assert len(found) > len(cases)  # route_backward is two
 
 
 def test_every_timed_kernel_has_its_work_counted():
