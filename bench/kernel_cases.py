@@ -135,7 +135,7 @@ def calls(problem: Problem, device: torch.device) -> dict[str, Case]:
         tensors = zip(director, experts, omega, strict=True)
         return [reference.group_ema(d, e, w, MOMENTUM) - d.double() for d, e, w in tensors]
 
-    plain = _Plain(indices, gates, tokens, block_m)
+    plain = PlainRows(indices, gates, EXPERTS, tokens, block_m)
 
     def in_whole_tiles(by_image: Tensor) -> Tensor:
         return F.pad(by_image.flatten(0, 1), (0, 0, 0, len(given.images) - batch * tokens))
@@ -248,16 +248,16 @@ def _listed(results: object) -> list[Tensor]:
     return [results] if isinstance(results, Tensor) else list(results)  # type: ignore[call-overload]
 
 
-class _Plain:
+class PlainRows:
     """Rows in expert order, by plain indexing and loops over experts, in float64.
 
     Only the rows of tiles that an expert has count, here "live" ones: nothing else is written.
     """
 
-    def __init__(self, indices: Tensor, gates: Tensor, tokens: int, block_m: int) -> None:
-        flat, numbers = indices.flatten(), torch.arange(EXPERTS, device=indices.device)
+    def __init__(self, indices: Tensor, gates: Tensor, num_experts: int, tokens: int, block_m: int) -> None:
+        flat, numbers = indices.flatten(), torch.arange(num_experts, device=indices.device)
         self.tokens, self.block_m = tokens, block_m
-        self.counts = flat.bincount(minlength=EXPERTS)
+        self.counts = flat.bincount(minlength=num_experts)
         self.slots = flat.argsort(stable=True)
         self.starts = F.pad(self.counts.cumsum(0), (1, 0))
         tiles = -(-self.counts * tokens // block_m)
@@ -274,7 +274,7 @@ class _Plain:
     def tables(self) -> list[Tensor]:
         """What `make_plan` makes."""
         tiles = self.experts[:: self.block_m]
-        most = len(self.slots) * self.tokens // self.block_m + min(EXPERTS, len(self.slots))
+        most = len(self.slots) * self.tokens // self.block_m + min(len(self.counts), len(self.slots))
         longest = self.counts.argsort(descending=True, stable=True)
         starts = self.starts, self.tile_starts
         padded = F.pad(tiles, (0, most - len(tiles)), value=-1)

@@ -4,10 +4,11 @@
     python -m bench.tune --layers 192x768 --dtypes float16    # one of them
     python -m bench.tune --dry-run                            # print, write nothing
 
-Every candidate must compile without spills and agree with the rule's tile before it is timed. The four kernels over
-the experts' rows get one block_m: that with the least time of all four. The paper's batch stands for all: the table
-knows no batch. Hundreds of kernels are compiled first, as many at once as there are cores: a layer takes minutes. Each
-is compiled once, and one that does not compile is not tried again.
+Every candidate must compile without spills and agree with the rule's tile before it is timed. Operands have tensor
+descriptors where the layer can have them; the rule's tiles are timed by pointers too. The four kernels over the
+experts' rows get one block_m: that with the least time of all kernels, the weight gradients' block_k dividing it. The
+paper's batch stands for all: the table knows no batch. Hundreds of kernels are compiled first, as many at once as there
+are cores: a layer takes minutes. Each is compiled once, and one that does not compile is not tried again.
 """
 
 import argparse
@@ -19,18 +20,22 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 import triton
 from torch import Tensor
 from triton.testing import do_bench
 
 from bench.command import Line
 from bench.contenders import EXPERTS, TOP_K
+from bench.kernel_cases import PlainRows
 from bench.routings import routing
 from bench.timing import machine, write_line
 from dexcore.kernels.configs import (
     DTYPES,
+    MULTIPROCESSORS,
     SHARED_MEMORY,
     TABLE_FILE,
     Gemm,
@@ -38,14 +43,16 @@ from dexcore.kernels.configs import (
     LayerConfig,
     UnsupportedDeviceError,
     architecture_of,
+    can_describe,
     layer_config,
     read_table,
     write_table,
 )
 from dexcore.kernels.expert_dact import expert_dact
 from dexcore.kernels.expert_down import expert_down, expert_dx
+from dexcore.kernels.expert_order import Input
 from dexcore.kernels.expert_up import expert_up
-from dexcore.kernels.expert_wgrad import expert_wgrad
+from dexcore.kernels.expert_wgrad import Product, expert_wgrad
 from dexcore.kernels.launch import compiling
 from dexcore.kernels.plan import make_plan
 
@@ -59,11 +66,20 @@ _BOUND = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 6e-2}
 
 Times = dict[str, dict[Gemm, float]]  # kernel -> tile -> milliseconds
 Broken = dict[tuple[str, Gemm], str]  # kernel and tile -> why it does not compile
-Call = Callable[[Gemm], list[Tensor]]
+
+
+class Call(NamedTuple):
+    """A kernel, to be called with a tile."""
+
+    run: Callable[[Gemm], list[Tensor]]
+    tokens: Callable[[Gemm, list[Tensor]], list[Tensor]] = lambda tile, results: results  # what all tiles have alike
 
 
 def candidates(key: Key, few: bool = False) -> list[Gemm]:
-    """Tiles worth compiling: 16 to 128 elements a thread, within the shared memory; ``few``: the likeliest."""
+    """Tiles worth compiling: 16 to 128 elements a thread, within the shared memory; ``few``: the likeliest.
+
+    With descriptors where the layer can have them.
+    """
     single = key.dtype == torch.float32
     rows, columns = ((32, 64, 128), (32, 64, 128)) if single else ((64, 128, 256), (64, 128, 256))
     tiles = [
@@ -71,8 +87,11 @@ def candidates(key: Key, few: bool = False) -> list[Gemm]:
     ]
     deepest = max(tile.block_k for tile in tiles)
     widest = max(16, triton.next_power_of_2(max(key.width, key.hidden)))
+    # By the deepest step: then any of them may stand beside any other in one layer.
+    stepping = tiles[0]._replace(block_k=deepest)
+    described = can_describe(*key, LayerConfig(*[stepping] * len(LayerConfig._fields)))
     return [
-        tile
+        tile._replace(described=described)
         for tile in tiles
         if 16 <= tile.block_m * tile.block_n // (32 * tile.warps) <= 128
         and not (few and (tile.block_k < deepest or tile.stages < 3 or tile.block_m < 128))
@@ -81,56 +100,115 @@ def candidates(key: Key, few: bool = False) -> list[Gemm]:
     ]
 
 
+class _Operands:
+    """What a step's GEMMs read, in the expert order of one plan; the tokens are the same for all."""
+
+    def __init__(self, tokens: "_Tokens", block_m: int) -> None:
+        images, _, length = tokens.wa.shape[:3]
+        self.plan, _ = make_plan(tokens.indices, EXPERTS, length, block_m)
+        rows = PlainRows(tokens.indices, tokens.gates, EXPERTS, length, block_m).rows.flatten()
+        self.rows, self.images = rows, images * length
+
+        def ordered(by_slot: Tensor) -> Tensor:
+            """[B, k, N, .] to [rows, .], zeros where a row has no token."""
+            made = by_slot.new_zeros((self.plan.rows, by_slot.shape[3]))
+            made[rows] = by_slot.flatten(0, 2)
+            return made
+
+        def of_images(by_image: Tensor) -> Tensor:
+            """[B, N, .] to whole tiles."""
+            return F.pad(by_image.flatten(0, 1), (0, 0, 0, -self.images % block_m))
+
+        def twice(by_image: Tensor) -> Tensor:
+            return by_image.unsqueeze(1).expand(-1, TOP_K, -1, -1)
+
+        gates = ordered(tokens.gates[:, :, None, None].expand(-1, -1, length, 1)).flatten()
+        self.x = Input(ordered(twice(tokens.x)), gates, of_images(tokens.x))
+        self.dy, self.z, self.wa = ordered(twice(tokens.dy)), ordered(tokens.z), ordered(tokens.wa)
+        self.director_a = of_images(tokens.director_a)
+
+
+class _Tokens(NamedTuple):
+    """Drawn: by image [B, N, .] or slot [B, k, N, .]."""
+
+    gates: Tensor
+    indices: Tensor
+    x: Tensor
+    dy: Tensor
+    director_a: Tensor
+    z: Tensor
+    wa: Tensor
+
+
 def kernels(
     key: Key, device: torch.device, sizes: Iterable[int], images: int = IMAGES, tokens: int = TOKENS
 ) -> dict[str, Call]:
-    """A training step's GEMMs by `LayerConfig`'s names, each to be called with a tile whose block_m is in ``sizes``."""
+    """A training step's GEMMs by `LayerConfig`'s names, each to be called with a tile.
+
+    ``sizes`` are the block_m that tiles over the experts' rows may have; the weight gradients' rows are padded to the
+    first, which their block_k has to divide.
+    """
     generator = torch.Generator(device).manual_seed(0)
-    _, width, hidden, dtype = key
-    rows = images * TOP_K * tokens
+    architecture, width, hidden, dtype = key
 
     def normal(*shape: int, scale: float = 1.0) -> Tensor:
         return (torch.randn(shape, generator=generator, device=device) * scale).to(dtype)
 
     gates, indices = (t.to(device) for t in routing("uniform", images, EXPERTS, TOP_K))
-    plans = {size: make_plan(indices, EXPERTS, tokens, size) for size in sizes}
-    any_plan = next(iter(plans.values()))  # the weight gradients do not use its tiles
-    x, dy = normal(images, tokens, width), normal(images, tokens, width)
-    z, wa = normal(rows, hidden), normal(rows, hidden)
+    by_image = [normal(images, tokens, columns) for columns in (width, width, hidden)]
+    drawn = _Tokens(gates, indices, *by_image, *(normal(images, TOP_K, tokens, hidden) for _ in range(2)))
+    made = {block_m: _Operands(drawn, block_m) for block_m in sizes}
     w1, b1 = normal(EXPERTS, hidden, width, scale=width**-0.5), normal(EXPERTS, hidden)
     w2, b2 = normal(EXPERTS, width, hidden, scale=hidden**-0.5), normal(EXPERTS, width)
-    director_a = normal(images * tokens, hidden)
-    up_director, down_director = (w1[0].clone(), b1[0].clone()), (director_a, w2[0].clone(), b2[0].clone())
-    flat_x, flat_dy = x.view(-1, width), dy.view(-1, width)
+    up_director, down_director = (w1[0].clone(), b1[0].clone()), (w2[0].clone(), b2[0].clone())
 
     def up(tile: Gemm) -> list[Tensor]:
-        plan = plans[tile.block_m]
-        results = expert_up(x, w1, b1, gates, plan, "gelu", "ieee", tile, keep_z=True, director=up_director)
+        given = made[tile.block_m]
+        settings = {"keep_z": True, "director": up_director}
+        results = expert_up(given.x, w1, b1, given.plan, "gelu", "ieee", tile, **settings)
         return [t for t in results if t is not None]
 
     def down(tile: Gemm) -> list[Tensor]:
-        plan = plans[tile.block_m]
-        results = expert_down(wa, w2, b2, gates, plan, "ieee", tile, director=down_director)
+        given = made[tile.block_m]
+        director = given.director_a, *down_director
+        results = expert_down(given.wa, w2, b2, given.x.gates, given.plan, "ieee", tile, director=director)
         return [t for t in results if t is not None]
 
     def dact(tile: Gemm) -> list[Tensor]:
-        plan = plans[tile.block_m]
-        return [expert_dact(dy, w2, z, gates, plan, "gelu", "ieee", tile, keep_a=False)[0]]
+        given = made[tile.block_m]
+        operands = given.dy, w2, given.z, given.x.gates, given.plan
+        dz, _, gate_parts = expert_dact(*operands, "gelu", "ieee", tile, keep_a=False)
+        return [dz, gate_parts]
 
     def dx(tile: Gemm) -> list[Tensor]:
-        return [expert_dx(z, w1, plans[tile.block_m], "ieee", tile)]
+        given = made[tile.block_m]
+        return [expert_dx(given.z, w1, given.plan, "ieee", tile)]
 
-    def wgrad1(tile: Gemm) -> list[Tensor]:
-        return [
-            expert_wgrad(z, flat_x, any_plan, torch.float32, "ieee", tile, left_by_image=False, right_by_image=True)
-        ]
+    def wgrad(tile: Gemm) -> list[Tensor]:
+        given = next(iter(made.values()))
+        products = Product(given.z, given.x.rows), Product(given.dy, given.wa)
+        settings = tile, MULTIPROCESSORS[architecture]
+        results = expert_wgrad(*products, given.plan, torch.float32, "ieee", *settings, bias=True)
+        return [t for t in results if t is not None]
 
-    def wgrad2(tile: Gemm) -> list[Tensor]:
-        return [
-            expert_wgrad(flat_dy, wa, any_plan, torch.float32, "ieee", tile, left_by_image=True, right_by_image=False)
-        ]
+    def rows_and_director(tile: Gemm, results: list[Tensor]) -> list[Tensor]:
+        given = made[tile.block_m]
+        return [t[given.rows] for t in results[:-1]] + [results[-1][: given.images]]
 
-    return {"up": up, "down": down, "dact": dact, "dx": dx, "wgrad1": wgrad1, "wgrad2": wgrad2}
+    def rows_and_gates(tile: Gemm, results: list[Tensor]) -> list[Tensor]:
+        dz, gate_parts = results
+        return [dz[made[tile.block_m].rows], gate_parts[:, made[tile.block_m].rows].sum(0)]
+
+    def all_rows(tile: Gemm, results: list[Tensor]) -> list[Tensor]:
+        return [t[made[tile.block_m].rows] for t in results]
+
+    return {
+        "up": Call(up, rows_and_director),
+        "down": Call(down, rows_and_director),
+        "dact": Call(dact, rows_and_gates),
+        "dx": Call(dx, all_rows),
+        "wgrad": Call(wgrad),
+    }
 
 
 def compile_ahead(calls: dict[str, Call], rule: LayerConfig, tiles: list[Gemm]) -> tuple[float, Broken]:
@@ -141,7 +219,7 @@ def compile_ahead(calls: dict[str, Call], rule: LayerConfig, tiles: list[Gemm]) 
         for name, call in calls.items():
             for tile in dict.fromkeys((getattr(rule, name), *tiles)):
                 with compiling(made.setdefault((name, tile), []).append):
-                    call(tile)
+                    call.run(tile)
     broken: Broken = {}
     for which, compiled in made.items():
         try:
@@ -161,7 +239,7 @@ def spills(call: Call, tile: Gemm) -> int:
     """Registers that the call's kernels spill, without launching them."""
     compiled: list = []
     with compiling(compiled.append):
-        call(tile)
+        call.run(tile)
     for kernel in compiled:
         kernel._init_handles()  # loads it; only then its registers are known
     return max(kernel.n_spills for kernel in compiled)
@@ -169,7 +247,7 @@ def spills(call: Call, tile: Gemm) -> int:
 
 def milliseconds(call: Call, tile: Gemm) -> float:
     """Median time, caches cold."""
-    return do_bench(lambda: call(tile), return_mode="median")
+    return do_bench(lambda: call.run(tile), return_mode="median")
 
 
 def fault(call: Call, tile: Gemm, expected: list[Tensor], bound: float) -> str:
@@ -178,7 +256,7 @@ def fault(call: Call, tile: Gemm, expected: list[Tensor], bound: float) -> str:
         spilled = spills(call, tile)
         if spilled:
             return f"spills {spilled} registers"
-        results = call(tile)
+        results = call.tokens(tile, call.run(tile))
     except (RuntimeError, triton.runtime.errors.TritonError) as error:
         return f"does not run: {_first_line(error)}"
     for result, want in zip(results, expected, strict=True):
@@ -193,7 +271,7 @@ def time_all(calls: dict[str, Call], rule: LayerConfig, tiles: list[Gemm], bound
     times: Times = {}
     for name, call in calls.items():
         own = getattr(rule, name)
-        expected, times[name] = call(own), {}
+        expected, times[name] = call.tokens(own, call.run(own)), {}
         for tile in dict.fromkeys((own, *tiles)):
             reason = broken.get((name, tile)) and f"does not compile: {broken[name, tile]}"
             reason = reason or fault(call, tile, expected, bound)
@@ -209,14 +287,19 @@ def time_all(calls: dict[str, Call], rule: LayerConfig, tiles: list[Gemm], bound
 def fastest(times: Times) -> LayerConfig:
     """The fastest tile of every kernel, with one block_m for those over the experts' rows."""
 
-    def best(name: str, block_m: int | None = None) -> Gemm:
-        return min((t for t in times[name] if block_m in (None, t.block_m)), key=times[name].__getitem__)
+    def best(name: str, block_m: int) -> Gemm | None:
+        """Of the tiles that a plan of ``block_m`` allows."""
+        fitting = [t for t in times[name] if (t.block_m == block_m if name in OVER_ROWS else block_m % t.block_k == 0)]
+        return min(fitting, key=times[name].__getitem__, default=None)
 
-    shared = set.intersection(*({tile.block_m for tile in times[name]} for name in OVER_ROWS))
-    if not shared:
-        raise RuntimeError("no block_m is left that up, down, dact and dx can all use; nothing was written")
-    block_m = min(sorted(shared), key=lambda m: sum(times[name][best(name, m)] for name in OVER_ROWS))
-    return LayerConfig(*(best(name, block_m if name in OVER_ROWS else None) for name in LayerConfig._fields))
+    found = {}
+    for block_m in sorted({tile.block_m for tile in times["up"]}):
+        tiles = {name: tile for name in LayerConfig._fields if (tile := best(name, block_m))}
+        if len(tiles) == len(LayerConfig._fields):
+            found[LayerConfig(**tiles)] = sum(times[name][tile] for name, tile in tiles.items())
+    if not found:
+        raise RuntimeError("no block_m is left that up, down, dact, dx and wgrad can all use; nothing was written")
+    return min(found, key=found.__getitem__)
 
 
 def tune(
@@ -228,8 +311,8 @@ def tune(
 ) -> LayerConfig:
     """Time a layer's kernels, print what was found, and put it into the table and, by ``write``, the results."""
     rule = layer_config(*key)
-    tiles = candidates(key, few)
-    calls = kernels(key, device, sorted({tile.block_m for tile in (*rule, *tiles)}))
+    tiles = [*candidates(key, few), *(tile._replace(described=False) for tile in rule)]
+    calls = kernels(key, device, dict.fromkeys(tile.block_m for tile in (rule.up, *tiles)))
     seconds, broken = compile_ahead(calls, rule, tiles)
     print(f"  compiled in {seconds:.0f} s", flush=True)
     times = time_all(calls, rule, tiles, _BOUND[key.dtype], broken)

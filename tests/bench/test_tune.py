@@ -14,7 +14,7 @@ from dexcore.kernels.configs import SHARED_MEMORY, Gemm, Key, LayerConfig, check
 ROOT = Path(__file__).parents[2]
 KEY = Key("sm_90", 24, 40, torch.float32)
 SMALL = Gemm(32, 32, 32, 4, 1)
-RULE = LayerConfig(*[SMALL] * 6)
+RULE = LayerConfig(*[SMALL] * 5)
 
 
 def tile(block_m, block_n=64):
@@ -52,10 +52,21 @@ def test_kernels_over_the_experts_rows_get_the_block_m_with_the_least_time_of_al
         "down": {a: 4.0, b: 2.0, c: 3.0},  # not d
         "dact": {a: 4.0, b: 2.0, c: 3.0, d: 0.1},
         "dx": {a: 4.0, b: 2.0, c: 3.0, d: 0.1},
-        "wgrad1": {a: 1.0, d: 0.5},
-        "wgrad2": {a: 0.5, d: 1.0},
+        "wgrad": {a: 1.0, d: 0.5},
     }
-    assert tune.fastest(times) == LayerConfig(up=c, down=b, dact=b, dx=b, wgrad1=d, wgrad2=a)
+    assert tune.fastest(times) == LayerConfig(up=c, down=b, dact=b, dx=b, wgrad=d)
+
+
+def test_the_weight_gradients_step_divides_the_others_block_m():
+    small, large, deep = Gemm(16, 64, 16, 4, 2), Gemm(64, 64, 16, 4, 2), Gemm(64, 64, 64, 4, 2)
+    times = {name: {small: 1.0, large: 2.0} for name in tune.OVER_ROWS} | {"wgrad": {large: 9.0, deep: 1.0}}
+    assert tune.fastest(times) == LayerConfig(*[large] * 4, wgrad=deep)  # 4 times 2 and 1; else 4 times 1 and 9
+    times["wgrad"][large] = 4.0
+    assert tune.fastest(times) == LayerConfig(*[small] * 4, wgrad=large)
+    del times["wgrad"][large]
+    del times["dx"][large]
+    with pytest.raises(RuntimeError, match="no block_m is left"):
+        tune.fastest(times)
 
 
 def test_without_a_common_block_m_nothing_is_chosen():
@@ -71,7 +82,16 @@ def test_every_candidate_could_stand_in_the_table(architecture, dtype):
     found = tune.candidates(key)
     assert len(found) > 20
     for candidate in found:
-        check(key, LayerConfig(*[candidate] * 6))
+        check(key, LayerConfig(*[candidate] * 5))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "width", "described"),
+    [("sm_90", 192, True), ("sm_100", 192, True), ("sm_90", 200, False), ("sm_90", 96, False), ("sm_80", 192, False)],
+)
+def test_operands_have_descriptors_where_the_layer_can_have_them(architecture, width, described):
+    found = tune.candidates(Key(architecture, width, 768, torch.bfloat16))
+    assert {candidate.described for candidate in found} == {described}
 
 
 def test_the_likeliest_tiles_are_few_and_large():
@@ -106,23 +126,24 @@ def counted(source, *arguments, **settings):
 
 triton.compiler.compile = counted  # what every kernel takes when it is compiled for the first time
 key, rule, sound, unsound = Key("sm_90", 32, 64, torch.bfloat16), *(Gemm(n, 32, 32, 4, 1) for n in (32, 64, 48))
-tiles, cpu = [rule, sound, unsound, sound], torch.device("cpu")
+described = sound._replace(described=True)
+tiles, cpu = [rule, sound, unsound, described, sound], torch.device("cpu")
 with compiling(lambda kernel: None):
     calls = {name: call for name, call in tune.kernels(key, cpu, [32, 64], 2, 5).items() if "wgrad" in name}
 assert count == ["_plan_kernel"] * 2
 count.clear()
-seconds, broken = tune.compile_ahead(calls, LayerConfig(*[rule] * 6), tiles)
+seconds, broken = tune.compile_ahead(calls, LayerConfig(*[rule] * 5), tiles)
 assert seconds > 0
-assert list(broken) == [("wgrad1", unsound), ("wgrad2", unsound)]
+assert list(broken) == [("wgrad", unsound)]
 print(*count)
 
 called = []
-tune.fault = lambda call, tile, *_: call(tile) and ""
-tune.milliseconds = lambda call, tile: called.append(tile) or call(tile) and 1.0
+tune.fault = lambda call, tile, *_: call.run(tile) and ""
+tune.milliseconds = lambda call, tile: called.append(tile) or call.run(tile) and 1.0
 found = []
 with compiling(found.append):
-    tune.time_all(calls, LayerConfig(*[rule] * 6), tiles, 1.0, broken)
-assert called == [rule, sound] * 2
+    tune.time_all(calls, LayerConfig(*[rule] * 5), tiles, 1.0, broken)
+assert called == [rule, sound, described]
 assert all((kernel.result() if hasattr(kernel, "result") else kernel).asm["cubin"] for kernel in found)
 print(*count)
 """
@@ -138,8 +159,9 @@ def test_each_kernel_of_each_tile_is_compiled_once_before_the_first_is_timed_and
     assert done.returncode == 0, done.stderr
     ahead, *said, at_the_end = done.stdout.splitlines()
     assert at_the_end == ahead, "timing compiled again"
-    assert ahead.split().count("_expert_wgrad_kernel") == 2 * 3  # wgrad1 and wgrad2; rule, sound and unsound
-    assert sum("does not compile" in line for line in said) == 2
+    # Rule, sound and unsound, by pointers a product at a time; and with descriptors both at once.
+    assert ahead.split().count("_expert_wgrad_kernel") == 2 * 3 + 1
+    assert sum("does not compile" in line for line in said) == 1
 
 
 @pytest.fixture
@@ -159,13 +181,13 @@ def interpreted(monkeypatch):
 
 def test_every_launcher_is_timed_with_every_sound_tile(interpreted, capsys):
     spilling, good = Gemm(32, 16, 16, 4, 1), Gemm(16, 32, 16, 4, 1)
-    calls = tune.kernels(KEY, torch.device("cpu"), [16, 32], images=3, tokens=5)
+    calls = tune.kernels(KEY, torch.device("cpu"), [32, 16], images=3, tokens=5)
     assert set(calls) == set(LayerConfig._fields)
     times = tune.time_all(calls, RULE, [spilling, good], 1e-4, {})
     assert all(list(found) == [SMALL, good] for found in times.values())
-    assert interpreted == [SMALL, good] * 6
-    assert capsys.readouterr().out.count("(32, 16, 16, 4, 1) spills 7 registers") == 6
-    assert tune.fastest(times) == LayerConfig(*[good] * 6)
+    assert interpreted == [SMALL, good] * 5
+    assert capsys.readouterr().out.count("(32, 16, 16, 4, 1, False) spills 7 registers") == 5
+    assert tune.fastest(times) == LayerConfig(*[good] * 5)
 
 
 @pytest.mark.usefixtures("interpreted")
@@ -175,7 +197,7 @@ def test_a_wrong_or_failing_tile_is_not_timed(capsys):
             raise RuntimeError("out of resource: shared memory\nand more")
         return [torch.ones(4) * (1 if candidate.block_m == 32 else float("nan"))]
 
-    times = tune.time_all({"up": call}, RULE, [tile(64), Gemm(32, 32, 64, 4, 2)], 1e-4, {})
+    times = tune.time_all({"up": tune.Call(call)}, RULE, [tile(64), Gemm(32, 32, 64, 4, 2)], 1e-4, {})
     assert list(times["up"]) == [SMALL]
     printed = capsys.readouterr().out
     assert "is wrong: differs from the rule's result by nan" in printed
@@ -185,23 +207,23 @@ def test_a_wrong_or_failing_tile_is_not_timed(capsys):
 @pytest.mark.usefixtures("interpreted")
 def test_without_a_sound_tile_nothing_is_written():
     with pytest.raises(RuntimeError, match="up: no tile compiles, runs and agrees"):
-        tune.time_all({"up": lambda candidate: [torch.full((1,), float("nan"))]}, RULE, [], 1e-4, {})
+        tune.time_all({"up": tune.Call(lambda candidate: [torch.full((1,), float("nan"))])}, RULE, [], 1e-4, {})
 
 
 @pytest.mark.usefixtures("interpreted")
 def test_the_table_keeps_its_other_layers(tmp_path, monkeypatch):
     path, other, lines = tmp_path / "configs.json", Key("gfx942", 192, 768, torch.float16), []
-    write_table(path, {other: LayerConfig(*[tile(64)] * 6)})
-    calls = dict.fromkeys(LayerConfig._fields, lambda candidate: [torch.ones(3)])
+    write_table(path, {other: LayerConfig(*[tile(64)] * 5)})
+    calls = dict.fromkeys(LayerConfig._fields, tune.Call(lambda candidate: [torch.ones(3)]))
     monkeypatch.setattr(tune, "kernels", lambda key, device, sizes: calls)
     monkeypatch.setattr(tune, "candidates", lambda key, few: [SMALL])
-    monkeypatch.setattr(tune, "layer_config", lambda *key: LayerConfig(*[tile(64)] * 6))
+    monkeypatch.setattr(tune, "layer_config", lambda *key: LayerConfig(*[tile(64)] * 5))
     monkeypatch.setattr(tune, "machine", lambda device: {})
     tune.tune(KEY, torch.device("cpu"), None)
     assert read_table(path).keys() == {other}
     assert not lines
     tune.tune(KEY, torch.device("cpu"), path, write=lines.append)
-    assert read_table(path) == {other: LayerConfig(*[tile(64)] * 6), KEY: RULE}
+    assert read_table(path) == {other: LayerConfig(*[tile(64)] * 5), KEY: RULE}
     (line,) = lines
     assert line["bench"] == "tune"
     assert (line["dx"]["ms"], line["dx"]["before_ms"]) == (32 * 32, 64 * 64)
