@@ -74,6 +74,9 @@ class Call(NamedTuple):
     run: Callable[[Gemm], list[Tensor]]
     tokens: Callable[[Gemm, list[Tensor]], list[Tensor]] = lambda tile, results: results  # what all tiles have alike
 
+    def __call__(self, tile: Gemm) -> list[Tensor]:
+        return self.run(tile)
+
 
 def candidates(key: Key, few: bool = False) -> list[Gemm]:
     """Tiles worth compiling: 16 to 128 elements a thread, within the shared memory; ``few``: the likeliest.
@@ -219,7 +222,7 @@ def compile_ahead(calls: dict[str, Call], rule: LayerConfig, tiles: list[Gemm]) 
         for name, call in calls.items():
             for tile in dict.fromkeys((getattr(rule, name), *tiles)):
                 with compiling(made.setdefault((name, tile), []).append):
-                    call.run(tile)
+                    call(tile)
     broken: Broken = {}
     for which, compiled in made.items():
         try:
@@ -239,7 +242,7 @@ def spills(call: Call, tile: Gemm) -> int:
     """Registers that the call's kernels spill, without launching them."""
     compiled: list = []
     with compiling(compiled.append):
-        call.run(tile)
+        call(tile)
     for kernel in compiled:
         kernel._init_handles()  # loads it; only then its registers are known
     return max(kernel.n_spills for kernel in compiled)
@@ -247,7 +250,7 @@ def spills(call: Call, tile: Gemm) -> int:
 
 def milliseconds(call: Call, tile: Gemm) -> float:
     """Median time, caches cold."""
-    return do_bench(lambda: call.run(tile), return_mode="median")
+    return do_bench(lambda: call(tile), return_mode="median")
 
 
 def fault(call: Call, tile: Gemm, expected: list[Tensor], bound: float) -> str:
@@ -256,7 +259,7 @@ def fault(call: Call, tile: Gemm, expected: list[Tensor], bound: float) -> str:
         spilled = spills(call, tile)
         if spilled:
             return f"spills {spilled} registers"
-        results = call.tokens(tile, call.run(tile))
+        results = call.tokens(tile, call(tile))
     except (RuntimeError, triton.runtime.errors.TritonError) as error:
         return f"does not run: {_first_line(error)}"
     for result, want in zip(results, expected, strict=True):
@@ -271,7 +274,7 @@ def time_all(calls: dict[str, Call], rule: LayerConfig, tiles: list[Gemm], bound
     times: Times = {}
     for name, call in calls.items():
         own = getattr(rule, name)
-        expected, times[name] = call.tokens(own, call.run(own)), {}
+        expected, times[name] = call.tokens(own, call(own)), {}
         for tile in dict.fromkeys((own, *tiles)):
             reason = broken.get((name, tile)) and f"does not compile: {broken[name, tile]}"
             reason = reason or fault(call, tile, expected, bound)

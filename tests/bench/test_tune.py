@@ -138,8 +138,8 @@ assert list(broken) == [("wgrad", unsound)]
 print(*count)
 
 called = []
-tune.fault = lambda call, tile, *_: call.run(tile) and ""
-tune.milliseconds = lambda call, tile: called.append(tile) or call.run(tile) and 1.0
+tune.fault = lambda call, tile, *_: call(tile) and ""
+tune.milliseconds = lambda call, tile: called.append(tile) or call(tile) and 1.0
 found = []
 with compiling(found.append):
     tune.time_all(calls, LayerConfig(*[rule] * 5), tiles, 1.0, broken)
