@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bench.contenders import EXPERTS, MOMENTUM, TOP_K, WrongResultError, relative_error
 from bench.kernel_work import Problem, ffn_shapes
-from bench.routings import routing, steer
+from bench.routings import steer
 from dexcore.kernels import (
     bias_gradients,
     expert_dact,
@@ -56,22 +56,24 @@ def calls(problem: Problem, device: torch.device) -> dict[str, Case]:
     scales = (width**-0.5, 1.0, problem.hidden**-0.5, 1.0)
     director = [normal(*shape, scale=scale) for shape, scale in zip(shapes, scales, strict=True)]
     experts = [normal(EXPERTS, *shape, scale=scale) for shape, scale in zip(shapes, scales, strict=True)]
-    w1, b1, w2, b2 = (tensor.to(dtype) for tensor in experts)
-    dw1, db1, dw2, db2 = (tensor.to(dtype) for tensor in director)
+    (w1, b1, w2, b2), (dw1, db1, dw2, db2) = (_with_half_weights(tensors, dtype) for tensors in (experts, director))
     x, router = torch.randn(problem.shape, generator=generator), torch.empty(EXPERTS, width)
     steer(x, router, problem.routing, TOP_K, _TAU)
-    routed, x, router = x[:, :1].contiguous().to(device), x.to(device), router.to(device)
+    x, router = x.to(device), router.to(device)
     grad_y, grad_loss = normal(batch, tokens, width, dtype=dtype), torch.full((), 0.01, device=device)
-    grad_gates, grad_probs = normal(batch, TOP_K), normal(batch, EXPERTS)
-    gates, indices = (t.to(device) for t in routing(problem.routing, batch, EXPERTS, TOP_K))
+    grad_gates, grad_balance = normal(batch, TOP_K), torch.full((), float(batch), device=device)
+    feature = torch.empty((batch, width), device=device)
 
     def route_there() -> tuple[Tensor, ...]:
-        return route.route_forward(routed, router, None, TOP_K, _TAU, "cls")
+        return route.route_forward(x, router, None, TOP_K, _TAU, "cls", feature)
+
+    gates, indices, probs = route_there()
+    balance = route.Balance.of(probs)
 
     def planned() -> Plan:
-        return make_plan(indices, EXPERTS, tokens, block_m)[0]
+        return make_plan(indices, EXPERTS, tokens, block_m, balance)[0]
 
-    chosen, plan = route_there(), planned()
+    plan = planned()
 
     def order() -> expert_order.Input:
         return expert_order.input_rows(x, gates, plan, dtype, by_image=True)
@@ -106,13 +108,23 @@ def calls(problem: Problem, device: torch.device) -> dict[str, Case]:
 
     dz, _, gate_parts = dact()
 
+    def gate_and_bias() -> tuple[Tensor, ...]:
+        return bias_gradients.gate_and_bias_gradients(gate_parts, token_sums, b2, gates, plan, full)
+
+    def route_back() -> tuple[Tensor, ...]:
+        incoming = grad_gates, None, grad_balance
+        forward = feature, router, gates, indices, probs, balance.importance
+        return route.route_gradients(*incoming, *forward, _TAU)
+
+    grad_feature, _ = route_back()
+
     def down_x() -> Tensor:
         return expert_down.expert_dx(dz, w1, plan, _PRECISION, config.dx)
 
     dx = down_x()
 
-    def gate_and_bias() -> tuple[Tensor, ...]:
-        return bias_gradients.gate_and_bias_gradients(gate_parts, token_sums, b2, gates, plan, full)
+    def slots() -> Tensor:
+        return mix_align.sum_slots(dx, plan, full, grad_feature, "cls")
 
     def wgrad() -> tuple[Tensor, ...]:
         products, multiprocessors = (Product(dz, given.rows), Product(dy, wa)), problem.multiprocessors
@@ -121,33 +133,37 @@ def calls(problem: Problem, device: torch.device) -> dict[str, Case]:
     load = route.expert_load(gates, indices, EXPERTS)
     omega = [load / load.sum()] * len(experts)
     followed = [tensor.clone() for tensor in director]
+    copies = [_with_half_weights([torch.empty_like(t) for t in tensors], dtype) for tensors in (director, experts)]
+    copies = [[half if half.dtype != full else None for half in of_tensors] for of_tensors in copies]
 
     def ema() -> list[Tensor]:
-        group_ema.group_ema(followed, experts, omega, MOMENTUM)
+        group_ema.group_ema(followed, experts, omega, MOMENTUM, *copies)
         return followed
 
     def moved() -> list[Tensor]:
         for tensor, start in zip(followed, director, strict=True):
             tensor.copy_(start)
-        return [after - before for after, before in zip(ema(), director, strict=True)]
+        found = [after - before for after, before in zip(ema(), director, strict=True)]
+        return found + [half for of_tensors in copies for half in of_tensors if half is not None]
 
     def should_move() -> list[Tensor]:
-        tensors = zip(director, experts, omega, strict=True)
-        return [reference.group_ema(d, e, w, MOMENTUM) - d.double() for d, e, w in tensors]
+        tensors = list(zip(director, experts, omega, strict=True))
+        after = [reference.group_ema(d, e, w, MOMENTUM) for d, e, w in tensors]
+        halves = zip((*after, *experts), (*copies[0], *copies[1]), strict=True)
+        return [
+            *(new - old.double() for new, old in zip(after, director, strict=True)),
+            *(tensor.double() for tensor, half in halves if half is not None),
+        ]
 
     plain = PlainRows(indices, gates, EXPERTS, tokens, block_m)
 
     def in_whole_tiles(by_image: Tensor) -> Tensor:
         return F.pad(by_image.flatten(0, 1), (0, 0, 0, len(given.images) - batch * tokens))
 
-    def up_found() -> tuple[Tensor, ...]:
-        found_z, found_wa, found_director = up()
-        return plain.with_tokens(found_z[plain.live]), found_wa[plain.live], found_director
-
     def plain_up() -> tuple[Tensor, ...]:
         expected = plain.by_expert(given.rows, lambda rows, e: rows @ w1[e].double().T + b1[e].double())
         expected_director = F.gelu(given.images.double() @ dw1.double().T + db1.double())
-        return plain.with_tokens(expected), plain.gate * F.gelu(expected), expected_director
+        return expected, plain.gate * F.gelu(expected), expected_director
 
     def plain_down() -> tuple[Tensor, ...]:
         expected = plain.by_expert(wa, lambda rows, e: rows @ w2[e].double().T)
@@ -187,14 +203,26 @@ def calls(problem: Problem, device: torch.device) -> dict[str, Case]:
         pairs = plain.products_by_expert(dz, given.rows), plain.products_by_expert(dy, wa)
         return *pairs, torch.stack([part.sum(0) for part in plain.parts(dz)])
 
-    def route_back() -> tuple[Tensor, ...]:
-        return route.route_backward(grad_gates, grad_probs, routed, router, *chosen, _TAU, "cls")
+    def plain_route() -> tuple[Tensor, ...]:
+        return *reference.route(x, router, TOP_K, _TAU), x[:, 0].double()
 
-    def plain_route_backward() -> list[Tensor]:
-        leaves = [routed.double().requires_grad_(), router.double().requires_grad_()]
+    def planned_found() -> list[Tensor]:
+        return [*planned().tables, balance.importance, balance.loss]
+
+    def plain_planned() -> list[Tensor]:
+        return [*plain.tables(), probs.double().mean(0), reference.balance_loss(probs)]
+
+    def plain_route_back() -> list[Tensor]:
+        leaves = [x[:, :1].double().requires_grad_(), router.double().requires_grad_()]
         found_gates, _, found_probs = reference.route(*leaves, TOP_K, _TAU)
-        torch.autograd.backward([found_gates, found_probs], [grad_gates.double(), grad_probs.double()])
-        return [leaf.grad for leaf in leaves]
+        losses = [found_gates, reference.balance_loss(found_probs)]
+        torch.autograd.backward(losses, [grad_gates.double(), grad_balance.double()])
+        return [leaves[0].grad[:, 0], leaves[1].grad]
+
+    def plain_slots() -> Tensor:
+        expected = plain.slots_sum(dx)
+        expected[::tokens] += grad_feature.double()
+        return expected
 
     def simple(call: Callable[[], object], truth: Callable[[], object], of_rows: int = 0) -> Case:
         """Of a kernel whose results are all compared, of the first ``of_rows`` the rows that it writes."""
@@ -206,19 +234,19 @@ def calls(problem: Problem, device: torch.device) -> dict[str, Case]:
         return Case(call, found, lambda: _listed(truth()))
 
     return {
-        "route_forward": simple(route_there, lambda: reference.route(routed, router, TOP_K, _TAU)),
-        "make_plan": Case(planned, lambda: planned().tables, plain.tables),
+        "route_forward": Case(route_there, lambda: [*route_there(), feature], plain_route),
+        "make_plan": Case(planned, planned_found, plain_planned),
         "input_rows": simple(order, lambda: (plain.rows_of(x), plain.gate[:, 0], in_whole_tiles(x)), of_rows=2),
-        "expert_up": Case(up, up_found, plain_up),
+        "expert_up": simple(up, plain_up, of_rows=2),
         "expert_down": simple(down, plain_down, of_rows=1),
         "mix_align_forward": Case(align, align_found, plain_align),
         "gradient_rows": simple(dy_order, plain_dy, of_rows=1),
         "expert_dact": Case(dact, dact_found, plain_dact),
-        "expert_dx": simple(down_x, lambda: plain.by_expert(dz, lambda rows, e: rows @ w1[e].double()), of_rows=1),
-        "sum_slots": simple(lambda: mix_align.sum_slots(dx, plan, full), lambda: plain.slots_sum(dx)),
         "gate_and_bias_gradients": simple(gate_and_bias, plain_gate_and_bias),
+        "route_gradients": simple(route_back, plain_route_back),
+        "expert_dx": simple(down_x, lambda: plain.by_expert(dz, lambda rows, e: rows @ w1[e].double()), of_rows=1),
+        "sum_slots": simple(slots, plain_slots),
         "expert_wgrad": simple(wgrad, plain_wgrad),
-        "route_backward": simple(route_back, plain_route_backward),
         "expert_load": simple(
             lambda: route.expert_load(gates, indices, EXPERTS),
             lambda: gates.new_zeros(EXPERTS).double().index_add_(0, indices.flatten(), gates.flatten().double()),
@@ -242,6 +270,11 @@ def check(problem: Problem, device: torch.device) -> None:
                     f"{name}, {problem.routing}: result {i} is {error:.2g} off, allowed {bound:.2g} "
                     f"(shape {list(found.shape)}, expected {list(truth.shape)})"
                 )
+
+
+def _with_half_weights(tensors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """As the kernels are given a pool's or a director's tensors: biases stay as they are."""
+    return [tensor.to(dtype) if i % 2 == 0 else tensor for i, tensor in enumerate(tensors)]
 
 
 def _listed(results: object) -> list[Tensor]:
@@ -287,10 +320,6 @@ class PlainRows:
         result = torch.zeros((len(self.live), columns), dtype=torch.float64, device=of_tokens.device)
         result[self.rows.flatten()] = by_slot.double().flatten(0, 2)
         return result
-
-    def with_tokens(self, live: Tensor) -> Tensor:
-        """The rows that have tokens."""
-        return live[self.rows.flatten()]
 
     def parts(self, rows: Tensor) -> tuple[Tensor, ...]:
         """Every expert's rows, float64."""

@@ -28,8 +28,8 @@ from dexcore.kernels.plan import PlanShape, make_plan_bytes
 class Problem(NamedTuple):
     """A layer's step under autocast.
 
-    Parameters, the layer's input, and the gradients of both are float32; everything else is ``dtype``, the copies that
-    the experts' kernels are given among it.
+    Parameters, the layer's input, and the gradients of both are float32; everything else is ``dtype``, the copies of
+    weights that the experts' kernels are given among it. These copies are there: the step before wrote them.
     """
 
     shape: Shape
@@ -73,20 +73,18 @@ def work(problem: Problem) -> dict[str, Work]:
     shape = PlanShape(batch, TOP_K, EXPERTS, tokens, config.up.block_m)
     plan = shape.view(meta(shape.elements, dtype=torch.int32))
     gemm = count, plan, width, hidden, dtype.itemsize
-    x, routed = meta(batch, tokens, width, dtype=full), meta(batch, 1, width, dtype=full)
+    x, feature = meta(batch, tokens, width, dtype=full), meta(batch, width, dtype=full)
     narrow, images = meta(plan.rows, width), meta(batch, tokens, width)
     router, gates = meta(EXPERTS, width, dtype=full), meta(batch, TOP_K, dtype=full)
-    indices = meta(batch, TOP_K, dtype=torch.int64)
-    biases = {"bias_itemsize": dtype.itemsize, "director_bias_itemsize": dtype.itemsize, "director": True}
+    indices, balance = meta(batch, TOP_K, dtype=torch.int64), route.Balance.of(meta(batch, EXPERTS, dtype=full))
+    biases = {"bias_itemsize": full.itemsize, "director_bias_itemsize": full.itemsize, "director": True}
     products = (hidden, width), (width, hidden)
-    pairs = [(meta(*s, dtype=full), meta(EXPERTS, *s, dtype=full)) for s in ffn_shapes(problem)]
-    omega = torch.tensor(count) / (batch * TOP_K)
     return {
         "route_forward": Work(
-            route.route_forward_bytes(routed, router, None, TOP_K, "cls"), 2 * batch * EXPERTS * width
+            route.route_forward_bytes(x, router, None, TOP_K, "cls", keep_feature=True), 2 * batch * EXPERTS * width
         ),
-        "make_plan": Work(make_plan_bytes(indices, plan)),
-        "input_rows": Work(expert_order.input_rows_bytes(count, x, plan, dtype, by_image=True)),
+        "make_plan": Work(make_plan_bytes(indices, plan) + route.balance_bytes(balance)),
+        "input_rows": Work(expert_order.input_rows_bytes(x, plan, dtype, by_image=True)),
         "expert_up": Work(
             expert_up.expert_up_bytes(*gemm, keep_z=True, **biases), expert_up.expert_up_flops(*layer, director=True)
         ),
@@ -94,27 +92,45 @@ def work(problem: Problem) -> dict[str, Work]:
             expert_down.expert_down_bytes(*gemm, **biases), expert_down.expert_down_flops(*layer, director=True)
         ),
         "mix_align_forward": Work(mix_align.mix_align_forward_bytes(plan, width, dtype, with_gradient=True)),
-        "gradient_rows": Work(expert_order.gradient_rows_bytes(count, images, plan, dtype, images)),
+        "gradient_rows": Work(expert_order.gradient_rows_bytes(images, plan, dtype, images)),
         "expert_dact": Work(
             expert_dact.expert_dact_bytes(*gemm, config.dact, keep_a=False), expert_dact.expert_dact_flops(*layer)
         ),
-        "expert_dx": Work(expert_down.expert_dx_bytes(*gemm), expert_down.expert_dx_flops(*layer)),
-        "sum_slots": Work(mix_align.sum_slots_bytes(narrow, plan, full)),
         "gate_and_bias_gradients": Work(
             bias_gradients.gate_and_bias_bytes(
-                count, plan, width, -(-hidden // config.dact.block_n), dtype.itemsize, full.itemsize
+                count, plan, width, -(-hidden // config.dact.block_n), full.itemsize, full.itemsize
             )
         ),
+        "route_gradients": Work(
+            route.route_gradients_bytes(feature, router, TOP_K, with_probs=False, with_balance=True),
+            4 * batch * EXPERTS * width,
+        ),
+        "expert_dx": Work(expert_down.expert_dx_bytes(*gemm), expert_down.expert_dx_flops(*layer)),
+        "sum_slots": Work(mix_align.sum_slots_bytes(narrow, plan, full, feature)),
         "expert_wgrad": Work(
             expert_wgrad.expert_wgrad_bytes(
                 count, plan, products, dtype, full, config.wgrad, problem.multiprocessors, bias=True
             ),
             sum(expert_wgrad.expert_wgrad_flops(batch, tokens, TOP_K, p, q) for p, q in products),
         ),
-        "route_backward": Work(route.route_backward_bytes(routed, router, TOP_K, "cls"), 4 * batch * EXPERTS * width),
         "expert_load": Work(route.expert_load_bytes(gates, indices, EXPERTS)),
-        "group_ema": Work(group_ema.group_ema_bytes(*zip(*pairs, strict=True), [omega] * len(pairs))),
+        "group_ema": Work(_group_ema_bytes(problem)),
     }
+
+
+def _group_ema_bytes(problem: Problem) -> int:
+    """With copies of the weights, not of biases. It counts what has an address, so of memory that nobody touches."""
+    shapes = ffn_shapes(problem)
+    directors = [torch.empty(shape) for shape in shapes]
+    experts = [torch.empty(EXPERTS, *shape) for shape in shapes]
+    copies = [
+        [torch.empty_like(tensor, dtype=problem.dtype) if tensor.dim() > vector else None for tensor in tensors]
+        for tensors, vector in ((directors, 1), (experts, 2))
+    ]
+    if problem.dtype == torch.float32:
+        copies = []
+    omega = torch.tensor(problem.counts) / sum(problem.counts)
+    return group_ema.group_ema_bytes(directors, experts, [omega] * len(shapes), *copies)
 
 
 def ffn_shapes(problem: Problem) -> tuple[tuple[int, ...], ...]:
