@@ -23,7 +23,7 @@ from torch import Tensor
 from bench.command import Ceilings, Goal, Line, Options, Refused, capture_or_reason, dtype_name, judged, run, table_row
 from bench.contenders import REFERENCE, Shape, WrongResultError, relative_error
 from bench.published import published_align
-from bench.timing import captured, interleaved, machine
+from bench.timing import beside_ceilings, captured, interleaved, machine
 from dexcore.ops import mix_align, reference
 from dexcore.ops.mix_align import ALIGNS, KERNEL_CONSTANTS
 
@@ -65,8 +65,8 @@ def losses(kind: str) -> dict[str, Loss]:
 
 def _tensors(shape: Shape, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
     """Student and teacher."""
-    generator = torch.Generator().manual_seed(5)
-    return [torch.randn(shape, generator=generator).to(dtype).to(device) for _ in range(2)]
+    generator = torch.Generator(device).manual_seed(5)
+    return [torch.randn(shape, generator=generator, device=device).to(dtype) for _ in range(2)]
 
 
 def make_step(
@@ -155,7 +155,11 @@ def measure(options: Options, ceilings: Ceilings, refused: Refused) -> list[Line
                         print(f"{name} is timed with the host's part, since it cannot be captured: {reason}")
                     step = replay or step
                 steps[name] = step
-            times = interleaved(steps, options.seconds / 2, options.device)
+            ceiling = ceilings[dtype]
+            if options.on_gpu:
+                times, ceiling = beside_ceilings(steps, options.seconds / 2, dtype, options.device, options.quick)
+            else:
+                times = interleaved(steps, options.seconds / 2, options.device)
             moved = 5 * shape.images * shape.tokens * shape.width * dtype.itemsize
             print(f"{shape} {case}: dexcore moves {moved / 1e6:.1f} MB")
             print(table_row("", "ms", "p20", "p80", "x eager", "of copy"))
@@ -165,14 +169,14 @@ def measure(options: Options, ceilings: Ceilings, refused: Refused) -> list[Line
                 line: Line = {"bench": "align", **machine(options.device), **shape._asdict(), "kind": kind}
                 line |= {"dtype": dtype_name(dtype), "contender": name, **vars(time), "speedup": speedup}
                 if name in ("dexcore", "kernels"):
-                    share = moved / time.median / 1e9 / ceilings[dtype]["copy_gbs"]
+                    share = moved / time.median / 1e9 / ceiling["copy_gbs"]
                     cells.append(f"{share:.2f}")
                     line |= {"bytes": moved, "copy_share": share}
                 print(table_row(name, *cells), flush=True)
                 if name == "kernels":
                     goal = Goal("share of the largest copy's bandwidth", share, COPY_SHARE)
                     line |= judged(goal)
-                lines.append(line | ceilings[dtype])
+                lines.append(line | ceiling)
     return lines
 
 

@@ -163,10 +163,11 @@ def grouped_experts(pool: DEXMlp, x: Tensor, gates: Tensor, indices: Tensor) -> 
 class Dense(nn.Module):
     """A plain MLP whose forward and backward have a step's FLOPs: k + 1/3 times the hidden width."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, device: torch.device = CPU) -> None:
         super().__init__()
         hidden = 4 * width * (3 * TOP_K + 1) // 3
-        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+        fc1, fc2 = nn.Linear(width, hidden, device=device), nn.Linear(hidden, width, device=device)
+        self.mlp = nn.Sequential(fc1, nn.GELU(), fc2)
 
     def forward(self, x: Tensor) -> tuple[Tensor, None, None]:
         return self.mlp(x), None, None
@@ -184,7 +185,7 @@ def make_layer(contender: str, shape: Shape, device: torch.device = CPU, keep: s
         raise ValueError(f"contender must be one of {', '.join(CONTENDERS)}, got {contender!r}")
     torch.manual_seed(0)
     if contender == "dense":
-        return Dense(shape.width).to(device)
+        return Dense(shape.width, device)
     # Drawn where it is used: a GPU draws at once what takes one thread of the host a second.
     pool = DEXMlp(shape.width, 4 * shape.width, num_experts=EXPERTS, top_k=TOP_K, keep=keep, device=device)
     with torch.no_grad():
@@ -231,16 +232,19 @@ def step_of(
     leaves = [x, *layer.parameters()]
 
     def step() -> list[Tensor]:
-        torch.autograd.graph.increment_version(leaves)  # as after an optimizer's step: no cast may be kept
         for leaf in leaves:
             leaf.grad = None
         y, align, balance = forward()
         grad = upstream[y.dtype] if upstream else grad_y.to(y.dtype)
         if align is None:
             y.backward(grad)
+            torch.autograd.graph.increment_version(leaves)
             return [y, x.grad]
         losses = LAMBDA_ALIGN * align + LAMBDA_BALANCE * balance
         torch.autograd.backward([y, losses], [grad, torch.ones_like(losses)])
+        # As an optimizer's step does, before the directors follow: copies in half precision are made within the step,
+        # with the directors' update or in the next forward.
+        torch.autograd.graph.increment_version(leaves)
         if update and not isinstance(layer, PublishedLayer):
             layer.update()
         return [y, align, balance, x.grad]
@@ -255,13 +259,13 @@ def _prepared(
     stored = torch.promote_types(dtype, torch.float32)
     layer.to(stored)
     device = next(layer.parameters()).device
-    generator = torch.Generator().manual_seed(1)
-    x = torch.randn(shape, generator=generator)
-    grad_y = torch.randn(shape, generator=generator).to(device, stored)
+    generator = torch.Generator(device).manual_seed(1)
+    x = torch.randn(shape, generator=generator, device=device)
+    grad_y = torch.randn(shape, generator=generator, device=device).to(stored)
     if routing is not None and not isinstance(layer, Dense):
         router = layer.router if isinstance(layer, PublishedLayer) else layer.pool.router
         steer(x, router.weight, routing, TOP_K)
-    x = x.to(device, stored).requires_grad_()
+    x = x.to(stored).requires_grad_()
 
     def forward() -> tuple[Tensor, Tensor, Tensor]:
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):

@@ -21,7 +21,7 @@ from bench.command import Ceilings, Goal, Line, Options, Refused, capture_or_rea
 from bench.contenders import EXPERTS, MOMENTUM, TOP_K, WrongResultError, foreach_targets, relative_error
 from bench.published import published_ema
 from bench.routings import ROUTINGS, routing
-from bench.timing import captured, interleaved, machine
+from bench.timing import beside_ceilings, captured, interleaved, machine
 from dexcore.nn.directors import expert_load
 from dexcore.ops import group_ema_, reference
 
@@ -128,7 +128,10 @@ def measure(options: Options, ceilings: Ceilings, refused: Refused) -> list[Line
                 else:
                     calls[name] = replay
         moved = moved_bytes(model)
-        times = interleaved(calls, options.seconds, options.device)
+        if options.on_gpu:
+            times, ceiling = beside_ceilings(calls, options.seconds, options.dtypes[0], options.device, options.quick)
+        else:
+            times = interleaved(calls, options.seconds, options.device)
         print(f"{size}, {routing_name}: at least {moved / 1e6:.1f} MB")
         print(table_row("", "ms", "p20", "p80", "of copy", "x publ."))
         for name, time in times.items():

@@ -18,7 +18,7 @@ from torch import nn
 from bench import align, contenders, ema, layer
 from bench.command import Options, dtype_name, measured_ceilings
 from bench.contenders import EXPERTS, REFERENCE, TOP_K, Shape, step_flops
-from bench.timing import CPU, captured, interleaved, largest_gemm, machine
+from bench.timing import CPU, Timing, beside_ceilings, captured, machine
 
 _BF16 = torch.bfloat16
 _DTYPES = (torch.bfloat16, torch.float32, torch.float16)
@@ -124,41 +124,48 @@ def layer_step(options: Options, out: Results, prefix: str = "") -> None:
     shape, make = _steps(options)
     worst = contenders.check(shape, _BF16, options.device, "uniform")
     out.say(f"results are the published loop's: differ by {worst:.2g} of {contenders.BOUND[_BF16]:.2g} allowed")
-    gemm, gemm_flops = largest_gemm(_BF16, options.device, options.quick)
-    rows = shape.images * shape.tokens
     calls = {
         "dexcore": make("dexcore"),
         "dexcore, no GEMA": make("dexcore", update=False),
         "published": make("published"),
-        "bare GEMMs": layer.bare_gemms(shape, _BF16, rows, options.device),
-        "largest GEMM": gemm,
+        layer.BARE: _bare_gemms(shape, options),
     }
-    times = interleaved(calls, options.seconds, options.device)
-    rate = gemm_flops / times["largest GEMM"].median
+    times, rate = _beside_the_largest_gemm(calls, options, out)
     for name, time in times.items():
-        flops = gemm_flops if name == "largest GEMM" else step_flops(shape)
-        share = flops / time.median / rate
+        share = step_flops(shape) / time.median / rate
         out.say(f"{name}: {time.median * 1e3:.3f} ms, {share:.2f} of the largest GEMM's rate", **vars(time))
     out.goal(f"{prefix}speedup", times["published"].median / times["dexcore"].median)
     out.goal(f"{prefix}gemm_share", step_flops(shape) / times["dexcore, no GEMA"].median / rate)  # graph's replaces it
-    bare = times["bare GEMMs"].median / times["dexcore, no GEMA"].median
+    bare = times[layer.BARE].median / times["dexcore, no GEMA"].median
     out.say(f"bare GEMMs take {bare:.2f} of forward and backward")
+
+
+def _bare_gemms(shape: Shape, options: Options) -> Callable[[], object]:
+    return layer.bare_gemms(shape, _BF16, shape.images * shape.tokens, options.device)
+
+
+def _beside_the_largest_gemm(
+    calls: dict[str, Callable[[], object]], options: Options, out: Results
+) -> tuple[dict[str, Timing], float]:
+    """The calls' times, and the FLOP/s of the GEMM that took turns with them."""
+    times, found = beside_ceilings(calls, options.seconds, _BF16, options.device, options.quick)
+    rate = found["gemm_gflops"]
+    out.say(f"largest GEMM beside them: {rate / 1e3:.4g} TFLOP/s", **found)
+    return times, rate * 1e9
 
 
 def graph(options: Options, out: Results) -> None:
     shape, make = _steps(options)
     layer.check_captured(shape, _BF16, options.device)
     out.say("a captured step replays the same bits")
-    gemm, gemm_flops = largest_gemm(_BF16, options.device, options.quick)
     calls = {
         "whole step": captured(make("dexcore")),
         "forward and backward": captured(make("dexcore", update=False)),
-        "largest GEMM": gemm,
+        layer.BARE: captured(_bare_gemms(shape, options)),
     }
-    times = interleaved(calls, options.seconds, options.device)
+    times, rate = _beside_the_largest_gemm(calls, options, out)
     for name, time in times.items():
         out.say(f"{name}: {time.median * 1e3:.3f} ms", **vars(time))
-    rate = gemm_flops / times["largest GEMM"].median
     out.goal("gemm_share", step_flops(shape) / times["forward and backward"].median / rate)
 
 

@@ -47,19 +47,18 @@ def calls(problem: Problem, device: torch.device) -> dict[str, Case]:
     """The kernels of a step, each with the inputs that the ones before it left."""
     (batch, tokens, width), dtype, config = problem.shape, problem.dtype, problem.config
     full, block_m = torch.float32, config.up.block_m
-    generator = torch.Generator().manual_seed(6)
+    generator = torch.Generator(device).manual_seed(6)
 
     def normal(*shape: int, scale: float = 1.0, dtype: torch.dtype = torch.float32) -> Tensor:
-        return (scale * torch.randn(shape, generator=generator)).to(device, dtype)
+        return (scale * torch.randn(shape, generator=generator, device=device)).to(dtype)
 
     shapes = ffn_shapes(problem)
     scales = (width**-0.5, 1.0, problem.hidden**-0.5, 1.0)
     director = [normal(*shape, scale=scale) for shape, scale in zip(shapes, scales, strict=True)]
     experts = [normal(EXPERTS, *shape, scale=scale) for shape, scale in zip(shapes, scales, strict=True)]
     (w1, b1, w2, b2), (dw1, db1, dw2, db2) = (_with_half_weights(tensors, dtype) for tensors in (experts, director))
-    x, router = torch.randn(problem.shape, generator=generator), torch.empty(EXPERTS, width)
+    x, router = normal(*problem.shape), torch.empty(EXPERTS, width, device=device)
     steer(x, router, problem.routing, TOP_K, _TAU)
-    x, router = x.to(device), router.to(device)
     grad_y, grad_loss = normal(batch, tokens, width, dtype=dtype), torch.full((), 0.01, device=device)
     grad_gates, grad_balance = normal(batch, TOP_K), torch.full((), float(batch), device=device)
     feature = torch.empty((batch, width), device=device)

@@ -17,7 +17,7 @@ from bench.kernel_cases import calls
 from bench.kernel_cases import check as check_kernels
 from bench.kernel_work import Problem, Work, work
 from bench.routings import ROUTINGS
-from bench.timing import interleaved, machine
+from bench.timing import beside_ceilings, machine
 from dexcore.kernels.configs import architecture_of
 from dexcore.kernels.numerics import INTERPRETED
 
@@ -57,7 +57,7 @@ def measure(options: Options, ceilings: Ceilings, refused: Refused | None) -> li
     lines: list[Line] = []
     for routing in ROUTINGS:
         problem = _problem(options, routing)
-        lines += _measured(options, problem, ceilings) if options.on_gpu else _predicted(problem)
+        lines += _measured(options, problem) if options.on_gpu else _predicted(problem)
     return lines
 
 
@@ -89,11 +89,10 @@ def _predicted(problem: Problem) -> list[Line]:
     return lines
 
 
-def _measured(options: Options, problem: Problem, ceilings: Ceilings) -> list[Line]:
-    ceiling = ceilings[problem.dtype]
+def _measured(options: Options, problem: Problem) -> list[Line]:
     amounts = work(problem)
-    cases = calls(problem, options.device)
-    times = interleaved({name: case.call for name, case in cases.items()}, options.seconds, options.device)
+    cases = {name: case.call for name, case in calls(problem, options.device).items()}
+    times, ceiling = beside_ceilings(cases, options.seconds, problem.dtype, options.device, options.quick)
     lines = []
     print(f"{problem.shape} {dtype_name(problem.dtype)}, {problem.routing}, {problem.architecture}")
     print(table_row("", "us", "p20", "p80", "of GEMM", "of copy", "us, pred."))

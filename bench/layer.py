@@ -38,7 +38,7 @@ from bench.contenders import (
 )
 from bench.contenders import check as check_step
 from bench.routings import ROUTINGS, counts
-from bench.timing import CPU, captured, ceilings, interleaved, largest_gemm, machine, peak_gpu_memory, peak_memory
+from bench.timing import CPU, beside_ceilings, captured, ceilings, interleaved, machine, peak_gpu_memory, peak_memory
 
 SHAPES = (Shape(32, 65, 768), Shape(16, 65, 384), Shape(64, 17, 192))
 GOALS = dict(zip(SHAPES, (1.15, 1.30, 1.50), strict=True))
@@ -46,7 +46,7 @@ QUICK = Shape(6, 17, 64)
 
 # On an H100, at the reference shape in bf16.
 GEMM_SHARE, SPEEDUP, HELD_RATIO = 0.75, 2.5, 2.0
-BARE, LARGEST = "bare GEMMs", "largest GEMM"
+BARE = "bare GEMMs"
 FORWARD_BACKWARD = "dexcore, no GEMA"
 KEEP_Z, KEEP_NONE = "dexcore, keep z", "dexcore, keep none"
 
@@ -185,12 +185,10 @@ def measure_contest(
         steps[FORWARD_BACKWARD] = make_step("dexcore", shape, dtype, device, routing, update=False)
         uncaptured = add_graphs(steps, shape, dtype, device, routing)
         steps[BARE] = bare_gemms(shape, dtype, shape.images * shape.tokens, device)
-        # In turn with the others: a GPU that has worked for seconds is slower than the one that the ceilings met.
-        steps[LARGEST], largest = largest_gemm(dtype, device, options.quick)
-    times = interleaved(steps, options.seconds, device)
+        times, ceiling = beside_ceilings(steps, options.seconds, dtype, device, options.quick)
+    else:
+        times = interleaved(steps, options.seconds, device)
     flops = step_flops(shape)
-    if options.on_gpu:
-        ceiling = ceiling | {"gemm_gflops": largest / times.pop(LARGEST).median / 1e9}
     moved = step_bytes(shape, sum(map(bool, counts(routing, shape.images, EXPERTS, TOP_K))), dtype.itemsize)
     shares = {name: flops / time.median / 1e9 / ceiling["gemm_gflops"] for name, time in times.items()}
     speedups = {name: times["published"].median / time.median for name, time in times.items()}

@@ -134,12 +134,16 @@ def make_training(contender: str, case: Case, dtype: torch.dtype, device: torch.
         write_store(map(images.record, range(case.images)), Path(folder) / "store", name="bench")
         training = Pretraining(make_config(case, dtype, device, f"{folder}/store"), Path(folder))
         batch = next(iter(training.batches(workers=0)))
-    generator = torch.Generator().manual_seed(5)
+    generator = torch.Generator(device).manual_seed(5)
+
+    def normal(like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=generator, device=device).to(like)
+
     with torch.no_grad():
         for layer in training.layers:
-            layer.router.weight.copy_(_ROUTER_STD * torch.randn(layer.router.weight.shape, generator=generator))
+            layer.router.weight.copy_(_ROUTER_STD * normal(layer.router.weight))
             for experts, _ in layer.expert_director_pairs():
-                experts += 0.02 * torch.randn(experts.shape, generator=generator).to(experts)
+                experts += 0.02 * normal(experts)
     batch["router_noise"] = torch.cat(
         [_steering(layer, case.images, turn) for turn, layer in enumerate(training.layers)], dim=1
     )

@@ -21,6 +21,7 @@ RESULTS = Path(__file__).parent / "results"
 CPU = torch.device("cpu")
 # Written before each call on a GPU: more than any cache holds, and the host launches the call meanwhile.
 _FLUSHED_BYTES = 2**30
+_GEMM, _COPY = "largest GEMM", "largest copy"
 
 
 @dataclass(frozen=True)
@@ -156,11 +157,36 @@ def ceilings(dtype: torch.dtype, device: torch.device = CPU, quick: bool = False
     return {"gemm_gflops": gemm / 1e9, "copy_gbs": 2 * 4 * length / times["copy"].median / 1e9}
 
 
+def beside_ceilings(
+    contenders: dict[str, Callable[[], object]],
+    seconds: float,
+    dtype: torch.dtype,
+    device: torch.device,
+    quick: bool = False,
+) -> tuple[dict[str, Timing], dict[str, float]]:
+    """`interleaved`, and the two ceilings, which take turns with the contenders.
+
+    A GPU that has worked for seconds is slower than the one that `ceilings` met: what is read against a ceiling is
+    measured at the same clocks.
+    """
+    gemm, flops = largest_gemm(dtype, device, quick)
+    copy, moved = largest_copy(device, quick)
+    times = interleaved(contenders | {_GEMM: gemm, _COPY: copy}, seconds, device)
+    found = {"gemm_gflops": flops / times.pop(_GEMM).median / 1e9, "copy_gbs": moved / times.pop(_COPY).median / 1e9}
+    return times, found
+
+
 def largest_gemm(dtype: torch.dtype, device: torch.device, quick: bool = False) -> tuple[Callable[[], object], int]:
-    """A GEMM to be timed in turn with what is read against it, at the same clocks, and its FLOPs."""
+    """A GEMM, and its FLOPs."""
     side = 256 if quick else 8192
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     return partial(torch.mm, a, b, out=torch.empty_like(a)), 2 * side**3
+
+
+def largest_copy(device: torch.device, quick: bool = False) -> tuple[Callable[[], object], int]:
+    """A copy, and the bytes that it reads and writes."""
+    source, target = (torch.zeros(2**16 if quick else 2**28, device=device) for _ in range(2))
+    return partial(target.copy_, source), 2 * source.nbytes
 
 
 def machine(device: torch.device = CPU) -> dict[str, Any]:

@@ -72,6 +72,21 @@ def test_a_step_without_update_leaves_the_directors():
     assert not torch.equal(layer.pool.director.fc1.weight, before)
 
 
+@pytest.mark.parametrize("contender", ["dexcore", "published", "dense"])
+def test_weights_are_new_after_every_step_and_before_the_directors_follow(contender, monkeypatch):
+    layer, versions = contenders.make_layer(contender, SHAPE), []
+
+    def weights():
+        return next(p for p in layer.parameters() if p.requires_grad)._version
+
+    monkeypatch.setattr(layer, "update", lambda: versions.append(weights()), raising=False)
+    step, before = contenders.step_of(layer, SHAPE, torch.bfloat16), weights()
+    step()
+    assert weights() > before
+    if contender == "dexcore":
+        assert versions == [weights()]
+
+
 def held(contender, keep="both", backend="eager", dtype=torch.float32, shape=SHAPE):
     layer = contenders.make_layer(contender, shape, keep=keep)
     if contender == "dexcore":

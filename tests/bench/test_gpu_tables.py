@@ -5,18 +5,20 @@ import types
 import pytest
 import torch
 
-from bench import align, ema, kernels, layer
+from bench import align, contenders, ema, kernel_cases, kernels, layer, step, timing
 from bench.contenders import Shape, WrongResultError
+from bench.kernel_work import Problem
 from bench.timing import CPU
 from dexcore.kernels import mix_align
 
-CEILINGS = {torch.bfloat16: {"gemm_gflops": 1e-9, "copy_gbs": 1e9}}  # any GEMM is faster, any copy slower
+CEILINGS = {torch.bfloat16: {"gemm_gflops": 0.0, "copy_gbs": 0.0}}  # of another time than the table's
 
 
 @pytest.fixture
 def options(monkeypatch):
     for bench in (layer, ema, align):
         monkeypatch.setattr(bench, "captured", lambda call: call)
+    monkeypatch.setattr(timing, "largest_copy", lambda *arguments: (lambda: None, 1e12))  # no kernel is as fast
     return types.SimpleNamespace(
         on_gpu=True, device=CPU, quick=True, seconds=0, compiled=True, dtypes=(torch.bfloat16,)
     )
@@ -31,7 +33,7 @@ def test_the_layers_table_has_graphs_memory_and_goals(options, monkeypatch, caps
     monkeypatch.setattr(layer, "peak_gpu_memory", lambda step: next(megabytes))
     held = iter([10.0, 13.0, 30.0, 30.0, 30.0, 7.0, 5.0])
     monkeypatch.setattr(layer, "held_memory", lambda *arguments: next(held))
-    monkeypatch.setattr(layer, "largest_gemm", lambda *arguments: (lambda: None, 1e-9))  # any step is faster
+    monkeypatch.setattr(timing, "largest_gemm", lambda *arguments: (lambda: None, 1e-9))  # any step is faster
     lines = layer.measure_contest(options, torch.bfloat16, "uniform", CEILINGS[torch.bfloat16], {})
     names = [line["contender"] for line in lines]
     assert names[:5] == ["dexcore", "published", "loop", "grouped", "dense"]
@@ -91,3 +93,46 @@ def test_the_kernels_table_measures_every_kernel(options, monkeypatch):
 def test_interpreted_kernels_are_not_timed_on_a_gpu(options):
     with pytest.raises(RuntimeError, match="TRITON_INTERPRET"):
         kernels.check(options)
+
+
+def test_ceilings_take_turns_with_what_is_read_against_them(monkeypatch):
+    called = []
+    monkeypatch.setattr(timing, "largest_gemm", lambda *arguments: (lambda: called.append("gemm"), 10))
+    monkeypatch.setattr(timing, "largest_copy", lambda *arguments: (lambda: called.append("copy"), 20))
+    contender = {"it": lambda: called.append("it")}
+    times, ceiling = timing.beside_ceilings(contender, 0, torch.bfloat16, CPU, quick=True)
+    assert called == ["it", "gemm", "copy"] * 10
+    assert list(times) == ["it"]
+    assert ceiling.keys() == {"gemm_gflops", "copy_gbs"}
+    assert all(rate > 0 for rate in ceiling.values())
+
+
+def test_what_every_table_of_a_gpu_reads_is_the_ceiling_measured_beside_it(options, monkeypatch):
+    monkeypatch.setattr(kernels, "_QUICK", Shape(2, 3, 16))
+    monkeypatch.setattr(layer, "peak_gpu_memory", lambda step: 1.0)
+    refused = {f"{kind}, bfloat16": {"compiled": ""} for kind in ("kd", "cosine", "mse")}
+    tables = (
+        kernels.measure(options, CEILINGS, {}),
+        ema.measure(options, CEILINGS, {}),
+        align.measure(options, CEILINGS, refused),
+        layer.measure_contest(options, torch.bfloat16, "two", CEILINGS[torch.bfloat16], {}),
+    )
+    assert all(line["gemm_gflops"] > 0 and line["copy_gbs"] > 0 for lines in tables for line in lines)
+
+
+def test_random_numbers_are_drawn_where_they_are_used(monkeypatch):
+    devices, generator = [], torch.Generator
+
+    def made(device):  # a call without one draws on the host
+        devices.append(device)
+        return generator(device)
+
+    for module in (contenders, kernel_cases, align, ema, step):
+        monkeypatch.setattr(module, "torch", types.SimpleNamespace(**{**vars(torch), "Generator": made}))
+    shape, problem = Shape(2, 3, 16), Problem(Shape(2, 3, 16), torch.float32, "two", "interpreter")
+    contenders.make_step("dense", shape, torch.float32, CPU)
+    kernel_cases.calls(problem, CPU)
+    align.make_step(lambda student, teacher: student.sum(), shape, torch.float32, CPU)
+    ema.make_model(ema.Size(1, 16), "two", CPU)
+    step.make_training("dexcore", step.QUICK, torch.float32, CPU)
+    assert devices == [CPU] * 5
