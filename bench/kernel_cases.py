@@ -16,6 +16,7 @@ from bench.kernel_work import Problem, ffn_shapes
 from bench.routings import steer
 from dexcore.kernels import (
     bias_gradients,
+    cast,
     expert_dact,
     expert_down,
     expert_order,
@@ -132,27 +133,39 @@ def calls(problem: Problem, device: torch.device) -> dict[str, Case]:
     load = route.expert_load(gates, indices, EXPERTS)
     omega = [load / load.sum()] * len(experts)
     followed = [tensor.clone() for tensor in director]
-    copies = [_with_half_weights([torch.empty_like(t) for t in tensors], dtype) for tensors in (director, experts)]
-    copies = [[half if half.dtype != full else None for half in of_tensors] for of_tensors in copies]
+    half = torch.bfloat16 if dtype == full else dtype
+    # Of weights: biases are read as they are.
+    half_director, half_experts = (
+        [t.to(half) if i % 2 == 0 else None for i, t in enumerate(part)] for part in (director, experts)
+    )
+    halves = [tensor for tensor in half_experts + half_director if tensor is not None]
+    weights = [tensor for i, tensor in enumerate(experts + director) if i % 2 == 0]
 
     def ema() -> list[Tensor]:
-        group_ema.group_ema(followed, experts, omega, MOMENTUM, *copies)
+        group_ema.group_ema(followed, experts, omega, MOMENTUM)
         return followed
 
     def moved() -> list[Tensor]:
         for tensor, start in zip(followed, director, strict=True):
             tensor.copy_(start)
-        found = [after - before for after, before in zip(ema(), director, strict=True)]
-        return found + [half for of_tensors in copies for half in of_tensors if half is not None]
+        return [after - before for after, before in zip(ema(), director, strict=True)]
 
     def should_move() -> list[Tensor]:
-        tensors = list(zip(director, experts, omega, strict=True))
-        after = [reference.group_ema(d, e, w, MOMENTUM) for d, e, w in tensors]
-        halves = zip((*after, *experts), (*copies[0], *copies[1]), strict=True)
-        return [
-            *(new - old.double() for new, old in zip(after, director, strict=True)),
-            *(tensor.double() for tensor, half in halves if half is not None),
-        ]
+        tensors = zip(director, experts, omega, strict=True)
+        return [reference.group_ema(d, e, w, MOMENTUM) - d.double() for d, e, w in tensors]
+
+    def ema_with_copies() -> list[Tensor]:
+        group_ema.group_ema(followed, experts, omega, MOMENTUM, half_director, half_experts)
+        return halves
+
+    def cast_all() -> list[Tensor]:
+        cast.cast_all(weights, halves)
+        return halves
+
+    def copied(call: Callable[[], list[Tensor]]) -> list[Tensor]:
+        for tensor in halves:
+            tensor.fill_(torch.nan)
+        return call()
 
     plain = PlainRows(indices, gates, EXPERTS, tokens, block_m)
 
@@ -251,6 +264,10 @@ def calls(problem: Problem, device: torch.device) -> dict[str, Case]:
             lambda: gates.new_zeros(EXPERTS).double().index_add_(0, indices.flatten(), gates.flatten().double()),
         ),
         "group_ema": Case(ema, moved, should_move),
+        "group_ema copies": Case(
+            ema_with_copies, lambda: copied(ema_with_copies), lambda: [*experts[::2], *followed[::2]]
+        ),
+        "cast_all": Case(cast_all, lambda: copied(cast_all), lambda: weights),
     }
 
 

@@ -12,6 +12,7 @@ from bench.contenders import EXPERTS, TOP_K, Shape
 from bench.routings import counts
 from dexcore.kernels import (
     bias_gradients,
+    cast,
     expert_dact,
     expert_down,
     expert_order,
@@ -78,7 +79,12 @@ def work(problem: Problem) -> dict[str, Work]:
     router, gates = meta(EXPERTS, width, dtype=full), meta(batch, TOP_K, dtype=full)
     indices, balance = meta(batch, TOP_K, dtype=torch.int64), route.Balance.of(meta(batch, EXPERTS, dtype=full))
     biases = {"bias_itemsize": full.itemsize, "director_bias_itemsize": full.itemsize, "director": True}
-    products = (hidden, width), (width, hidden)
+    products, shapes = ((hidden, width), (width, hidden)), ffn_shapes(problem)
+    parameters = [[meta(*lead, *s, dtype=full) for s in shapes] for lead in ((), (EXPERTS,))]
+    half = torch.bfloat16 if dtype == full else dtype
+    halves = [[meta(*t.shape, dtype=half) if i % 2 == 0 else None for i, t in enumerate(part)] for part in parameters]
+    weights = [tensor for part in parameters for tensor in part[::2]]
+    omega = [torch.tensor(count) / (batch * TOP_K)] * len(shapes)
     return {
         "route_forward": Work(
             route.route_forward_bytes(x, router, None, TOP_K, "cls", keep_feature=True), 2 * batch * EXPERTS * width
@@ -114,23 +120,10 @@ def work(problem: Problem) -> dict[str, Work]:
             sum(expert_wgrad.expert_wgrad_flops(batch, tokens, TOP_K, p, q) for p, q in products),
         ),
         "expert_load": Work(route.expert_load_bytes(gates, indices, EXPERTS)),
-        "group_ema": Work(_group_ema_bytes(problem)),
+        "group_ema": Work(group_ema.group_ema_bytes(*parameters, omega)),
+        "group_ema copies": Work(group_ema.group_ema_bytes(*parameters, omega, *halves)),
+        "cast_all": Work(cast.cast_all_bytes(weights, [copy for part in halves for copy in part if copy is not None])),
     }
-
-
-def _group_ema_bytes(problem: Problem) -> int:
-    """With copies of the weights, not of biases. It counts what has an address, so of memory that nobody touches."""
-    shapes = ffn_shapes(problem)
-    directors = [torch.empty(shape) for shape in shapes]
-    experts = [torch.empty(EXPERTS, *shape) for shape in shapes]
-    copies = [
-        [torch.empty_like(tensor, dtype=problem.dtype) if tensor.dim() > vector else None for tensor in tensors]
-        for tensors, vector in ((directors, 1), (experts, 2))
-    ]
-    if problem.dtype == torch.float32:
-        copies = []
-    omega = torch.tensor(problem.counts) / sum(problem.counts)
-    return group_ema.group_ema_bytes(directors, experts, [omega] * len(shapes), *copies)
 
 
 def ffn_shapes(problem: Problem) -> tuple[tuple[int, ...], ...]:

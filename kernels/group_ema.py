@@ -132,18 +132,17 @@ def group_ema_bytes(
     """Unique bytes that `group_ema` reads and writes; it looks at the weights."""
     total = 0
     pairs = _pairs(directors, experts, director_copies, experts_copies)
-    weight_of = {i: int(weight.count_nonzero()) for i, weight in enumerate(weights)}
     for members in _groups(pairs):
         fields = _FIELDS.value if _copies_dtype(members, pairs) else _FIELDS.value - 2
         for i in members:
-            pair, active = pairs[i], weight_of[i]
-            elements = {pair.dtype: bool(active or pair.director_copy) + bool(active)}
+            pair, active = pairs[i], int(weights[i].count_nonzero())
+            director_copy = director_copies[i] if director_copies else None
+            experts_copy = experts_copies[i] if experts_copies else None
             total += 8 * fields + 4 * triton.cdiv(pair.length, pair.block) + 4 * pair.num_experts
-            read = pair.num_experts if pair.experts_copy else active
-            total += pair.length * (elements[pair.dtype] * pair.dtype.itemsize + read * pair.experts_dtype.itemsize)
-            if pair.copies_dtype:
-                copied = bool(pair.director_copy) + pair.num_experts * bool(pair.experts_copy)
-                total += pair.length * copied * pair.copies_dtype.itemsize
+            touched = bool(active or director_copy is not None) + bool(active)  # the director: read, written
+            read = active if experts_copy is None else pair.num_experts
+            total += pair.length * (touched * pair.dtype.itemsize + read * pair.experts_dtype.itemsize)
+            total += sum(copy.nbytes for copy in (director_copy, experts_copy) if copy is not None)
     return total
 
 

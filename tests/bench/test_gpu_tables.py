@@ -85,7 +85,7 @@ def test_the_kernels_table_measures_every_kernel(options, monkeypatch):
     monkeypatch.setattr(kernels, "_QUICK", Shape(2, 3, 16))
     monkeypatch.setattr(kernels, "ROUTINGS", ("two",))
     lines = kernels.measure(options, CEILINGS, {})
-    assert len(lines) == 15
+    assert len(lines) == 17
     assert all(line["prediction"] is False and line["median"] > 0 for line in lines)
     assert sum("goals" in line for line in lines) == 2
 
