@@ -102,8 +102,8 @@ def check_director(
 
 
 def as_target(director: Director, settings: Settings) -> Director:
-    """Without gradient; for eager GEMMs in their dtype."""
-    target = Director(*(None if t is None else t.detach() for t in director))  # type: ignore[arg-type]
+    """Without gradient; for eager GEMMs in their dtype. What has none stays itself: copies are kept by the object."""
+    target = Director(*(t.detach() if t is not None and t.requires_grad else t for t in director))  # type: ignore[arg-type]
     if settings.backend == "triton":
         return target
     return Director(*(None if t is None else t.to(settings.compute) for t in target))  # type: ignore[arg-type]

@@ -488,6 +488,21 @@ def test_a_layer_is_trained_with_copies_that_update_directors_writes(launches):
     assert launches.count("_group_ema_kernel") == 2
 
 
+def test_under_autocast_a_layer_casts_its_weights_and_its_directors_in_the_first_step_alone(launches):
+    layer = DEXMlp(16, 32, num_experts=4, backend="triton").train()
+    optimizer = torch.optim.AdamW([p for p in layer.parameters() if p.requires_grad], 1e-2)
+    seen = []
+    for _ in range(3):
+        with torch.autocast("cpu", BF16):
+            y = layer(torch.randn(5, 3, 16))
+        (y.float().square().mean() + layer.routing.align_loss).backward()
+        optimizer.step()
+        update_directors(layer, 0.5)
+        seen.append(launches.copy())
+        launches.clear()
+    assert seen == [["_cast_all_kernel", "_group_ema_kernel"], ["_group_ema_kernel"], ["_group_ema_kernel"]]
+
+
 class Capture:
     """As if a CUDA graph were captured."""
 
