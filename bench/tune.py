@@ -161,8 +161,9 @@ def kernels(
     by_image = [normal(images, tokens, columns) for columns in (width, width, hidden)]
     drawn = _Tokens(gates, indices, *by_image, *(normal(images, TOP_K, tokens, hidden) for _ in range(2)))
     made = {block_m: _Operands(drawn, block_m) for block_m in sizes}
-    w1, b1 = normal(EXPERTS, hidden, width, scale=width**-0.5), normal(EXPERTS, hidden)
-    w2, b2 = normal(EXPERTS, width, hidden, scale=hidden**-0.5), normal(EXPERTS, width)
+    # The kernels are given weights in the dtype of the products, and biases as they are, in float32.
+    w1, b1 = normal(EXPERTS, hidden, width, scale=width**-0.5), normal(EXPERTS, hidden).float()
+    w2, b2 = normal(EXPERTS, width, hidden, scale=hidden**-0.5), normal(EXPERTS, width).float()
     up_director, down_director = (w1[0].clone(), b1[0].clone()), (w2[0].clone(), b2[0].clone())
 
     def up(tile: Gemm) -> list[Tensor]:
