@@ -20,9 +20,9 @@ from dexcore.kernels.numerics import rounded
 def matrix(tensor: Tensor | None, block: tuple[int, int], described: bool) -> Any:
     """What a kernel is given for ``tensor`` [..., columns], contiguous: its descriptor with tiles ``block``, or itself.
 
-    A descriptor is made on the host: the kernel finds it among its arguments.
+    A descriptor is made on the host: the kernel finds it among its arguments. Of nothing there is none.
     """
-    if tensor is None or not described:
+    if tensor is None or not described or not tensor.numel():
         return tensor
     columns = tensor.shape[-1]
     return TensorDescriptor(tensor, [tensor.numel() // columns, columns], [columns, 1], list(block))
