@@ -19,20 +19,15 @@ def far(path: Any, *shape: int, dtype: torch.dtype = torch.float16) -> Tensor:
 
 
 class Launch:
-    """The kernel that ``call`` launches by ``module``'s `launch`, and its arguments by name; nothing runs."""
+    """The first kernel that ``call`` launches by ``module``'s `launch`, or its ``number``-th after; nothing runs."""
 
-    def __init__(self, module: Any, call: Callable[[], Any]) -> None:
-        self.kernel: Any = None
-        with mock.patch.object(module, "launch", self._note):
+    def __init__(self, module: Any, call: Callable[[], Any], number: int = 0) -> None:
+        with mock.patch.object(module, "launch") as launch:
             call()
-        assert self.kernel is not None
-
-    def _note(self, kernel: Any, grid: tuple[int, ...], *arguments: Any, **settings: Any) -> None:
-        assert self.kernel is None, "two launches"
-        self.kernel = kernel
-        names = inspect.signature(kernel.fn).parameters
+        (self.kernel, _, *arguments), settings = launch.call_args_list[number]
+        names = inspect.signature(self.kernel.fn).parameters
         settings = {name: value for name, value in settings.items() if name in names}
-        self.arguments = inspect.getcallargs(kernel.fn, *arguments, **settings)
+        self.arguments = inspect.getcallargs(self.kernel.fn, *arguments, **settings)
 
     def run(self, program: int, **replaced: Any) -> None:
         """One program, with some arguments replaced."""
