@@ -4,7 +4,7 @@ The layouts are read in `dexcore.models.dense_layouts`; here they are fitted to 
 
     in the file                             in the model
     blocks.i.mlp.fc1.weight [H, D]          blocks.i.mlp.director.fc1.weight, and each of the R in
-                                            blocks.i.mlp.experts.fc1.weight [R, H, D]
+                                            blocks.i.mlp.experts.fc1.weight [R, H, D]; SwiGLUs alike
     pos_embed, patch_embed.proj.weight      the same, resampled where grid or patch size differ
 """
 
@@ -18,14 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.layers import PatchEmbed, resample_abs_pos_embed, resample_patch_embed
+from timm.layers import GluMlp, PatchEmbed, SwiGLU, resample_abs_pos_embed, resample_patch_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from dexcore.checks import check_kind, check_path, check_whole
-from dexcore.models.dense_layouts import PATCHES, Found, of_decoder, read_dense_layout
+from dexcore.models.dense_layouts import PATCHES, Found, of_decoder, read_dense_layout, refuse_gated
 from dexcore.models.mae import MaskedAutoencoder
 from dexcore.models.pretrained import ModelFileError, check_fit, check_has_data, shorten
+from dexcore.nn import DEXMlp
 
 _log = logging.getLogger(__name__)
 
@@ -88,7 +89,8 @@ def load_dense_checkpoint(model: nn.Module, path: str | os.PathLike[str], *, gri
     needs its place. Left out, and listed, is what only heads and decoders see: another number of classes, ``norm``
     where the model has ``fc_norm``, a decoder, a projection head; a class token that the model has no use for; a
     student beside its teacher. The model keeps, and lists, its routers and what the file does not have of these.
-    What leaves no trace in tensors (the number of heads, the activation) cannot be checked.
+    What leaves no trace in tensors (the number of heads, the activation, whether a packed SwiGLU has its gate first)
+    cannot be checked.
 
     Args:
         model: a `MaskedAutoencoder` or a timm `VisionTransformer`, DEX, upcycled or dense. An autoencoder's
@@ -105,9 +107,9 @@ def load_dense_checkpoint(model: nn.Module, path: str | os.PathLike[str], *, gri
         ValueError: ``model`` is on the meta device, or ``grid`` is not two numbers from 1 on.
         FileNotFoundError: there is no such file.
         ModelFileError: the file is a folder, cannot be read, holds no vision transformer or several, has gated MLPs
-            (SwiGLU, as DINOv2's giant) or experts, its tensors are not the model's (names those that are missing,
-            unexpected or of another shape, with both shapes), or its numbers are not all finite in the model's dtype
-            (names the tensors). The model is untouched.
+            (SwiGLU, as DINOv2's giant) where the model has none, or experts, its tensors are not the model's (names
+            those that are missing, unexpected or of another shape, with both shapes), or its numbers are not all
+            finite in the model's dtype (names the tensors). The model is untouched.
     """
     vit = _vision_transformer(model)
     check_path("path", path)
@@ -118,6 +120,8 @@ def load_dense_checkpoint(model: nn.Module, path: str | os.PathLike[str], *, gri
         for side in grid:
             check_whole("grid", side, 1)
     prefix, found, unused = read_dense_layout(Path(path))
+    if not any(isinstance(module, GluMlp | SwiGLU) for module in vit.modules()):
+        refuse_gated(found, str(path))
     load = DenseLoad(str(path), prefix, unused=unused)
     encoder = {name: part for name, part in found.items() if not of_decoder(name, found)}
     decoder = {name: part for name, part in found.items() if name not in encoder}
@@ -156,11 +160,16 @@ def _load_into(model: nn.Module, values: dict[str, Tensor], found: dict[str, Fou
     if odd := [name for name in origins if not values[name].to(own[name].dtype).isfinite().all()]:
         told = shorten([f"{origins[name]} (as {own[name].dtype})" for name in odd])
         raise ModelFileError(f"{load.path} holds numbers that are not finite: {told}")
-    model.load_state_dict({name: values[_dense_name(name)].expand_as(tensor) for name, tensor in state.items()})
+    model.load_state_dict(
+        {name: tensor if _EXPERTS in name else values[_dense_name(name)] for name, tensor in state.items()}
+    )
+    for layer in model.modules():
+        if isinstance(layer, DEXMlp):
+            layer.copy_director()
 
 
 def _dense_name(name: str) -> str:
-    return name.replace(_DIRECTOR, ".mlp.").replace(_EXPERTS, ".mlp.")
+    return name.replace(_DIRECTOR, ".mlp.")
 
 
 def _leave_out_unplaced(vit: VisionTransformer, encoder: dict[str, Found], load: DenseLoad) -> None:

@@ -5,6 +5,8 @@
     blocks.c.i.norm1.weight (DINOv2, in chunks)     blocks.i.norm1.weight
     register_tokens (DINOv2)                        reg_token
     blocks.i.attn.{q,k,v}.weight, in_proj_weight    blocks.i.attn.qkv.weight
+    blocks.i.mlp.w12.weight, w3 (DINOv2's giant)    blocks.i.mlp.fc1.weight, fc2
+    blocks.i.mlp.w1.weight, w2, w3 (DINOv3)         blocks.i.mlp.fc1_g.weight, fc1_x, fc2
 
 All may lie in dicts and behind prefixes (``teacher``, ``state_dict``, ``module.``, ``backbone.``): the transformer is
 where a ``patch_embed.proj.weight`` is.
@@ -27,9 +29,13 @@ _RENAMED = (
     (re.compile(r"\.gamma_([12])$"), r".ls\1.gamma"),
     (re.compile(r"\.attn\.in_proj_(weight|bias)$"), r".attn.qkv.\1"),
     (re.compile(r"\.attn\.out_proj\."), ".attn.proj."),
+    (re.compile(r"\.mlp\.w12\."), ".mlp.fc1."),
+    (re.compile(r"\.mlp\.w1\."), ".mlp.fc1_g."),
+    (re.compile(r"\.mlp\.w2\."), ".mlp.fc1_x."),
+    (re.compile(r"\.mlp\.w3\."), ".mlp.fc2."),
 )
 _QKV_PART = re.compile(r"(.+\.attn)\.(?:(?P<part>[qkv])(?:_proj)?\.(?P<kind>weight|bias)|(?P<bias>[qv])_bias)")
-_GATED = re.compile(r"(.+\.mlp)\.(?:w\d+|fc1_[gx])\.")
+_FIRST_LAYER = re.compile(r"(.+\.mlp)\.fc1(_[gx])?\.weight")
 
 
 class Found(NamedTuple):
@@ -52,8 +58,8 @@ def read_dense_layout(path: Path) -> DenseLayout:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ModelFileError: the file is a folder, cannot be read, holds no vision transformer or several, or one whose MLPs
-            are gated or have experts.
+        ModelFileError: the file is a folder, cannot be read, holds no vision transformer or several, or one with
+            experts.
     """
     tensors = _read(path)
     prefix = _choose_prefix(tensors, str(path))
@@ -117,25 +123,30 @@ def _under_timm_names(tensors: dict[str, Tensor], prefix: str, path: str) -> tup
         if name in found:
             raise ModelFileError(f"{path}: {origin} and {found[name].origin} are the same tensor of a transformer")
         found[name] = Found(origin, tensor)
-    _refuse_other_mlps(found, path)
+    _refuse_experts(found, path)
     return _join_qkv(found, path), unused
 
 
-def _refuse_other_mlps(found: dict[str, Found], path: str) -> None:
-    for name, (origin, tensor) in found.items():
+def _refuse_experts(found: dict[str, Found], path: str) -> None:
+    for name, (origin, _) in found.items():
         if ".DEX." in name or ".mlp.experts." in name:
             raise ModelFileError(
                 f"{path} is not dense: {origin} belongs to a DEX layer; use from_pretrained or "
                 "load_reference_checkpoint"
             )
-        gated = _GATED.match(name)
-        mlp = gated.group(1) if gated else name.removesuffix(".fc1.weight")
-        second = found.get(f"{mlp}.fc2.weight")
-        packed = name.endswith("mlp.fc1.weight") and second is not None and second.tensor.ndim == tensor.ndim == 2
-        if gated or (packed and tensor.shape[0] == 2 * second.tensor.shape[1]):  # type: ignore[union-attr]
+
+
+def refuse_gated(found: dict[str, Found], path: str) -> None:
+    """Raise ModelFileError where an MLP has a gate, for a model whose MLPs have none."""
+    for name, (origin, tensor) in found.items():
+        first = _FIRST_LAYER.fullmatch(name)
+        second = found.get(f"{first.group(1)}.fc2.weight") if first else None
+        packed = second is not None and second.tensor.ndim == tensor.ndim == 2
+        if first and (first.group(2) or (packed and tensor.shape[0] == 2 * second.tensor.shape[1])):  # type: ignore[union-attr]
             raise ModelFileError(
-                f"{path}: {mlp} is a gated MLP (SwiGLU, as in DINOv2's giant): {origin} {list(tensor.shape)} has no "
-                "counterpart in a plain MLP, so it cannot be upcycled"
+                f"{path}: {first.group(1)} is a gated MLP (SwiGLU, as in DINOv2's giant): {origin} "
+                f"{list(tensor.shape)} has no counterpart in a plain MLP; build the model with timm's "
+                "mlp_layer=SwiGLUPacked (SwiGLU where gate and value are apart) and act_layer=nn.SiLU"
             )
 
 

@@ -7,16 +7,36 @@ from functools import partial
 from typing import Any
 
 import torch
-from timm.layers import Attention, DropPath, LayerNorm, LayerScale, Mlp, PatchDropout, PatchEmbed
+from timm.layers import (
+    Attention,
+    DropPath,
+    GluMlp,
+    LayerNorm,
+    LayerScale,
+    Mlp,
+    PatchDropout,
+    PatchEmbed,
+    SwiGLU,
+    SwiGLUPacked,
+)
 from timm.models.vision_transformer import Block
 from torch import nn
 
 from dexcore.checks import check_number
 from dexcore.nn import DEXBlock, DEXMlp, XFormersAttention
-from dexcore.nn.mlp import activation_name
+from dexcore.nn.dense_mlp import KINDS, hidden_features_of
+from dexcore.nn.mlp_checks import activation_name
+from dexcore.ops.checks import check_choice
 
 # Without the backend: which one runs is the machine's matter, not the model's. So is XFormersAttention.
 _DEX_SETTINGS = ("tau", "pool", "align", "mode", "keep")
+# timm's MLPs by name; a description without one, as they were once written, is of the first.
+_MLP_LAYERS = {
+    "mlp": Mlp,
+    "swiglu_packed": SwiGLUPacked,
+    "swiglu_packed_gate_last": partial(GluMlp, act_layer=nn.SiLU, gate_last=True),
+    "swiglu": SwiGLU,
+}
 
 
 class NotDescribableError(ValueError):
@@ -37,7 +57,7 @@ def describe_vit(vit: Any) -> dict[str, Any]:
     attn = block.attn
     dex = [block.mlp for block in vit.blocks if isinstance(block.mlp, DEXMlp)]
     mlp: Any = dex[0].director if dex else block.mlp
-    hidden = mlp.fc1.out_features
+    hidden = hidden_features_of(mlp)
     ratio = hidden / vit.embed_dim
     final_norm, fc_norm = not isinstance(vit.norm, nn.Identity), not isinstance(vit.fc_norm, nn.Identity)
     arguments = {
@@ -76,6 +96,8 @@ def describe_vit(vit: Any) -> dict[str, Any]:
         "norm_eps": block.norm1.eps,
         "act_layer": activation_name(lambda: mlp.act),
     }
+    if type(mlp) is not Mlp:
+        arguments["mlp_layer"] = _mlp_layer_name(mlp)
     if dex:
         arguments |= {name: getattr(dex[0], name) for name in _DEX_SETTINGS}
         arguments |= {"num_experts": [m.num_experts for m in dex], "top_k": [m.top_k for m in dex]}
@@ -92,7 +114,7 @@ def _check_kinds(vit: Any) -> None:
         _check_kind("block_fn", block, Block, DEXBlock)
         _check_kind("attn_layer", block.attn, Attention, XFormersAttention)
         _check_kind("norm_layer", block.norm1, LayerNorm, nn.LayerNorm)
-        _check_kind("mlp_layer", block.mlp, DEXMlp if isinstance(vit.blocks[0].mlp, DEXMlp) else Mlp)
+        _check_kind("mlp_layer", block.mlp, *((DEXMlp,) if isinstance(vit.blocks[0].mlp, DEXMlp) else KINDS))
 
 
 def _check_kind(argument: str, module: nn.Module, *expected: type[nn.Module]) -> None:
@@ -101,10 +123,19 @@ def _check_kind(argument: str, module: nn.Module, *expected: type[nn.Module]) ->
         raise NotDescribableError(f"{argument}: a saved model must have {wanted}, got {type(module).__name__}")
 
 
+def _mlp_layer_name(mlp: Any) -> str:
+    if isinstance(mlp, GluMlp):
+        return "swiglu_packed_gate_last" if mlp.gate_last else "swiglu_packed"
+    return "swiglu" if isinstance(mlp, SwiGLU) else "mlp"
+
+
 def vit_arguments(description: dict[str, Any]) -> dict[str, Any]:
     """The keyword arguments of the constructor, from what `describe_vit` returned."""
     arguments = dict(description)
     arguments["norm_layer"] = norm_layer(arguments.pop("norm_eps"))
+    if "mlp_layer" in arguments:
+        check_choice("mlp_layer", arguments["mlp_layer"], tuple(_MLP_LAYERS))
+        arguments["mlp_layer"] = _MLP_LAYERS[arguments["mlp_layer"]]
     for size in ("img_size", "patch_size"):
         arguments[size] = tuple(arguments[size])
     return arguments
@@ -141,6 +172,8 @@ def _anatomy(vit: nn.Module) -> dict[str, Any]:
     for name, module in vit.named_modules():
         if isinstance(module, DEXMlp):
             parts[name] = {key: getattr(module, key) for key in ("num_experts", "top_k", "rule", *_DEX_SETTINGS)}
+        elif isinstance(module, GluMlp):
+            parts[name] = _mlp_layer_name(module)
         elif isinstance(module, Attention):
             parts[name] = {"num_heads": module.num_heads, "head_dim": module.head_dim}
         elif name.endswith(("mlp.act", "director.act")):

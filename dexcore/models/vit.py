@@ -41,11 +41,11 @@ class DEXVisionTransformer(PretrainedMixin, VisionTransformer):
         rule: chooses the experts in the place of the routers (`dexcore.nn.set_rule`), a `RoutingRule` or its fields.
 
     Raises:
-        TypeError: ``block_fn`` is neither timm's `Block` nor `DEXBlock`, ``mlp_layer`` is no `DEXMlp`, or a size is
-            no number.
+        TypeError: ``block_fn`` is neither timm's `Block` nor `DEXBlock`, ``mlp_layer`` is none of timm's
+            ``Mlp``, ``SwiGLUPacked`` (``GluMlp``) and ``SwiGLU``, nor `DEXMlp`, or a size is no number.
         ValueError: a size is out of its range, or a word is none of timm's; a sequence's length is not ``depth``;
             ``pool="cls"`` without a class token; ``fix_init``, MLP dropout (``proj_drop_rate``), ``scale_mlp_norm`` or
-            an activation that the ops do not have.
+            an activation that the ops do not have, or no SiLU in a SwiGLU.
     """
 
     def __init__(
@@ -217,7 +217,7 @@ def _fit_checkpoint(checkpoint: dict[str, Any], model: VisionTransformer) -> dic
         }
     tensors = checkpoint_filter_fn(checkpoint, model)
     for name, layer in model.named_modules():
-        if isinstance(layer, DEXMlp) and f"{name}.fc1.weight" in tensors:
+        if isinstance(layer, DEXMlp) and f"{name}.fc2.weight" in tensors:
             names = [key for key in tensors if key.startswith(f"{name}.")]
             dense = {key.removeprefix(f"{name}."): tensors.pop(key) for key in names}
             load_exactly(layer.director, dense, f"the pretrained checkpoint's {name}")

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from timm.layers import Attention, LayerNorm, Mlp
+from timm.layers import Attention, GluMlp, LayerNorm, Mlp, SwiGLU
 from timm.models.vision_transformer import Block
 from torch import nn
 
@@ -20,7 +20,8 @@ class DEXBlock(Block):
     takes and returns [B, N, D]; ``mlp`` is the `DEXMlp`.
 
     ``mlp_layer`` may be None or timm's ``Mlp``, which ``VisionTransformer`` always passes: both mean `DEXMlp` with the
-    keywords given here. It may also be `DEXMlp` or a ``partial`` of it, whose keywords then go before.
+    keywords given here. Of timm's ``SwiGLUPacked`` (``GluMlp``) or ``SwiGLU`` it is a DEX layer of such experts, for
+    which ``act_layer`` has to be SiLU. It may also be `DEXMlp` or a ``partial`` of it, whose keywords then go before.
 
     Raises:
         TypeError: ``mlp_layer`` is another MLP, or a size no number.
@@ -80,10 +81,16 @@ class DEXBlock(Block):
         )
         if mlp_layer not in (None, Mlp):
             base = mlp_layer.func if isinstance(mlp_layer, partial) else mlp_layer
-            if not (isinstance(base, type) and issubclass(base, DEXMlp)):
-                raise TypeError(f"mlp_layer must be None, timm's Mlp or DEXMlp in a DEXBlock, got {mlp_layer!r}")
-            given = mlp_layer.keywords if isinstance(mlp_layer, partial) else {}
-            dex_mlp = partial(base, **{**dex_mlp.keywords, **given})  # type: ignore[attr-defined]
+            if isinstance(base, type) and issubclass(base, DEXMlp):
+                given = mlp_layer.keywords if isinstance(mlp_layer, partial) else {}
+                dex_mlp = partial(base, **{**dex_mlp.keywords, **given})  # type: ignore[attr-defined]
+            elif base in (GluMlp, SwiGLU):
+                dex_mlp = partial(dex_mlp, director_layer=mlp_layer)
+            else:
+                raise TypeError(
+                    "mlp_layer must be None, timm's Mlp, SwiGLUPacked or SwiGLU, or DEXMlp in a DEXBlock, "
+                    f"got {mlp_layer!r}"
+                )
         super().__init__(
             dim,
             num_heads,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from dexcore.checks import check_kind
+from dexcore.nn.dense_mlp import linear_layers
 from dexcore.nn.mlp import FREQUENCY_DECAY, DEXMlp, dex_layers
 from dexcore.nn.mlp_checks import check_linear
 from dexcore.nn.processes import process_group
@@ -176,7 +177,7 @@ def left_out(model: nn.Module) -> list[LeftOut]:
 
 def _check_director(layer: DEXMlp) -> None:
     """Raise an error where GEMA cannot write the director."""
-    for name, linear in (("fc1", layer.director.fc1), ("fc2", layer.director.fc2)):
+    for name, linear in linear_layers(layer.director).items():
         check_linear(f"director.{name}", linear)
         if is_parametrized(linear):
             raise TypeError(

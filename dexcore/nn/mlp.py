@@ -2,18 +2,30 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NoReturn
 
 import torch
-from timm.layers import Mlp, register_notrace_module, trunc_normal_
+from timm.layers import GluMlp, Mlp, register_notrace_module, trunc_normal_
 from torch import Tensor, nn
 
 from dexcore import ops
 from dexcore.checks import check_kind, check_number, check_whole
+from dexcore.nn.dense_mlp import (
+    KINDS,
+    activation_of,
+    check_dense_mlp,
+    expert_pieces,
+    first_layer_pieces,
+    has_rows_of_experts,
+    linear_layers,
+    pieces,
+)
 from dexcore.nn.expert_mask import DIRECTOR, REROUTE, filled_by, route_among, without_others
-from dexcore.nn.mlp_checks import activation_name, check_linear, check_routing_arguments, refuse_unsupported
+from dexcore.nn.mlp_checks import check_linear, check_routing_arguments, refuse_unsupported
 from dexcore.nn.records import Record, Routing
 from dexcore.nn.rules import RoutingRule
+from dexcore.ops.activation import columns_of
 from dexcore.ops.balance import balance_loss
 from dexcore.ops.checks import check_choice
 from dexcore.ops.expert_mlp import KEEPS, PRECISIONS, compute_dtype
@@ -51,7 +63,7 @@ class ExpertLinear(nn.Module):
 
 
 class Experts(nn.Module):
-    """The pool: ``fc1`` and ``fc2`` of all experts."""
+    """The pool: ``fc1`` and ``fc2`` of all experts; ``columns`` pre-activations a hidden unit."""
 
     def __init__(
         self,
@@ -59,12 +71,13 @@ class Experts(nn.Module):
         width: int,
         hidden: int,
         bias: bool = True,
+        columns: int = 1,
         device: Any = None,
         dtype: Any = None,
     ) -> None:
         super().__init__()
         dd = {"device": device, "dtype": dtype}
-        self.fc1 = ExpertLinear(num_experts, width, hidden, bias, **dd)
+        self.fc1 = ExpertLinear(num_experts, width, columns * hidden, bias, **dd)
         self.fc2 = ExpertLinear(num_experts, hidden, width, bias, **dd)
 
 
@@ -105,10 +118,13 @@ class DEXMlp(nn.Module):
         keep: what the backward finds stored: "both", "z" or "none" (`dexcore.ops.expert_mlp`).
         precision: of float32 dot products on a GPU: "ieee", "tf32" or "tf32x3".
         backend: "auto", "triton" or "eager"; ``chosen_backend`` says what "auto" came to.
+        director_layer: the MLP that the director is, and each expert has the form of: timm's ``Mlp``, or with
+            ``act_layer=nn.SiLU`` a SwiGLU, timm's ``SwiGLUPacked`` (``GluMlp``) or ``SwiGLU``.
 
     Attributes:
-        experts: ``fc1.weight`` [R, H, D], ``fc1.bias`` [R, H], ``fc2.weight`` [R, D, H], ``fc2.bias`` [R, D].
-        director: timm's ``Mlp``; its parameters are trained by `update_directors`, not by gradient.
+        experts: ``fc1.weight`` [R, H, D], ``fc1.bias`` [R, H], ``fc2.weight`` [R, D, H], ``fc2.bias`` [R, D]. Of a
+            SwiGLU fc1 has 2 H rows: the gate's, then the value's.
+        director: timm's module; its parameters are trained by `update_directors`, not by gradient.
         router: ``weight`` [R, D] and the buffer ``activation_frequency`` [R].
         routing: the last forward's `Routing`; None before one and in director mode.
         record: what forwards leave behind (`dexcore.nn.records`); ``routing`` is read from it.
@@ -150,6 +166,7 @@ class DEXMlp(nn.Module):
         keep: str = "both",
         precision: str = "ieee",
         backend: str = "auto",
+        director_layer: Callable[..., nn.Module] = Mlp,
     ) -> None:
         super().__init__()
         hidden_features = in_features if hidden_features is None else hidden_features
@@ -165,10 +182,12 @@ class DEXMlp(nn.Module):
         self.num_experts, self.top_k, self.tau = num_experts, top_k, tau
         self.pool, self.align, self.keep = pool, align, keep
         self.precision, self.backend = precision, backend
-        self.activation = activation_name(act_layer)
         dd = {"device": device, "dtype": dtype}
-        self.experts = Experts(num_experts, in_features, hidden_features, bias, **dd)
-        self.director = Mlp(in_features, hidden_features, act_layer=act_layer, bias=bias, **dd)  # type: ignore[arg-type]
+        director = _dense_mlp(director_layer, in_features, hidden_features, act_layer=act_layer, bias=bias, **dd)
+        self.activation = activation_of(director)
+        columns = columns_of(self.activation)
+        self.experts = Experts(num_experts, in_features, director.fc2.in_features, bias, columns, **dd)
+        self.director = director
         self.router = Router(num_experts, in_features, **dd)
         # A tensor beside the float, so that a compiled model is not compiled again as sigma decays.
         self.register_buffer("_sigma", torch.zeros((), device=device), persistent=False)
@@ -185,8 +204,8 @@ class DEXMlp(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw the director anew as nn.Linear does, and all that follows from it."""
-        self.director.fc1.reset_parameters()
-        self.director.fc2.reset_parameters()
+        for layer in linear_layers(self.director).values():
+            layer.reset_parameters()
         self.init_weights()
 
     @torch.no_grad()
@@ -197,17 +216,19 @@ class DEXMlp(nn.Module):
         """
         self.router.reset_parameters()
         self._sigma.fill_(self._noise_std)
+        self.copy_director()
+
+    @torch.no_grad()
+    def copy_director(self) -> None:
+        """Make every expert a copy of the director."""
         for expert, director in self.expert_director_pairs():
             expert.copy_(director.expand_as(expert))
 
     def expert_director_pairs(self) -> list[tuple[Tensor, Tensor]]:
-        """(experts [R, ...], director [...]) for every parameter tensor of the FFN."""
-        pairs: list[tuple[Tensor, Tensor]] = []
-        for layer, director in ((self.experts.fc1, self.director.fc1), (self.experts.fc2, self.director.fc2)):
-            pairs.append((layer.weight, director.weight))
-            if layer.bias is not None and director.bias is not None:
-                pairs.append((layer.bias, director.bias))
-        return pairs
+        """(experts [R, ...], director [...]) for every parameter tensor of the FFN; for parts of them, that together
+        are all, where the director has gate and value in another order or apart (`dexcore.nn.dense_mlp`).
+        """
+        return list(zip(expert_pieces(self.experts, self.director), pieces(self.director), strict=True))
 
     @property
     def routing(self) -> Routing | None:
@@ -235,12 +256,13 @@ class DEXMlp(nn.Module):
         """Refuse a dense MLP's weights by name: with strict=False, as timm loads for another number of classes, they
         would be left out, and the experts left random.
         """
-        if f"{prefix}fc1.weight" in state_dict:
-            *_, errors = args
-            errors.append(
-                f"{prefix}fc1.weight is a dense MLP's, {prefix[:-1]} is a DEX layer: load it by "
-                "dexcore.models.load_dense_checkpoint, or upcycle the dense model"
-            )
+        for dense in ("fc1", "fc1_g"):
+            if f"{prefix}{dense}.weight" in state_dict:
+                *_, errors = args
+                errors.append(
+                    f"{prefix}{dense}.weight is a dense MLP's, {prefix[:-1]} is a DEX layer: load it by "
+                    "dexcore.models.load_dense_checkpoint, or upcycle the dense model"
+                )
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def set_mode(self, mode: str) -> None:
@@ -315,11 +337,15 @@ class DEXMlp(nn.Module):
         return weight, self._noise(x) if self.training and self._noisy else None
 
     def _director_tensors(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
-        """The director's, for an op that takes no module."""
-        d1, d2 = self.director.fc1, self.director.fc2
-        for name, layer in (("fc1", d1), ("fc2", d2)):
+        """The director's as the experts', for an op that takes no module."""
+        layers = linear_layers(self.director)
+        for name, layer in layers.items():
             check_linear(f"director.{name}", layer)
-        return d1.weight, d1.bias, d2.weight, d2.bias
+        fc1, fc2 = next(iter(layers.values())), layers["fc2"]
+        if has_rows_of_experts(self.director):
+            return fc1.weight, fc1.bias, fc2.weight, fc2.bias
+        weight, bias = (first_layer_pieces(self.director, kind) for kind in ("weight", "bias"))
+        return torch.cat(weight), torch.cat(bias) if bias else None, fc2.weight, fc2.bias
 
     def _noise(self, x: Tensor) -> Tensor:
         normal = self.router_noise
@@ -371,6 +397,19 @@ class DEXMlp(nn.Module):
         backend = self.backend if chosen is None else f"{self.backend} ({chosen.backend})"
         settings = f"num_experts={self.num_experts}, top_k={self.top_k}, pool={self.pool}, mode={self.mode}"
         return f"{settings}, backend={backend}"
+
+
+def _dense_mlp(layer: Callable[..., nn.Module], in_features: int, hidden_features: int, **settings: Any) -> Any:
+    """A `DEXMlp`'s director; TypeError or ValueError where it cannot be one."""
+    kind = layer.func if isinstance(layer, partial) else layer
+    if kind not in KINDS:
+        raise TypeError(f"director_layer must be timm's Mlp, GluMlp (SwiGLUPacked) or SwiGLU, got {layer!r}")
+    if kind is GluMlp and hidden_features % 2:
+        raise ValueError(f"hidden_features of a GluMlp is gate and value together: even, got {hidden_features}")
+    mlp = layer(in_features, hidden_features, **settings)
+    activation_of(mlp)  # its error speaks of arguments
+    check_dense_mlp("director_layer", mlp)
+    return mlp
 
 
 def check_class_token(model: nn.Module) -> None:

@@ -4,23 +4,32 @@ import math
 from collections.abc import Callable
 
 from timm.layers import GELU, GELUTanh
+from timm.layers.activations import QuickGELU
 from torch import Tensor, nn
 
-from dexcore import ops
 from dexcore.checks import check_number
+
+_ACTIVATIONS = (
+    (nn.GELU, "gelu"),
+    (GELU, "gelu"),
+    (GELUTanh, "gelu_tanh"),
+    (QuickGELU, "quick_gelu"),
+    (nn.ReLU, "relu"),
+    (nn.SiLU, "silu"),
+)
 
 
 def activation_name(act_layer: Callable[..., nn.Module]) -> str:
     """The ops' name of timm's ``act_layer``; ValueError for one that they do not have."""
     module = act_layer()
-    if isinstance(module, GELUTanh) or (isinstance(module, nn.GELU) and module.approximate == "tanh"):
+    if isinstance(module, nn.GELU) and module.approximate == "tanh":
         return "gelu_tanh"
-    for kind, name in ((nn.GELU, "gelu"), (GELU, "gelu"), (nn.ReLU, "relu"), (nn.SiLU, "silu")):
+    for kind, name in _ACTIVATIONS:
         if isinstance(module, kind):
             return name
     raise ValueError(
-        f"act_layer must be one of {', '.join(ops.activation.ACTIVATIONS)} (nn.GELU, GELUTanh, nn.ReLU, nn.SiLU), "
-        f"got {type(module).__name__}"
+        f"act_layer must be one of {', '.join(dict.fromkeys(name for _, name in _ACTIVATIONS))} (nn.GELU, GELUTanh, "
+        f"QuickGELU, nn.ReLU, nn.SiLU), got {type(module).__name__}"
     )
 
 

@@ -8,13 +8,22 @@ from functools import partial
 from typing import Any
 
 import torch
-from timm.layers import AttentionPoolLatent, LayerNorm, Mlp, RelPosMlp
+from timm.layers import AttentionPoolLatent, LayerNorm, RelPosMlp
 from timm.models import is_model
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dexcore.checks import check_kind
-from dexcore.nn.mlp import DEXMlp, activation_name
+from dexcore.nn.dense_mlp import (
+    activation_like,
+    check_dense_mlp,
+    constructor_of,
+    expert_pieces,
+    first_layers,
+    hidden_features_of,
+    pieces,
+)
+from dexcore.nn.mlp import DEXMlp
 
 COLLAPSE_TO = ("director", "average")
 _ANY_SIZE = "vit_base_patch16_224"  # of timm's: what a model that is no size of timm's is, with all its arguments
@@ -64,8 +73,9 @@ def upcycle(
     without ``mlp_layer``, or with numbers that vary by block, is created dense, upcycled, and given the state dict.
 
     Args:
-        model: a timm model whose blocks hold a plain timm `Mlp` as ``.mlp`` and give it tokens [B, N, D]; or a module
-            around one or several of them (``features_only=True``, a backbone with a head of your own).
+        model: a timm model whose blocks hold a plain timm `Mlp`, or a SwiGLU (timm's `SwiGLUPacked` or `SwiGLU`), as
+            ``.mlp`` and give it tokens [B, N, D]; or a module around one or several of them (``features_only=True``,
+            a backbone with a head of your own).
         num_experts: experts in each pool; a sequence has one number a block.
         top_k: experts that process an image; a sequence has one number a block.
         tau, pool, align, mode, keep, precision, backend: as for `DEXMlp`.
@@ -75,9 +85,9 @@ def upcycle(
 
     Raises:
         TypeError: no model, or one of the settings is of another type.
-        ValueError: the model cannot be upcycled; the message names the module and the reason: no plain `Mlp`
-            (GLU, MlpMixer), a norm, dropout or convolution in the MLP, an activation the ops do not have, a
-            bias on one of its layers only, tokens that are not [B, N, D] (ConvNeXt), ``pool="cls"`` where
+        ValueError: the model cannot be upcycled; the message names the module and the reason: another MLP
+            (MlpMixer's), a norm, dropout or convolution in the MLP, an activation the ops do not have, a gate that is
+            no SiLU, a bias on one of its layers only, tokens that are not [B, N, D] (ConvNeXt), ``pool="cls"`` where
             the blocks see no class token; or the tokens cannot be looked at, for which the nearest module around a
             block that embeds patches is run on zeros (shapes alone). The model is left as it was.
     """
@@ -88,7 +98,7 @@ def upcycle(
         blocks = f" (but {', '.join(kinds)})" if kinds else ""
         raise ValueError(f"{type(model).__name__} has no blocks with an MLP as .mlp{blocks}: it cannot be upcycled")
     for name, block in places:
-        _check_mlp(f"{type(model).__name__}.{name}.mlp", block.mlp)
+        check_dense_mlp(f"{type(model).__name__}.{name}.mlp", block.mlp)
     _check_tokens(model, dict(places), pool)
     experts = per_block("num_experts", num_experts, len(places))
     chosen = per_block("top_k", top_k, len(places))
@@ -219,7 +229,7 @@ def _expert_weights(layers: list[DEXMlp], weights: ExpertWeights | None) -> list
 
 @torch.no_grad()
 def _fill_with_mean(mlp: nn.Module, layer: DEXMlp, weights_r: Tensor) -> None:
-    for target, (experts, _) in zip(mlp.parameters(), layer.expert_director_pairs(), strict=True):
+    for target, experts in zip(pieces(mlp), expert_pieces(layer.experts, mlp), strict=True):
         target.copy_(torch.tensordot(weights_r, experts.to(weights_r.dtype), 1))
 
 
@@ -255,29 +265,6 @@ def _holds_mlp(module: nn.Module) -> bool:
     )
 
 
-def _check_mlp(name: str, mlp: Any) -> None:
-    """Refuse an MLP that a `DEXMlp` cannot stand in for; ValueError that calls it ``name``."""
-    if type(mlp) is not Mlp:
-        raise ValueError(f"{name} is a {type(mlp).__name__}: only timm's plain Mlp can be upcycled")
-    if isinstance(mlp.fc1, nn.Conv2d):
-        raise ValueError(f"{name} uses convolutions (use_conv): only linear layers can be upcycled")
-    for layer in (mlp.fc1, mlp.fc2):
-        if type(layer) is not nn.Linear:
-            raise ValueError(f"{name} has a {type(layer).__name__} for a linear layer: it cannot be upcycled")
-    if not isinstance(mlp.norm, nn.Identity):
-        raise ValueError(f"{name} has a norm inside (norm_layer, scale_mlp_norm): it cannot be upcycled")
-    if mlp.drop1.p > 0 or mlp.drop2.p > 0:
-        raise ValueError(f"{name} has dropout (drop, proj_drop_rate): a DEX layer has none")
-    if (mlp.fc1.bias is None) != (mlp.fc2.bias is None):
-        raise ValueError(f"{name} has a bias on one of its layers only: it cannot be upcycled")
-    if mlp.fc1.in_features != mlp.fc2.out_features:
-        raise ValueError(f"{name} changes the width ({mlp.fc1.in_features} to {mlp.fc2.out_features})")
-    try:
-        activation_name(partial(copy.deepcopy, mlp.act))
-    except ValueError as error:
-        raise ValueError(f"{name} cannot be upcycled: {error}") from error
-
-
 def _check_tokens(model: nn.Module, blocks: dict[str, Any], pool: str) -> None:
     """Look at what each block gives its MLP, in a forward of the backbone it belongs to.
 
@@ -298,7 +285,7 @@ def _check_tokens(model: nn.Module, blocks: dict[str, Any], pool: str) -> None:
             if name not in seen:
                 raise ValueError(f"{place} is not run in a forward of its {type(backbone).__name__}")
             tokens = list(seen[name])
-            if len(tokens) != 3 or tokens[0] != 2 or tokens[2] != block.mlp.fc1.in_features:
+            if len(tokens) != 3 or tokens[0] != 2 or tokens[2] != block.mlp.fc2.out_features:
                 raise ValueError(
                     f"{place} gives its MLP a tensor of shape {tokens} for 2 images: "
                     "a DEX layer needs [images, tokens, width]"
@@ -355,20 +342,24 @@ def _mlp_input_shapes(backbone: nn.Module, blocks: dict[str, Any]) -> dict[str, 
 
 def _upcycle_mlp(mlp: Any, **settings: Any) -> DEXMlp:
     layer = DEXMlp(
-        mlp.fc1.in_features,
-        mlp.fc1.out_features,
-        act_layer=partial(copy.deepcopy, mlp.act),
-        bias=mlp.fc1.bias is not None,
-        device=mlp.fc1.weight.device,
-        dtype=mlp.fc1.weight.dtype,
+        mlp.fc2.out_features,
+        hidden_features_of(mlp),
+        act_layer=activation_like(mlp),
+        bias=mlp.fc2.bias is not None,
+        device=mlp.fc2.weight.device,
+        dtype=mlp.fc2.weight.dtype,
+        director_layer=constructor_of(mlp),
         **settings,
     )
     layer.director.load_state_dict(mlp.state_dict())
     layer.init_weights()
-    for original, copies in zip(mlp.parameters(), layer.expert_director_pairs(), strict=True):
+    for name, original in mlp.named_parameters():
         if not original.requires_grad:
-            for copied in copies:
-                copied.requires_grad_(False)
+            layer.director.get_parameter(name).requires_grad_(False)
+    for pool, originals in ((layer.experts.fc1, first_layers(mlp).values()), (layer.experts.fc2, [mlp.fc2])):
+        for name, parameter in pool.named_parameters():  # of a gate and a value apart: frozen where both are
+            if not any(getattr(original, name).requires_grad for original in originals):
+                parameter.requires_grad_(False)
     if not any(original.requires_grad for original in mlp.parameters()):
         layer.router.requires_grad_(False)
     return layer.train(mlp.training)

@@ -5,12 +5,13 @@ import logging
 import os
 import re
 import traceback
+from functools import partial
 
 import pytest
 import timm
 import torch
 from safetensors.torch import save_file
-from timm.layers import SwiGLU, SwiGLUPacked
+from timm.layers import GluMlp, SwiGLU, SwiGLUPacked
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import nn
 
@@ -142,6 +143,37 @@ def test_every_layout_computes_in_the_director_what_the_dense_model_did(write, l
     load = load_dense_checkpoint(model, write(LAYOUTS[layout](state_of(source))))
     assert_computes(model, source(IMAGES))
     assert not load.resampled
+
+
+GATED = {"act_layer": nn.SiLU, "mlp_layer": SwiGLUPacked}
+
+
+@pytest.mark.parametrize(
+    ("mlp_layer", "names"),
+    [
+        (SwiGLUPacked, ()),
+        (SwiGLUPacked, (("mlp.fc1", "mlp.w12"), ("mlp.fc2", "mlp.w3"))),  # DINOv2's giant
+        (partial(GluMlp, gate_last=True), ()),
+        (SwiGLU, ()),
+        (SwiGLU, (("mlp.fc1_g", "mlp.w1"), ("mlp.fc1_x", "mlp.w2"), ("mlp.fc2", "mlp.w3"))),  # DINOv3's plus
+    ],
+)
+def test_gated_mlps_load_into_gated_experts(write, mlp_layer, names):
+    settings = {"act_layer": nn.SiLU, "mlp_layer": mlp_layer}
+    source = dense(**settings)
+    path = write(renamed(state_of(source), *names))
+    model = dex(**settings)
+    load_dense_checkpoint(model, path)
+    assert_computes(model, source(IMAGES))
+    encoder = autoencoder(dex(**settings))
+    load_dense_checkpoint(encoder, path)
+    assert_computes(encoder.encoder, source(IMAGES))
+
+
+def test_gated_mlps_do_not_load_into_experts_with_gate_and_value_apart(write):
+    path = write(state_of(dense(**GATED)))
+    with pytest.raises(ModelFileError, match=r"missing: blocks.0.mlp.fc1_g.weight"):
+        load_dense_checkpoint(dex(**GATED | {"mlp_layer": SwiGLU}), path)
 
 
 def test_safetensors_load_into_an_upcycled_timm_model(write):

@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import timm
 import torch
+from timm.layers import SwiGLU, SwiGLUPacked
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from torch._inductor import aoti_compile_and_package, aoti_load_package, config
@@ -121,6 +122,9 @@ def test_an_exported_program_with_experts_says_that_it_cannot_be_trained():
     [
         *((kind, {}) for kind in KINDS),
         ("experts", {"class_token": False, "global_pool": "avg", "pool": "mean", "act_layer": "silu", "top_k": 1}),
+        ("experts", {"mlp_layer": SwiGLUPacked, "act_layer": "silu"}),
+        ("collapsed", {"mlp_layer": SwiGLU, "act_layer": "silu"}),
+        ("experts", {"act_layer": "quick_gelu"}),
     ],
 )
 def test_onnxruntime_agrees_for_any_number_of_images(kind, kwargs, tmp_path):

@@ -12,6 +12,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
+from timm.layers import GluMlp, SwiGLU, SwiGLUPacked
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
@@ -84,6 +85,10 @@ def test_an_autoencoder_comes_back_bit_by_bit_and_can_be_trained(tmp_path):
             "final_norm": False,
             "dynamic_img_size": True,
         },
+        {"mlp_layer": SwiGLUPacked, "act_layer": nn.SiLU, "num_classes": 5},
+        {"mlp_layer": partial(GluMlp, gate_last=True), "act_layer": nn.SiLU, "mlp_ratio": 2},
+        {"mlp_layer": SwiGLU, "act_layer": nn.SiLU, "mlp_ratio": 2.66667},
+        {"act_layer": "quick_gelu"},
         {"mode": "director", "proj_bias": False, "attn_drop_rate": 0.1, "pos_drop_rate": 0.1},
     ],
 )

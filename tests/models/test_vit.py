@@ -6,7 +6,7 @@ import math
 import pytest
 import timm
 import torch
-from timm.layers import SwiGLU
+from timm.layers import GatedMlp, SwiGLU
 from timm.models import group_parameters, save_for_hf
 from timm.models.vision_transformer import ParallelScalingBlock, VisionTransformer
 
@@ -255,7 +255,7 @@ def test_pretrained_weights_of_a_dense_model_go_into_the_director_and_every_expe
     ("make", "words"),
     [
         (lambda: dense(depth=2), r"does not fit the DEXVisionTransformer: missing: blocks\.2\.norm1\.weight"),
-        (lambda: dense(mlp_layer=SwiGLU), r"missing: blocks\.0\.mlp\..*unexpected: blocks\.0\.mlp\.fc1_g\.weight"),
+        (lambda: dense(mlp_layer=SwiGLU), r"blocks\.0\.mlp does not fit the Mlp: missing: .*unexpected: fc1_g\.weight"),
         (lambda: dense(mlp_ratio=2), r"blocks\.0\.mlp does not fit the Mlp: of another shape: fc1\.weight \[32, 16\]"),
         (lambda: dense(scale_mlp_norm=True), r"blocks\.0\.mlp does not fit the Mlp: unexpected: norm\.weight"),
         (lambda: create(num_experts=4), r"of another shape: blocks\.0\.mlp\.experts\.fc1\.weight \[4, 64, 16\]"),
@@ -304,7 +304,8 @@ def test_layer_decay_scales_experts_with_their_block_and_decays_no_bias():
         ({"scale_mlp_norm": True}, ValueError, "norm_layer inside the MLP"),
         ({"act_layer": "mish"}, ValueError, "act_layer must be one of"),
         ({"block_fn": ParallelScalingBlock}, TypeError, "block_fn must be timm's Block or DEXBlock"),
-        ({"mlp_layer": SwiGLU}, TypeError, "mlp_layer must be None, timm's Mlp or DEXMlp"),
+        ({"mlp_layer": SwiGLU}, ValueError, r"act_layer must be nn.SiLU in a gated MLP \(SwiGLU\), got GELU"),
+        ({"mlp_layer": GatedMlp}, TypeError, "mlp_layer must be None, timm's Mlp, SwiGLUPacked or SwiGLU, or DEXMlp"),
         ({"pool": "max"}, ValueError, "pool must be one of"),
         ({"experts": 4}, TypeError, "experts"),
         ({"img_size": (32, -8)}, ValueError, "img_size must be at least 1, got -8"),

@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from timm.layers import GluMlp, Mlp
+from timm.layers import GatedMlp, Mlp
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
@@ -84,9 +84,9 @@ def test_timms_mlp_means_a_dex_layer(mlp_layer):
     assert (block.mlp.num_experts, block.mlp.keep) == (3, "none")
 
 
-@pytest.mark.parametrize("mlp_layer", [GluMlp, partial(Mlp, bias=False), nn.Linear])
+@pytest.mark.parametrize("mlp_layer", [GatedMlp, partial(Mlp, bias=False), nn.Linear])
 def test_another_mlp_is_an_error(mlp_layer):
-    with pytest.raises(TypeError, match="mlp_layer must be None, timm's Mlp or DEXMlp"):
+    with pytest.raises(TypeError, match="mlp_layer must be None, timm's Mlp, SwiGLUPacked or SwiGLU, or DEXMlp"):
         DEXBlock(24, 2, mlp_layer=mlp_layer)
 
 

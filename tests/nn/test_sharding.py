@@ -1,8 +1,12 @@
 """DEX layers cut by FSDP2: the same rows of experts and director on every process, and the models that only fit so."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.distributed as dist
+from timm.layers import GluMlp, SwiGLU, SwiGLUPacked
+from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -12,7 +16,9 @@ from dexcore.models import DEXVisionTransformer
 from dexcore.nn import DEXMlp, left_out, set_mode, shard_placement, share_load, update_directors
 from dexcore.shards import own_share
 
-SIZES = {"width 192": (192, 2, 3, 8, 6), "ViT-H": (1280, 32, 16, 8, 64)}  # width, depth, heads, experts, processes
+# width, depth, heads, experts, processes
+SIZES = {"width 192": (192, 2, 3, 8, 6), "ViT-H": (1280, 32, 16, 8, 64), "SwiGLU": (192, 2, 3, 8, 6)}
+SWIGLU = {"mlp_layer": SwiGLUPacked, "act_layer": nn.SiLU}
 
 
 @pytest.fixture
@@ -22,7 +28,8 @@ def sharded(request):
     dist.init_process_group("fake", store=FakeStore(), rank=processes - 1, world_size=processes)
     try:
         with torch.device("meta"):
-            model = DEXVisionTransformer(224, 14, embed_dim=width, depth=depth, num_heads=heads, num_experts=experts)
+            sizes = {"embed_dim": width, "depth": depth, "num_heads": heads, "num_experts": experts}
+            model = DEXVisionTransformer(224, 14, **sizes, **(SWIGLU if request.param == "SwiGLU" else {}))
         mesh, placement = init_device_mesh("cpu", (processes,)), shard_placement(model)
         whole = sum(parameter.numel() for parameter in model.parameters())
         for block in model.blocks:
@@ -55,7 +62,7 @@ def test_a_process_holds_its_share_and_no_more(sharded):
     assert sum(own_share(p).numel() for p in model.parameters() if p.requires_grad) < own / 5
 
 
-@pytest.mark.parametrize("sharded", ["width 192"], indirect=True)
+@pytest.mark.parametrize("sharded", ["width 192", "SwiGLU"], indirect=True)
 def test_directors_follow_and_are_counted_in_shards(sharded):
     model, _, _ = sharded
     model.to_empty(device="cpu")
@@ -71,6 +78,15 @@ def test_directors_follow_and_are_counted_in_shards(sharded):
     assert [counts.elements for counts in left_out(model)] == [3, 0]
     director = own_share(layers[1].director.fc1.weight)
     assert torch.equal(director, torch.full_like(director, 1.0))
+
+
+@pytest.mark.parametrize("director_layer", [SwiGLU, partial(GluMlp, gate_last=True)])
+def test_a_director_with_other_rows_than_its_experts_is_refused_by_name(director_layer):
+    model = nn.Sequential(DEXMlp(8, 12), DEXMlp(8, 12, act_layer=nn.SiLU, director_layer=director_layer))
+    with pytest.raises(
+        ValueError, match=r"^1: a (SwiGLU|GluMlp) director has gate and value apart, or in another order"
+    ):
+        shard_placement(model)
 
 
 def test_what_is_whole_is_this_process_s_own():

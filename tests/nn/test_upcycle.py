@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import timm
 import torch
-from timm.layers import Mlp
+from timm.layers import GatedMlp, GluMlp, Mlp, SwiGLU, SwiGLUPacked
 from timm.models import save_for_hf
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
@@ -71,6 +71,14 @@ STOCK = [
     ("vit_dlittle_patch16_reg1_gap_256", {"img_size": 64, "depth": 1}),
     ("vit_small_patch16_dinov3", {"img_size": 64, "depth": 2}),
     ("beitv2_base_patch16_224", {"img_size": 64, "depth": 1}),
+    # gated MLPs: packed, with gate and value apart, with rotary positions
+    ("vit_giant_patch14_dinov2", {"img_size": 56, "depth": 2, "embed_dim": 48, "num_heads": 2}),
+    ("vit_giant_patch14_reg4_dinov2", {"img_size": 56, "depth": 1, "embed_dim": 48, "num_heads": 2}),
+    ("vit_small_plus_patch16_dinov3", {"img_size": 64, "depth": 2, "embed_dim": 48, "num_heads": 2}),
+    ("eva02_tiny_patch14_224", {"img_size": 56, "depth": 2}),
+    ("aimv2_large_patch14_224", {"img_size": 56, "depth": 1, "embed_dim": 48, "num_heads": 2}),
+    # QuickGELU
+    ("vit_base_patch16_clip_quickgelu_224", {"img_size": 64, "depth": 1, "embed_dim": 48, "num_heads": 2}),
     ("flexivit_small", {"img_size": 64, "depth": 2}),
     ("swin_tiny_patch4_window7_224", {"embed_dim": 12, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 2)}),
 ]
@@ -87,14 +95,18 @@ def test_an_upcycled_model_still_computes_what_it_did(name, arguments):
     expected, expected_of_one = model(images), model(images[:1])
     with torch.enable_grad():  # by which relative positions choose another attention kernel
         expected_with_gradients = model(images[:1])
-    mlps = {name: [p.clone() for p in m.parameters()] for name, m in model.named_modules() if type(m) is Mlp}
+    mlps = {name: m for name, m in model.named_modules() if type(m) in (Mlp, GluMlp, SwiGLU)}
     pool = "cls" if getattr(model, "cls_token", None) is not None else "mean"
     assert upcycle(model, num_experts=3, pool=pool) is model
     upcycled = {name: m for name, m in model.named_modules() if isinstance(m, DEXMlp)}
     assert upcycled.keys() == {name for name in mlps if not any(word in name for word in ("attn_pool", "rel_pos"))}
     for place, layer in upcycled.items():
-        for copies, original in zip(layer.expert_director_pairs(), mlps[place], strict=True):
-            assert all(torch.equal(copied, original.expand_as(copied)) for copied in copies)
+        dense_mlp = mlps[place].state_dict()
+        assert layer.director.state_dict().keys() == dense_mlp.keys()
+        assert all(torch.equal(tensor, dense_mlp[name]) for name, tensor in layer.director.state_dict().items())
+        assert all(
+            torch.equal(expert, director.expand_as(expert)) for expert, director in layer.expert_director_pairs()
+        )
     assert_close(model(images), expected.double())
     if name != "vit_base_patch16_rpn_224":  # whose dense MLP is given a transposed view, and rounds otherwise
         assert torch.equal(model(images[:1]), expected_of_one)
@@ -270,12 +282,17 @@ def test_a_model_on_the_meta_device_can_be_upcycled():
             lambda: timm.create_model("vit_pwee_patch16_reg1_gap_256"),
             r"VisionTransformer has no .* \(but ParallelScalingBlock\)",
         ),
-        (lambda: timm.create_model("vit_base_patch16_clip_quickgelu_224"), "act_layer must be one of.*got QuickGELU"),
-        (lambda: timm.create_model("vit_small_plus_patch16_dinov3"), "Eva.blocks.0.mlp is a SwiGLU"),
-        (lambda: timm.create_model("aimv2_large_patch14_224"), "VisionTransformer.blocks.0.mlp is a SwiGLU"),
+        (lambda: timm.create_model("eva02_base_patch14_224"), "Eva.blocks.0.mlp has a norm inside"),
+        (
+            lambda: dense(mlp_layer=SwiGLU),
+            r"act_layer must be nn.SiLU in a gated MLP \(SwiGLU\), got GELU",
+        ),
+        (
+            lambda: dense(mlp_layer=GatedMlp),
+            "VisionTransformer.blocks.0.mlp is a GatedMlp: only timm's plain Mlp",
+        ),
+        (lambda: dense(mlp_layer=SwiGLUPacked, act_layer=nn.SiLU, proj_drop_rate=0.1), "blocks.0.mlp has dropout"),
         (lambda: timm.create_model("pvt_v2_b0"), "stages.0.blocks.0.mlp is a MlpWithDepthwiseConv"),
-        (lambda: timm.create_model("eva02_tiny_patch14_224"), "Eva.blocks.0.mlp is a GluMlp"),
-        (lambda: timm.create_model("vit_giant_patch14_dinov2"), "VisionTransformer.blocks.0.mlp is a GluMlp"),
         (lambda: timm.create_model("convnext_atto"), "ConvNeXt.stages.0.blocks.0.mlp uses convolutions"),
         (
             lambda: timm.create_model("convnext_tiny"),
