@@ -23,12 +23,12 @@ def _load_kernel(
     rows,
     COLUMNS: tl.constexpr,
     ROW_TAIL: tl.constexpr,
-    COLUMN_TAIL: tl.constexpr,
+    COLUMN_END: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
     TRANSPOSED: tl.constexpr,
 ):
-    tile = load_tile(source, row, column, rows, COLUMNS, ROW_TAIL, COLUMN_TAIL, BLOCK_R, BLOCK_C, TRANSPOSED)
+    tile = load_tile(source, row, column, rows, COLUMNS, ROW_TAIL, COLUMN_END, BLOCK_R, BLOCK_C, TRANSPOSED)
     r, c = tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_C)
     if TRANSPOSED:
         tl.store(out_ptr + c[:, None] * BLOCK_R + r[None, :], tile)
@@ -43,30 +43,36 @@ def _store_kernel(
     row,
     column,
     COLUMNS: tl.constexpr,
-    COLUMN_TAIL: tl.constexpr,
+    COLUMN_END: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
     r, c = tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_C)
     tile = tl.load(tile_ptr + r[:, None] * BLOCK_C + c[None, :])
-    store_tile(target, row, column, tile, COLUMNS, COLUMN_TAIL, BLOCK_R, BLOCK_C)
+    store_tile(target, row, column, tile, COLUMNS, COLUMN_END, BLOCK_R, BLOCK_C)
 
 
-def load(source, row, column, *, described, transposed, rows=BLOCK[0], row_tail=False, column_tail=True):
+def load(
+    source, row, column, *, described, transposed, rows=BLOCK[0], row_tail=False, column_tail=True, column_end=None
+):
     """The tile, which must read nothing beyond the matrix."""
     shape = BLOCK[::-1] if transposed else BLOCK
     with check_memory():
         out = torch.empty(shape, dtype=source.dtype)
         given = matrix(source, BLOCK, described)
-        tails = source.shape[-1], row_tail, column_tail
+        end = source.shape[-1] if column_tail else 0
+        tails = source.shape[-1], row_tail, end if column_end is None else column_end
         launch(_load_kernel, (1,), given, out, row, column, rows, *tails, *BLOCK, transposed)
     return out.T if transposed else out
 
 
-def store(target, tile, row, column, *, described, column_tail=True):
+def store(target, tile, row, column, *, described, column_tail=True, column_end=None):
     with check_memory():
         given = matrix(target, BLOCK, described)
-        launch(_store_kernel, (1,), given, tile, row, column, target.shape[-1], column_tail, *BLOCK)
+        columns = target.shape[-1]
+        end = columns if column_tail else 0
+        end = end if column_end is None else column_end
+        launch(_store_kernel, (1,), given, tile, row, column, columns, end, *BLOCK)
 
 
 def expected_tile(source, row, column, rows=BLOCK[0]):
@@ -162,3 +168,16 @@ def test_a_matrix_is_its_descriptor_or_itself():
 def test_an_empty_matrix_has_no_descriptor():
     empty = torch.empty(0, 40)
     assert matrix(empty, BLOCK, True) is empty
+
+
+@pytest.mark.parametrize("value", [False, True])
+def test_by_pointers_columns_end_where_it_is_said(value):
+    """As those of a gate do, beside which its value begins."""
+    source, end = torch.randn(16, 80), 80 if value else 40
+    first = 72 if value else 32
+    tile = load(source, 0, first, described=False, transposed=False, column_end=end)
+    assert torch.equal(tile[:, : end - first], source[:, first:end])
+    assert not tile[:, end - first :].any()
+    target = torch.zeros(16, 80)
+    store(target, torch.ones(BLOCK), 0, first, described=False, column_end=end)
+    assert torch.equal(target.any(0).nonzero().flatten(), torch.arange(first, end))
