@@ -30,7 +30,7 @@ import triton
 from bench import matrix
 from bench.command import table_row
 from bench.contenders import REFERENCE, step_flops
-from bench.kernel_work import Problem, work
+from bench.kernel_work import Problem, Work, work
 from bench.resources import BUILD, RESULTS, build
 from dexcore.kernels.configs import Gemm
 
@@ -59,16 +59,14 @@ class Weights(NamedTuple):
     columns: str
 
 
-# By the tiles' names in `LayerConfig`. What is not here is no GEMM to this file.
-SHAPES: dict[str, Rows | Weights] = {
-    "up": Rows("hidden", "width"),
-    "down": Rows("width", "hidden"),
-    "dact": Rows("hidden", "width"),
-    "dx": Rows("width", "hidden"),
-    "wgrad1": Weights("hidden", "width"),
-    "wgrad2": Weights("width", "hidden"),
+# By the tiles' names in `LayerConfig`: what one launch makes. What is not here is no GEMM to this file.
+SHAPES: dict[str, tuple[Rows, ...] | tuple[Weights, ...]] = {
+    "up": (Rows("hidden", "width"),),
+    "down": (Rows("width", "hidden"),),
+    "dact": (Rows("hidden", "width"),),
+    "dx": (Rows("width", "hidden"),),
+    "wgrad": (Weights("hidden", "width"), Weights("width", "hidden")),
 }
-LAUNCHED_TWICE = ("make_plan",)  # in forward and backward
 AFTER_THE_STEP = ("expert_load", "group_ema")  # with the directors' update, which is not in the sum
 
 
@@ -79,12 +77,7 @@ class Beside(NamedTuple):
     bytes: float = 0.0
 
 
-BESIDE = {
-    "casts of weights, biases, x": Beside(8, 321e6),
-    "x's gradient of the router": Beside(2, 179e6),
-    "losses, ones, sums": Beside(30),
-    "assertions": Beside(2),
-}
+BESIDE = {"by PyTorch: sum of losses, assertion": Beside(5)}
 
 
 class Before(NamedTuple):
@@ -92,23 +85,25 @@ class Before(NamedTuple):
 
     microseconds: float
     launches: int = 1
+    shape: Rows | Weights | None = None
     tile: Gemm | None = None
     registers: int = 0
     shared: int = 0
     loop: int = 0
     outside: int = 0
+    director: bool = False
 
 
 SOURCE = "the first kernels, read with Triton 3.6"
 _SQUARE, _BROAD = Gemm(128, 128, 64, 8, 3), Gemm(128, 256, 64, 8, 4)
 # Predicted from their PTX and SASS by hand, before this file.
 FIRST = {
-    "expert_up": Before(405, 1, _SQUARE, 116, 98304, 97, 2023),
-    "expert_down": Before(335, 1, _BROAD, 216, 196608, 119, 1784),
-    "expert_dact": Before(480, 1, _SQUARE, 154, 98304, 106, 3100),
-    "expert_dx": Before(250, 1, _BROAD, 208, 196608, 119, 1015),
-    "expert_wgrad 1": Before(285, 1, _BROAD, 199, 196608, 257, 1448),
-    "expert_wgrad 2": Before(275, 1, _BROAD, 202, 196608, 197, 1177),
+    "expert_up": Before(405, 1, Rows("hidden", "width"), _SQUARE, 116, 98304, 97, 2023, director=True),
+    "expert_down": Before(335, 1, Rows("width", "hidden"), _BROAD, 216, 196608, 119, 1784, director=True),
+    "expert_dact": Before(480, 1, Rows("hidden", "width"), _SQUARE, 154, 98304, 106, 3100),
+    "expert_dx": Before(250, 1, Rows("width", "hidden"), _BROAD, 208, 196608, 119, 1015),
+    "expert_wgrad of W1": Before(285, 1, Weights("hidden", "width"), _BROAD, 199, 196608, 257, 1448),
+    "expert_wgrad of W2": Before(275, 1, Weights("width", "hidden"), _BROAD, 202, 196608, 197, 1177),
     "mix_align_forward": Before(43),
     "align_backward": Before(24),
     "token_sums": Before(9),
@@ -119,13 +114,13 @@ FIRST = {
     "bias2_gradient": Before(5),
     "gate_gradient": Before(5),
     "route_backward": Before(13, 2),
-    "casts of weights, biases, x": Before(118, 8),
-    "x's gradient of the router": Before(62, 2),
-    "losses, ones, sums": Before(66, 30),
-    "assertions": Before(4, 2),
+    "by PyTorch: casts of weights, biases, x": Before(118, 8),
+    "by PyTorch: x's gradient of the router": Before(62, 2),
+    "by PyTorch: losses, ones, sums": Before(66, 30),
+    "by PyTorch: assertions": Before(4, 2),
 }
 # The same kernel by Triton 3.8, which leaves room for two programs.
-FIRST_DACT_BY_3_8 = Before(310, 1, _SQUARE, 128, 98304, 107, 3322)
+FIRST_DACT_BY_3_8 = FIRST["expert_dact"]._replace(microseconds=310, registers=128, loop=107, outside=3322)
 
 
 class Prediction(NamedTuple):
@@ -173,7 +168,7 @@ def program_clocks(
         ctas: programs on the multiprocessor.
         itemsize: of an element of the operands.
     """
-    m, n, k, warps, _ = tile
+    m, n, k, warps = tile.block_m, tile.block_n, tile.block_k, tile.warps
     operands = (m + n) * k * itemsize
     needs = {
         "tensor cores": steps * 2 * m * n * k / _TENSOR,
@@ -190,63 +185,83 @@ def program_clocks(
 
 
 def gemm(
-    problem: Problem, shape: Rows | Weights, tile: Gemm, record: dict[str, Any], moved: int, director: bool
+    problem: Problem,
+    shapes: tuple[Rows, ...] | tuple[Weights, ...],
+    tile: Gemm,
+    record: dict[str, Any],
+    moved: int = 0,
+    *,
+    director: bool,
+    padding: int = 1,
 ) -> Prediction:
     """A GEMM kernel.
 
     Args:
         problem: the layer's step.
-        shape: of the GEMM.
+        shapes: of what one launch makes.
         tile: that it has.
         record: its registers, shared memory, and instructions in and outside of the loop (`bench.compile_entry`).
         moved: bytes that it must move.
         director: whether the director's rows, one for every token, are among its own.
+        padding: an expert's rows are padded to a multiple of it.
     """
     sizes = {"width": problem.shape.width, "hidden": problem.hidden}
     batch, tokens, _ = problem.shape
     ctas = programs_at_once(record["registers"], tile.warps, record["shared"])
+    rows = [math.ceil(count * tokens / padding) * padding for count in problem.counts]
 
-    def unit(reduced: int) -> float:
+    def program(reduced: int) -> tuple[float, dict[str, float]]:
         steps = math.ceil(reduced / tile.block_k)
-        return program_clocks(tile, steps, record["loop"], record["outside"], ctas, problem.dtype.itemsize)[0]
+        return program_clocks(tile, steps, record["loop"], record["outside"], ctas, problem.dtype.itemsize)
 
-    columns = math.ceil(sizes[shape.columns] / tile.block_n)
-    rows = [count * tokens for count in problem.counts]
-    if isinstance(shape, Rows):
+    units: list[float] = []
+    if isinstance(shapes[0], Rows):
         rows += [batch * tokens] if director else []
+        (shape,) = shapes
         reduced = sizes[shape.reduced]
-        units = [unit(reduced)] * (columns * sum(math.ceil(some / tile.block_m) for some in rows))
+        columns = math.ceil(sizes[shape.columns] / tile.block_n)
+        units = [program(reduced)[0]] * (columns * sum(math.ceil(some / tile.block_m) for some in rows))
     else:
-        # The longest expert first, as the kernel takes them.
         reduced = max(rows)
-        tiles = columns * math.ceil(sizes[shape.rows] / tile.block_m)
-        units = [unit(some) for some in sorted(rows, reverse=True) for _ in range(tiles)]
+        tiles = sum(
+            math.ceil(sizes[shape.rows] / tile.block_m) * math.ceil(sizes[shape.columns] / tile.block_n)
+            for shape in shapes
+            if isinstance(shape, Weights)
+        )
+        # The longest expert first, as the kernel takes them.
+        for some in sorted(rows, reverse=True):
+            units += [program(some)[0]] * tiles
     slots = ctas * MULTIPROCESSORS
     clocks = queue(units, slots)
-    _, needs = program_clocks(
-        tile, math.ceil(reduced / tile.block_k), record["loop"], record["outside"], ctas, problem.dtype.itemsize
-    )
-    bound = max(needs, key=needs.__getitem__)
-    seconds = clocks / CLOCK
+    needs = program(reduced)[1]
+    seconds, bound = clocks / CLOCK, max(needs, key=needs.__getitem__)
     if moved / HBM > seconds:
         seconds, bound = moved / HBM, "memory"
     return Prediction(seconds, bound, ctas, len(units), len(units) / slots, sum(units) / slots / clocks)
 
 
-def predict(problem: Problem, table: dict[str, Records]) -> dict[str, tuple[Prediction, Records]]:
-    """Every kernel of `bench.kernel_work`'s step, and its records."""
+def predict(
+    problem: Problem, amounts: dict[str, Work], table: dict[str, Records]
+) -> dict[str, tuple[Prediction, Records]]:
+    """Every kernel whose bytes are given, by `bench.kernel_work`'s names, and its records."""
     found = {}
     entries = {entry.split()[0]: entry for entry in entries_of_the_step()}
-    for name, amount in work(problem).items():
-        launcher = name.replace(" ", "")
-        field = launcher.removeprefix("expert_")
-        entry = entries.get(launcher, "")
+    for name, amount in amounts.items():
+        field = name.removeprefix("expert_")
+        entry = entries.get(name, "")
         records = table.get(entry, [])
-        launches = max(1, len(records)) * (2 if name in LAUNCHED_TWICE else 1)
+        launches = max(1, len(records))
         main = next((record for record in records if record["dots"]), None)
         if field in SHAPES and main is not None:
-            tile = getattr(problem.config, field)
-            made = gemm(problem, SHAPES[field], tile, main, amount.bytes, "director" in entry)
+            made = gemm(
+                problem,
+                SHAPES[field],
+                getattr(problem.config, field),
+                main,
+                amount.bytes,
+                director="director" in entry,
+                padding=problem.config.up.block_m,
+            )
             found[name] = made._replace(seconds=made.seconds + (launches - 1) * _LAUNCH), records
         else:
             streamed = amount.bytes / HBM
@@ -255,12 +270,12 @@ def predict(problem: Problem, table: dict[str, Records]) -> dict[str, tuple[Pred
     return found
 
 
-def predicted_first(problem: Problem, name: str, before: Before) -> float:
+def predicted_first(problem: Problem, before: Before) -> float:
     """Seconds that this file's formula gives one of the first kernels' GEMMs."""
-    shape, moved = SHAPES[name.replace(" ", "").removeprefix("expert_")], work(problem)[name].bytes
+    assert before.shape is not None
     assert before.tile is not None
-    director = name in ("expert_up", "expert_down")
-    return gemm(problem, shape, before.tile, before._asdict(), moved, director).seconds
+    shapes = (before.shape,)
+    return gemm(problem, shapes, before.tile, before._asdict(), director=before.director).seconds  # type: ignore[arg-type]
 
 
 def entries_of_the_step() -> list[str]:
@@ -302,11 +317,10 @@ class _Now(NamedTuple):
     loop: int = 0
 
 
-def _now(problem: Problem, table: dict[str, Records]) -> dict[str, _Now]:
+def _now(problem: Problem, amounts: dict[str, Work], table: dict[str, Records]) -> dict[str, _Now]:
     lines = {}
-    amounts = work(problem)
-    for name, (made, records) in predict(problem, table).items():
-        launches = max(1, len(records)) * (2 if name in LAUNCHED_TWICE else 1)
+    for name, (made, records) in predict(problem, amounts, table).items():
+        launches = max(1, len(records))
         main = next((record for record in records if record["dots"]), records[0] if records else {})
         line = _Now(made.seconds, launches, made.bound, amounts[name].bytes / 1e6, main.get("registers", 0))
         lines[name] = line._replace(made=made, loop=main["loop"]) if made.programs else line
@@ -316,28 +330,32 @@ def _now(problem: Problem, table: dict[str, Records]) -> dict[str, _Now]:
     return lines
 
 
-def report(problem: Problem, table: dict[str, Records]) -> None:
-    """Print the table."""
+def report(problem: Problem, amounts: dict[str, Work], table: dict[str, Records]) -> None:
+    """Print the table: the arguments are those of `predict`."""
     print(
         f"PREDICTION, nothing here was measured: {problem.shape} bfloat16, {problem.routing}, {problem.architecture}; "
         f"before: {SOURCE}"
     )
     heads = ("us before", "us", "registers", "CTAs", "programs", "waves", "filled", "loop", "launches", "MB")
-    print(table_row("", *heads, width=30) + "  bound by")
-    lines = _now(problem, table)
+    print(table_row("", *heads, width=40) + "  bound by")
+    lines = _now(problem, amounts, table)
     for name in dict.fromkeys((*lines, *FIRST)):
         before, now = FIRST.get(name, Before(0, 0)), lines.get(name, _Now())
         at_once = programs_at_once(before.registers, before.tile.warps, before.shared) if before.tile else 0
         made = now.made or Prediction(0.0, "")
-        cells = [f"{before.microseconds:.0f}" if before.launches else "", f"{now.seconds * 1e6:.0f}"]
+        cells = [
+            f"{before.microseconds:.0f}" if before.launches else "",
+            f"{now.seconds * 1e6:.0f}" if now.bound else "",
+        ]
         cells += [_change(before.registers, now.registers), _change(at_once, made.ctas)]
         cells += [f"{made.programs}", f"{made.waves:.1f}", f"{made.efficiency:.2f}"] if now.made else [""] * 3
         cells += [_change(before.loop, now.loop), _change(before.launches, now.launches)]
         cells.append(f"{now.megabytes:.1f}" if now.megabytes else "")
-        print(f"{table_row(name, *cells, width=30)}  {now.bound}")
+        print(f"{table_row(name, *cells, width=40)}  {now.bound}")
     step = [name for name in lines if name not in AFTER_THE_STEP]
-    _print_sum("before", problem, sum(b.microseconds for b in FIRST.values()) / 1e6, sum(b[1] for b in FIRST.values()))
-    _print_sum("now", problem, sum(lines[n].seconds for n in step), sum(lines[n].launches for n in step))
+    first = FIRST.values()
+    _print_sum("before", problem, sum(b.microseconds for b in first) / 1e6, sum(b.launches for b in first))
+    _print_sum("now", problem, sum(lines[name].seconds for name in step), sum(lines[name].launches for name in step))
 
 
 def _print_sum(when: str, problem: Problem, seconds: float, launches: int) -> None:
@@ -356,7 +374,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--triton", default=triton.__version__, help="the version whose table is read")
     options = parser.parse_args(arguments)
-    report(Problem(REFERENCE, torch.bfloat16, "uniform", "sm_90"), resources(options.triton))
+    problem = Problem(REFERENCE, torch.bfloat16, "uniform", "sm_90")
+    report(problem, work(problem), resources(options.triton))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from bench import predict
 from bench.contenders import REFERENCE
 from bench.kernel_work import Problem, Work
 from bench.predict import FIRST, FIRST_DACT_BY_3_8, Prediction, program_clocks, programs_at_once, queue
-from dexcore.kernels.configs import Gemm
+from dexcore.kernels.configs import Gemm, LayerConfig
 
 PROBLEM = Problem(REFERENCE, torch.bfloat16, "uniform", "sm_90")
 GEMMS = {name: before for name, before in FIRST.items() if before.tile is not None}
@@ -36,12 +36,12 @@ def test_registers_shared_memory_and_threads_limit_the_programs_at_once(register
 
 @pytest.mark.parametrize("name", GEMMS)
 def test_the_formula_gives_the_figures_of_the_first_kernels(name):
-    seconds = predict.predicted_first(PROBLEM, name, GEMMS[name])
+    seconds = predict.predicted_first(PROBLEM, GEMMS[name])
     assert seconds * 1e6 == pytest.approx(GEMMS[name].microseconds, rel=0.05)
 
 
 def test_and_of_the_one_that_leaves_room_for_a_second_program_with_another_triton():
-    seconds = predict.predicted_first(PROBLEM, "expert_dact", FIRST_DACT_BY_3_8)
+    seconds = predict.predicted_first(PROBLEM, FIRST_DACT_BY_3_8)
     assert seconds * 1e6 == pytest.approx(FIRST_DACT_BY_3_8.microseconds, rel=0.05)
 
 
@@ -60,67 +60,97 @@ def test_a_program_that_is_alone_waits_for_what_others_would_hide():
     assert needs["issue"] == (12 * 100 + 3000) * 2
 
 
+RECORD = {"kernel": "_k", "registers": 120, "shared": 98304, "loop": 90, "outside": 1500, "dots": []}
+
+
 @pytest.fixture
 def table():
     """What `bench.compile_entry` says of today's kernels, made up: every GEMM alike."""
-    record = {"kernel": "_k", "registers": 120, "shared": 98304, "loop": 90, "outside": 1500, "dots": []}
     gemms = {call.split()[0] for call in predict.matrix.GEMMS}
     return {
-        entry: [record | {"dots": ["bf16"] if entry.split()[0] in gemms else []}]
+        entry: [RECORD | {"dots": ["bf16"] if entry.split()[0] in gemms else []}]
         for entry in predict.entries_of_the_step()
     }
 
 
-def test_every_kernel_of_the_step_is_predicted_the_gemms_by_their_tiles(table):
-    found = predict.predict(PROBLEM, table)
-    assert list(found) == list(predict.work(PROBLEM))
-    tiled = {name for name, (made, _) in found.items() if made.programs}
-    assert tiled == {name for name in found if name.replace(" ", "") in {c.split()[0] for c in predict.matrix.GEMMS}}
-    for made, _ in found.values():
-        assert made.seconds > 0
+AMOUNTS = {
+    **{call.split()[0]: Work(3 * 10**8, 10**11) for call in predict.matrix.GEMMS},
+    "new": Work(3 * 10**9),
+    "sum_slots": Work(300),
+    "group_ema": Work(3 * 10**9),
+}
+
+
+def test_every_gemm_of_the_step_has_a_shape_and_tiles():
+    fields = {call.split()[0].removeprefix("expert_") for call in predict.matrix.GEMMS}
+    assert fields == predict.SHAPES.keys()
+    assert fields == set(LayerConfig._fields)
+
+
+def test_the_gemms_are_predicted_by_their_tiles_and_all_else_by_bytes_and_launches(table):
+    found = predict.predict(PROBLEM, AMOUNTS, table)
+    assert list(found) == list(AMOUNTS)
+    for name, (made, records) in found.items():
+        assert bool(made.programs) == (name.removeprefix("expert_") in predict.SHAPES)
         assert 0 <= made.efficiency <= 1
-
-
-def test_a_kernel_that_is_not_known_takes_its_bytes_and_a_launch(monkeypatch, table):
-    monkeypatch.setattr(predict, "work", lambda problem: {"new": Work(3 * 10**9), "tiny": Work(300)})
-    found = predict.predict(PROBLEM, table)
+        assert bool(records) == (name != "new")
     assert found["new"] == (Prediction(pytest.approx(1e-3 + 3e-6), "memory"), [])
-    assert found["tiny"][0].seconds == pytest.approx(3e-6, rel=1e-3)
-    assert found["tiny"][0].bound == "launch"
+    assert found["sum_slots"][0].seconds == pytest.approx(3e-6, rel=1e-3)
+    assert found["sum_slots"][0].bound == "launch"
 
 
-def test_no_gemm_is_faster_than_its_bytes(table):
-    record = table["expert_dx sm_90 bf16 768x3072"][0]
-    tile, shape = Gemm(128, 256, 64, 8, 4), predict.SHAPES["dx"]
-    usual = predict.gemm(PROBLEM, shape, tile, record, 10**6, director=False)
-    slow = predict.gemm(PROBLEM, shape, tile, record, 3 * 10**9, director=False)
+def test_no_gemm_is_faster_than_its_bytes():
+    tile, shapes = Gemm(128, 256, 64, 8, 4), predict.SHAPES["dx"]
+    usual = predict.gemm(PROBLEM, shapes, tile, RECORD, 10**6, director=False)
+    slow = predict.gemm(PROBLEM, shapes, tile, RECORD, 3 * 10**9, director=False)
     assert usual.seconds < slow.seconds == pytest.approx(1e-3)
     assert slow.bound == "memory"
 
 
-def test_a_weight_gradients_programs_are_as_long_as_their_experts_rows(table):
-    record = table["expert_wgrad1 sm_90 bf16 768x3072"][0]
-    tile, shape = Gemm(128, 256, 64, 8, 4), predict.SHAPES["wgrad1"]
+def test_the_directors_rows_are_programs_too():
+    tile, shapes = Gemm(128, 256, 64, 8, 4), predict.SHAPES["down"]
+    with_director, without = (
+        predict.gemm(PROBLEM, shapes, tile, RECORD, director=director).programs for director in (True, False)
+    )
+    assert without == 232 * 3
+    assert with_director - without == 114 * 3
+
+
+def test_a_weight_gradients_programs_are_as_long_as_their_experts_rows():
+    tile, shapes = Gemm(128, 256, 64, 8, 4), predict.SHAPES["wgrad"]
     uniform, two = (
-        predict.gemm(PROBLEM._replace(routing=name), shape, tile, record, 0, director=False)
+        predict.gemm(PROBLEM._replace(routing=name), shapes, tile, RECORD, director=False)
         for name in ("uniform", "two")
     )
-    assert uniform.programs == two.programs == 8 * (3072 // 128) * (768 // 256)
-    assert two.efficiency < uniform.efficiency  # 144 long ones on 132 places
+    assert uniform.programs == two.programs == 8 * 2 * (3072 // 128) * (768 // 256)
+    assert two.efficiency < uniform.efficiency  # 288 long ones on 132 places, and others without a step
+    padded = predict.gemm(PROBLEM, shapes, tile, RECORD, director=False, padding=128)
+    assert uniform.seconds < padded.seconds < 1.03 * uniform.seconds
+
+
+def test_both_weights_gradients_in_one_launch_have_one_tail():
+    tile, (one, other) = Gemm(128, 256, 64, 8, 4), predict.SHAPES["wgrad"]
+    both, *single = (
+        predict.gemm(PROBLEM, shapes, tile, RECORD, director=False) for shapes in ((one, other), (one,), (other,))
+    )
+    assert both.efficiency > max(made.efficiency for made in single)
+    assert both.seconds < sum(made.seconds for made in single)
 
 
 def test_the_table_is_marked_a_prediction_and_sums_both(table, capsys):
-    predict.report(PROBLEM, table)
+    predict.report(PROBLEM, AMOUNTS, table)
     printed = capsys.readouterr().out
     assert printed.startswith("PREDICTION, nothing here was measured")
     assert predict.SOURCE in printed
     (dact,) = [line.split() for line in printed.splitlines() if line.startswith("expert_dact")]
     assert dact[1] == "480"
     assert {"154>120", "1>2", "106>90", "1>1"} <= {*dact}
+    (gone,) = [line.split() for line in printed.splitlines() if line.startswith("token_sums")]
+    assert gone == ["token_sums", "9", "1>"]
     before, now = printed.splitlines()[-2:]
-    assert before.startswith("before: 2438 us without expert_load, group_ema")
-    assert "394 TFLOP/s, 49%" in before or "395 TFLOP/s, 49%" in before
-    assert now.startswith("now: ")
+    assert before.startswith("before: 2438 us without expert_load, group_ema, 60 launches; 395 TFLOP/s, 49% of")
+    gemms = len(predict.matrix.GEMMS)
+    assert f", {gemms + 2 + sum(beside.launches for beside in predict.BESIDE.values())} launches; " in now
 
 
 def test_a_table_without_instruction_counts_is_not_read(tmp_path, monkeypatch):
