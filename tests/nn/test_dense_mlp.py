@@ -1,5 +1,6 @@
 """A DEX layer with each of timm's MLPs for its director, and where the parameters lie in the experts."""
 
+import copy
 from functools import partial
 
 import pytest
@@ -7,6 +8,7 @@ import timm
 import torch
 from timm.layers import GatedMlp, GluMlp, LayerNorm, Mlp, SwiGLU, SwiGLUPacked
 from timm.layers.activations import QuickGELU
+from timm.models import save_for_hf
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
@@ -59,6 +61,28 @@ def test_an_expert_is_a_dense_mlp_of_the_directors_kind(kind):
         assert type(mlp) is type(layer.director)
         assert not torch.equal(mlp.fc2.weight, layer.director.fc2.weight)
         assert_close(chosen(layer, expert, x), mlp.double()(x.double()), bound=1e-6)
+
+
+@each_kind
+@pytest.mark.parametrize("align", ["kd", "mse"])
+def test_outputs_losses_and_gradients_of_a_step_agree_with_float64(kind, align):
+    layer, x = make(kind, align=align), torch.randn(6, 7, 12, requires_grad=True)
+    layer.router.weight.data.normal_()
+    trained = [parameter for parameter in layer.parameters() if parameter.requires_grad]
+    y = layer(x)
+    fc1, fc2, routing = layer.experts.fc1, layer.experts.fc2, layer.routing
+    gates, indices, probs = reference.route(x, layer.router.weight, layer.top_k, layer.tau)
+    y64 = reference.expert_mlp(x, fc1.weight, fc1.bias, fc2.weight, fc2.bias, gates, indices, layer.activation)
+    director = copy.deepcopy(layer.director).double()
+    align64, balance64 = reference.mix_align(y64, director(x.double()), align), reference.balance_loss(probs)
+    assert torch.equal(routing.indices, indices)
+    assert_close(y, y64)
+    assert_close(routing.align_loss, align64)
+    dy = torch.randn_like(y)
+    grads = torch.autograd.grad((y * dy).sum() + 3 * routing.align_loss + 2 * routing.balance_loss, [x, *trained])
+    grads64 = torch.autograd.grad((y64 * dy).sum() + 3 * align64 + 2 * balance64, [x, *trained])
+    for grad, grad64 in zip(grads, grads64, strict=True):
+        assert_close(grad, grad64)
 
 
 @each_kind
@@ -147,6 +171,16 @@ def test_a_training_step_moves_experts_and_director(name):
             assert not torch.equal(director, old_director)
     set_mode(trained, "director")
     assert torch.equal(trained.eval()(images), collapse(trained).eval()(images))
+
+
+def test_what_timm_saves_of_an_upcycled_giant_opens_when_told_of_its_layers(tmp_path):
+    tiny = {"img_size": 28, "embed_dim": 24, "depth": 2, "num_heads": 2, "num_classes": 5}
+    saved = shake(upcycle(timm.create_model("vit_giant_patch14_dinov2", **tiny), num_experts=3), 0.1).eval()
+    save_for_hf(saved, tmp_path)
+    mlp_layer = partial(DEXMlp, num_experts=3, director_layer=SwiGLUPacked)
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, mlp_layer=mlp_layer).eval()
+    images = torch.randn(2, 3, 28, 28)
+    assert torch.equal(again(images), saved(images))
 
 
 @pytest.mark.parametrize("frozen", [(), ("fc1_g.weight",), ("fc1_g.weight", "fc1_x.weight", "fc2.bias")])
