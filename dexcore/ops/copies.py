@@ -21,7 +21,7 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,16 +29,13 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 HALVES = (torch.bfloat16, torch.float16)
+_CPU = torch.device("cpu")
 _ROOM = 64  # elements: where a copy may begin in the memory that several share
 
 
-class _Seen(NamedTuple):
-    """What a parameter was like when its copy was written."""
-
-    version: int
-    address: int
-    shape: torch.Size
-    steps: int  # that optimizers had made
+# What a parameter was like when its copy was written: version, address, shape, whether it was contiguous, and the steps
+# that optimizers had made.
+_Seen = tuple[int, int, torch.Size, bool, int]
 
 
 @dataclass
@@ -75,20 +72,23 @@ def half_copies(tensors: Sequence[Tensor | None], dtype: torch.dtype) -> list[Te
 
     found: list[Tensor | None] = list(tensors)
     anew: list[int] = []
+    sources: list[Tensor] = []
+    device = next((tensor.device for tensor in tensors if tensor is not None), _CPU)
+    capturing, stream = is_capturing(device), _stream(device)
     with _lock:
+        may_reuse = _may_keep_any() and not capturing
         for i, tensor in enumerate(tensors):
             if tensor is None or tensor.dtype == dtype:
                 continue
-            if dtype not in HALVES or not _is_plain(tensor):
-                found[i] = tensor.to(dtype)
-                continue
-            found[i] = None if is_capturing(tensor.device) else _true_copy(tensor, dtype)
-            if found[i] is None:
+            if may_reuse and (copy := _true_copy(tensor, dtype, stream)) is not None:
+                found[i] = copy
+            elif dtype in HALVES and _is_plain(tensor):
                 anew.append(i)
+                sources.append(tensor)
+            else:
+                found[i] = tensor.to(dtype)
         if not anew:
             return found
-        sources = [tensor for i in anew if (tensor := tensors[i]) is not None]
-        capturing = is_capturing(sources[0].device)
         for source in sources:
             if capturing:
                 _never_keep(source)
@@ -119,11 +119,9 @@ def to_write(directors: Sequence[Tensor], experts: Sequence[Tensor]) -> tuple[li
         if kept is None or kept.half is None or not kept.asked:
             return None
         half = kept.half
-        if not (_may_keep(tensor) and _lies_as_before(kept, tensor) and half.shape == tensor.shape):
-            return None
-        if not changes and kept.seen == _seen(tensor):
-            return None
-        if dtypes and half.dtype not in dtypes:
+        same_place = _lies_as_before(kept, tensor, _stream(tensor.device)) and half.shape == tensor.shape
+        still_true = not changes and kept.seen == _seen(tensor)
+        if not _may_keep(tensor) or not same_place or still_true or (dtypes and half.dtype not in dtypes):
             return None
         dtypes.add(half.dtype)
         kept.seen, kept.asked = None, False
@@ -166,16 +164,18 @@ def _may_keep(tensor: Tensor) -> bool:
         and _is_plain(tensor)
         and tensor.is_leaf
         and not tensor.is_inference()
-        and not _fsdp_is_there()
-        # Swapping a module's parameters refuses those that a weak reference points to.
-        and not torch.__future__.get_swap_module_params_on_conversion()
+        and _may_keep_any()
     )
 
 
-def _fsdp_is_there() -> bool:
-    """Whether FSDP2 manages a module: then any parameter may be one of those that it fills."""
+def _may_keep_any() -> bool:
+    """Not while FSDP2 manages a module, since any parameter may be one of those that it fills.
+
+    Nor where modules are converted by swapping parameters, which refuses those that a weak reference points to.
+    """
     state = sys.modules.get("torch.distributed._composable_state")
-    return state is not None and len(getattr(state, "_module_state_mapping", (None,))) > 0
+    with_fsdp = state is not None and bool(getattr(state, "_module_state_mapping", True))
+    return not with_fsdp and not torch.__future__.get_swap_module_params_on_conversion()
 
 
 def _of(tensor: Tensor) -> _Kept | None:
@@ -183,23 +183,23 @@ def _of(tensor: Tensor) -> _Kept | None:
     return kept if kept is not None and kept.of() is tensor else None
 
 
-def _true_copy(tensor: Tensor, dtype: torch.dtype) -> Tensor | None:
+def _true_copy(tensor: Tensor, dtype: torch.dtype, stream: int) -> Tensor | None:
     kept = _of(tensor)
     if kept is None or kept.half is None:
         return None
     kept.asked = True
     if kept.half.dtype != dtype or kept.seen != _seen(tensor):
         return None
-    return kept.half if _may_keep(tensor) and _lies_as_before(kept, tensor) else None
+    return kept.half if _lies_as_before(kept, tensor, stream) else None
 
 
 def _seen(tensor: Tensor) -> _Seen:
-    return _Seen(tensor._version, tensor.data_ptr(), tensor.shape, _steps)
+    return tensor._version, tensor.data_ptr(), tensor.shape, tensor.is_contiguous(), _steps
 
 
-def _lies_as_before(kept: _Kept, tensor: Tensor) -> bool:
+def _lies_as_before(kept: _Kept, tensor: Tensor, stream: int) -> bool:
     """In the same storage, and used on the same stream."""
-    return kept.storage.cdata == tensor.untyped_storage()._cdata and kept.stream == _stream(tensor.device)
+    return kept.stream == stream and kept.storage.cdata == tensor.untyped_storage()._cdata
 
 
 def _stream(device: torch.device) -> int:

@@ -43,6 +43,9 @@ def group_ema_(
 
     An element of a director stays as it is where an expert in use, a weight or the result is not finite.
 
+    The Triton kernel also writes the half-precision copies of parameters that the next forward under autocast will ask
+    for, where the last one did (`dexcore.ops.copies`); then it reads experts of weight 0 too.
+
     A captured CUDA graph keeps the momentum of its capture. Arithmetic is float32 for half-precision tensors. Note that
     a half-precision director with a momentum near 1 stops moving, because (1 - m) times the distance is less than half
     its rounding.

@@ -7,8 +7,11 @@ import pytest
 import torch
 
 from dexcore import ops
+from dexcore.kernels.cast import cast_all
+from dexcore.kernels.group_ema import group_ema
 from dexcore.nn import DEXMlp, update_directors
 from dexcore.ops.activation import ACTIVATIONS
+from dexcore.ops.copies import half_copies
 from dexcore.ops.mix_align import ALIGNS
 from ops import plain
 from ops.agreement import check_dex_mlp, check_group_ema, check_route
@@ -109,6 +112,82 @@ def test_a_captured_gema_needs_a_call_before_and_outlives_those_of_other_models(
     torch.testing.assert_close(first[0][0], torch.full((40,), 0.75, device="cuda"))
     with pytest.raises(RuntimeError, match="before the capture"), torch.cuda.graph(torch.cuda.CUDAGraph()):
         ops.group_ema_(*second, 0.5)
+
+
+HARD = (1 + 2**-9 + 2**-10, 1 + 2**-8, 1 + 3 * 2**-8, 2**-133, 1.4e-45, 2**-25 * 1.001, 65519.0, 65520.0, 3.4e38)
+
+
+def equal(copy, tensor):
+    expected = tensor.detach().to(copy.dtype)
+    return torch.equal(copy.isnan(), expected.isnan()) and torch.equal(copy.nan_to_num(), expected.nan_to_num())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("first", [0, 1])
+def test_casts_round_as_torch_and_write_nothing_beside_their_copies(dtype, first):
+    lengths = [4096, 10001, 20, 3]
+    sources = [torch.randn(first + length, device="cuda")[first:] for length in lengths]
+    for source in sources:
+        hard = torch.tensor([*HARD, float("nan"), -float("inf")], device="cuda")[: len(source)]
+        source[: len(hard)] = hard
+    whole = torch.full((sum(lengths) + 64 * len(lengths),), 7.0, device="cuda", dtype=dtype)
+    parts = whole.split([length + 64 for length in lengths])
+    copies = [part[first : first + length] for part, length in zip(parts, lengths, strict=True)]
+    cast_all(sources, copies)
+    for part, copy, source in zip(parts, copies, sources, strict=True):
+        assert equal(copy, source)
+        assert (part[:first] == 7).all()
+        assert (part[first + len(source) :] == 7).all()
+
+
+@pytest.mark.parametrize(("length", "stride"), [(20, 32), (36, 48), (64, 80), (64, 66), (100, 120)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gema_writes_nothing_beside_directors_and_copies(length, stride, dtype):
+    director = torch.zeros(length + 64, device="cuda", dtype=dtype)
+    copies = torch.full((4 * length + 64,), 7.0, device="cuda", dtype=torch.bfloat16)
+    experts = torch.randn(3, stride, device="cuda", dtype=dtype)[:, :length]
+    experts[1, 0] = float("nan")
+    weights = torch.tensor([0.5, 0.0, 0.5], device="cuda")
+    of_director, of_experts = copies[:length], copies[length : 4 * length].view(3, length)
+    group_ema([director[:length]], [experts], [weights], 0.5, [of_director], [of_experts])
+    assert (director[:length] != 0).all()
+    assert (director[length:] == 0).all()
+    assert equal(of_director, director[:length])
+    assert equal(of_experts, experts)
+    assert (copies[4 * length :] == 7).all()
+
+
+def test_copies_are_kept_written_by_gema_and_cast_anew_by_graphs_and_other_streams():
+    director = torch.nn.Parameter(torch.randn(3072, 768, device="cuda"), requires_grad=False)
+    experts = torch.nn.Parameter(torch.randn(8, 3072, 768, device="cuda"))
+    both, weights = [experts, director], [torch.full((8,), 0.125, device="cuda")]
+
+    found = half_copies(both, torch.bfloat16)
+    for waiting in ("default", "error"):  # the first call copies its table to the device
+        with torch.no_grad():
+            experts.add_(1)
+        torch.cuda.set_sync_debug_mode(waiting)
+        ops.group_ema_([director], [experts], weights, 0.9)
+        again = half_copies(both, torch.bfloat16)
+        torch.cuda.set_sync_debug_mode("default")
+        assert all(a is b for a, b in zip(found, again, strict=True))
+        assert all(equal(copy, tensor) for copy, tensor in zip(again, both, strict=True))
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        others = half_copies(both, torch.bfloat16)
+    torch.cuda.current_stream().wait_stream(stream)
+    assert not any(a is b for a, b in zip(found, others, strict=True))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = half_copies(both, torch.bfloat16)
+        experts.data.add_(1)
+        ops.group_ema_([director], [experts], weights, 0.9)
+    for _ in range(2):
+        before = [tensor.detach().clone() for tensor in both]
+        graph.replay()
+        assert all(equal(copy, tensor) for copy, tensor in zip(captured, before, strict=True))
+        assert all(equal(copy, tensor) for copy, tensor in zip(half_copies(both, torch.bfloat16), both, strict=True))
 
 
 def test_no_images_give_gradients_of_zero():
