@@ -15,7 +15,7 @@ from dexcore.kernels import cast, group_ema
 from dexcore.ops import experts_triton  # noqa: F401  imported here, so that it can be mutated
 from kernels.memory_check import check_memory
 from ops import plain
-from ops.agreement import check_dex_mlp, check_group_ema, check_route
+from ops.agreement import check_dex_layer, check_dex_mlp, check_group_ema, check_route
 
 
 def check_experts(**keywords):
@@ -72,6 +72,11 @@ def check_routing(pool="cls"):
     generator = torch.Generator().manual_seed(0)
     x, weight, noise = (torch.randn(s, generator=generator) for s in ((5, 3, 12), (6, 12), (5, 6)))
     check_route(x, weight, 2, noise, pool)
+
+
+def check_layer(batch=4, tokens=3, **keywords):
+    """Routing and experts together."""
+    check_dex_layer(plain.make_case(batch=batch, tokens=tokens, width=24, hidden=16), **keywords)
 
 
 def check_ties():
@@ -274,6 +279,41 @@ MUTANTS = [
         'z=z if keep in ("both", "z") else kept.z',
         'z=a if keep in ("both", "z") else kept.z',
     ),
+    Mutant(
+        "the balance loss's gradient not scaled",
+        "route",
+        "tl.load(grad_balance_ptr) * experts_an_image",
+        "tl.load(grad_balance_ptr)",
+        check_layer,
+    ),
+    Mutant(
+        "the sum of the probabilities for their mean",
+        "route",
+        "importance = tl.sum(total, 0) / tl.maximum(batch, 1)",
+        "importance = tl.sum(total, 0)",
+        check_layer,
+    ),
+    Mutant(
+        "the router's gradient at the second token",
+        "route",
+        "(rows % tokens == 0)",
+        "(rows % tokens == 1)",
+        check_layer,
+    ),
+    Mutant(
+        "the mean's gradient whole at every token",
+        "route",
+        "return grad if CLS else grad / tokens",
+        "return grad",
+        partial(check_layer, pool="mean"),
+    ),
+    Mutant(
+        "the last images alone in the router's weight",
+        "route",
+        'total = dot(tl.trans(grad_logits), c, total, "ieee")',
+        'total = dot(tl.trans(grad_logits), c, total * 0, "ieee")',
+        partial(check_layer, batch=70, tokens=1),  # more than the router's gradient takes at once
+    ),
 ]
 
 
@@ -322,6 +362,7 @@ def put_in_place(monkeypatch, module, right):
         check_copies,
         check_cast,
         check_routing,
+        check_layer,
         check_ties,
         check_index_out_of_range,
         partial(check_experts, activation="silu"),
