@@ -67,7 +67,8 @@ SHAPES: dict[str, tuple[Rows, ...] | tuple[Weights, ...]] = {
     "dx": (Rows("width", "hidden"),),
     "wgrad": (Weights("hidden", "width"), Weights("width", "hidden")),
 }
-AFTER_THE_STEP = ("expert_load", "group_ema")  # with the directors' update, which is not in the sum
+# With the directors' update, which is not in the sum. It can make the copies that a step casts otherwise.
+AFTER_THE_STEP, CAST = ("expert_load", "group_ema", "group_ema copies"), "cast_all"
 
 
 class Beside(NamedTuple):
@@ -245,7 +246,7 @@ def predict(
 ) -> dict[str, tuple[Prediction, Records]]:
     """Every kernel whose bytes are given, by `bench.kernel_work`'s names, and its records."""
     found = {}
-    entries = {entry.split()[0]: entry for entry in entries_of_the_step()}
+    entries = entries_of_the_step()
     for name, amount in amounts.items():
         field = name.removeprefix("expert_")
         entry = entries.get(name, "")
@@ -278,20 +279,21 @@ def predicted_first(problem: Problem, before: Before) -> float:
     return gemm(problem, shapes, before.tile, before._asdict(), director=before.director).seconds  # type: ignore[arg-type]
 
 
-def entries_of_the_step() -> list[str]:
-    """What of `bench.matrix` a step of the reference launches."""
-    calls = (*matrix.GEMMS, *matrix.BY_WIDTH, *matrix.ROUTING, *matrix.OTHERS, *matrix.COUNTERS)
-    found = []
+def entries_of_the_step() -> dict[str, str]:
+    """What of `bench.matrix` a step of the reference launches, by `bench.kernel_work`'s names."""
+    calls = (*matrix.GEMMS, *matrix.BY_WIDTH, *matrix.ROUTING, *matrix.OTHERS, *matrix.COUNTERS, *matrix.COPIES)
+    found = {}
     for call in calls:
         launcher, *options = call.split()
         precision = "fp32-ieee" if call in matrix.ON_PARAMETERS else "bf16"
-        found.append(" ".join([launcher, "sm_90", precision, matrix.VIT_B, *options]))
+        name = call if call in matrix.COPIES else launcher
+        found[name] = " ".join([launcher, "sm_90", precision, matrix.VIT_B, *options])
     return found
 
 
 def resources(version: str) -> dict[str, Records]:
     """The step's entries from the table of that Triton; where it holds no instruction counts, compiled anew."""
-    entries = entries_of_the_step()
+    entries = list(entries_of_the_step().values())
     file = RESULTS / f"resources-{version}.json"
     if file.is_file():
         table = json.loads(file.read_text(encoding="utf-8"))["entries"]
@@ -355,7 +357,11 @@ def report(problem: Problem, amounts: dict[str, Work], table: dict[str, Records]
     step = [name for name in lines if name not in AFTER_THE_STEP]
     first = FIRST.values()
     _print_sum("before", problem, sum(b.microseconds for b in first) / 1e6, sum(b.launches for b in first))
-    _print_sum("now", problem, sum(lines[name].seconds for name in step), sum(lines[name].launches for name in step))
+    now, launches = (sum(lines[name][field] for name in step) for field in (0, 1))
+    _print_sum("now", problem, now, launches)
+    if CAST in lines:
+        saved = lines[CAST]
+        _print_sum("now, by copies of the update before", problem, now - saved.seconds, launches - saved.launches)
 
 
 def _print_sum(when: str, problem: Problem, seconds: float, launches: int) -> None:

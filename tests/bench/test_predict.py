@@ -68,8 +68,8 @@ def table():
     """What `bench.compile_entry` says of today's kernels, made up: every GEMM alike."""
     gemms = {call.split()[0] for call in predict.matrix.GEMMS}
     return {
-        entry: [RECORD | {"dots": ["bf16"] if entry.split()[0] in gemms else []}]
-        for entry in predict.entries_of_the_step()
+        entry: [RECORD | {"dots": ["bf16"] if name in gemms else []}]
+        for name, entry in predict.entries_of_the_step().items()
     }
 
 
@@ -78,6 +78,8 @@ AMOUNTS = {
     "new": Work(3 * 10**9),
     "sum_slots": Work(300),
     "group_ema": Work(3 * 10**9),
+    "group_ema copies": Work(3 * 10**9),
+    "cast_all": Work(3 * 10**8),
 }
 
 
@@ -147,17 +149,26 @@ def test_the_table_is_marked_a_prediction_and_sums_both(table, capsys):
     assert {"154>120", "1>2", "106>90", "1>1"} <= {*dact}
     (gone,) = [line.split() for line in printed.splitlines() if line.startswith("token_sums")]
     assert gone == ["token_sums", "9", "1>"]
-    before, now = printed.splitlines()[-2:]
-    assert before.startswith("before: 2438 us without expert_load, group_ema, 60 launches; 395 TFLOP/s, 49% of")
-    gemms = len(predict.matrix.GEMMS)
-    assert f", {gemms + 2 + sum(beside.launches for beside in predict.BESIDE.values())} launches; " in now
+    before, now, with_copies = (line.split() for line in printed.splitlines()[-3:])
+    assert before[:3] == ["before:", "2438", "us"]
+    assert " ".join(before).endswith("60 launches; 395 TFLOP/s, 49% of the largest GEMM's")
+    launches = len(predict.matrix.GEMMS) + 3 + sum(beside.launches for beside in predict.BESIDE.values())
+    assert now[now.index("launches;") - 1] == str(launches)
+    assert with_copies[with_copies.index("launches;") - 1] == str(launches - 1)
+    assert int(now[1]) - int(with_copies[7]) == pytest.approx(103, abs=1)
+
+
+def test_what_is_copied_by_the_update_has_a_line_of_its_own():
+    entries = predict.entries_of_the_step()
+    assert entries["group_ema"].endswith("fp32-ieee 768x3072")
+    assert entries["group_ema copies"].endswith("bf16 768x3072 copies")
 
 
 def test_a_table_without_instruction_counts_is_not_read(tmp_path, monkeypatch):
     monkeypatch.setattr(predict, "RESULTS", tmp_path)
     with pytest.raises(SystemExit, match=r"resources-0\.0\.1\.json does not hold .* with Triton 0\.0\.1 call"):
         predict.resources("0.0.1")
-    entries = {entry: [{"loop": 1}] for entry in predict.entries_of_the_step()}
+    entries = {entry: [{"loop": 1}] for entry in predict.entries_of_the_step().values()}
     (tmp_path / "resources-0.0.1.json").write_text(json.dumps({"entries": entries | {"other": []}}))
     assert predict.resources("0.0.1") == entries
     entries["expert_load sm_90 bf16 768x3072"] = [{}]
