@@ -52,27 +52,21 @@ def _store_kernel(
     store_tile(target, row, column, tile, COLUMNS, COLUMN_END, BLOCK_R, BLOCK_C)
 
 
-def load(
-    source, row, column, *, described, transposed, rows=BLOCK[0], row_tail=False, column_tail=True, column_end=None
-):
+def load(source, row, column, *, described, transposed, rows=BLOCK[0], row_tail=False, end=40):
     """The tile, which must read nothing beyond the matrix."""
     shape = BLOCK[::-1] if transposed else BLOCK
     with check_memory():
         out = torch.empty(shape, dtype=source.dtype)
         given = matrix(source, BLOCK, described)
-        end = source.shape[-1] if column_tail else 0
-        tails = source.shape[-1], row_tail, end if column_end is None else column_end
+        tails = source.shape[-1], row_tail, end
         launch(_load_kernel, (1,), given, out, row, column, rows, *tails, *BLOCK, transposed)
     return out.T if transposed else out
 
 
-def store(target, tile, row, column, *, described, column_tail=True, column_end=None):
+def store(target, tile, row, column, *, described, end=40):
     with check_memory():
         given = matrix(target, BLOCK, described)
-        columns = target.shape[-1]
-        end = columns if column_tail else 0
-        end = end if column_end is None else column_end
-        launch(_store_kernel, (1,), given, tile, row, column, columns, end, *BLOCK)
+        launch(_store_kernel, (1,), given, tile, row, column, target.shape[-1], end, *BLOCK)
 
 
 def expected_tile(source, row, column, rows=BLOCK[0]):
@@ -100,18 +94,17 @@ def test_a_tile_is_read_alike_by_pointers_and_by_descriptor(dtype, transposed, r
 @pytest.mark.parametrize("described", [False, True])
 def test_whole_tiles_take_no_masks(transposed, described):
     source = torch.randn(48, 64)
-    tile = load(source, 32, 32, described=described, transposed=transposed, column_tail=False)
+    tile = load(source, 32, 32, described=described, transposed=transposed, end=0)
     assert torch.equal(tile, source[32:, 32:])
 
 
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("rows", [1, 5, 16, 40])
-@pytest.mark.parametrize("column_tail", [False, True])
-def test_by_pointers_rows_end_where_it_is_said(transposed, rows, column_tail):
-    source = torch.randn(48, 40 if column_tail else 64)
+@pytest.mark.parametrize("end", [0, 40])
+def test_by_pointers_rows_end_where_it_is_said(transposed, rows, end):
+    source = torch.randn(48, end or 64)
     source[16 + rows :] = float("inf")  # another expert's
-    tails = {"row_tail": True, "column_tail": column_tail}
-    tile = load(source, 16, 32, described=False, transposed=transposed, rows=rows, **tails)
+    tile = load(source, 16, 32, described=False, transposed=transposed, rows=rows, row_tail=True, end=end)
     assert torch.equal(tile, expected_tile(source, 16, 32, rows))
     assert tile.isfinite().all()
 
@@ -149,10 +142,22 @@ def test_a_tile_is_written_alike_rounded_to_nearest_and_nowhere_else(dtype, row,
 @pytest.mark.parametrize("described", [False, True])
 def test_whole_tiles_are_written_without_masks(described):
     tile, target = torch.randn(BLOCK), torch.empty(48, 64)
-    store(target, tile, 32, 32, described=described, column_tail=False)
+    store(target, tile, 32, 32, described=described, end=0)
     assert torch.equal(target[32:, 32:], tile)
     assert target[:32].isnan().all()
     assert target[:, :32].isnan().all()
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_by_pointers_columns_may_end_within_the_matrix(transposed):
+    """The gate's before the value's."""
+    source, tile = torch.randn(48, 80), torch.randn(BLOCK)
+    found = load(source, 16, 32, described=False, transposed=transposed, end=40)
+    assert torch.equal(found, expected_tile(source[:, :40], 16, 32))
+    target = torch.full((48, 80), 7.0)
+    store(target, tile, 16, 32, described=False, end=40)
+    assert torch.equal(target[16:32, 32:40], tile[:, :8])
+    assert (target == 7).sum() == 48 * 80 - 16 * 8
 
 
 def test_a_matrix_is_its_descriptor_or_itself():
@@ -168,16 +173,3 @@ def test_a_matrix_is_its_descriptor_or_itself():
 def test_an_empty_matrix_has_no_descriptor():
     empty = torch.empty(0, 40)
     assert matrix(empty, BLOCK, True) is empty
-
-
-@pytest.mark.parametrize("value", [False, True])
-def test_by_pointers_columns_end_where_it_is_said(value):
-    """As those of a gate do, beside which its value begins."""
-    source, end = torch.randn(16, 80), 80 if value else 40
-    first = 72 if value else 32
-    tile = load(source, 0, first, described=False, transposed=False, column_end=end)
-    assert torch.equal(tile[:, : end - first], source[:, first:end])
-    assert not tile[:, end - first :].any()
-    target = torch.zeros(16, 80)
-    store(target, torch.ones(BLOCK), 0, first, described=False, column_end=end)
-    assert torch.equal(target.any(0).nonzero().flatten(), torch.arange(first, end))
