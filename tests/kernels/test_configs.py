@@ -9,6 +9,7 @@ import torch
 from dexcore.kernels import configs
 from dexcore.kernels.configs import (
     DTYPES,
+    MULTIPROCESSORS,
     SHARED_MEMORY,
     TABLE_FILE,
     Gemm,
@@ -16,6 +17,7 @@ from dexcore.kernels.configs import (
     LayerConfig,
     UnsupportedDeviceError,
     architecture_of,
+    can_describe,
     check,
     layer_config,
     read_table,
@@ -24,7 +26,7 @@ from dexcore.kernels.configs import (
 
 WIDTHS = [1, 15, 16, 40, 64, 192, 384, 768, 1000, 1024, 1280, 3072, 4096]
 KEY = Key("sm_90", 768, 3072, torch.bfloat16)
-CONFIG = LayerConfig(*[Gemm(128, 128, 64, 8, 3)] * 4, Gemm(64, 128, 64, 8, 3), Gemm(128, 64, 32, 4, 4))
+CONFIG = LayerConfig(*[Gemm(128, 128, 64, 8, 3)] * 3, Gemm(128, 64, 32, 4, 4, True), Gemm(64, 128, 64, 8, 3))
 ENTRY = {**KEY._asdict(), "dtype": "bfloat16", **CONFIG._asdict()}
 
 
@@ -44,8 +46,7 @@ def test_the_rules_tiles_are_not_larger_than_a_small_layer(architecture, dtype):
     assert config.up.block_k <= 32
     assert config.dact.block_k <= 32
     assert config.down.block_n == config.dx.block_n == 32
-    assert (config.wgrad1.block_m, config.wgrad1.block_n) == (64, 32)
-    assert (config.wgrad2.block_m, config.wgrad2.block_n) == (32, 64)
+    assert (config.wgrad.block_m, config.wgrad.block_n) == (32, 32)  # of both gradients, [64, 32] and [32, 64]
     assert {gemm.block_n for gemm in layer_config(architecture, 1, 1, dtype)} == {16}
 
 
@@ -66,9 +67,10 @@ def test_float32_has_smaller_tiles_than_bf16():
 @pytest.mark.parametrize(
     ("architecture", "layer", "broad"),
     [
-        ("sm_90", (768, 3072), {"down", "dx", "wgrad1", "wgrad2"}),
-        ("sm_90", (1280, 5120), {"down", "dx", "wgrad1", "wgrad2"}),
-        ("sm_90", (896, 3584), {"wgrad2"}),  # 896 columns would fill three and a half tiles
+        ("sm_90", (768, 3072), {"down", "dx", "wgrad"}),
+        ("sm_90", (1280, 5120), {"down", "dx", "wgrad"}),
+        ("sm_90", (768, 2944), {"down", "dx"}),  # the gradients have 2,944 columns too, eleven tiles and a half
+        ("sm_90", (896, 3584), set()),  # 896 columns would fill three and a half
         ("sm_90", (384, 1536), set()),  # 18 such tiles an expert: many multiprocessors would idle
         ("sm_90", (192, 768), set()),
         ("sm_90", (768, 3080), set()),
@@ -85,7 +87,61 @@ def test_tiles_are_broad_on_hopper_where_they_fill_the_chip_and_their_epilogue_i
 
 
 def test_under_the_interpreter_tiles_are_small():
-    assert set(layer_config("interpreter", 768, 3072, torch.float32)) == {Gemm(32, 32, 32, 4, 1)}
+    assert set(layer_config("interpreter", 768, 3072, torch.float32)) == {Gemm(32, 32, 32, 4, 1, described=True)}
+    assert set(layer_config("interpreter", 760, 3072, torch.float32)) == {Gemm(32, 32, 32, 4, 1)}
+
+
+def test_every_architecture_has_a_number_of_multiprocessors():
+    assert MULTIPROCESSORS.keys() == {*SHARED_MEMORY, "interpreter"}
+    assert min(MULTIPROCESSORS.values()) > 0
+
+
+@pytest.mark.parametrize("architecture", [*SHARED_MEMORY, "interpreter"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_rule_describes_all_operands_of_a_layer_wherever_they_can_be(architecture, dtype):
+    for width in WIDTHS:
+        for hidden in WIDTHS:
+            config = layer_config(architecture, width, hidden, dtype)
+            can = can_describe(architecture, width, hidden, dtype, config)
+            assert {gemm.described for gemm in config} == {can}
+            if can:
+                for size in (width, hidden):
+                    assert size * dtype.itemsize % 16 == 0
+                    assert all(size % gemm.block_k == 0 for gemm in config[:4])
+
+
+@pytest.mark.parametrize(
+    ("architecture", "width", "hidden", "dtype", "can"),
+    [
+        ("sm_90", 768, 3072, torch.bfloat16, True),
+        ("sm_100", 768, 3072, torch.float32, True),
+        ("interpreter", 768, 3072, torch.float16, True),
+        ("sm_80", 768, 3072, torch.bfloat16, False),  # the copying engine came after it
+        ("gfx942", 768, 3072, torch.bfloat16, False),
+        ("sm_90", 800, 3072, torch.bfloat16, False),  # twelve steps of 64 and a half: the next expert's Inf times zero
+        ("sm_90", 768, 3104, torch.bfloat16, False),
+    ],
+)
+def test_descriptors_need_the_chip_and_whole_steps(architecture, width, hidden, dtype, can):
+    assert can_describe(architecture, width, hidden, dtype, CONFIG) == can
+
+
+@pytest.mark.parametrize("name", ["up", "down", "dact", "dx"])
+def test_descriptors_need_whole_steps_of_every_kernel_along_k(name):
+    tiles = LayerConfig(*[Gemm(128, 128, 32, 8, 3)] * 5)
+    assert can_describe("sm_90", 96, 160, torch.bfloat16, tiles)
+    longer = tiles._replace(**{name: Gemm(128, 128, 64, 8, 3)})
+    assert not can_describe("sm_90", 96, 160, torch.bfloat16, longer)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "width", "can"),
+    [(torch.float32, 4, True), (torch.float32, 2, False), (torch.bfloat16, 8, True), (torch.bfloat16, 4, False)],
+)
+def test_descriptors_need_rows_of_whole_16_bytes(dtype, width, can):
+    tiles = LayerConfig(*[Gemm(16, 16, 1, 4, 1)] * 5)
+    assert can_describe("sm_90", width, 64, dtype, tiles) == can
+    assert can_describe("sm_90", 64, width, dtype, tiles) == can
 
 
 @pytest.mark.parametrize(
@@ -137,11 +193,14 @@ def test_a_table_comes_back_as_it_was_written_in_the_keys_order(tmp_path):
     ("change", "message"),
     [
         ({"up": [64, 128, 64, 8, 3]}, "must share one block_m"),
-        ({"wgrad1": [96, 128, 64, 8, 3]}, "wgrad1: a tile's sides must be powers of two"),
-        ({"wgrad1": [128, 128, 8, 8, 3]}, "wgrad1: a tile's sides must be powers of two, 16 at least"),
+        ({"wgrad": [96, 128, 64, 8, 3]}, "wgrad: a tile's sides must be powers of two"),
+        ({"wgrad": [128, 128, 8, 8, 3]}, "wgrad: a tile's sides must be powers of two, 16 at least"),
+        ({"wgrad": [128, 128, 256, 8, 1]}, "wgrad: block_k must divide the other kernels' block_m"),
+        ({"width": 800}, "dx: .* cannot have tensor descriptors"),
+        ({"architecture": "sm_80", "down": [128, 128, 64, 8, 3, True]}, "down: .* cannot have tensor descriptors"),
         ({"dx": [128, 128, 64, 6, 3]}, "dx: warps must be"),
         ({"dx": [128, 128, 64, 8, 0]}, "dx: warps must be .* stages at least 1"),
-        ({"wgrad2": [256, 256, 64, 8, 4]}, "wgrad2: .* needs 262144 bytes of shared memory, sm_90 has 232448"),
+        ({"wgrad": [256, 256, 64, 8, 4]}, "wgrad: .* needs 262144 bytes of shared memory, sm_90 has 232448"),
         ({"architecture": "sm_75"}, "architecture must be one of"),
         ({"width": 0}, "at least 1"),
         ({"dtype": "float64"}, "incomplete or unknown fields"),
