@@ -140,6 +140,7 @@ def expert_up_bytes(
     outputs = plan.rows * (keep_z * columns + keep_a * hidden) * itemsize
     total = rows * width * itemsize + outputs + experts + tables + (4 * rows if keep_a else 0)
     if director:
+        total += plan.live([counts[0] or 1, *counts[1:]])[2] - tables  # its tiles look at expert 0's as well
         images = triton.cdiv(plan.images * plan.tokens, plan.block_m) * plan.block_m
         total += images * (width + hidden) * itemsize + columns * (width * itemsize + director_bias_itemsize)
     return total
@@ -184,7 +185,7 @@ def _expert_up_kernel(
     FLOPs: 2 S N D C, with a director 2 (S + B) N D C.
     Bytes, for L rows of tiles that an expert has, U experts that have slots, and item sizes s of x, s_b of the biases:
     x L D s; W1 U C D s; b1 U C s_b; z rows C s, wa rows H s; gates 4 L, where wa is kept; of the plan `Plan.live`. A
-    director adds C D s + C s_b and, for each of its rows, (D + H) s.
+    director adds C D s + C s_b and, for each of its rows, (D + H) s; of the plan it reads what expert 0 does.
     """
     GLU: tl.constexpr = ACTIVATION == "swiglu"
     C: tl.constexpr = 2 * H if GLU else H
