@@ -69,7 +69,8 @@ def expert_down(
         director: its act(z) [whole tiles of B*N rows, H], its weight [D, H], its bias [D] or None.
 
     Returns:
-        o [rows, D] in expert order, and the director's [whole tiles of B*N rows, D] or None; of wa's dtype.
+        o [rows, D] in expert order, and the director's [whole tiles of B*N rows, D] or None; of wa's dtype. Where a row
+        has no token nobody reads them: they are zero, but where the weights are not finite.
     """
     out = wa.new_empty((len(wa), w2.shape[1]))
     teacher = None if director is None else wa.new_empty((len(director[0]), w2.shape[1]))
@@ -87,7 +88,7 @@ def expert_dx(dz: Tensor, w1: Tensor, plan: Plan, precision: str, config: Gemm) 
         precision: of float32 dot products: "ieee", "tf32" or "tf32x3".
 
     Returns:
-        [rows, D] in expert order, of dz's dtype.
+        [rows, D] in expert order, of dz's dtype; where a row has no token as of `expert_down`.
     """
     out = dz.new_empty((len(dz), w1.shape[2]))
     _launch(dz, w1, None, None, out, plan, precision, config, True)
