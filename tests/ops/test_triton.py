@@ -396,4 +396,4 @@ def test_what_gema_wrote_is_seen_by_autograd():
 
 
 def test_experts_cut_into_parts_agree_with_float64():
-    check_dex_mlp(plain.make_case(batch=40, tokens=9, width=8, hidden=16))
+    check_dex_mlp(plain.make_case(batch=60, tokens=9, width=8, hidden=16, experts=2, top_k=1))
