@@ -63,8 +63,8 @@ def half_copies(tensors: Sequence[Tensor | None], dtype: torch.dtype) -> list[Te
     may write them. A later `group_ema_` does, and a backward that saved one before raises an error.
 
     Args:
-        tensors: on one device; give the parameters themselves, since a copy is kept by the object. None stays None, and
-            what has ``dtype`` already is returned as it is.
+        tensors: on one device; give the parameters themselves, since a copy is kept by the object, or what `detach`
+            makes of them. None stays None, and what has ``dtype`` already is returned as it is.
         dtype: what is not float32 to half precision is cast by `torch.Tensor.to`, and not kept.
     """
     from dexcore.kernels.launch import is_compiling
@@ -80,7 +80,7 @@ def half_copies(tensors: Sequence[Tensor | None], dtype: torch.dtype) -> list[Te
         for i, tensor in enumerate(tensors):
             if tensor is None or tensor.dtype == dtype:
                 continue
-            if may_reuse and (copy := _true_copy(tensor, dtype, stream)) is not None:
+            if may_reuse and (copy := _true_copy(_parameter_of(tensor), dtype, stream)) is not None:
                 found[i] = copy
             elif dtype in HALVES and _is_plain(tensor):
                 anew.append(i)
@@ -181,6 +181,21 @@ def _may_keep_any() -> bool:
 def _of(tensor: Tensor) -> _Kept | None:
     kept = _kept.get(id(tensor))
     return kept if kept is not None and kept.of() is tensor else None
+
+
+def _parameter_of(tensor: Tensor) -> Tensor:
+    """The kept parameter that a tensor is another name of, as it is when activation checkpointing gives it to a
+    backward; else the tensor itself.
+    """
+    if type(tensor) is not Tensor or not _is_plain(tensor) or tensor.is_inference():
+        return tensor
+    for kept in _kept.copy().values():
+        if kept.seen is None or kept.seen[:3] != (tensor._version, tensor.data_ptr(), tensor.shape):
+            continue
+        parameter = kept.of()
+        if parameter is not None and kept.storage.cdata == tensor.untyped_storage()._cdata:
+            return parameter
+    return tensor
 
 
 def _true_copy(tensor: Tensor, dtype: torch.dtype, stream: int) -> Tensor | None:

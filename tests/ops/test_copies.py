@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.utils.checkpoint import checkpoint
 
 import dexcore.kernels.cast
 import dexcore.kernels.group_ema
@@ -315,6 +316,25 @@ def test_what_has_no_version_to_trust_is_cast_at_every_call(make):
     assert not copies._kept
 
 
+def test_a_detached_parameter_has_the_copy_of_its_parameter_for_as_long_as_both_are_true(launches):
+    (given,) = parameters((3, 4))
+    detached, data = given.detach(), given.data
+    with torch.no_grad():
+        given.add_(1)
+    (half,) = half_copies([given], BF16)
+    assert half_copies([detached], BF16)[0] is half
+    assert half_copies([detached.view(4, 3)], BF16)[0].shape == (4, 3)
+    assert half_copies([data], BF16)[0] is not half, "its version is its own"
+    with torch.no_grad():
+        detached.add_(1)
+    anew = half_copies([given.detach()], BF16)
+    assert anew[0] is not half
+    assert_true(anew, [given])
+    step(parameters((2,)))
+    assert half_copies([detached], BF16)[0] is not half
+    assert list(copies._kept) == [id(given)]
+
+
 def test_a_transform_of_torch_func_is_no_obstacle():
     given = torch.randn(4, 3)
     found = torch.func.vmap(lambda row: half_copies([row], BF16)[0])(given)
@@ -501,6 +521,20 @@ def test_under_autocast_a_layer_casts_its_weights_and_its_directors_in_the_first
         seen.append(launches.copy())
         launches.clear()
     assert seen == [["_cast_all_kernel", "_group_ema_kernel"], ["_group_ema_kernel"], ["_group_ema_kernel"]]
+
+
+def test_micro_batches_under_checkpointing_share_the_copies_of_a_step(launches):
+    layer = DEXMlp(16, 32, num_experts=4, backend="triton").train()
+    optimizer = torch.optim.AdamW([p for p in layer.parameters() if p.requires_grad], 1e-2)
+    for _ in range(2):
+        for _ in range(2):
+            with torch.autocast("cpu", BF16):
+                y = checkpoint(layer, torch.randn(5, 3, 16), use_reentrant=False)
+            y.float().square().mean().backward()
+            record_load(layer)
+        optimizer.step()
+        update_directors(layer, 0.5)
+    assert launches == ["_cast_all_kernel", "_group_ema_kernel", "_group_ema_kernel"]
 
 
 class Capture:
