@@ -256,9 +256,10 @@ def _run_backward(call: DexLayerBackwardCall) -> LayerGradients:
     router = ThroughRouter(feature_gradient, call.pool) if needs.gates else None
     if call.grad_y is None:  # the experts take no part
         grads = empty_gradients(_whole(given), Needs(x=needs.x), call.x_dtype, call.weight_dtype)
-        grad_feature = feature_gradient(torch.zeros_like(given.gates)) if router else None
-        if needs.x:
-            routing.add_feature_gradient_(grads.x.zero_(), grad_feature, call.pool)
+        if router is not None:
+            grad_feature = feature_gradient(torch.zeros_like(given.gates))
+            if needs.x:
+                routing.add_feature_gradient_(grads.x.zero_(), grad_feature, call.pool)
     elif call.settings.backend == "triton":
         from dexcore.ops import experts_triton
 
@@ -319,13 +320,12 @@ class _DexLayer(torch.autograd.Function):
         )
         ctx.save_for_backward(*flatten(kept))
         ctx.tau, ctx.pool, ctx.settings = call.router.tau, call.router.pool, call.settings
-        ctx.dtypes = LayerGradients(
-            *(None if t is None else t.dtype for t in (call.router.x, *call.weights, call.router.router_weight))
-        )
+        inputs = {"x": call.router.x, "router_weight": call.router.router_weight, **call.weights._asdict()}
+        ctx.dtypes = {name: tensor.dtype for name, tensor in inputs.items() if tensor is not None}
         asked = _CALL.nest(ctx.needs_input_grad).router
         if asked.x or asked.router_weight:
             ctx.mark_non_differentiable(made.indices)
-        else:
+        else:  # as `route` would have it
             ctx.mark_non_differentiable(made.balance_loss, made.gates, made.indices, made.probs)
         ctx.set_materialize_grads(False)
         return made.y, made.align_loss, made.balance_loss, made.gates, made.indices, made.probs
@@ -340,19 +340,20 @@ class _DexLayer(torch.autograd.Function):
         _: None,
         grad_probs: Tensor | None,
     ) -> tuple[Any, ...]:
-        kept, asked = _SAVED.nest(ctx.saved_tensors), _CALL.nest(ctx.needs_input_grad)
-        through_experts = grad_y is not None or grad_align is not None
-        if grad_y is None and through_experts:
-            grad_y = torch.zeros_like(_whole(kept.given).x, dtype=ctx.settings.compute)
-        if grad_align is None:
-            grad_align = kept.given.gates.new_zeros(())
-        through_router = asked.router.x or asked.router.router_weight
-        wanted = LayerGradients(
-            asked.router.x, *(through_experts and need for need in asked.weights), asked.router.router_weight
+        kept = _SAVED.nest(ctx.saved_tensors)
+        asked: Any = _CALL.nest(ctx.needs_input_grad)
+        wanted = {"x": asked.router.x, "router_weight": asked.router.router_weight}
+        if grad_y is not None or grad_align is not None:
+            wanted |= asked.weights._asdict()
+            if grad_y is None:
+                grad_y = torch.zeros_like(_whole(kept.given).x, dtype=ctx.settings.compute)
+        needs = Needs(
+            **{name: wanted.get(name, False) for name in ("x", *Weights._fields)},
+            gates=asked.router.x or asked.router.router_weight,
         )
         call = DexLayerBackwardCall(
             grad_y=grad_y,
-            grad_align=grad_align,
+            grad_align=kept.given.gates.new_zeros(()) if grad_align is None else grad_align,
             grad_balance=grad_balance,
             grad_gates=grad_gates,
             grad_probs=grad_probs,
@@ -365,16 +366,12 @@ class _DexLayer(torch.autograd.Function):
             feature=kept.feature,
             tau=ctx.tau,
             pool=ctx.pool,
-            needs=[*wanted[:5], through_router],
+            needs=list(needs),
             settings=ctx.settings,
-            x_dtype=ctx.dtypes.x,
-            weight_dtype=ctx.dtypes.w1,
+            x_dtype=ctx.dtypes["x"],
+            weight_dtype=ctx.dtypes["w1"],
         )
-        grads = LayerGradients(*_dex_layer_backward(*flatten(call)))
+        grads = LayerGradients(*_dex_layer_backward(*flatten(call)))._asdict()
         return _CALL.place(
-            {
-                name: grad.to(dtype)
-                for name, grad, dtype, needed in zip(grads._fields, grads, ctx.dtypes, wanted, strict=True)
-                if needed and dtype is not None
-            }
+            {name: grads[name].to(dtype) for name, dtype in ctx.dtypes.items() if wanted.get(name, False)}
         )

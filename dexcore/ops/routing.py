@@ -246,7 +246,7 @@ def gradients(
         tensors = _contiguous(grad_gates, grad_probs, grad_balance, feature_bd, weight, *routed[:3], importance)
         grad_feature_bd, grad_weight = route_gradients(*tensors, tau)
         return grad_feature_bd, grad_weight.to(weight.dtype)
-    if grad_balance is not None:  # in the order of `balance_loss`'s own backward
+    if grad_balance is not None and importance is not None:  # in the order of `balance_loss`'s own backward
         experts = probs.shape[1]
         through_r = grad_balance * experts * importance / max(probs.shape[0], 1)
         grad_probs = through_r.expand(probs.shape) if grad_probs is None else grad_probs + through_r
