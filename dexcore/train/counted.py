@@ -13,9 +13,12 @@ from torch.utils._pytree import tree_leaves
 
 from dexcore.models import MaskedAutoencoder
 from dexcore.models.checkpointing import checkpointed
+from dexcore.nn import DEXMlp
 from dexcore.train.build import build_model
 from dexcore.train.config import Checkpointing, ModelConfig
 from dexcore.train.run.comparison import cost
+
+TILE = 128  # rows of a tile of the Triton kernels, where the half-precision layer is not a small one
 
 
 class Counted(NamedTuple):
@@ -28,7 +31,9 @@ class Counted(NamedTuple):
         units: parameters of what FSDP gathers at once, a number a block, the last the rest of the model's.
         trained_units: those of each unit that have a gradient.
         flops: of a training step, an image.
-        kept: bytes that a step keeps for its backward, an image, in bf16; by what blocks run again.
+        kept: bytes that a step keeps for its backward, an image, in bf16, with Triton's DEX layers; by what blocks run
+            again.
+        filled: bytes of the rows that fill the experts' last tiles, the most that they can be, whatever the images.
     """
 
     parameters: int
@@ -38,6 +43,7 @@ class Counted(NamedTuple):
     trained_units: tuple[int, ...]
     flops: int
     kept: Mapping[Checkpointing, int]
+    filled: Mapping[Checkpointing, int]
 
 
 def count(config: ModelConfig) -> Counted:
@@ -57,21 +63,30 @@ def count(config: ModelConfig) -> Counted:
         (*trained, learned - sum(trained)),
         cost(replace(config, init="")).training_flops,
         {how: kept_for_backward(replace(config, grad_checkpointing=how)) for how in get_args(Checkpointing)},
+        {how: _filled(model, how) for how in get_args(Checkpointing)},
     )
 
 
 @cache
-def kept_for_backward(config: ModelConfig) -> int:
+def kept_for_backward(config: ModelConfig, on_gpu: bool = True) -> int:
     """Bytes that an image's step in bf16 autocast keeps for its backward: of two images, less those of one.
 
     Of blocks that are run again one at a time has what it keeps without, and the largest such excess is added.
+
+    Args:
+        on_gpu: with the DEX layers of Triton's kernels, less the rows that fill tiles; else with the eager ones.
     """
-    one, two = (_kept_of(config, images) for images in (1, 2))
+    one, two = (_kept_of(config, images, on_gpu) for images in (1, 2))
     return two - one
 
 
-def _kept_of(config: ModelConfig, images: int) -> int:
+def _kept_of(config: ModelConfig, images: int, on_gpu: bool) -> int:
     model = _empty(config).train()
+    how = config.grad_checkpointing
+
+    def beyond(block: torch.nn.Module, tokens: int, how: Checkpointing) -> int:
+        return images * _beyond_eager(block, tokens, how) if on_gpu else 0
+
     # Unlike the meta device this takes the fused attention.
     with FakeTensorMode(allow_non_fake_inputs=True), torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
         model.to_empty(device="cpu")
@@ -79,19 +94,46 @@ def _kept_of(config: ModelConfig, images: int) -> int:
         image = torch.empty(images, config.in_chans, config.image_size, config.image_size)
         noise = torch.empty(images, model.num_patches)
         kept = _kept(lambda: model(image, noise=noise, hidden_only=True).loss, image, noise, *weights)
-        if config.grad_checkpointing != "none":
-            selective = config.grad_checkpointing == "selective"
-            parts = (
-                (model.encoder.blocks[0], model.num_visible + 1, config.dim),
-                (model.decoder_blocks[0], model.num_patches + 1, config.decoder_dim),
-            )
+        encoder, decoder = (model.num_visible + 1, config.dim), (model.num_patches + 1, config.decoder_dim)
+        kept += sum(beyond(block, encoder[0], how) for block in model.encoder.blocks)
+        kept += sum(beyond(block, decoder[0], how) for block in model.decoder_blocks)
+        if how != "none":
             excess = []
-            for block, tokens, width in parts:
+            for block, (tokens, width) in ((model.encoder.blocks[0], encoder), (model.decoder_blocks[0], decoder)):
                 x = torch.empty(images, tokens, width, requires_grad=True)
-                again = _kept(partial(checkpointed, [block], x, selective), x, *weights)
-                excess.append(_kept(partial(block, x), x, *weights) - again)
+                again = _kept(partial(checkpointed, [block], x, how == "selective"), x, *weights)
+                once = _kept(partial(block, x), x, *weights)
+                excess.append(once + beyond(block, tokens, "none") - again - beyond(block, tokens, how))
             kept += max(excess)
     return kept
+
+
+def _beyond_eager(block: torch.nn.Module, tokens: int, how: Checkpointing) -> int:
+    """Bytes that a block's DEX layer keeps by Triton, an image, beyond what the eager one does, which is counted.
+
+    x's rows in expert order take the place of the eager layer's output, and of x where that is not computed again;
+    gates and the plan come on top.
+    """
+    layer = getattr(block, "mlp", None)
+    if not isinstance(layer, DEXMlp) or how == "block":
+        return 0
+    rows, width = layer.top_k * tokens, layer.router.weight.shape[1]
+    x = 2 * tokens * width if how == "none" else 0
+    return 4 * rows + 4 * (2 * layer.top_k + rows // TILE) - x
+
+
+def _filled(model: MaskedAutoencoder, how: Checkpointing) -> int:
+    layers = [module for module in model.modules() if isinstance(module, DEXMlp)]
+    bytes_of = [layer.num_experts * TILE * _bytes_of_a_row(layer) for layer in layers]
+    return max(bytes_of, default=0) if how == "block" else sum(bytes_of)
+
+
+def _bytes_of_a_row(layer: DEXMlp) -> int:
+    """Of expert order, that a layer keeps: of z, w a, x and the gates."""
+    _, width, hidden = layer.experts.fc2.weight.shape
+    columns = layer.experts.fc1.weight.shape[1]
+    wide = {"both": columns + hidden, "z": columns, "none": 0}[layer.keep]
+    return 2 * (wide + width) + 4
 
 
 def _empty(config: ModelConfig) -> MaskedAutoencoder:

@@ -227,9 +227,10 @@ def states_of(counted: Counted, shards: int) -> float:
 
 def memory_of_pass(counted: Counted, shards: int, images: int, checkpointing: Checkpointing) -> float:
     """Bytes of a process at the peak of a step, beside those of `states_of`."""
-    kept = counted.kept[checkpointing] * images
+    kept = counted.kept[checkpointing] * images + counted.filled[checkpointing]
     block, rest = max(counted.units[:-1]), counted.units[-1]
-    copies = 2 * (counted.parameters if checkpointing == "none" else block)  # in bf16, for the backward
+    # In bf16: for the backward; and those of experts, which stay where no process shards them.
+    copies = 2 * (counted.parameters if checkpointing == "none" else block + (counted.experts if shards == 1 else 0))
     gathered = 0.0
     if shards > 1:  # a block that runs, the next one and its copy to be cut, the rest; gradients, whole and to be sent
         gathered = 4 * (3 * block + rest) + 8 * block

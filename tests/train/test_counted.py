@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from dexcore.kernels.configs import INTERPRETER, layer_config
+from dexcore.train import counted as counting
 from dexcore.train.build import build_model
 from dexcore.train.config import PRESETS, Checkpointing, ModelConfig
 from dexcore.train.counted import kept_for_backward
@@ -33,12 +35,39 @@ def test_what_a_step_keeps_is_what_a_real_step_keeps(mlp):
     for how in get_args(Checkpointing):
         config = replace(SMALL, mlp=mlp, grad_checkpointing=how)
         real[how] = _kept_by_a_real_step(config, 2) - _kept_by_a_real_step(config, 1)
-        counted[how] = kept_for_backward(config)
+        counted[how] = kept_for_backward(config, on_gpu=False)
     assert counted["none"] == pytest.approx(real["none"], rel=0.001)
     for kept in (real, counted):
         assert kept["none"] > 1.2 * kept["selective"] > 1.5 * kept["block"]
     for how in ("selective", "block"):  # and what one block keeps beyond it while it is run again
         assert real[how] < counted[how] < real[how] + (real["none"] - real[how]) / 3
+
+
+@pytest.mark.parametrize("how", get_args(Checkpointing))
+@pytest.mark.parametrize("keep", ["both", "z", "none"])
+def test_what_a_gpu_keeps_is_what_the_op_by_triton_says(monkeypatch, how, keep):
+    config = replace(SMALL, grad_checkpointing=how, keep=keep)
+    tiles = layer_config(INTERPRETER, config.dim, int(config.dim * config.mlp_ratio), torch.bfloat16)
+    monkeypatch.setattr(counting, "TILE", tiles.up.block_m)
+
+    def kept(on_gpu: bool) -> tuple[float, float]:
+        """An image's bytes, and those that are kept whatever the images."""
+        few, many = (counting._kept_of(config, images, on_gpu) for images in (32, 64))
+        return (many - few) / 32, 2 * few - many
+
+    predicted, (_, eager) = kept(on_gpu=True)[0], kept(on_gpu=False)
+    monkeypatch.setenv("DEXCORE_BACKEND", "triton")
+    an_image, always = kept(on_gpu=False)
+    assert predicted == pytest.approx(an_image, rel=1e-6)
+    if how == "selective":  # else eager layers keep casts of their weights too
+        filled = counting._filled(counting._empty(config), how)
+        assert always - eager == pytest.approx(filled, rel=0.01)
+
+
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100"])
+def test_the_rows_of_a_tile_are_those_of_the_published_models_kernels(architecture):
+    for width in (PRESETS["paper"].model.dim, PRESETS["paper"].model.decoder_dim):
+        assert layer_config(architecture, width, 4 * width, torch.bfloat16).up.block_m == counting.TILE
 
 
 def test_the_page_says_what_the_published_model_keeps():
@@ -47,3 +76,8 @@ def test_the_page_says_what_the_published_model_keeps():
         kept = kept_for_backward(replace(PRESETS["paper"].model, grad_checkpointing=how))
         (row,) = [line for line in page.splitlines() if line.startswith(f"| `{how}`")]
         assert f"| {kept / 1e6:.0f} MB" in row
+    filled = counting.count(PRESETS["paper"].model).filled
+    assert (
+        f"add {filled['none'] / 1e6:.0f} MB at most, whatever the images (`block`: {filled['block'] / 1e6:.0f} MB)"
+        in page
+    )
