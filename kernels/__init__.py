@@ -1,5 +1,12 @@
 """Hand-written Triton kernels, one family a file; installed as ``dexcore.kernels``.
 
+A layer's step, file after file: ``route`` chooses, ``plan`` sorts the choices by expert, ``expert_order`` copies tokens
+into that order, padded to whole tiles, ``expert_up`` and ``expert_down`` compute on them, ``mix_align`` sums what an
+image's experts say and compares it with the director. Backward: ``expert_order``, ``expert_dact``, ``bias_gradients``,
+``route``, ``expert_down``, ``mix_align``, ``expert_wgrad``. Then ``group_ema`` moves the directors; ``cast`` copies
+weights to half precision where it has not. All launch by ``launch``; ``tiles``, ``numerics`` and ``tables`` are what
+kernels share, and ``configs`` says which tiles they take.
+
 From the repository's root this folder is also found as ``kernels``, the name of Hugging Face's package, which
 transformers imports. Under that name it hands over to theirs, or is not there.
 """
