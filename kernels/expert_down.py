@@ -30,6 +30,9 @@ experts, more choices or a smaller batch it loses, up to most of the GEMM's time
 little, as the GEMM's writes hide behind its products. Hence a result a slot, at the price of one rounding more in y
 and dx.
 
+And the loss counts one GEMM alone. All kernels share one order of rows with dense tiles: there the rows of a set would
+begin at a tile in each of its experts, so that all GEMMs and all that is kept for the backward would waste as many.
+
 Axes: b images, n tokens, d width, h hidden, r experts; rows: those of the plan, in expert order.
 """
 
