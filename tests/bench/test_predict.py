@@ -149,13 +149,30 @@ def test_the_table_is_marked_a_prediction_and_sums_both(table, capsys):
     assert {"154>120", "1>2", "106>90", "1>1"} <= {*dact}
     (gone,) = [line.split() for line in printed.splitlines() if line.startswith("token_sums")]
     assert gone == ["token_sums", "9", "1>"]
-    before, now, with_copies = (line.split() for line in printed.splitlines()[-3:])
-    assert before[:3] == ["before:", "2438", "us"]
+    before, now, on_streams, with_copies = (line.rpartition(": ")[2].split() for line in printed.splitlines()[-4:])
+    assert before[:2] == ["2438", "us"]
     assert " ".join(before).endswith("60 launches; 395 TFLOP/s, 49% of the largest GEMM's")
     launches = len(predict.matrix.GEMMS) + 3 + sum(beside.launches for beside in predict.BESIDE.values())
     assert now[now.index("launches;") - 1] == str(launches)
     assert with_copies[with_copies.index("launches;") - 1] == str(launches - 1)
-    assert int(now[1]) - int(with_copies[7]) == pytest.approx(103, abs=1)
+    assert int(on_streams[0]) <= int(now[0])
+    assert int(on_streams[0]) - int(with_copies[0]) == pytest.approx(103, abs=1)
+
+
+def test_what_is_forked_takes_no_less_than_its_gemms_share_or_its_bytes():
+    def line(units, megabytes):
+        made = predict.Prediction(predict.queue(units, 132) / predict.CLOCK, "cache", 1, units=tuple(units))
+        return predict._Now(made.seconds, 1, "cache", megabytes, made=made)
+
+    first, second = line([1e5] * 200, 10), line([1e5] * 200, 10)  # two rounds each alone, four of 132 together
+    small = predict._Now(20e-6, 1, "memory", 60)
+    lines = {"expert_dx": first, "expert_wgrad": second, "sum_slots": small}
+    together = 4e5 / predict.CLOCK
+    assert predict.saved_by_streams(lines) == pytest.approx(first.seconds + second.seconds + 20e-6 - together)
+    lines["sum_slots"] = small._replace(megabytes=3000)
+    by_bytes = 3020e6 / predict.HBM
+    assert predict.saved_by_streams(lines) == pytest.approx(first.seconds + second.seconds + 20e-6 - by_bytes)
+    assert predict.saved_by_streams({"expert_dx": first}) == 0
 
 
 def test_what_is_copied_by_the_update_has_a_line_of_its_own():
