@@ -66,8 +66,7 @@ def expert_mlp(
         w2, b2: [R, D, H] and [R, D] or None: their second layers.
         gates: [B, k], floating; kept in float32.
         indices: [B, k], int64 or int32, each in 0..R-1.
-        activation: "gelu" (erf), "gelu_tanh", "quick_gelu", "relu", "silu", or "swiglu", for which C is 2 H, and which
-            the Triton kernels do not have: "auto" is eager for it.
+        activation: "gelu" (erf), "gelu_tanh", "quick_gelu", "relu", "silu", or "swiglu", for which C is 2 H.
         keep: what the backward finds stored: "both", "z" or "none" (see the module). The Triton kernels store the
             activation times its gate, which can underflow in float16: there "both" is refused with
             ``backend="triton"``, and taken for "z" with "auto".

@@ -64,9 +64,9 @@ def test_an_expert_is_a_dense_mlp_of_the_directors_kind(kind):
 
 
 @each_kind
-@pytest.mark.parametrize("align", ["kd", "mse"])
-def test_outputs_losses_and_gradients_of_a_step_agree_with_float64(kind, align):
-    layer, x = make(kind, align=align), torch.randn(6, 7, 12, requires_grad=True)
+@pytest.mark.parametrize(("align", "backend"), [("kd", "eager"), ("mse", "eager"), ("kd", "triton")])
+def test_outputs_losses_and_gradients_of_a_step_agree_with_float64(kind, align, backend):
+    layer, x = make(kind, align=align, backend=backend), torch.randn(6, 7, 12, requires_grad=True)
     layer.router.weight.data.normal_()
     trained = [parameter for parameter in layer.parameters() if parameter.requires_grad]
     y = layer(x)
@@ -106,8 +106,9 @@ def test_a_new_layer_computes_what_its_director_does(kind):
 
 
 @each_kind
-def test_a_director_follows_its_experts_wherever_it_holds_their_rows(kind):
-    layer = make(kind)
+@pytest.mark.parametrize("backend", ["eager", "triton"])
+def test_a_director_follows_its_experts_wherever_it_holds_their_rows(kind, backend):
+    layer = make(kind, backend=backend)
     layer.record.recorded = torch.tensor([0.0, 0.0, 1.0, 0.0, 0.0])
     wanted = as_dense(layer, 2).state_dict()
     update_directors(layer, momentum=0.0)
