@@ -27,6 +27,7 @@ def test_on_a_device_the_device_itself_checks_the_indices(monkeypatch):
 
 
 def test_a_table_of_addresses_is_not_built_while_a_graph_is_captured(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     director, experts = torch.zeros(3).as_subclass(OnGpu), torch.ones(2, 3).as_subclass(OnGpu)
     with pytest.raises(RuntimeError, match="before the capture"):
