@@ -99,9 +99,9 @@ def layer_tiles(entry: str) -> configs.LayerConfig:
 class Layer:
     """The tensors of one DEX layer in training under autocast.
 
-    Parameters, their gradients, gates, and the layer's input and its gradient are float32; all else, the copies of
-    weights and biases that the experts' kernels are given among it, has the compute dtype. With "half-x" the input,
-    too.
+    Parameters, the biases among them, their gradients, gates, and the layer's input and its gradient are float32; all
+    else, the copies of weights that the experts' kernels are given among it, has the compute dtype. With "half-x" the
+    input, too.
     """
 
     def __init__(self, entry: str) -> None:
@@ -124,7 +124,7 @@ class Layer:
         return self.empty(*shape, dtype=torch.float32)
 
     def bias(self, *shape: int) -> Tensor | None:
-        return None if "no-bias" in self.options else self.empty(*shape)
+        return None if "no-bias" in self.options else self.float(*shape)
 
     @property
     def input_dtype(self) -> torch.dtype:
