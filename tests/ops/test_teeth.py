@@ -11,16 +11,60 @@ import pytest
 import torch
 
 from dexcore import ops
-from dexcore.kernels import cast, group_ema
+from dexcore.kernels import cast, expert_dact, expert_up, group_ema
+from dexcore.kernels.configs import Gemm
+from dexcore.kernels.expert_order import Input
+from dexcore.kernels.plan import make_plan
 from dexcore.ops import experts_triton  # noqa: F401  imported here, so that it can be mutated
 from kernels.memory_check import check_memory
 from ops import plain
 from ops.agreement import check_dex_layer, check_dex_mlp, check_group_ema, check_route
 
 
-def check_experts(**keywords):
+def check_experts(tokens=9, **keywords):
     """k 2, an idle expert, rows of several tiles, ragged tails."""
-    check_dex_mlp(plain.make_case(batch=5, tokens=9, width=24, hidden=40), **keywords)
+    activation = keywords.get("activation", "gelu")
+    check_dex_mlp(plain.make_case(batch=5, tokens=tokens, width=24, hidden=40, activation=activation), **keywords)
+
+
+def check_described():
+    """Operands of whole steps, which have descriptors."""
+    check_dex_mlp(plain.make_case(batch=3, tokens=9, width=32, hidden=64))
+
+
+def check_cut():
+    """Experts whose weights' gradients are summed in parts."""
+    check_dex_mlp(plain.make_case(batch=60, tokens=9, width=8, hidden=16, experts=2, top_k=1))
+
+
+def check_narrow():
+    """Where the kernels' tiles differ: a plan that is not theirs is refused."""
+    try:
+        check_dex_mlp(plain.make_case(batch=2, tokens=5, width=8, hidden=16))
+    except ValueError as error:
+        raise AssertionError("no kernel would take it") from error
+
+
+def check_pads():
+    """Zeros where rows have no token, whatever the weights and z are."""
+    plan, _ = make_plan(torch.tensor([[0]]), 1, 5, 16)
+    tile, rows, gates = Gemm(16, 16, 16, 4, 1), torch.zeros(16, 16), torch.zeros(16)
+    weight = torch.full((1, 16, 16), torch.inf)
+    shared = plan, "gelu", "ieee", tile
+    _, up, _ = expert_up.expert_up(Input(rows, gates, None), weight, None, *shared, keep_z=False)
+    dz, down, gate_parts = expert_dact.expert_dact(rows, weight, rows + torch.inf, gates, *shared, keep_a=True)
+    for found in (up, dz, down, gate_parts.T):
+        assert (found[5:] == 0).all()
+
+
+def check_idle_weights():
+    """NaN of an expert without images, whose weights lie behind another's, reaches nobody."""
+    case = plain.make_case(batch=3, tokens=5, width=24, hidden=40)
+    case.w1[3] = case.w2[3] = torch.nan
+    x = case.x.requires_grad_()
+    y = ops.expert_mlp(*case.experts, backend="triton")
+    assert y.isfinite().all()
+    assert torch.autograd.grad(y.sum(), x)[0].isfinite().all()
 
 
 def check_far_apart():
@@ -114,12 +158,80 @@ MUTANTS = [
         "(tile_ends[None, :] <= tile[:, None])",
         "(tile_ends[None, :] < tile[:, None])",
     ),
-    Mutant("gates swapped", "expert_up", "gates_ptr + slot, mask", "gates_ptr + (slot ^ 1), mask"),
-    Mutant("every expert gets the first one's bias", "expert_up", "b1_ptr + expert * hidden + n", "b1_ptr + n"),
-    Mutant("z kept with its gate", "expert_up", "rounded(z, z_ptr", "rounded(z * gate[:, None], z_ptr"),
-    Mutant("activation left out", "expert_up", "a = activate(z, ACTIVATION) * gate", "a = z * gate"),
     Mutant(
-        "the last columns of x unread", "expert_up", "in_width = first + k < width", "in_width = first + k < width - 1"
+        "an expert's last tile, which is partly filled, forgotten",
+        "plan",
+        "(counts * tokens + BLOCK_M - 1) // BLOCK_M",
+        "(counts * tokens) // BLOCK_M",
+    ),
+    Mutant("gates swapped", "expert_order", "gates_ptr + owner * TOP_K + j)", "gates_ptr + owner * TOP_K + (j ^ 1))"),
+    Mutant(
+        "the loss's gradient without the loss's own",
+        "expert_order",
+        "mask=here, other=0.0).to(tl.float32) * scale",
+        "mask=here, other=0.0).to(tl.float32)",
+    ),
+    Mutant(
+        "rows without a token not zeroed",
+        "expert_order",
+        "zeros, mask=here & (expert < R))",
+        "zeros, mask=here & (expert < 0))",
+    ),
+    Mutant(
+        "sums of one block of tokens",
+        "expert_order",
+        "                total += value.to(tl.float32)",
+        "                total = value.to(tl.float32)",
+        partial(check_experts, tokens=40),
+    ),
+    Mutant("every expert gets the first one's bias", "expert_up", "b1_ptr + expert_row + columns", "b1_ptr + columns"),
+    Mutant(
+        "z kept with its gate",
+        "expert_up",
+        "store_tile(z, row, first, pre,",
+        "store_tile(z, row, first, pre * gate[:, None],",
+    ),
+    Mutant("activation left out", "expert_up", 'activate(pre, "silu" if GLU else ACTIVATION) * gate', "pre * gate"),
+    Mutant(
+        "the gate alone takes rows without a token away",
+        "expert_up",
+        "activated = tl.where(has_token[:, None], activated, 0.0)",
+        "activated += 0.0",
+        check_pads,
+    ),
+    Mutant(
+        "the value by the gate's weights",
+        "expert_up",
+        "load_tile(w1, weight_row + H, first",
+        "load_tile(w1, weight_row + 0, first",
+        partial(check_experts, activation="swiglu"),
+    ),
+    Mutant(
+        "the gate's columns reach into the value's",
+        "expert_up",
+        "store_tile(z, row, first, pre, C, END,",
+        "store_tile(z, row, first, pre, C, VALUE_END,",
+        partial(check_experts, activation="swiglu", keep="z"),
+    ),
+    Mutant(
+        "the value's gradient by the gate's slope",
+        "expert_dact",
+        "H + first, u * a * gate[:, None], C",
+        "H + first, u * slope * gate[:, None], C",
+        partial(check_experts, activation="swiglu"),
+    ),
+    Mutant(
+        "the last column of x unread",
+        "tiles",
+        "            inside = (c < END - column)[None, :]",
+        "            inside = (c < END - column - 1)[None, :]",
+    ),
+    Mutant(
+        "a row read beyond an expert's weights",
+        "tiles",
+        "inside = inside & (r < rows)[:, None]",
+        "inside = inside & (r < rows + 1)[:, None]",
+        check_idle_weights,
     ),
     Mutant(
         "bias added k times",
@@ -130,37 +242,79 @@ MUTANTS = [
     Mutant(
         "weights of the next expert",
         "expert_down",
-        "weight_ptr += expert.to(tl.int64) * N * K",
-        "weight_ptr += (expert ^ 1).to(tl.int64) * N * K",
+        "weight_row = expert * (K if WEIGHT_BY_K else N)",
+        "weight_row = (expert ^ 1) * (K if WEIGHT_BY_K else N)",
     ),
     Mutant(
-        "GELU of the wrong operand", "expert_dact", "activate_both(z, ACTIVATION)\n", "activate_both(u, ACTIVATION)\n"
+        "both halves in the left one's columns",
+        "expert_down",
+        "first_column = column + half * HALF",
+        "first_column = column + 0 * HALF",
     ),
-    Mutant("dz without its gate", "expert_dact", "dz = u * slope * gate[:, None]", "dz = u * slope"),
-    Mutant("gate gradients of z", "expert_dact", "return tl.sum(a * u, 1)", "return tl.sum(z * u, 1)"),
+    Mutant("GELU of the wrong operand", "expert_dact", "activate_both(z, ", "activate_both(u, "),
+    Mutant("dz without its gate", "expert_dact", "first, u * slope * gate[:, None]", "first, u * slope"),
+    Mutant("gate gradients of z", "expert_dact", "        return a * u\n", "        return z * u\n"),
     Mutant(
-        "an expert's last row dropped",
+        "the gate alone takes z away where a row has no token",
+        "expert_dact",
+        "z, u = tl.where(inside, z, 0.0), tl.where(inside, u, 0.0)",
+        "u = tl.where(inside, u, 0.0)",
+        check_pads,
+    ),
+    Mutant(
+        "zeros times W2's Inf where a row has no token",
+        "expert_dact",
+        "z, u = tl.where(inside, z, 0.0), tl.where(inside, u, 0.0)",
+        "z = tl.where(inside, z, 0.0)",
+        check_pads,
+    ),
+    Mutant(
+        "an expert's last tile dropped",
         "expert_wgrad",
-        "        inside = rows < end\n",
-        "        inside = rows < end - 1\n",
+        "    end = tl.load(tile_starts_ptr + expert + 1)\n",
+        "    end = tl.load(tile_starts_ptr + expert + 1) - 1\n",
     ),
     Mutant(
         "one expert's weight gradient unwritten",
         "expert_wgrad",
-        "    mask = (p < P)[:, None] & (q < Q)[None, :]\n",
-        "    mask = (p < P)[:, None] & (q < Q)[None, :] & (expert != 1)\n",
+        "    mask = (p < rows)[:, None] & (q < columns)[None, :]\n",
+        "    mask = (p < rows)[:, None] & (q < columns)[None, :] & (expert != 1)\n",
     ),
     Mutant(
-        "rows read from the image's start",
+        "the second product has the first one's tile",
         "expert_wgrad",
-        "image_rows = images * tokens + slot_tokens",
-        "image_rows = images * tokens",
+        "_tile_place(tile - first_tiles, P2, Q2,",
+        "_tile_place(tile, P2, Q2,",
+        check_described,
+    ),
+    Mutant(
+        "sums of ones on the wrong programs",
+        "expert_wgrad",
+        "has_sums = (q == 0) & (tile < first_tiles)",
+        "has_sums = (p == 0) & (tile < first_tiles)",
+    ),
+    Mutant(
+        "sums of ones in the second product's programs",
+        "expert_wgrad",
+        "has_sums = (q == 0) & (tile < first_tiles)",
+        "has_sums = (q == 0) & (tile >= first_tiles)",
+        check_described,
+    ),
+    Mutant(
+        "parts summed one short", "expert_wgrad", "for j in range(0, parts):", "for j in range(1, parts):", check_cut
+    ),
+    Mutant(
+        "a part of the expert's beginning",
+        "expert_wgrad",
+        "        begin += i * share\n",
+        "        begin += 0 * share\n",
+        check_cut,
     ),
     Mutant(
         "slots summed unsorted",
         "mix_align",
-        "source = (place * tokens + token)",
-        "source = (place * 0 + (image * TOP_K + j) * tokens + token)",
+        "source = (first_row + token)",
+        "source = ((image * TOP_K + j) * tokens + token)",
     ),
     Mutant("the teacher's temperature forgotten", "mix_align", "teacher * inverse_temperature", "teacher"),
     Mutant(
@@ -177,12 +331,18 @@ MUTANTS = [
         "t = teacher",
         partial(check_experts, align="cosine"),
     ),
-    Mutant("bias gradient without gates", "bias_gradients", "sums += gate[:, None] * tl.load(", "sums += tl.load("),
+    Mutant("bias gradient without gates", "bias_gradients", "sums_sd += gate[:, None] * tl", "sums_sd += tl"),
     Mutant(
-        "a tile's bias gradient lost",
+        "a gate's gradient from the other choice's rows",
         "bias_gradients",
-        "    end = tl.load(tile_starts_ptr + expert + 1)\n",
-        "    end = tl.load(tile_starts_ptr + expert + 1) - 1\n",
+        "first_row = tl.load(first_rows_ptr + program)",
+        "first_row = tl.load(first_rows_ptr + (program ^ 1))",
+    ),
+    Mutant(
+        "a gate's gradient without the bias's part",
+        "bias_gradients",
+        "grad += tl.sum(products, 0)",
+        "grad += 0 * tl.sum(products, 0)",
     ),
     Mutant(
         "EMA of unnormalized weight",
@@ -274,10 +434,17 @@ MUTANTS = [
         check_index_out_of_range,
     ),
     Mutant(
+        "a plan of other tiles",
+        "ops.experts_triton",
+        "given.x.shape[1], config.up.block_m, balance)",
+        "given.x.shape[1], config.wgrad.block_m, balance)",
+        check_narrow,
+    ),
+    Mutant(
         "the activation kept as what was before it",
         "ops.experts_triton",
-        'z=z if keep in ("both", "z") else kept.z',
-        'z=a if keep in ("both", "z") else kept.z',
+        "kept._replace(z=z, a=a",
+        "kept._replace(z=a, a=a",
     ),
     Mutant(
         "the balance loss's gradient not scaled",
@@ -356,6 +523,11 @@ def put_in_place(monkeypatch, module, right):
     [
         check_experts,
         check_far_apart,
+        check_described,
+        check_cut,
+        check_narrow,
+        check_pads,
+        check_idle_weights,
         check_ema,
         check_idle_expert_of_nan,
         check_promises,
@@ -366,7 +538,9 @@ def put_in_place(monkeypatch, module, right):
         check_ties,
         check_index_out_of_range,
         partial(check_experts, activation="silu"),
+        partial(check_experts, activation="swiglu"),
         partial(check_experts, dtype=torch.bfloat16),
+        partial(check_experts, tokens=40),
     ],
 )
 def test_the_right_kernels_pass(check):
