@@ -124,6 +124,8 @@ def expert_up_bytes(
 ) -> int:
     """Unique bytes read and written; see the kernel.
 
+    Without what a descriptor's last tile of an expert's weights reads of the next expert's.
+
     Args:
         counts: every expert's number of slots.
         plan: of the routing.

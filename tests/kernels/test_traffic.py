@@ -10,21 +10,23 @@ from functools import partial
 
 import pytest
 import torch
-import triton
 from torch import Tensor
 
 from dexcore.kernels import bias_gradients, mix_align, route
 from dexcore.kernels.configs import Gemm
 from dexcore.kernels.expert_dact import expert_dact, expert_dact_bytes
 from dexcore.kernels.expert_down import expert_down, expert_down_bytes, expert_dx, expert_dx_bytes
+from dexcore.kernels.expert_order import Input, gradient_rows, gradient_rows_bytes, input_rows, input_rows_bytes
 from dexcore.kernels.expert_up import expert_up, expert_up_bytes
-from dexcore.kernels.expert_wgrad import expert_wgrad, expert_wgrad_bytes
+from dexcore.kernels.expert_wgrad import Product, Split, expert_wgrad, expert_wgrad_bytes
 from dexcore.kernels.group_ema import group_ema, group_ema_bytes
-from dexcore.kernels.plan import make_plan
+from dexcore.kernels.plan import make_plan, make_plan_bytes
+from kernels.expert_rows import counts_of, live
 from kernels.memory_check import check_memory
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 TILE = Gemm(block_m=16, block_n=32, block_k=16, warps=4, stages=1)
+MULTIPROCESSORS = 4
 ALIGN = {"teacher_temperature": 0.5, "smallest_probability": 1e-6, "cosine_eps": 1e-8}
 
 
@@ -53,18 +55,23 @@ CASES = {
 
 
 class Layer:
-    """A case's tensors: parameters in float32, the rest in the compute dtype."""
+    """A case's tensors: parameters in float32, the rest in the compute dtype. Described, of whole steps along K."""
 
-    def __init__(self, case: Case) -> None:
+    def __init__(self, case: Case, described: bool = False) -> None:
         self.case, self.dtype = case, case.dtype
-        self.batch, self.tokens, self.width, self.hidden = case.batch, case.tokens, case.width, case.hidden
+        self.tile = TILE._replace(described=described)
+        step = TILE.block_k if described else 1
+        self.batch, self.tokens = case.batch, case.tokens
+        self.width, self.hidden = (-(-size // step) * step for size in (case.width, case.hidden))
         self.experts, self.top_k = case.experts, case.top_k
         chosen = torch.rand(case.batch, len(case.used)).argsort(-1)[:, : case.top_k]
         self.indices = torch.tensor(case.used)[chosen]
-        self.plan = make_plan(self.indices, case.experts, case.tokens, TILE.block_m)
-        self.counts = torch.bincount(self.indices.flatten(), minlength=case.experts).tolist()
-        self.gates = torch.rand(case.batch, case.top_k)
-        self.slots, self.rows, self.image_rows = self.indices.numel(), self.plan.rows, case.batch * case.tokens
+        self.plan, _ = make_plan(self.indices, case.experts, case.tokens, TILE.block_m)
+        self.counts = counts_of(self.indices, case.experts)
+        self.gates, self.row_gates = torch.rand(case.batch, case.top_k), torch.rand(self.plan.rows)
+        self.rows, self.image_rows = self.plan.rows, case.batch * case.tokens
+        self.live = live(self.plan)  # others are neither written nor read, where nothing else is said
+        self.tile_rows = -(-self.image_rows // TILE.block_m) * TILE.block_m  # of the director
         self.itemsize = self.dtype.itemsize
 
     def made(self, *shape: int) -> Tensor:
@@ -88,12 +95,15 @@ Checked = tuple[Callable[[], tuple[Tensor | None, ...]], int]
 
 
 def plan_call(layer: Layer, *, with_balance: bool) -> Checked:
-    tables = 3 * layer.experts + 3 + layer.plan.tiles.numel()
     balance = route.Balance.of(torch.rand(layer.batch, layer.experts)) if with_balance else None
-    # The kernel walks the indices twice.
-    expected = layer.slots * (8 + 12) + 4 * tables + route.balance_bytes(balance)
+    expected = make_plan_bytes(layer.indices, layer.plan) + route.balance_bytes(balance)
     sums = balance[1:] if balance else ()
-    return lambda: (*make_plan(layer.indices, layer.experts, layer.tokens, TILE.block_m, balance)[:8], *sums), expected
+
+    def call() -> tuple[Tensor, ...]:
+        plan, _ = make_plan(layer.indices, layer.experts, layer.tokens, TILE.block_m, balance)
+        return *plan.tables, *sums
+
+    return call, expected
 
 
 def route_forward_call(layer: Layer, *, pool: str, with_noise: bool, keep: bool) -> Checked:
@@ -129,39 +139,66 @@ def expert_load_call(layer: Layer) -> Checked:
     return lambda: (route.expert_load(layer.gates, layer.indices, layer.experts),), expected
 
 
-def expert_up_call(layer: Layer, *, keep_z: bool, keep_a: bool, with_director: bool, with_bias: bool) -> Checked:
-    b1 = torch.randn(layer.experts, layer.hidden) if with_bias else None
-    db1 = torch.randn(layer.hidden) if with_bias else None
-    director = (layer.made(layer.hidden, layer.width), db1) if with_director else None
-    call = partial(
-        expert_up,
-        *(layer.images, layer.w1, b1, layer.gates, layer.plan, "gelu", "ieee", TILE),
-        keep_z=keep_z,
-        keep_a=keep_a,
-        director=director,
-    )
+def input_rows_call(layer: Layer, *, by_image: bool) -> Checked:
+    x, dtype = torch.randn(layer.batch, layer.tokens, layer.width), layer.dtype
+    expected = input_rows_bytes(x, layer.plan, dtype, by_image=by_image)
+    return lambda: input_rows(x, layer.gates, layer.plan, dtype, by_image=by_image), expected
+
+
+def gradient_rows_call(layer: Layer, *, with_grad_y: bool, with_loss: bool) -> Checked:
+    grad_y = torch.randn(layer.batch, layer.tokens, layer.width) if with_grad_y else None
+    gradient, grad_loss = (layer.images, torch.randn(())) if with_loss else (None, None)
+    expected = gradient_rows_bytes(grad_y, layer.plan, layer.dtype, gradient)
+    loss = {"grad_loss": grad_loss, "gradient": gradient}
+    return lambda: gradient_rows(grad_y, layer.plan, layer.dtype, **loss), expected
+
+
+def beyond(layer: Layer, columns: int) -> int:
+    """Rows of weights of experts without slots that are read: by descriptors, where the last tile of the one before
+    reaches into them.
+    """
+    pairs = zip(layer.counts, layer.counts[1:], strict=False)
+    reached = sum(count > 0 and following == 0 for count, following in pairs)
+    return reached * (-columns % layer.tile.block_n) if layer.tile.described else 0
+
+
+def expert_up_call(
+    layer: Layer, *, keep_z: bool, keep_a: bool, with_director: bool, with_bias: bool, activation: str = "gelu"
+) -> Checked:
+    glu = activation == "swiglu"
+    columns = 2 * layer.hidden if glu else layer.hidden
+    b1 = torch.randn(layer.experts, columns) if with_bias else None
+    db1 = torch.randn(columns) if with_bias else None
+    w1 = layer.made(layer.experts, columns, layer.width)
+    images = layer.made(layer.tile_rows, layer.width) if with_director else None
+    director = (layer.made(columns, layer.width), db1) if with_director else None
+    x = Input(layer.made(layer.rows, layer.width), layer.row_gates, images)
+    kept = {"keep_z": keep_z, "keep_a": keep_a}
+    call = partial(expert_up, x, w1, b1, layer.plan, activation, "ieee", layer.tile, **kept, director=director)
     expected = expert_up_bytes(
-        *(layer.counts, layer.batch, layer.tokens, layer.width, layer.hidden, TILE.block_m, layer.itemsize),
+        *(layer.counts, layer.plan, layer.width, layer.hidden, layer.itemsize),
+        **kept,
         bias_itemsize=4 * with_bias,
-        keep_z=keep_z,
-        keep_a=keep_a,
         director=with_director,
         director_bias_itemsize=4 * with_bias,
+        glu=glu,
     )
-    return call, expected
+    return call, expected + (0 if glu else beyond(layer, layer.hidden) * layer.width * layer.itemsize)
 
 
 def expert_down_call(layer: Layer, *, with_director: bool, with_bias: bool) -> Checked:
     b2 = torch.randn(layer.experts, layer.width) if with_bias else None
     db2 = torch.randn(layer.width) if with_bias else None
-    director = layer.made(layer.image_rows, layer.hidden), layer.made(layer.width, layer.hidden), db2
-    call = partial(
-        expert_down,
-        *(layer.made(layer.rows, layer.hidden), layer.w2, b2, layer.gates, layer.plan, "ieee", TILE),
-        director=director if with_director else None,
-    )
+    director = layer.made(layer.tile_rows, layer.hidden), layer.made(layer.width, layer.hidden), db2
+    wa, w2 = layer.made(layer.rows, layer.hidden), layer.w2
+
+    def call() -> tuple[Tensor | None, ...]:
+        arguments = wa, w2, b2, layer.row_gates, layer.plan, "ieee", layer.tile
+        o, teacher = expert_down(*arguments, director=director if with_director else None)
+        return o[: layer.live], teacher
+
     expected = expert_down_bytes(
-        *(layer.counts, layer.batch, layer.tokens, layer.width, layer.hidden, TILE.block_m, layer.itemsize),
+        *(layer.counts, layer.plan, layer.width, layer.hidden, layer.itemsize),
         bias_itemsize=4 * with_bias,
         director=with_director,
         director_bias_itemsize=4 * with_bias,
@@ -171,36 +208,41 @@ def expert_down_call(layer: Layer, *, with_director: bool, with_bias: bool) -> C
 
 def expert_dx_call(layer: Layer) -> Checked:
     dz, w1 = layer.made(layer.rows, layer.hidden), layer.w1
-    sizes = layer.counts, layer.tokens, layer.width, layer.hidden, TILE.block_m, layer.itemsize
-    return lambda: (expert_dx(dz, w1, layer.plan, "ieee", TILE),), expert_dx_bytes(*sizes)
+    expected = expert_dx_bytes(layer.counts, layer.plan, layer.width, layer.hidden, layer.itemsize)
+    return lambda: (expert_dx(dz, w1, layer.plan, "ieee", layer.tile)[: layer.live],), expected
 
 
-def expert_dact_call(layer: Layer, *, keep_a: bool) -> Checked:
-    dy, w2, z = layer.images, layer.w2, layer.made(layer.rows, layer.hidden)
-    tiles = sum(triton.cdiv(count * layer.tokens, TILE.block_m) for count in layer.counts)
+def expert_dact_call(layer: Layer, *, keep_a: bool, activation: str = "gelu") -> Checked:
+    glu = activation == "swiglu"
+    columns = 2 * layer.hidden if glu else layer.hidden
+    dy, w2, z = layer.made(layer.rows, layer.width), layer.w2, layer.made(layer.rows, columns)
 
     def call() -> tuple[Tensor, ...]:
-        arguments = dy, w2, z, layer.gates, layer.plan, "gelu", "ieee", TILE
-        dz, wa, bias_parts, gate_parts = expert_dact(*arguments, keep_a=keep_a)
-        return dz, wa, bias_parts[:tiles], gate_parts  # the tiles without an expert have no bias parts
+        arguments = dy, w2, z, layer.row_gates, layer.plan, activation, "ieee", layer.tile
+        dz, wa, gate_parts = expert_dact(*arguments, keep_a=keep_a)
+        return dz[: layer.live], wa[: layer.live], gate_parts[:, : layer.live]
 
-    sizes = layer.counts, layer.batch, layer.tokens, layer.width, layer.hidden, layer.itemsize
-    return call, expert_dact_bytes(*sizes, TILE, keep_a)
+    sizes = layer.counts, layer.plan, layer.width, layer.hidden, layer.itemsize, layer.tile
+    return call, expert_dact_bytes(*sizes, keep_a=keep_a, glu=glu)
 
 
-def expert_wgrad_call(layer: Layer, *, second: bool, split_k: int | None) -> Checked:
-    by_image, by_row = layer.made(layer.image_rows, layer.width), layer.made(layer.rows, layer.hidden)
-    left, right = (by_image, by_row) if second else (by_row, by_image)
-    how = {"left_by_image": second, "right_by_image": not second, "split_k": split_k}
-    expected = expert_wgrad_bytes(
-        *(layer.counts, layer.batch, layer.tokens, left.shape[1], right.shape[1], layer.dtype, FP32, TILE), **how
-    )
-    return lambda: (expert_wgrad(left, right, layer.plan, FP32, "ieee", TILE, **how),), expected
+def expert_wgrad_call(layer: Layer, *, first: bool, second: bool, bias: bool, part: int) -> Checked:
+    """Of both products or one; an expert of more than one part's tiles is cut."""
+    products = [
+        Product(layer.made(layer.rows, p), layer.made(layer.rows, q)) if wanted else None
+        for wanted, p, q in ((first, layer.hidden, layer.width), (second, layer.width, layer.hidden))
+    ]
+    shapes = [product.shape for product in products if product is not None]
+    tiles = layer.plan.tiles.numel()
+    how = {"bias": bias, "split": Split(part, tiles // part) if part and tiles else Split(0, 0)}
+    sizes = layer.counts, layer.plan, shapes, layer.dtype, FP32, layer.tile, MULTIPROCESSORS
+    call = partial(expert_wgrad, *products, layer.plan, FP32, "ieee", layer.tile, MULTIPROCESSORS, **how)
+    return call, expert_wgrad_bytes(*sizes, **how)
 
 
 def mix_align_call(layer: Layer, *, kind: str, with_gradient: bool) -> Checked:
-    o, teacher = layer.made(layer.rows, layer.width), layer.made(layer.image_rows, layer.width)
-    expected = mix_align.mix_align_forward_bytes(o, layer.plan, teacher, with_gradient=with_gradient)
+    o, teacher = layer.made(layer.rows, layer.width), layer.made(layer.tile_rows, layer.width)
+    expected = mix_align.mix_align_forward_bytes(layer.plan, layer.width, layer.dtype, with_gradient=with_gradient)
     call = partial(mix_align.mix_align_forward, o, layer.plan, teacher, kind, with_gradient=with_gradient, **ALIGN)
     return call, expected
 
@@ -211,11 +253,9 @@ def align_call(layer: Layer, *, kind: str, with_gradient: bool) -> Checked:
     return partial(mix_align.align_forward, student, teacher, kind, with_gradient=with_gradient, **ALIGN), expected
 
 
-def align_backward_call(layer: Layer, *, with_grad_y: bool) -> Checked:
+def align_backward_call(layer: Layer) -> Checked:
     loss, gradient = torch.randn(()), layer.made(layer.image_rows, layer.width)
-    grad_y = layer.made(layer.image_rows, layer.width) if with_grad_y else None
-    expected = mix_align.align_backward_bytes(gradient, grad_y, layer.dtype)
-    return lambda: (mix_align.align_backward(loss, gradient, grad_y, layer.dtype),), expected
+    return lambda: (mix_align.align_backward(loss, gradient),), mix_align.align_backward_bytes(gradient)
 
 
 def sum_slots_call(layer: Layer, *, pool: str | None) -> Checked:
@@ -225,35 +265,38 @@ def sum_slots_call(layer: Layer, *, pool: str | None) -> Checked:
     return lambda: (mix_align.sum_slots(o, layer.plan, layer.dtype, *through),), expected
 
 
-def token_sums_call(layer: Layer) -> Checked:
-    dy = layer.images
-    expected = bias_gradients.token_sums_bytes(layer.batch, layer.tokens, layer.width, layer.itemsize)
-    return lambda: (bias_gradients.token_sums(dy),), expected
-
-
-def bias1_call(layer: Layer) -> Checked:
-    parts = torch.randn(layer.plan.tiles.numel(), layer.hidden)
-    sizes = layer.counts, layer.tokens, layer.hidden, 4, TILE.block_m
-    return lambda: (bias_gradients.bias1_gradient(parts, layer.plan, FP32),), bias_gradients.bias1_gradient_bytes(
-        *sizes
+def gate_and_bias_call(layer: Layer, *, with_gates: bool, with_b2: bool, with_bias: bool) -> Checked:
+    parts = torch.randn(3, layer.rows) if with_gates else None
+    b2 = layer.made(layer.experts, layer.width) if with_b2 else None
+    sums, dtype = torch.randn(layer.batch, layer.width), FP32 if with_bias else None
+    expected = bias_gradients.gate_and_bias_bytes(
+        *(layer.counts, layer.plan, layer.width, 3 if with_gates else None),
+        *(layer.itemsize if with_b2 else None, 4 if with_bias else None),
     )
+    arguments = parts, sums, b2, layer.gates, layer.plan, dtype
+    return lambda: bias_gradients.gate_and_bias_gradients(*arguments), expected
 
 
-def bias2_call(layer: Layer) -> Checked:
-    sums = torch.randn(layer.batch, layer.width)
-    expected = bias_gradients.bias2_gradient_bytes(layer.counts, layer.batch, layer.width, 4)
-    return lambda: (bias_gradients.bias2_gradient(sums, layer.gates, layer.plan, FP32),), expected
-
-
-def gate_call(layer: Layer, *, with_bias: bool) -> Checked:
-    parts, sums = torch.randn(3, layer.rows), torch.randn(layer.batch, layer.width)
-    b2 = torch.randn(layer.experts, layer.width) if with_bias else None
-    sizes = layer.counts, layer.batch, layer.tokens, 3, layer.width, 4 if with_bias else None
-    call = partial(bias_gradients.gate_gradient, parts, sums, b2, layer.plan)
-    return lambda: (call(),), bias_gradients.gate_gradient_bytes(*sizes)
-
-
+GEMMS = {
+    "expert_up z wa director": partial(expert_up_call, keep_z=True, keep_a=True, with_director=True, with_bias=True),
+    "expert_up wa": partial(expert_up_call, keep_z=False, keep_a=True, with_director=False, with_bias=True),
+    "expert_up z": partial(expert_up_call, keep_z=True, keep_a=False, with_director=False, with_bias=False),
+    "expert_down director": partial(expert_down_call, with_director=True, with_bias=True),
+    "expert_down": partial(expert_down_call, with_director=False, with_bias=False),
+    "expert_dx": expert_dx_call,
+    "expert_dact": partial(expert_dact_call, keep_a=False),
+    "expert_dact wa": partial(expert_dact_call, keep_a=True),
+    "expert_up swiglu": partial(
+        expert_up_call, keep_z=True, keep_a=True, with_director=True, with_bias=True, activation="swiglu"
+    ),
+    "expert_dact swiglu": partial(expert_dact_call, keep_a=True, activation="swiglu"),
+    "expert_wgrad both": partial(expert_wgrad_call, first=True, second=True, bias=True, part=0),
+    "expert_wgrad both split": partial(expert_wgrad_call, first=True, second=True, bias=True, part=1),
+    "expert_wgrad 1": partial(expert_wgrad_call, first=True, second=False, bias=False, part=0),
+    "expert_wgrad 2 split": partial(expert_wgrad_call, first=False, second=True, bias=False, part=1),
+}
 CALLS = {
+    **GEMMS,
     "make_plan": partial(plan_call, with_balance=False),
     "make_plan balance": partial(plan_call, with_balance=True),
     "route_forward cls noise": partial(route_forward_call, pool="cls", with_noise=True, keep=False),
@@ -266,31 +309,23 @@ CALLS = {
     "route_backward cls": partial(route_backward_call, pool="cls"),
     "route_backward mean": partial(route_backward_call, pool="mean"),
     "expert_load": expert_load_call,
-    "expert_up z wa director": partial(expert_up_call, keep_z=True, keep_a=True, with_director=True, with_bias=True),
-    "expert_up wa": partial(expert_up_call, keep_z=False, keep_a=True, with_director=False, with_bias=True),
-    "expert_up z": partial(expert_up_call, keep_z=True, keep_a=False, with_director=False, with_bias=False),
-    "expert_down director": partial(expert_down_call, with_director=True, with_bias=True),
-    "expert_down": partial(expert_down_call, with_director=False, with_bias=False),
-    "expert_dx": expert_dx_call,
-    "expert_dact": partial(expert_dact_call, keep_a=False),
-    "expert_dact wa": partial(expert_dact_call, keep_a=True),
-    "expert_wgrad 1": partial(expert_wgrad_call, second=False, split_k=1),
-    "expert_wgrad 1 split": partial(expert_wgrad_call, second=False, split_k=4),
-    "expert_wgrad 2": partial(expert_wgrad_call, second=True, split_k=None),
+    "input_rows images": partial(input_rows_call, by_image=True),
+    "input_rows": partial(input_rows_call, by_image=False),
+    "gradient_rows grad_y loss": partial(gradient_rows_call, with_grad_y=True, with_loss=True),
+    "gradient_rows grad_y": partial(gradient_rows_call, with_grad_y=True, with_loss=False),
+    "gradient_rows loss": partial(gradient_rows_call, with_grad_y=False, with_loss=True),
     "mix_align_forward kd": partial(mix_align_call, kind="kd", with_gradient=True),
     "mix_align_forward cosine": partial(mix_align_call, kind="cosine", with_gradient=True),
     "mix_align_forward mse": partial(mix_align_call, kind="mse", with_gradient=False),
     "align_forward kd": partial(align_call, kind="kd", with_gradient=True),
-    "align_backward grad_y": partial(align_backward_call, with_grad_y=True),
-    "align_backward": partial(align_backward_call, with_grad_y=False),
+    "align_backward": align_backward_call,
     "sum_slots": partial(sum_slots_call, pool=None),
     "sum_slots cls": partial(sum_slots_call, pool="cls"),
     "sum_slots mean": partial(sum_slots_call, pool="mean"),
-    "token_sums": token_sums_call,
-    "bias1_gradient": bias1_call,
-    "bias2_gradient": bias2_call,
-    "gate_gradient bias": partial(gate_call, with_bias=True),
-    "gate_gradient": partial(gate_call, with_bias=False),
+    "gate_and_bias b2": partial(gate_and_bias_call, with_gates=True, with_b2=True, with_bias=True),
+    "gate_and_bias": partial(gate_and_bias_call, with_gates=True, with_b2=False, with_bias=True),
+    "gate alone": partial(gate_and_bias_call, with_gates=True, with_b2=True, with_bias=False),
+    "bias alone": partial(gate_and_bias_call, with_gates=False, with_b2=True, with_bias=True),
 }
 
 
@@ -308,16 +343,26 @@ def _print_row(name: str, case: str, launches: list, expected: int) -> None:
     )
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("name", CALLS)
-def test_a_launcher_keeps_to_its_tensors_and_moves_the_bytes_that_it_says(name, case):
-    call, expected = CALLS[name](Layer(CASES[case]))
+def check(name: str, case: str, described: bool) -> None:
+    call, expected = CALLS[name](Layer(CASES[case], described))
     with check_memory() as memory:
         memory.assert_written(*(output for output in call() if output is not None))
     _print_row(name, case, memory.launches, expected)
     assert memory.unique_bytes == expected
     if CASES[case].batch:
         assert memory.launches
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("name", CALLS)
+def test_a_launcher_keeps_to_its_tensors_and_moves_the_bytes_that_it_says(name, case):
+    check(name, case, described=False)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("name", GEMMS)
+def test_by_descriptors_it_moves_the_bytes_that_it_says(name, case):
+    check(name, case, described=True)
 
 
 @pytest.mark.parametrize("sizes", [(5000, 64, 7), (1,), (0, 3)], ids=str)
