@@ -186,20 +186,21 @@ def test_expert_order_may_have_more_than_two_to_the_31_elements(tmp_path):
 
 
 def test_images_may_have_more_than_two_to_the_31_elements(tmp_path):
-    """The last of 2^24 images of four tokens, and the pads of one image less."""
+    """The last of 2^24 + 1 images of four tokens, and the pads behind it."""
     launch, x, plan = input_launch()
-    batch = FAR // 4
-    source, images = far(tmp_path / "x", batch, 4, 32), far(tmp_path / "images", FAR, 32)
+    batch = FAR // 4 + 1
+    source, images = far(tmp_path / "x", batch, 4, 32), far(tmp_path / "images", FAR + 16, 32)
     source[-1] = x[0]
+    images[FAR:] = 1
     rows = torch.zeros(plan.rows, 32).half()
     changed = {"source_ptr": source, "images_ptr": images, "rows_ptr": rows, "batch": batch}
     changed |= {"first_rows_ptr": far(tmp_path / "first", batch, dtype=torch.int32)}
     changed |= {"gates_ptr": far(tmp_path / "gates", batch, dtype=torch.float32)}
     launch.run(batch - 1, **changed)
+    launch.run(batch + 2, **changed)  # behind the programs of both experts
     assert torch.equal(rows[:4], x[0])
-    assert torch.equal(images[FAR - 4 :], x[0])
-    launch.run(batch - 1 + 2, **changed | {"batch": batch - 1})  # behind the programs of both experts
-    assert (images[FAR - 4 :] == 0).all()
+    assert torch.equal(images[FAR : FAR + 4], x[0])
+    assert (images[FAR + 4 :] == 0).all()
 
 
 def test_sums_and_gradients_may_have_more_than_two_to_the_31_elements(tmp_path):
