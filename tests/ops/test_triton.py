@@ -12,7 +12,6 @@ from torch.utils.checkpoint import checkpoint
 from assertions import assert_close
 from dexcore import ops
 from dexcore.ops import experts_triton, reference
-from dexcore.ops.activation import ACTIVATIONS
 from dexcore.ops.expert_mlp import KEEPS
 from dexcore.ops.experts_triton import check_sizes
 from dexcore.ops.mix_align import ALIGNS
@@ -35,8 +34,9 @@ def run(case, dtype=torch.float32, keep="z"):
 
 
 @few
-@given(plain.cases(), st.sampled_from(ACTIVATIONS), st.sampled_from(ALIGNS), st.sampled_from(KEEPS))
-def test_output_loss_and_all_gradients_agree_with_float64(case, activation, align, keep):
+@given(plain.cases_and_activations(), st.sampled_from(ALIGNS), st.sampled_from(KEEPS))
+def test_output_loss_and_all_gradients_agree_with_float64(case_and_activation, align, keep):
+    case, activation = case_and_activation
     if not case.x.numel():
         return
     check_dex_mlp(case, torch.float32, activation, align, keep)
@@ -197,14 +197,9 @@ def test_views_that_start_between_16_byte_boundaries_are_right():
 
 
 @few
-@given(
-    plain.cases(),
-    st.sampled_from(ACTIVATIONS),
-    st.sampled_from(ALIGNS),
-    st.sampled_from(KEEPS),
-    st.sampled_from(POOLS),
-)
-def test_a_layers_outputs_and_gradients_agree_with_float64(case, activation, align, keep, pool):
+@given(plain.cases_and_activations(), st.sampled_from(ALIGNS), st.sampled_from(KEEPS), st.sampled_from(POOLS))
+def test_a_layers_outputs_and_gradients_agree_with_float64(case_and_activation, align, keep, pool):
+    case, activation = case_and_activation
     if not case.x.numel():
         return
     check_dex_layer(case, torch.float32, activation, align, keep, pool)
