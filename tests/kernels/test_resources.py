@@ -27,8 +27,8 @@ TABLES = {
 # A GEMM in each precision of float32, and kernels that store half precisions.
 IN_FLOAT32 = {precision: f"expert_dx sm_90 fp32-{precision} 192x768" for precision in ("ieee", "tf32", "tf32x3")}
 HALVES = {
-    "bf16": "align_backward sm_90 bf16 192x768 grad_y",
-    "f16": "align_backward sm_90 fp16 192x768 grad_y",
+    "bf16": "align_backward sm_90 bf16 192x768",
+    "f16": "align_backward sm_90 fp16 192x768",
 }
 
 # Small kernels of several files, and a GEMM for each architecture.
