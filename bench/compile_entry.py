@@ -93,7 +93,8 @@ def layer_tiles(entry: str) -> configs.LayerConfig:
     """The tiles that an entry is compiled with."""
     _, architecture, precision, shape, *_ = entry.split()
     width, hidden = map(int, shape.split("x"))
-    return configs.layer_config(architecture, width, hidden, DTYPES[precision.partition("-")[0]])
+    dtype, _, precision = precision.partition("-")
+    return configs.layer_config(architecture, width, hidden, DTYPES[dtype], precision or "ieee")
 
 
 class Layer:

@@ -105,7 +105,9 @@ def _architecture(index: int) -> str:
 
 
 @functools.cache
-def layer_config(architecture: str, width: int, hidden: int, dtype: torch.dtype) -> LayerConfig:
+def layer_config(
+    architecture: str, width: int, hidden: int, dtype: torch.dtype, precision: str = "ieee"
+) -> LayerConfig:
     """The measured tiles of a layer, or the rule's.
 
     Args:
@@ -113,6 +115,7 @@ def layer_config(architecture: str, width: int, hidden: int, dtype: torch.dtype)
         width: D.
         hidden: H.
         dtype: what the GEMMs' operands have: float32, float16 or bfloat16.
+        precision: of float32 dot products.
 
     Raises:
         ValueError: no such architecture or dtype, or a width below 1.
@@ -124,7 +127,11 @@ def layer_config(architecture: str, width: int, hidden: int, dtype: torch.dtype)
         raise ValueError(f"dtype must be one of {', '.join(map(str, DTYPES))}, got {dtype}")
     if width < 1 or hidden < 1:
         raise ValueError(f"width and hidden must be at least 1, got {width} and {hidden}")
-    return _measured().get(Key(architecture, width, hidden, dtype)) or _rule(architecture, width, hidden, dtype)
+    config = _measured().get(Key(architecture, width, hidden, dtype)) or _rule(architecture, width, hidden, dtype)
+    if dtype == torch.float32 and precision == "ieee" and architecture != INTERPRETER:
+        # Without tensor cores operands go from shared memory through registers, and spill: 173 instructions of dx.
+        config = LayerConfig(*(gemm._replace(described=False) for gemm in config))
+    return config
 
 
 def _rule(architecture: str, width: int, hidden: int, dtype: torch.dtype) -> LayerConfig:

@@ -203,7 +203,7 @@ def _tiles(given: ExpertArguments, settings: Settings) -> tuple[LayerConfig, str
     if precision == "tf32x3" and architecture.startswith("gfx"):  # AMD's compiler knows none
         precision = "ieee"
     # torch.compile may not know a size: here it has to.
-    return layer_config(architecture, int(width), int(hidden), settings.compute), precision
+    return layer_config(architecture, int(width), int(hidden), settings.compute, precision), precision
 
 
 def plan_shape(given: ExpertArguments, settings: Settings, images: tuple[int, ...] | None = None) -> PlanShape:

@@ -272,3 +272,12 @@ def test_an_old_gpu_is_named_with_what_is_supported(monkeypatch):
 @pytest.mark.gpu
 def test_this_gpu_is_supported():
     assert architecture_of("cuda") in SHARED_MEMORY
+
+
+@pytest.mark.parametrize("architecture", ["sm_90", "sm_100"])
+def test_ieee_float32_has_no_descriptors_for_it_has_no_tensor_cores(architecture):
+    ieee, tf32 = (layer_config(architecture, 768, 3072, torch.float32, precision) for precision in ("ieee", "tf32"))
+    assert not any(gemm.described for gemm in ieee)
+    assert all(gemm.described for gemm in tf32)
+    assert [gemm[:5] for gemm in ieee] == [gemm[:5] for gemm in tf32]
+    assert all(gemm.described for gemm in layer_config(configs.INTERPRETER, 768, 3072, torch.float32))
