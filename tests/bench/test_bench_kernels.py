@@ -16,8 +16,8 @@ from dexcore.nn import DEXMlp, update_directors
 TINY = Shape(3, 5, 16)
 
 
-def problem(dtype=torch.float32, routing="uniform"):
-    return Problem(TINY, dtype, routing, "interpreter")
+def problem(dtype=torch.float32, routing="uniform", shape=TINY):
+    return Problem(shape, dtype, routing, "interpreter")
 
 
 @pytest.fixture
@@ -28,9 +28,14 @@ def nan_filled_memory():
 
 
 @pytest.mark.usefixtures("nan_filled_memory")
-@pytest.mark.parametrize(("dtype", "routing"), [(torch.float32, "two"), (torch.bfloat16, "uniform")])
-def test_all_kernels_pass_the_check_before_they_would_be_timed(dtype, routing):
-    check(problem(dtype, routing), CPU)
+@pytest.mark.parametrize(
+    ("dtype", "routing", "width"),
+    [(torch.float32, "two", 16), (torch.bfloat16, "uniform", 16), (torch.bfloat16, "zipf", 32)],
+)
+def test_all_kernels_pass_the_check_before_they_would_be_timed(dtype, routing, width):
+    case = problem(dtype, routing, TINY._replace(width=width))
+    assert case.config.up.described == (width == 32)
+    check(case, CPU)
 
 
 def times_1_1(results):
