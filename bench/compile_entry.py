@@ -33,7 +33,7 @@ if "dexcore" not in sys.modules:
     sys.modules["dexcore"] = package
 
 from bench import assembly  # noqa: E402
-from dexcore.kernels import configs, plan  # noqa: E402
+from dexcore.kernels import configs, plan, route  # noqa: E402
 from dexcore.kernels.expert_order import Input  # noqa: E402
 from dexcore.kernels.expert_wgrad import Product  # noqa: E402
 from dexcore.kernels.launch import compiling  # noqa: E402
@@ -50,6 +50,7 @@ TARGETS = {
 HOMES = {
     "make_plan": "plan",
     "route_forward": "route",
+    "route_gradients": "route",
     "route_backward": "route",
     "expert_load": "route",
     "input_rows": "expert_order",
@@ -139,7 +140,8 @@ class Layer:
     @property
     def routed(self) -> Tensor:
         """What of the layer's input the router is given."""
-        tokens = 1 if self.one_of("cls", "mean") == "cls" else TOKENS
+        alone = self.one_of("cls", "mean") == "cls" and "keep" not in self.options  # dexcore.ops.route takes it out
+        tokens = 1 if alone else TOKENS
         return self.empty(IMAGES, tokens, self.width, dtype=self.input_dtype)
 
     @property
@@ -211,12 +213,18 @@ def _arguments(launcher: str, layer: Layer) -> tuple[tuple[Any, ...], dict[str, 
     width, hidden, precision = layer.width, layer.hidden, layer.precision
     match launcher:
         case "make_plan":
-            return (layer.indices, EXPERTS, TOKENS, config.up.block_m), {}
+            balance = route.Balance.of(layer.float(IMAGES, EXPERTS)) if "balance" in options else None
+            return (layer.indices, EXPERTS, TOKENS, config.up.block_m, balance), {}
         case "expert_load":
             return (layer.gates, layer.indices, EXPERTS), {}
         case "route_forward":
             weight, noise = layer.float(EXPERTS, width), layer.float(IMAGES, EXPERTS) if "noise" in options else None
-            return (layer.routed, weight, noise, TOP_K, 0.5, layer.one_of("cls", "mean")), {}
+            kept = layer.float(IMAGES, width) if "keep" in options else None
+            return (layer.routed, weight, noise, TOP_K, 0.5, layer.one_of("cls", "mean"), kept), {}
+        case "route_gradients":
+            gates, feature, weight = layer.gates, layer.float(IMAGES, width), layer.float(EXPERTS, width)
+            forward = weight, gates, layer.indices, layer.float(IMAGES, EXPERTS), layer.float(EXPERTS)
+            return (gates, None, layer.float(), feature, *forward, 0.5), {}
         case "route_backward":
             gates, probs, weight = layer.gates, layer.float(IMAGES, EXPERTS), layer.float(EXPERTS, width)
             pool = layer.one_of("cls", "mean")
@@ -257,7 +265,9 @@ def _arguments(launcher: str, layer: Layer) -> tuple[tuple[Any, ...], dict[str, 
         case "align_backward":
             return (layer.float(), layer.image_rows(width)), {}
         case "sum_slots":
-            return (layer.narrow, made, layer.input_dtype), {}
+            pool = [pool for pool in ("cls", "mean") if pool in options]
+            through = (layer.float(IMAGES, width), *pool) if pool else ()
+            return (layer.narrow, made, layer.input_dtype, *through), {}
         case "gate_and_bias_gradients":
             parts = layer.float(triton.cdiv(hidden, config.dact.block_n), made.rows)
             b2 = layer.bias(EXPERTS, width)

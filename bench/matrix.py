@@ -34,13 +34,13 @@ BY_WIDTH = (
     "mix_align_forward kd gradient",
     "gradient_rows align",
     "gate_and_bias_gradients",
-    "sum_slots",
+    "sum_slots cls",
 )
 # ... and theirs does not.
 OTHERS = ("group_ema",)
 # They do not know the compute dtype: the router reads the layer's input.
-ROUTING = ("route_forward cls", "route_backward cls")
-COUNTERS = ("make_plan", "expert_load")
+ROUTING = ("route_forward cls keep", "route_gradients")
+COUNTERS = ("make_plan balance", "expert_load")
 # On parameters, which are float32 in training.
 ON_PARAMETERS = ("group_ema",)
 
@@ -57,17 +57,23 @@ VARIANTS = (
     "expert_down",
     "expert_down director no-bias",
     "expert_dact gelu wa",
-    "route_forward cls noise",
-    "route_forward cls half-x",
+    "make_plan",
+    "route_forward cls",
+    "route_forward cls noise keep",
+    "route_forward cls half-x keep",
+    "route_forward mean noise keep",
+    "route_backward cls",
     "route_backward cls half-x",
-    "route_forward mean noise",
     "route_backward mean",
     "mix_align_forward kd",
     "mix_align_forward cosine gradient",
     "mix_align_forward mse gradient",
     "align_forward kd gradient",
     "align_backward",
+    "sum_slots",
     "sum_slots half-x",
+    "sum_slots cls half-x",
+    "sum_slots mean",
     "input_rows",
     "input_rows half-x director",
     "gradient_rows",
