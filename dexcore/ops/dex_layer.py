@@ -81,7 +81,8 @@ def dex_layer(
     settings = Settings(activation, precision, chosen, compute)
     weights, target = Weights(w1, b1, w2, b2), as_target(Director(dw1, db1, dw2, db2), settings)
     refuse_transforms("dex_layer", x, router_weight, noise, *weights, *target)
-    router = Router(x, router_weight, noise, top_k, float(tau), pool)
+    # As `route` chooses, so that training and evaluation route alike.
+    router = Router(x, router_weight, noise, top_k, float(tau), pool, resolve(backend, x.device, x.dtype))
     call = DexLayerCall(router, None, weights, target, keep, align, settings)
     trained = torch.is_grad_enabled()
     if trained and any(t is not None and t.requires_grad for t in (x, router_weight, *weights)):
@@ -99,6 +100,7 @@ class Router(NamedTuple):
     top_k: int
     tau: float
     pool: str
+    router_backend: str  # not the experts' where these have reasons of their own
 
 
 class Weights(NamedTuple):
@@ -164,6 +166,7 @@ class DexLayerBackwardCall(NamedTuple):
     feature: Tensor  # [B, D]
     tau: float
     pool: str
+    router_backend: str
     needs: list[bool]  # `Needs`; the gates' are wanted where those of x or router_weight are
     settings: Settings
     x_dtype: torch.dtype  # of x's gradient
@@ -193,7 +196,7 @@ def _cast(call: DexLayerCall) -> DexLayerCall:
 def _route_call(call: DexLayerCall) -> RouteCall:
     router = call.router
     return RouteCall(
-        router.x, router.router_weight, router.noise, router.top_k, router.tau, router.pool, call.settings.backend
+        router.x, router.router_weight, router.noise, router.top_k, router.tau, router.pool, router.router_backend
     )
 
 
@@ -249,7 +252,7 @@ def _run_backward(call: DexLayerBackwardCall) -> LayerGradients:
             call.router_weight,
             Routed(given.gates, given.indices, call.probs, call.feature, call.importance),
             call.tau,
-            call.settings.backend,
+            call.router_backend,
         )
         return grad_feature
 
@@ -319,7 +322,13 @@ class _DexLayer(torch.autograd.Function):
             feature=made.feature,
         )
         ctx.save_for_backward(*flatten(kept))
-        ctx.tau, ctx.pool, ctx.settings = call.router.tau, call.router.pool, call.settings
+        router = call.router
+        ctx.tau, ctx.pool, ctx.router_backend, ctx.settings = (
+            router.tau,
+            router.pool,
+            router.router_backend,
+            call.settings,
+        )
         inputs = {"x": call.router.x, "router_weight": call.router.router_weight, **call.weights._asdict()}
         ctx.dtypes = {name: tensor.dtype for name, tensor in inputs.items() if tensor is not None}
         asked = _CALL.nest(ctx.needs_input_grad).router
@@ -366,6 +375,7 @@ class _DexLayer(torch.autograd.Function):
             feature=kept.feature,
             tau=ctx.tau,
             pool=ctx.pool,
+            router_backend=ctx.router_backend,
             needs=list(needs),
             settings=ctx.settings,
             x_dtype=ctx.dtypes["x"],

@@ -54,6 +54,11 @@ class _Plan:
         sorted_s, self.order = indices_bk.reshape(-1).long().sort(stable=True)
         self.images = self.order.div(max(indices_bk.shape[1], 1), rounding_mode="floor")
         self.places = self.order.argsort()
+        if indices_bk.is_cuda and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                "eager experts read on the host which images are theirs, which a CUDA graph cannot capture: give "
+                "backend='triton', or in float32 precision='tf32', by which 'auto' takes it"
+            )
         chosen = sorted_s.tolist()
         if chosen and not 0 <= chosen[0] <= chosen[-1] < experts:
             wrong = chosen[0] if chosen[0] < 0 else chosen[-1]

@@ -179,6 +179,8 @@ def forward(call: RouteCall, *, keep_feature: bool) -> tuple[Tensor, Tensor, Ten
         from dexcore.kernels.launch import is_compiling
         from dexcore.kernels.route import route_forward
 
+        if pool == "cls" and not x.is_contiguous():
+            x = x[:, :1]  # not all of it is copied
         x, weight, noise = _contiguous(x, weight, noise)
         feature_bd = x.new_empty((x.shape[0] if keep_feature else 0, x.shape[2]), dtype=torch.float32)
         gates, indices, probs = route_forward(x, weight, noise, top_k, tau, pool, feature_bd if keep_feature else None)

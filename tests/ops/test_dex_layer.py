@@ -1,5 +1,7 @@
 """dex_layer is route, dex_mlp and the balance loss one after the other, in one op: to the bit in eager PyTorch."""
 
+import sys
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from assertions import assert_close
 from dexcore import ops
+from dexcore.kernels import route
 from dexcore.ops import reference
 from dexcore.ops.balance import balance_loss
 from dexcore.ops.expert_mlp import KEEPS
@@ -174,18 +177,18 @@ def op_arguments(case, keep="z", backend="eager", x_dtype=torch.float32, pool="c
     x, router_weight, *weights = leaves
     cast_x = None if x_dtype == torch.float32 else x.float()
     noise = torch.randn(len(x), len(router_weight))
-    router = (x, router_weight, noise, 2, 0.5, pool)
+    router = (x, router_weight, noise, 2, 0.5, pool, backend)
     return (*router, cast_x, *weights, *case.director, keep, "kd", "gelu", "ieee", backend, torch.float32)
 
 
 def backward_arguments(arguments, *, with_y=True, with_others=True):
-    x, router_weight, _, _, tau, pool, cast_x, *rest = arguments
+    x, router_weight, _, _, tau, pool, router_backend, cast_x, *rest = arguments
     weights, settings = rest[:4], arguments[-4:]
     y, align, balance, gates, indices, probs, importance, feature, *kept = torch.ops.dexcore.dex_layer(*arguments)
     grads = torch.ones_like(y) if with_y else None, torch.ones_like(align)
     others = (torch.ones_like(t) if with_others else None for t in (balance, gates, probs))
     given = x if cast_x is None else cast_x, *weights, gates, indices
-    router = router_weight, probs, importance, feature, tau, pool
+    router = router_weight, probs, importance, feature, tau, pool, router_backend
     needs = [True, *[with_y] * 4, True]
     return (*grads, *others, *given, *kept, *router, needs, *settings, x.dtype, torch.float32)
 
@@ -296,3 +299,40 @@ def test_the_balance_loss_is_the_methods():
     x, router_weight, *rest = layer_leaves(case, torch.float64)
     _, _, balance, *_ = ops.dex_layer(x, router_weight, *rest, *case.director, 2)
     assert_close(balance, reference.balance_loss(reference.route(x, router_weight, 2)[2]))
+
+
+def test_routing_has_the_backend_that_route_has_whatever_the_experts(monkeypatch):
+    """In float32 a GPU's experts are eager, its routing is not: evaluation, by `route`, chooses as training does."""
+    module = sys.modules["dexcore.ops.dex_layer"]
+    monkeypatch.setattr(
+        module, "resolve", lambda backend, device, dtype, precision=None: "eager" if precision else "triton"
+    )
+    case = plain.make_case()
+    leaves = layer_leaves(case, torch.float32)
+    seen, route_forward = [], route.route_forward
+    monkeypatch.setattr(route, "route_forward", lambda *arguments: seen.append(1) or route_forward(*arguments))
+    mixed = ops.dex_layer(*leaves, *case.director, 2)
+    assert seen
+    gates, indices, probs = ops.route(leaves[0], leaves[1], 2, backend="triton")
+    for found, expected in zip(mixed[3:], (gates, indices, probs), strict=True):
+        assert torch.equal(found, expected)
+    y, align, balance, *_ = mixed
+    grads = torch.autograd.grad(y.square().sum() + align + balance, leaves)
+    monkeypatch.undo()
+    y, align, balance, *_ = ops.dex_layer(*leaves, *case.director, 2, backend="eager")
+    for found, expected in zip(grads, torch.autograd.grad(y.square().sum() + align + balance, leaves), strict=True):
+        assert_close(found, expected, bound=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["eager", "triton"])
+def test_an_x_that_is_not_contiguous_gives_the_same(backend):
+    case = plain.make_case()
+    leaves = layer_leaves(case, torch.float32)
+    x = leaves[0].detach().transpose(1, 2).contiguous().transpose(1, 2)
+    assert not x.is_contiguous()
+    for found, expected in zip(
+        ops.dex_layer(x, *leaves[1:], *case.director, 2, backend=backend),
+        ops.dex_layer(*leaves, *case.director, 2, backend=backend),
+        strict=True,
+    ):
+        assert torch.equal(found, expected)
