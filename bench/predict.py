@@ -32,11 +32,12 @@ from bench.command import table_row
 from bench.contenders import REFERENCE, step_flops
 from bench.kernel_work import Problem, Work, work
 from bench.resources import BUILD, RESULTS, build
+from dexcore.kernels import configs
 from dexcore.kernels.configs import Gemm
 
 Records = list[dict[str, Any]]
 
-MULTIPROCESSORS, CLOCK = 132, 1.7e9
+MULTIPROCESSORS, CLOCK = configs.MULTIPROCESSORS["sm_90"], 1.7e9
 LARGEST_GEMM, HBM = 798e12, 3.0e12  # FLOP/s, bytes/s
 _TENSOR = LARGEST_GEMM / MULTIPROCESSORS / CLOCK  # FLOPs a clock
 _CACHE, _SHARED, _SCHEDULERS = 40, 128, 4  # bytes a clock; bytes a clock; instructions of a warp a clock
@@ -80,7 +81,7 @@ class Beside(NamedTuple):
 
 BESIDE = {"by PyTorch: sum of losses": Beside(2)}
 # Launched on two streams at once (`dexcore.kernels.launch.forked`): what the first one does, and the second.
-FORKED = ("gate_and_bias_gradients", "route_gradients", "expert_dx", "sum_slots"), ("expert_wgrad",)
+FORKED = ("expert_dx", "sum_slots"), ("expert_wgrad",)
 
 
 class Before(NamedTuple):
@@ -279,8 +280,9 @@ def predict(
 def saved_by_streams(lines: "dict[str, _Now]") -> float:
     """Seconds less than the sum, as what is `FORKED` runs at once.
 
-    The GEMMs' programs stand in one queue, one a multiprocessor. What is no GEMM runs beside them, at the bandwidth
-    that they leave: never in less than the whole of its bytes and theirs takes.
+    The GEMMs' programs stand in one queue, one a multiprocessor, first those of the first stream, whose kernel is
+    launched first. What follows that one runs beside the other's, at the bandwidth that they leave: never in less than
+    the whole of its bytes and theirs takes. Were they taken the other way round it would follow them.
     """
     named = [lines[name] for part in FORKED for name in part if name in lines]
     gemms = [line for line in named if line.made is not None]

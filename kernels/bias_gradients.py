@@ -104,7 +104,7 @@ def gate_and_bias_bytes(
         if b2_itemsize is not None:
             reads_sums = True
             first_tiles = {_first_row(counts, e, i, plan) // plan.block_m for e in used for i in range(counts[e])}
-            total += used_bytes if (used_bytes := len(used) * width * b2_itemsize + 4 * len(first_tiles)) else 0
+            total += len(used) * width * b2_itemsize + 4 * len(first_tiles)
     if bias_itemsize is not None:
         total += len(counts) * width * bias_itemsize + 4 * (len(counts) + 1) + 8 * slots  # starts, slots, gates
     return total + (4 * plan.images * width if reads_sums else 0)

@@ -28,6 +28,7 @@ SHARED_MEMORY = {
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # Of the largest chip of an architecture: all of an architecture take the same tiles and sum in the same order.
 MULTIPROCESSORS = {"sm_80": 108, "sm_86": 84, "sm_89": 142, "sm_90": 132, "sm_100": 148, "gfx942": 304, INTERPRETER: 4}
+EPILOGUE_PARTS = 4  # of the columns of `expert_up`'s accumulator, which it writes one after the other
 _WITH_DESCRIPTORS = ("sm_90", "sm_100", INTERPRETER)
 _SMALLEST = 16  # tl.dot takes no less, on any side
 
@@ -153,11 +154,14 @@ def _rule(architecture: str, width: int, hidden: int, dtype: torch.dtype) -> Lay
 def can_describe(architecture: str, width: int, hidden: int, dtype: torch.dtype, tiles: LayerConfig) -> bool:
     """Whether a layer's operands may have tensor descriptors.
 
-    Rows have to be whole numbers of 16 bytes. And of steps along K: a descriptor knows where the weights of all
-    experts end, not those of one, and the next one's Inf times the zeros beyond K would be NaN.
+    Rows of matrices and of tiles have to be whole numbers of 16 bytes, and those of matrices of steps along K: a
+    descriptor knows where the weights of all experts end, not those of one, and the next one's Inf times the zeros
+    beyond K would be NaN.
     """
     steps = max(tiles.up.block_k, tiles.down.block_k, tiles.dact.block_k, tiles.dx.block_k, 16 // dtype.itemsize)
-    return architecture in _WITH_DESCRIPTORS and width % steps == 0 and hidden % steps == 0
+    narrowest = tiles.up.block_n // EPILOGUE_PARTS * dtype.itemsize
+    fits = width % steps == 0 and hidden % steps == 0 and narrowest >= 16
+    return architecture in _WITH_DESCRIPTORS and fits
 
 
 def _broadened(tiles: LayerConfig, width: int, hidden: int) -> LayerConfig:

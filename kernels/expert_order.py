@@ -171,8 +171,8 @@ def _expert_order_kernel(
     row_gates[first_rows[b, j] + n] = gates[b, j], v = source + grad_loss / (B N) gradient, what is not given being 0.
 
     Grid ((B + R + 1) cdiv(D, COLUMNS),), columns fastest, the + 1 only with images. A program owns COLUMNS columns: of
-    an image's rows, wherever they go, and of sums; or of an expert's rows that have no token, the last expert's up to
-    the last row of all; or of those behind the last image's: these are zero. The first column's programs own row_gates
+    an image's rows, wherever they go, and of sums; or of an expert's rows that have no token, and of every R-th
+    tile that nobody has; or of those behind the last image's: these are zero. The first column's programs own row_gates
     too.
 
     Bytes: source and gradient B N D each; rows and images, each element; sums 4 B D; row_gates 4 a row, gates 4 S;
@@ -217,22 +217,38 @@ def _expert_order_kernel(
     else:
         expert = owner - batch
         if expert < R:
-            begin = tl.load(tile_starts_ptr + expert) * BLOCK_M
-            begin += (tl.load(starts_ptr + expert + 1) - tl.load(starts_ptr + expert)) * tokens
+            gates_here = row_gates_ptr if gates_ptr is not None else None
+            first_row = tl.load(tile_starts_ptr + expert) * BLOCK_M
+            slots = tl.load(starts_ptr + expert + 1) - tl.load(starts_ptr + expert)
             end = tl.load(tile_starts_ptr + expert + 1) * BLOCK_M
-            if expert == R - 1:
-                end = num_rows
-        else:
-            begin = batch * tokens
-            end = tl.cdiv(begin, BLOCK_M) * BLOCK_M
-        for first in range(begin, end, TOKENS):
-            row = first + block
-            offsets = row.to(tl.int64)[:, None] * D + column[None, :]
-            here = (row < end)[:, None] & in_width
-            zeros = rounded(tl.zeros((TOKENS, COLUMNS), tl.float32), rows_ptr.dtype.element_ty)
-            if images_ptr is not None:
-                tl.store(images_ptr + offsets, zeros, mask=here & (expert == R))
-            tl.store(rows_ptr + offsets, zeros, mask=here & (expert < R))
-            if gates_ptr is not None:
-                none = tl.zeros((TOKENS,), tl.float32)
-                tl.store(row_gates_ptr + row, none, mask=(row < end) & is_first & (expert < R))
+            _zero(rows_ptr, gates_here, first_row + slots * tokens, end, column, is_first, D, TOKENS, COLUMNS)
+            # Tiles that nobody has are shared out among the experts.
+            for tile in range(tl.load(tile_starts_ptr + R) + expert, num_rows // BLOCK_M, R):
+                row = tile * BLOCK_M
+                _zero(rows_ptr, gates_here, row, row + BLOCK_M, column, is_first, D, TOKENS, COLUMNS)
+        elif images_ptr is not None:
+            rows = batch * tokens
+            end = tl.cdiv(rows, BLOCK_M) * BLOCK_M
+            _zero(images_ptr, None, rows, end, column, is_first, D, TOKENS, COLUMNS)
+
+
+@triton.jit
+def _zero(
+    rows_ptr,
+    gates_ptr,
+    begin,
+    end,
+    column,
+    is_first,
+    D: tl.constexpr,
+    TOKENS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """Write zeros to the columns of the rows ``begin`` .. ``end - 1``, and to their gates if given."""
+    for first in range(begin, end, TOKENS):
+        row = first + tl.arange(0, TOKENS)
+        offsets = row.to(tl.int64)[:, None] * D + column[None, :]
+        zeros = rounded(tl.zeros((TOKENS, COLUMNS), tl.float32), rows_ptr.dtype.element_ty)
+        tl.store(rows_ptr + offsets, zeros, mask=(row < end)[:, None] & (column < D)[None, :])
+        if gates_ptr is not None:
+            tl.store(gates_ptr + row, tl.zeros((TOKENS,), tl.float32), mask=(row < end) & is_first)

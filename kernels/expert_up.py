@@ -13,14 +13,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dexcore.kernels.configs import Gemm
+from dexcore.kernels.configs import EPILOGUE_PARTS, Gemm
 from dexcore.kernels.expert_order import Input
 from dexcore.kernels.launch import launch
 from dexcore.kernels.numerics import activate, dot, halves
 from dexcore.kernels.plan import Plan, rows_with_tokens, tile_in_group
 from dexcore.kernels.tiles import load_tile, matrix, store_tile
-
-_PARTS = 4  # of the accumulator's columns: the epilogue's temporaries, as wide as it, would spill
 
 
 def expert_up(
@@ -69,7 +67,7 @@ def expert_up(
     n = n // 2 if glu else n  # hidden units of a program, whose accumulators have as many elements
     # A tile of the gate's columns must not reach into the value's.
     described = config.described and not (glu and hidden % n)
-    out = m, config.block_n // _PARTS
+    out = m, config.block_n // EPILOGUE_PARTS
     launch(
         _expert_up_kernel,
         ((expert_tiles + director_tiles) * triton.cdiv(hidden, n),),
@@ -96,7 +94,7 @@ def expert_up(
         BLOCK_M=m,
         BLOCK_N=n,
         BLOCK_K=k,
-        PART=config.block_n // _PARTS,
+        PART=config.block_n // EPILOGUE_PARTS,
         num_warps=config.warps,
         num_stages=config.stages,
     )

@@ -28,6 +28,7 @@ from dexcore.nn.rules import RoutingRule
 from dexcore.ops.activation import columns_of
 from dexcore.ops.balance import balance_loss
 from dexcore.ops.checks import check_choice
+from dexcore.ops.copies import forget
 from dexcore.ops.expert_mlp import KEEPS, PRECISIONS, compute_dtype
 from dexcore.ops.library import is_exporting
 from dexcore.ops.mix_align import ALIGNS
@@ -264,6 +265,12 @@ class DEXMlp(nn.Module):
                     "dexcore.models.load_dense_checkpoint, or upcycle the dense model"
                 )
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def train(self, mode: bool = True) -> "DEXMlp":
+        """As every module's; weights that were swapped for the other mode are cast anew (`dexcore.ops.copies`)."""
+        if mode != self.training:
+            forget(self.parameters())
+        return super().train(mode)
 
     def set_mode(self, mode: str) -> None:
         """Run "experts" or the "director"; what does not run, or has no gradient, is frozen."""

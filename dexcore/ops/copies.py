@@ -5,8 +5,9 @@ checkpointing, evaluation), and `group_ema_` writes those of the step to come on
 
 A copy is true while the parameter is the same object with the same storage, address, shape and version, and no
 optimizer of the process has made a step since: some write past the version, and so do weight averages that are written
-through ``.data`` after a step. Any other write through ``.data`` or by a kernel of one's own is not seen, as autograd
-does not see it; `torch.autograd.graph.increment_version` tells both.
+through ``.data`` after a step. A layer that goes from training to evaluation or back forgets its copies (`forget`):
+averages are swapped in and out there. Any other write through ``.data`` or by a kernel of one's own is not seen, as
+autograd does not see it; `torch.autograd.graph.increment_version` tells both.
 
 Copies are kept of `torch.nn.Parameter` alone, and of none
 
@@ -18,7 +19,7 @@ Copies are kept of `torch.nn.Parameter` alone, and of none
 import functools
 import sys
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any
@@ -89,11 +90,11 @@ def half_copies(tensors: Sequence[Tensor | None], dtype: torch.dtype) -> list[Te
                 found[i] = tensor.to(dtype)
         if not anew:
             return found
-        for source in sources:
-            if capturing:
+        if capturing:
+            for source in sources:
                 _never_keep(source)
-            elif (kept := _of(source)) is not None and kept.half is not None:
-                del _kept[id(source)]  # its memory goes before more is taken
+        else:
+            _let_go(sources)
         for i, source, copy in zip(anew, sources, _cast(sources, dtype, capturing), strict=True):
             found[i] = copy
             if not capturing:
@@ -237,8 +238,30 @@ def _cast(sources: Sequence[Tensor], dtype: torch.dtype, capturing: bool) -> lis
     return copies
 
 
+def _let_go(sources: Sequence[Tensor]) -> None:
+    """Before their copies are made anew, give their memory back: theirs, and that of untrue ones that share it; and
+    copies of parameters whose storage is gone.
+    """
+    old = [kept for source in sources if (kept := _of(source)) is not None and kept.half is not None]
+    shared = {kept.half.untyped_storage()._cdata for kept in old if kept.half is not None}
+    for key, kept in _kept.copy().items():  # a copy: parameters may die meanwhile
+        parameter = kept.of()
+        untrue = parameter is not None and kept.seen != _seen(parameter)
+        shares = kept.half is not None and untrue and kept.half.untyped_storage()._cdata in shared
+        if shares or kept.storage.expired() or any(kept is one for one in old):
+            _kept.pop(key, None)
+
+
+def forget(tensors: Iterable[Tensor]) -> None:
+    """Their copies are made anew when a forward asks for them next: for writes that nothing else tells."""
+    with _lock:
+        for tensor in tensors:
+            if (kept := _of(tensor)) is not None and kept.half is not None:
+                kept.seen = None
+
+
 def _keep(tensor: Tensor, copy: Tensor | None, is_true: bool = False) -> None:
-    """Keep a copy; those of parameters whose storage is gone go."""
+    """Keep a copy."""
     if not _may_keep(tensor) or ((kept := _of(tensor)) is not None and kept.half is None):
         return
     _count_steps()
@@ -248,9 +271,6 @@ def _keep(tensor: Tensor, copy: Tensor | None, is_true: bool = False) -> None:
         if (kept := all_kept.get(key)) is not None and kept.of is of:
             del all_kept[key]
 
-    for other, old in _kept.copy().items():  # a copy: parameters may die meanwhile
-        if old.storage.expired():
-            _kept.pop(other, None)
     storage, seen = StorageWeakRef(tensor.untyped_storage()), _seen(tensor) if is_true else None
     _kept[key] = _Kept(weakref.ref(tensor, forget), storage, copy, _stream(tensor.device), seen)
 

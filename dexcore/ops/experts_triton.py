@@ -147,19 +147,20 @@ def backward(
     del z  # large, and room for what follows
     a = kept.a if kept.a.numel() else a
     grads = empty_gradients(given, Needs(), x_dtype, weight_dtype)
-    # The weights' gradients fill what the tail of the input's leaves idle, and the other way round.
+    if needs.gates or needs.b2:
+        grad_gates, grad_b2 = gate_and_bias_gradients(
+            gate_parts if needs.gates else None,
+            token_sums,
+            _contiguous(given.b2),
+            given.gates.contiguous(),
+            plan,
+            weight_dtype if needs.b2 else None,
+        )
+        grads = grads._replace(gates=_or(grad_gates, grads.gates), b2=_or(grad_b2, grads.b2))
+    through = () if router is None else (router.feature_gradient(grads.gates), router.pool)
+    # The weights' gradients fill what the tail of the input's leaves idle, and the other way round. In there nothing is
+    # let go: dx is read until the end.
     with forked(grad_y.device) as beside:
-        if needs.gates or needs.b2:
-            grad_gates, grad_b2 = gate_and_bias_gradients(
-                gate_parts if needs.gates else None,
-                token_sums,
-                _contiguous(given.b2),
-                given.gates.contiguous(),
-                plan,
-                weight_dtype if needs.b2 else None,
-            )
-            grads = grads._replace(gates=_or(grad_gates, grads.gates), b2=_or(grad_b2, grads.b2))
-        through = () if router is None else (router.feature_gradient(grads.gates), router.pool)
         if needs.x:
             dx = expert_dx(dz, w1, plan, precision, config.dx)
             grads = grads._replace(x=sum_slots(dx, plan, x_dtype, *through).view(grad_y.shape))

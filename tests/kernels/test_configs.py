@@ -281,3 +281,9 @@ def test_ieee_float32_has_no_descriptors_for_it_has_no_tensor_cores(architecture
     assert all(gemm.described for gemm in tf32)
     assert [gemm[:5] for gemm in ieee] == [gemm[:5] for gemm in tf32]
     assert all(gemm.described for gemm in layer_config(configs.INTERPRETER, 768, 3072, torch.float32))
+
+
+def test_a_tile_too_narrow_for_a_descriptor_has_none():
+    """Whose rows of stores would be 8 bytes."""
+    assert not any(gemm.described for gemm in layer_config("sm_90", 16, 16, torch.bfloat16))
+    assert all(gemm.described for gemm in layer_config("sm_90", 32, 32, torch.bfloat16))

@@ -627,3 +627,40 @@ def test_several_threads_get_the_same_copies(launches):
     for other in found:
         assert_same(other, found[0])
     assert len(launches) == 1
+
+
+def test_weights_that_are_swapped_for_an_evaluation_and_back_are_those_that_run():
+    layer = DEXMlp(16, 32, num_experts=3, backend="triton")
+    x = torch.randn(2, 5, 16)
+
+    def run():
+        with torch.no_grad(), torch.autocast("cpu", BF16):
+            return layer(x)
+
+    own, average = ([torch.randn(p.shape) * 0.1 for p in layer.experts.parameters()] for _ in range(2))
+
+    def put(values):  # past the version, as averages are
+        for parameter, value in zip(layer.experts.parameters(), values, strict=True):
+            parameter.data.copy_(value)
+
+    put(own)
+    torch.optim.SGD(layer.parameters(), lr=0.0).step()
+    trained = run()
+    put(average)
+    layer.eval()
+    averaged = run()
+    assert not torch.equal(averaged, trained)
+    put(own)
+    layer.train()
+    assert torch.equal(run(), trained)
+    put(average)
+    layer.eval()
+    assert torch.equal(run(), averaged)
+
+
+def test_copies_that_were_cast_together_go_together_once_untrue():
+    given = parameters((4, 8), (8, 4), (8,), (4,))
+    half_copies(given, BF16)
+    step(given)
+    half_copies(given[:2], BF16)
+    assert len(copies._kept) == 2
