@@ -403,7 +403,8 @@ def _sum_parts_kernel(
     """
     blocks_1: tl.constexpr = tl.cdiv(P * Q, BLOCK)
     blocks_2: tl.constexpr = tl.cdiv(P2 * Q2, BLOCK)
-    blocks: tl.constexpr = blocks_1 + blocks_2 + (0 if sums_ptr is None else tl.cdiv(P, BLOCK))
+    blocks_3: tl.constexpr = 0 if sums_ptr is None else (P + BLOCK - 1) // BLOCK
+    blocks: tl.constexpr = blocks_1 + blocks_2 + blocks_3
     rank = tl.program_id(0) // blocks
     block = tl.program_id(0) % blocks
     ranks, parts_by_rank, ends = _unit_table(tile_starts_ptr, longest_ptr, part, R, R_BLOCK)

@@ -5,7 +5,8 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from dexcore.kernels.launch import compiling, is_compiling, launch
+from dexcore.kernels import launch as module
+from dexcore.kernels.launch import compiling, forked, is_compiling, launch
 
 
 class Elsewhere(torch.Tensor):
@@ -83,3 +84,70 @@ def test_an_empty_grid_launches_nothing():
     kernel = Kernel([None])
     launch(kernel, (4, 0), torch.zeros(2))
     assert kernel.asked == []
+
+
+class Stream:
+    """Notes who waits for whom, and what is launched on which."""
+
+    def __init__(self, name, noted):
+        self.name, self.noted = name, noted
+
+    def wait_stream(self, other):
+        self.noted.append((self.name, "waits for", other.name))
+
+
+@pytest.fixture
+def noted(devices, monkeypatch):
+    """Of a current stream, "first", and of the one beside it: what they are asked for, in order."""
+    asked = []
+    streams = [Stream("first", asked)]
+    second = Stream("second", asked)
+
+    @contextmanager
+    def on(stream):
+        streams.append(stream)
+        yield
+        streams.pop()
+
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: streams[-1])
+    monkeypatch.setattr(torch.cuda, "stream", on)
+    monkeypatch.setattr(module, "_second_stream", lambda device: second)
+    kernel = Kernel(devices)
+    kernel.asked = type("Notes", (list,), {"append": lambda self, _: asked.append((streams[-1].name, "launches"))})()
+    return asked, kernel
+
+
+def test_what_is_forked_begins_after_and_ends_before_the_rest(noted):
+    asked, kernel = noted
+    launch(kernel, (1,), elsewhere())
+    with forked(elsewhere().device) as beside:
+        launch(kernel, (1,), elsewhere())
+        with beside:
+            launch(kernel, (2,), elsewhere())
+        launch(kernel, (3,), elsewhere())
+    launch(kernel, (1,), elsewhere())
+    launches = [("first", "launches"), ("second", "launches"), ("first", "launches")]
+    fork, join = ("second", "waits for", "first"), ("first", "waits for", "second")
+    assert asked == [("first", "launches"), fork, *launches, join, ("first", "launches")]
+
+
+def test_a_fork_is_joined_after_an_error_too(noted):
+    asked, kernel = noted
+    def fails():
+        with forked(elsewhere().device) as beside, beside:
+            launch(kernel, (1,), elsewhere())
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fails()
+    launch(kernel, (1,), elsewhere())
+    assert asked[-2:] == [("first", "waits for", "second"), ("first", "launches")]
+
+
+def test_on_the_cpu_and_where_nothing_is_launched_there_is_no_fork(noted):
+    asked, kernel = noted
+    with forked(torch.device("cpu")) as beside, beside:
+        pass
+    with compiling(lambda compiled: None), forked(elsewhere().device) as beside, beside:
+        launch(kernel, (1,), elsewhere())
+    assert not any("waits for" in note for note in asked)
