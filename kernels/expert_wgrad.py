@@ -401,8 +401,9 @@ def _sum_parts_kernel(
     block of one gradient. Bytes: 4 (P Q + P2 Q2 + P) a part, as many elements of the gradients a cut expert,
     tile_starts and longest 4 (2 R + 1).
     """
-    blocks_1: tl.constexpr = tl.cdiv(P * Q, BLOCK)
-    blocks_2: tl.constexpr = tl.cdiv(P2 * Q2, BLOCK)
+    # Not tl.cdiv, whose result Triton 3.6 cannot add here.
+    blocks_1: tl.constexpr = (P * Q + BLOCK - 1) // BLOCK
+    blocks_2: tl.constexpr = (P2 * Q2 + BLOCK - 1) // BLOCK
     blocks_3: tl.constexpr = 0 if sums_ptr is None else (P + BLOCK - 1) // BLOCK
     blocks: tl.constexpr = blocks_1 + blocks_2 + blocks_3
     rank = tl.program_id(0) // blocks
