@@ -9,9 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from bench import gpu, gpu_stages
 from bench.command import Options
+from bench.contenders import Shape
 from bench.timing import CPU
 
 ROOT = Path(__file__).parents[2]
@@ -105,6 +107,23 @@ def test_the_page_reads_the_goals_from_what_is_on_disk(run):
         (line,) = [line for line in page.splitlines() if line.startswith(goal.name)]
         assert line.endswith(word)
     assert "0.70  missed" in page
+
+
+def test_what_is_compiled_before_the_kernels_is_a_layer_of_each_dtype(run, monkeypatch):
+    kernels = pytest.importorskip("dexcore.kernels")
+    seen = []
+
+    def step(model, shape):
+        y = model(torch.zeros(shape))
+        seen.append(y.dtype)
+        y.sum().backward()
+        return 0.0
+
+    monkeypatch.setattr(gpu_stages, "REFERENCE", Shape(2, 5, 16))
+    monkeypatch.setattr(kernels, "warm_up", step)
+    gpu_stages.compile_kernels(Options(CPU, quick=True), gpu_stages.Results("compile", run.out))
+    assert seen == list(gpu_stages._DTYPES)
+    assert len(list(run.lines())) == len(seen)
 
 
 def test_the_tuned_layer_leaves_the_goals_that_were_measured_before_it(run, monkeypatch):
