@@ -18,7 +18,7 @@ from dexcore.train.build import build_model
 from dexcore.train.config import Checkpointing, ModelConfig
 from dexcore.train.run.comparison import cost
 
-TILE = 128  # rows of a tile of the Triton kernels, where the half-precision layer is not a small one
+TILE = 128  # rows of a tile by the rule of the Triton kernels, in half precision, D and H multiples of 16
 
 
 class Counted(NamedTuple):
@@ -30,10 +30,12 @@ class Counted(NamedTuple):
         experts: those of all pools.
         units: parameters of what FSDP gathers at once, a number a block, the last the rest of the model's.
         trained_units: those of each unit that have a gradient.
+        copied_units: those of each unit that its DEX layers copy to half precision, weights of experts and directors.
         flops: of a training step, an image.
         kept: bytes that a step keeps for its backward, an image, in bf16, with Triton's DEX layers; by what blocks run
             again.
-        filled: bytes of the rows that fill the experts' last tiles, the most that they can be, whatever the images.
+        filled: bytes of the rows that fill the experts' last tiles, the most that they can be, whatever the images, in
+            tiles of `TILE` rows: the rule's for aligned layers; a tuned table may have others.
     """
 
     parameters: int
@@ -41,6 +43,7 @@ class Counted(NamedTuple):
     experts: int
     units: tuple[int, ...]
     trained_units: tuple[int, ...]
+    copied_units: tuple[int, ...]
     flops: int
     kept: Mapping[Checkpointing, int]
     filled: Mapping[Checkpointing, int]
@@ -61,10 +64,16 @@ def count(config: ModelConfig) -> Counted:
         experts,
         (*units, total - sum(units)),
         (*trained, learned - sum(trained)),
+        (*map(_copied, blocks), 0),
         cost(replace(config, init="")).training_flops,
         {how: kept_for_backward(replace(config, grad_checkpointing=how)) for how in get_args(Checkpointing)},
         {how: _filled(model, how) for how in get_args(Checkpointing)},
     )
+
+
+def _copied(block: torch.nn.Module) -> int:
+    pools = [part for layer in block.modules() if isinstance(layer, DEXMlp) for part in (layer.experts, layer.director)]
+    return sum(p.numel() for part in pools for name, p in part.named_parameters() if name.endswith("weight"))
 
 
 @cache

@@ -229,12 +229,20 @@ def memory_of_pass(counted: Counted, shards: int, images: int, checkpointing: Ch
     """Bytes of a process at the peak of a step, beside those of `states_of`."""
     kept = counted.kept[checkpointing] * images + counted.filled[checkpointing]
     block, rest = max(counted.units[:-1]), counted.units[-1]
-    # In bf16: for the backward; and those of experts, which stay where no process shards them.
-    copies = 2 * (counted.parameters if checkpointing == "none" else block + (counted.experts if shards == 1 else 0))
+    copies = copies_of_weights(counted, shards, checkpointing)
     gathered = 0.0
     if shards > 1:  # a block that runs, the next one and its copy to be cut, the rest; gradients, whole and to be sent
         gathered = 4 * (3 * block + rest) + 8 * block
     return copies + gathered + kept + _CONTEXT
+
+
+def copies_of_weights(counted: Counted, shards: int, checkpointing: Checkpointing) -> int:
+    """Bytes of weights in bf16 while a block runs: autocast's casts, which stay for the backward of what is not run
+    again, and DEX layers' copies, which stay from step to step where nothing shards the model."""
+    copied = counted.copied_units
+    cast = [unit - part for unit, part in zip(counted.units, copied, strict=True)]
+    casts = sum(cast) if checkpointing == "none" else max(cast[:-1])
+    return 2 * (casts + (sum(copied) if shards == 1 else max(copied)))
 
 
 def fitting_batch(batch_size: int, gpus: int) -> int:

@@ -9,6 +9,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from dexcore.kernels.configs import INTERPRETER, layer_config
+from dexcore.ops import copies
 from dexcore.train import counted as counting
 from dexcore.train.build import build_model
 from dexcore.train.config import PRESETS, Checkpointing, ModelConfig
@@ -62,6 +63,19 @@ def test_what_a_gpu_keeps_is_what_the_op_by_triton_says(monkeypatch, how, keep):
     if how == "selective":  # else eager layers keep casts of their weights too
         filled = counting._filled(counting._empty(config), how)
         assert always - eager == pytest.approx(filled, rel=0.01)
+
+
+def test_weights_that_are_copied_are_those_whose_copies_a_step_leaves(monkeypatch):
+    counted = counting.count(SMALL)
+    monkeypatch.setattr(copies, "_may_keep_any", lambda: True)  # whatever models of other tests are sharded
+    monkeypatch.setenv("DEXCORE_BACKEND", "triton")
+    model = build_model(SMALL).train()
+    image, noise = torch.rand(1, 3, SMALL.image_size, SMALL.image_size), torch.rand(1, model.num_patches)
+    with torch.autocast("cpu", torch.bfloat16):
+        model(image, noise=noise, hidden_only=True)
+    parameters = {id(parameter) for parameter in model.parameters()}
+    left = [kept.half.numel() for name, kept in copies._kept.items() if name in parameters and kept.half is not None]
+    assert sum(left) == sum(counted.copied_units) > counted.experts * 0.99
 
 
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100"])

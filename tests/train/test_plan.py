@@ -24,6 +24,7 @@ from dexcore.train.plan import (
     MODELS,
     MVU_IMAGES,
     Machines,
+    copies_of_weights,
     fitting_batch,
     messages,
     plan,
@@ -84,6 +85,26 @@ def test_shards_in_host_memory_take_none_of_the_card():
         one, offloaded = (plan(counted, machines, kind, 512, offload=offload) for offload in (False, True))
         assert offloaded.host == (states_of(counted, 8) if kind == "fsdp" else 0)
         assert offloaded.memory + offloaded.host == pytest.approx(one.memory)
+
+
+def test_a_weight_has_one_copy_in_half_precision():
+    counted, model = count(SMALL), build_model(SMALL)
+    in_pool = re.compile(r".*\.(experts|director)\.fc[12]\.weight")
+    numbers = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    pools = sum(number for name, number in numbers.items() if in_pool.fullmatch(name))
+    blocks = [f"encoder.blocks.{i}." for i in range(SMALL.depth)]
+    blocks += [f"decoder_blocks.{i}." for i in range(SMALL.decoder_depth)]
+
+    def of(block: str, there: bool) -> int:
+        found = [name for name in numbers if name.startswith(block) and bool(in_pool.fullmatch(name)) == there]
+        return sum(numbers[name] for name in found)
+
+    beside, pool = max(of(block, False) for block in blocks), max(of(block, True) for block in blocks)
+    assert copies_of_weights(counted, 1, "none") == 2 * counted.parameters
+    assert copies_of_weights(counted, 8, "none") == 2 * (counted.parameters - pools + pool)
+    for checkpointing in ("selective", "block"):
+        assert copies_of_weights(counted, 1, checkpointing) == 2 * (pools + beside)
+        assert copies_of_weights(counted, 8, checkpointing) == 2 * (beside + pool)
 
 
 def test_what_cannot_be_is_refused_by_its_flag(capsys):
