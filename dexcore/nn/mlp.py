@@ -238,7 +238,7 @@ class DEXMlp(nn.Module):
 
     @property
     def chosen_backend(self) -> ops.backend.Choice | None:
-        """What ran the experts in the last forward, "eager" or "triton", and why; None before one."""
+        """What ran the experts in the last forward, "eager" or "triton", and why; None where none ran."""
         return self._chosen
 
     @property
@@ -285,13 +285,15 @@ class DEXMlp(nn.Module):
         width = self.router.weight.shape[1]
         if x.ndim != 3 or x.shape[2] != width:
             raise ValueError(f"x must be tokens [B, N, {width}], got shape {list(x.shape)}")
+        exporting = is_exporting()  # a program has no place for losses or record
         if self.mode == "director":
             self.record.forget_routing()
+            if not exporting:
+                self._chosen = None
             return self.director(x)
         fc1, fc2 = self.experts.fc1, self.experts.fc2
         weights = (fc1.weight, fc1.bias, fc2.weight, fc2.bias)
         settings = (self.activation, self.align, self.keep, self.precision)
-        exporting = is_exporting()  # a program has no place for losses or record
         with_losses = not exporting and (self.aux == "always" or (self.training and self.aux != "never"))
         missing = None
         if with_losses and self.kept_experts is None:

@@ -366,6 +366,16 @@ def test_a_layer_says_what_ran_its_experts_and_why(compiled):
     assert layer.extra_repr().endswith("mode=experts, backend=auto (eager)")
 
 
+def test_a_layer_that_ran_its_director_names_no_backend_of_its_experts():
+    layer = make()
+    layer(torch.randn(3, 4, 12))
+    assert layer.chosen_backend is not None
+    layer.set_mode("director")
+    layer(torch.randn(3, 4, 12))
+    assert layer.chosen_backend is None
+    assert layer.extra_repr().endswith("mode=director, backend=auto")
+
+
 def test_a_layer_whose_backend_was_asked_for_prints_that_alone():
     layer = make(backend="triton")
     layer(torch.randn(3, 4, 12))
