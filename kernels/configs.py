@@ -235,13 +235,18 @@ def read_table(path: Path) -> dict[Key, LayerConfig]:
     """What `write_table` wrote.
 
     Raises:
-        ValueError: an entry is there twice or cannot run; the message names it.
+        ValueError: an entry is there twice, is of kernels that are gone, or cannot run; the message names it.
     """
     table: dict[Key, LayerConfig] = {}
     for entry in json.loads(path.read_text(encoding="utf-8")):
         fields = dict(entry)
         dtype = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}.get(fields.pop("dtype", ""))
         key = Key(*(fields.pop(name, None) for name in Key._fields[:3]), dtype)  # type: ignore[arg-type]
+        if {"wgrad1", "wgrad2"} & fields.keys():
+            raise ValueError(
+                f"{path.name}: {key} has tiles for wgrad1 and wgrad2, which are one kernel now, wgrad: tune again with "
+                "`python -m bench.tune`"
+            )
         if None in key or fields.keys() != set(LayerConfig._fields):
             raise ValueError(f"{path.name}: incomplete or unknown fields in {entry}")
         if key in table:

@@ -101,7 +101,7 @@ def test_every_architecture_has_a_number_of_multiprocessors():
 def test_the_rule_describes_all_operands_of_a_layer_wherever_they_can_be(architecture, dtype):
     for width in WIDTHS:
         for hidden in WIDTHS:
-            config = layer_config(architecture, width, hidden, dtype)
+            config = layer_config(architecture, width, hidden, dtype, "tf32")
             can = can_describe(architecture, width, hidden, dtype, config)
             assert {gemm.described for gemm in config} == {can}
             if can:
@@ -205,6 +205,7 @@ def test_a_table_comes_back_as_it_was_written_in_the_keys_order(tmp_path):
         ({"width": 0}, "at least 1"),
         ({"dtype": "float64"}, "incomplete or unknown fields"),
         ({"batch": 3}, "incomplete or unknown fields"),
+        ({"wgrad1": ENTRY["wgrad"], "wgrad2": ENTRY["wgrad"]}, r"hidden=3072.*: tune again with .*bench\.tune"),
     ],
 )
 def test_a_wrong_table_is_an_error_that_names_the_entry(tmp_path, change, message):
