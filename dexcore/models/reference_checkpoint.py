@@ -16,6 +16,7 @@ import re
 from pathlib import Path
 
 import torch
+from timm.layers import Mlp
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
@@ -31,6 +32,7 @@ from dexcore.models.pretrained import (
     read_pickle,
     read_safetensors,
 )
+from dexcore.nn import DEXMlp
 
 _EXPERT = re.compile(r"(blocks\.\d+)\.DEX\.experts\.(0|[1-9]\d{0,4})\.(fc[12]\.(?:weight|bias))")
 _RENAMED = {
@@ -59,7 +61,7 @@ def load_reference_checkpoint(model: nn.Module, path: str | os.PathLike[str]) ->
 
     Raises:
         TypeError: ``model`` is neither, or ``path`` is no path.
-        ValueError: ``model`` is on the meta device.
+        ValueError: ``model`` has gated (SwiGLU) DEX layers, which the layout cannot name, or is on the meta device.
         FileNotFoundError: there is no such file.
         ModelFileError: the file is a folder or cannot be read, or its tensors are not the model's; names what is
             missing, unexpected or of another shape. The model is untouched.
@@ -67,6 +69,7 @@ def load_reference_checkpoint(model: nn.Module, path: str | os.PathLike[str]) ->
     prefix = _encoder_prefix(model)
     check_path("path", path)
     check_has_data(model)
+    _refuse_gated(model)
     source = str(path)
     tensors = _from_authors(_read(Path(path)), source)
     decoder = [name for name in tensors if name == "mask_token" or name.startswith("decoder_")]
@@ -88,12 +91,14 @@ def save_reference_checkpoint(model: nn.Module, path: str | os.PathLike[str]) ->
 
     Raises:
         TypeError: ``model`` is neither a `MaskedAutoencoder` nor a `VisionTransformer`, or ``path`` is no path.
-        ValueError: ``path`` ends in .safetensors, which this file would not be, or ``model`` is on the meta device.
+        ValueError: ``path`` ends in .safetensors, which this file would not be; or ``model`` has gated DEX layers
+            (SwiGLU), for which the layout has no names, or is on the meta device.
         OSError: the file, which the error names, cannot be written.
     """
     prefix = _encoder_prefix(model)
     check_path("path", path)
     check_has_data(model)
+    _refuse_gated(model)
     if Path(path).suffix == ".safetensors":
         raise ValueError(f"path must not end in .safetensors, which torch.save does not write; got {path}")
     tensors: dict[str, torch.Tensor] = {}
@@ -113,6 +118,15 @@ def _encoder_prefix(model: nn.Module) -> str:
     if isinstance(model, VisionTransformer):
         return ""
     raise TypeError(f"model must be a MaskedAutoencoder or a VisionTransformer, got {type(model).__name__}")
+
+
+def _refuse_gated(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, DEXMlp) and not isinstance(module.director, Mlp):
+            raise ValueError(
+                f"model must have no gated DEX layer, got {name}, whose director is {type(module.director).__name__}; "
+                "the authors' layout has no names for it; use save_pretrained and from_pretrained"
+            )
 
 
 def _read(path: Path) -> dict[str, torch.Tensor]:

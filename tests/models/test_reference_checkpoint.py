@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 from safetensors.torch import save_file
+from timm.layers import SwiGLU, SwiGLUPacked
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
@@ -314,3 +315,15 @@ def test_a_model_on_the_meta_device_can_be_neither_filled_nor_written(tmp_path):
     with pytest.raises(ValueError, match="model must have memory"):
         save_reference_checkpoint(model, tmp_path / "none.pth")
     assert not (tmp_path / "none.pth").exists()
+
+
+@pytest.mark.parametrize("layer", [SwiGLUPacked, SwiGLU])
+def test_a_gated_layer_which_the_layout_has_no_names_for_is_refused_by_name(tmp_path, checkpoint, layer):
+    model = autoencoder(encoder(mlp_layer=layer, act_layer=nn.SiLU))
+    _, write = checkpoint
+    words = r"encoder\.blocks\.0\.mlp, whose director is (GluMlp|SwiGLU); the authors' layout has no names"
+    with pytest.raises(ValueError, match=words):
+        save_reference_checkpoint(model, tmp_path / "gated.pth")
+    assert not (tmp_path / "gated.pth").exists()
+    with pytest.raises(ValueError, match=words):
+        load_reference_checkpoint(model, write())
