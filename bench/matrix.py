@@ -130,14 +130,9 @@ def entries() -> list[str]:
     return found
 
 
-# By Triton's version: what its compiler breaks and another's does not, where no tile suits both.
-KNOWN_SPILLS = {"3.6.0": {"expert_down sm_80 fp32-tf32 768x3072 director": ["stack 8", "spills 3"]}}
-
-
-def broken_rules(entry: str, record: dict[str, Any], triton_version: str = "") -> list[str]:
-    """What is wrong with a kernel of an entry, but for what is known of this Triton."""
-    known = KNOWN_SPILLS.get(triton_version, {}).get(entry, [])
-    return [wrong for wrong in _broken_rules(entry, record) if wrong not in known]
+# Two programs of these share a multiprocessor, so that one's epilogue runs beside the other's dot products: of an
+# H100's 65,536 registers and 228 KiB of shared memory, of which 1 KiB a program is Triton's.
+IN_PAIRS, REGISTERS_OF_TWO, SHARED_OF_TWO = ("expert_up", "expert_dact"), 128, 113 * 1024
 
 
 def is_as_committed(found: list[dict[str, Any]], committed: list[dict[str, Any]]) -> bool:
@@ -147,7 +142,8 @@ def is_as_committed(found: list[dict[str, Any]], committed: list[dict[str, Any]]
     )
 
 
-def _broken_rules(entry: str, record: dict[str, Any]) -> list[str]:
+def broken_rules(entry: str, record: dict[str, Any]) -> list[str]:
+    """What is wrong with a kernel of an entry."""
     launcher, architecture, entry_precision, *_ = entry.split()
     precision = entry_precision.partition("-")[2] or "ieee"  # under autocast the router's products stay IEEE
     allowed = {"bf16", "f16", precision}
@@ -162,6 +158,15 @@ def _broken_rules(entry: str, record: dict[str, Any]) -> list[str]:
     limit = SHARED_MEMORY[architecture]
     if record["shared"] > limit:
         found.append(f"{record['shared']} bytes of shared memory, {limit} allowed")
+    if launcher in IN_PAIRS and architecture == "sm_90" and entry_precision in ("bf16", "fp16"):
+        found += [
+            f"{record[what]} {name}, {most} for two programs at once"
+            for what, name, most in (
+                ("registers", "registers", REGISTERS_OF_TWO),
+                ("shared", "bytes of shared memory", SHARED_OF_TWO),
+            )
+            if record[what] > most
+        ]
     own, seen = TENSOR_INSTRUCTION[architecture], record["instructions"]
     for operands in record["dots"]:
         if operands in ("bf16", "f16") and own not in seen:

@@ -59,7 +59,7 @@ def expert_dact(
     wa = z.new_empty((plan.rows if keep_a else 0, hidden))
     gate_parts = gates.new_empty((column_tiles, plan.rows))
     glu = activation == "swiglu"
-    part = _part(config, glu)
+    part = _part(config, heavy=glu or keep_a or activation == "gelu_tanh")
     # A tile of the gate's columns must not reach into the value's.
     described = config.described and not (glu and hidden % n)
     launch(
@@ -91,17 +91,17 @@ def expert_dact(
     return dz, wa, gate_parts
 
 
-def _part(config: Gemm, glu: bool) -> int:
+def _part(config: Gemm, heavy: bool) -> int:
     """Columns the epilogue takes at a time: 16 elements a thread, fewer beside a large share of the accumulator.
 
     So 16 of 128 x 128 by eight warps: on sm_90 GELU's backward in bf16 then takes 104 registers a thread, and two
     programs share a multiprocessor, one's epilogue beside the other's dot products. With 32 columns it takes 139. A
-    gated activation, which reads and writes twice as much, has half of them, and takes 128; 170 with as many.
+    ``heavy`` one, that writes more or computes more an element, has half of them, to stay within 128.
     """
     threads = 32 * config.warps
     accumulated = triton.cdiv(config.block_m * config.block_n, threads)
     part = max(min(16, 512 // accumulated), 1) * threads // config.block_m
-    return min(max(part // 2, 8) if glu else max(part, 16), config.block_n)
+    return min(max(part // 2, 8) if heavy else max(part, 16), config.block_n)
 
 
 def expert_dact_flops(batch: int, tokens: int, width: int, hidden: int, top_k: int) -> int:

@@ -133,6 +133,7 @@ def test_what_is_forked_begins_after_and_ends_before_the_rest(noted):
 
 def test_a_fork_is_joined_after_an_error_too(noted):
     asked, kernel = noted
+
     def fails():
         with forked(elsewhere().device) as beside, beside:
             launch(kernel, (1,), elsewhere())
