@@ -144,7 +144,7 @@ def is_as_committed(found: list[dict[str, Any]], committed: list[dict[str, Any]]
 
 def broken_rules(entry: str, record: dict[str, Any]) -> list[str]:
     """What is wrong with a kernel of an entry."""
-    launcher, architecture, entry_precision, *_ = entry.split()
+    launcher, architecture, entry_precision, shape, *_ = entry.split()
     precision = entry_precision.partition("-")[2] or "ieee"  # under autocast the router's products stay IEEE
     allowed = {"bf16", "f16", precision}
     if launcher == "expert_wgrad" and precision in record["dots"]:
@@ -158,7 +158,8 @@ def broken_rules(entry: str, record: dict[str, Any]) -> list[str]:
     limit = SHARED_MEMORY[architecture]
     if record["shared"] > limit:
         found.append(f"{record['shared']} bytes of shared memory, {limit} allowed")
-    if launcher in IN_PAIRS and architecture == "sm_90" and entry_precision in ("bf16", "fp16"):
+    in_pairs = launcher in IN_PAIRS and architecture == "sm_90" and shape != UNALIGNED
+    if in_pairs and entry_precision in ("bf16", "fp16"):
         found += [
             f"{record[what]} {name}, {most} for two programs at once"
             for what, name, most in (
