@@ -160,9 +160,8 @@ def _load_into(model: nn.Module, values: dict[str, Tensor], found: dict[str, Fou
     if odd := [name for name in origins if not values[name].to(own[name].dtype).isfinite().all()]:
         told = shorten([f"{origins[name]} (as {own[name].dtype})" for name in odd])
         raise ModelFileError(f"{load.path} holds numbers that are not finite: {told}")
-    model.load_state_dict(
-        {name: tensor if _EXPERTS in name else values[_dense_name(name)] for name, tensor in state.items()}
-    )
+    # Not strictly: experts are written below, and `check_fit` has seen the rest.
+    model.load_state_dict({name: values[_dense_name(name)] for name in state if _EXPERTS not in name}, strict=False)
     for layer in model.modules():
         if isinstance(layer, DEXMlp):
             layer.copy_director()
