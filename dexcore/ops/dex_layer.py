@@ -106,8 +106,8 @@ class Router(NamedTuple):
 class Weights(NamedTuple):
     """Of the experts."""
 
-    w1: Tensor  # [R, H, D]
-    b1: Tensor | None  # [R, H]
+    w1: Tensor  # [R, C, D], C as in `expert_types`
+    b1: Tensor | None  # [R, C]
     w2: Tensor  # [R, D, H]
     b2: Tensor | None  # [R, D]
 
