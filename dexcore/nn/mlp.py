@@ -143,7 +143,6 @@ class DEXMlp(nn.Module):
 
     _sigma: Tensor
     kept_experts: Tensor | None
-    _chosen: ops.backend.Choice | None = None  # by the last forward of the experts
 
     def __init__(
         self,
@@ -239,7 +238,7 @@ class DEXMlp(nn.Module):
     @property
     def chosen_backend(self) -> ops.backend.Choice | None:
         """What ran the experts in the last forward, "eager" or "triton", and why; None where none ran."""
-        return self._chosen
+        return self.record.chosen
 
     @property
     def noise_std(self) -> float:
@@ -289,7 +288,7 @@ class DEXMlp(nn.Module):
         if self.mode == "director":
             self.record.forget_routing()
             if not exporting:
-                self._chosen = None
+                self.record.chosen = None
             return self.director(x)
         fc1, fc2 = self.experts.fc1, self.experts.fc2
         weights = (fc1.weight, fc1.bias, fc2.weight, fc2.bias)
@@ -319,7 +318,7 @@ class DEXMlp(nn.Module):
         if missing is not None:
             y = filled_by(self.director(x), y, missing)
         if not exporting:
-            self._chosen = ops.backend.choose(self.backend, x.device, compute_dtype(x), self.precision)
+            self.record.chosen = ops.backend.choose(self.backend, x.device, compute_dtype(x), self.precision)
             learned = (self.router.weight, *weights)
             learns = any(parameter is not None and parameter.requires_grad for parameter in learned)
             self.record.write(routing, self.training, learns)
@@ -402,10 +401,8 @@ class DEXMlp(nn.Module):
         return super().__getattr__(name)
 
     def extra_repr(self) -> str:
-        chosen = self.chosen_backend if self.backend == "auto" else None
-        backend = self.backend if chosen is None else f"{self.backend} ({chosen.backend})"
-        settings = f"num_experts={self.num_experts}, top_k={self.top_k}, pool={self.pool}, mode={self.mode}"
-        return f"{settings}, backend={backend}"
+        # Nothing that a forward changes: by this, models are told apart (`dexcore.models.description`).
+        return f"num_experts={self.num_experts}, top_k={self.top_k}, pool={self.pool}, mode={self.mode}"
 
 
 def _dense_mlp(layer: Callable[..., nn.Module], in_features: int, hidden_features: int, **settings: Any) -> Any:

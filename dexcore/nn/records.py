@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 from torch.utils.module_tracker import ModuleTracker
 
+from dexcore.ops.backend import Choice
+
 _TRACKER = ModuleTracker()  # for is_bw alone: whether a backward is running
 
 
@@ -103,16 +105,18 @@ class Record:
         shared: whether ``recorded`` is already the sum over the processes.
         skipped: updates in which the director stayed as it was since Omega was not finite; a 0-dim tensor, or None.
         updated: whether the director was updated since the layer was made, copied or loaded.
+        chosen: the backend that ran the experts in the last forward, and why; None where none did.
     """
 
     routing: Routing | None
+    chosen: Choice | None
     pending: tuple[Tensor, Tensor] | None
     recorded: Tensor | None
     skipped: Tensor | None
 
     def __init__(self) -> None:
         self.training = self.shared = self.updated = False
-        self.routing = self.pending = self.recorded = self.skipped = None
+        self.routing = self.chosen = self.pending = self.recorded = self.skipped = None
         self._stamp = self._training_stamp = self._over = _none_yet()
         self._compiled = False  # the pending forward ran in compiled code
         self._learned = False  # it ran with gradient, of a layer that learns by gradient

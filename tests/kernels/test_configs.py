@@ -139,7 +139,7 @@ def test_descriptors_need_whole_steps_of_every_kernel_along_k(name):
     [(torch.float32, 4, True), (torch.float32, 2, False), (torch.bfloat16, 8, True), (torch.bfloat16, 4, False)],
 )
 def test_descriptors_need_rows_of_whole_16_bytes(dtype, width, can):
-    tiles = LayerConfig(*[Gemm(16, 16, 1, 4, 1)] * 5)
+    tiles = LayerConfig(*[Gemm(16, 32, 1, 4, 1)] * 5)
     assert can_describe("sm_90", width, 64, dtype, tiles) == can
     assert can_describe("sm_90", 64, width, dtype, tiles) == can
 

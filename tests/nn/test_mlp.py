@@ -360,10 +360,10 @@ def test_compiles_without_a_graph_break():
 def test_a_layer_says_what_ran_its_experts_and_why(compiled):
     layer = make()
     assert layer.chosen_backend is None
-    assert layer.extra_repr().endswith("mode=experts, backend=auto")
+    before = repr(layer)
     (torch.compile(layer, fullgraph=True, backend="aot_eager") if compiled else layer)(torch.randn(3, 4, 12))
     assert layer.chosen_backend == ("eager", "the fast path on the CPU")
-    assert layer.extra_repr().endswith("mode=experts, backend=auto (eager)")
+    assert repr(layer) == before  # what is kept of a model is found by it
 
 
 def test_a_layer_that_ran_its_director_names_no_backend_of_its_experts():
@@ -373,14 +373,12 @@ def test_a_layer_that_ran_its_director_names_no_backend_of_its_experts():
     layer.set_mode("director")
     layer(torch.randn(3, 4, 12))
     assert layer.chosen_backend is None
-    assert layer.extra_repr().endswith("mode=director, backend=auto")
 
 
-def test_a_layer_whose_backend_was_asked_for_prints_that_alone():
+def test_a_layer_whose_backend_was_asked_for_says_that():
     layer = make(backend="triton")
     layer(torch.randn(3, 4, 12))
     assert layer.chosen_backend == ("triton", "asked for")
-    assert layer.extra_repr().endswith("backend=triton")
 
 
 def test_a_falling_sigma_does_not_compile_again():

@@ -174,8 +174,8 @@ MUTANTS = [
     Mutant(
         "rows without a token not zeroed",
         "expert_order",
-        "zeros, mask=here & (expert < R))",
-        "zeros, mask=here & (expert < 0))",
+        "zeros, mask=(row < end)[:, None] & (column < D)[None, :])",
+        "zeros, mask=(row < begin)[:, None] & (column < D)[None, :])",
     ),
     Mutant(
         "sums of one block of tokens",
@@ -451,7 +451,7 @@ MUTANTS = [
         "route",
         "tl.load(grad_balance_ptr) * experts_an_image",
         "tl.load(grad_balance_ptr)",
-        check_layer,
+        partial(check_layer, batch=6),  # not as many as experts
     ),
     Mutant(
         "the sum of the probabilities for their mean",
