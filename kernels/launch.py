@@ -14,7 +14,12 @@ _compiling: tuple[Callable[[Any], None], Context] | None = None
 
 
 class _Launches(threading.local):
+    """Of a thread's open fork."""
+
     stream: torch.cuda.Stream | None = None  # instead of the current one
+
+    def __init__(self) -> None:
+        self.held: list[tuple[Any, ...]] = []  # what was launched on it, so that its memory is nobody else's meanwhile
 
 
 _launches = _Launches()
@@ -25,6 +30,8 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **settings: Any)
     if 0 in grid:
         return
     with _current(arguments), _stream():
+        if _launches.stream is not None:
+            _launches.held.append(arguments)
         if _compiling is None:
             kernel[grid](*arguments, **settings)
         else:
@@ -37,8 +44,8 @@ def forked(device: torch.device) -> Iterator[AbstractContextManager[None]]:
     """A second stream beside the current one, until the end of this context, where the current one waits for it.
 
     What is launched inside the context that it gives runs on the second stream, after all that was launched before
-    `forked`. Memory belongs to the current stream alone: whatever the second one reads or writes has to be referenced
-    until the end, and nothing that the current one used inside may be let go before. CUDA graphs capture both.
+    `forked`. Memory belongs to the current stream alone: what the second one reads or writes is held until the end, and
+    nothing that the current one uses inside may be let go before. CUDA graphs capture both.
     """
     if device.type != "cuda" or is_compiling():
         yield nullcontext()
@@ -49,6 +56,7 @@ def forked(device: torch.device) -> Iterator[AbstractContextManager[None]]:
         yield _launching_on(second)
     finally:
         current.wait_stream(second)
+        _launches.held.clear()
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Kernels are launched on their tensors' device; of the devices here only the CPU need be real."""
 
+import weakref
 from contextlib import contextmanager
 
 import pytest
@@ -143,6 +144,19 @@ def test_a_fork_is_joined_after_an_error_too(noted):
         fails()
     launch(kernel, (1,), elsewhere())
     assert asked[-2:] == [("first", "waits for", "second"), ("first", "launches")]
+
+
+def test_what_runs_beside_is_held_until_the_end(noted):
+    _, kernel = noted
+    with forked(elsewhere().device) as beside:
+        here, there = elsewhere(), elsewhere()
+        launch(kernel, (1,), here)
+        with beside:
+            launch(kernel, (1,), there)
+        alive = weakref.ref(here), weakref.ref(there)
+        del here, there
+        assert [reference() is not None for reference in alive] == [False, True]
+    assert alive[1]() is None
 
 
 def test_on_the_cpu_and_where_nothing_is_launched_there_is_no_fork(noted):
