@@ -63,10 +63,10 @@ class Split(NamedTuple):
     @classmethod
     def into(cls, parts: int, plan: Plan, config: Gemm) -> "Split":
         """The rows of all experts into that many, or fewer that have `_LEAST_STEPS` steps."""
-        tiles = plan.tiles.numel()
+        full = plan.slots.numel() * plan.tokens // plan.block_m  # tiles, were none partly empty
         least = triton.cdiv(_LEAST_STEPS * config.block_k, plan.block_m)
-        part = max(plan.slots.numel() * plan.tokens // plan.block_m // parts, least)
-        return cls(part, tiles // part) if parts > 1 and tiles // part > 1 else cls(0, 0)
+        part = max(full // parts, least)
+        return cls(part, plan.tiles.numel() // part) if parts > 1 and full // part > 1 else cls(0, 0)
 
 
 def expert_wgrad(
