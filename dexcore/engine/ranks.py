@@ -30,6 +30,7 @@ T = TypeVar("T")
 _PATIENCE = timedelta(hours=24)
 _CONNECTED = timedelta(seconds=20)  # ranks that are there connect sooner; gloo takes five times as long to give up
 _SILENT_SECONDS = 15.0  # ranks of one start meet sooner
+_ENDED_SECONDS = 1.0  # for the thread that waits for the others
 
 
 class MainRankError(RuntimeError):
@@ -241,8 +242,11 @@ def _meet(rank: int, count: int, patience: float) -> dist.Store:
     teller.daemon = True
     teller.start()
     met: Future[dist.Store] = Future()
+    given_up = threading.Event()
+    arguments = rank, count, timedelta(seconds=patience), given_up, met
     # C++ waits there without an ear for signals: not in the main thread, whose handlers could not run meanwhile.
-    threading.Thread(target=_wait_for_all, args=(rank, count, timedelta(seconds=patience), met), daemon=True).start()
+    waiter = threading.Thread(target=_wait_for_all, args=arguments, daemon=True)
+    waiter.start()
     try:
         store = met.result()
     except (dist.DistError, RuntimeError, OSError) as error:
@@ -253,13 +257,18 @@ def _meet(rank: int, count: int, patience: float) -> dist.Store:
         ) from error
     finally:
         teller.cancel()
+        given_up.set()
+        # A thread that asks the store as the process ends would end it by an abort. One that still connects does not.
+        waiter.join(_ENDED_SECONDS)
     store.set_timeout(dist.default_pg_timeout)
     return store
 
 
-def _wait_for_all(rank: int, count: int, limit: timedelta, met: "Future[dist.Store]") -> None:
+def _wait_for_all(
+    rank: int, count: int, limit: timedelta, given_up: threading.Event, met: "Future[dist.Store]"
+) -> None:
     try:
-        store = meet(rank, count, limit)
+        store = meet(rank, count, limit, given_up)
     except BaseException as error:  # the main thread's to raise
         met.set_exception(error)
     else:

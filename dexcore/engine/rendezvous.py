@@ -13,6 +13,7 @@ and where all have, nobody is left out and nobody is of an earlier start:
 
 import hashlib
 import os
+import threading
 import time
 import uuid
 from datetime import timedelta
@@ -22,8 +23,8 @@ import torch.distributed as dist
 _EVERY_SECONDS = 0.05
 
 
-def meet(rank: int, count: int, limit: timedelta) -> dist.Store:
-    """Wait until all processes are there, at the store that the environment names.
+def meet(rank: int, count: int, limit: timedelta, given_up: threading.Event) -> dist.Store:
+    """Wait until all processes are there, at the store that the environment names, or until ``given_up`` is set.
 
     Returns:
         A store that is theirs alone.
@@ -35,15 +36,17 @@ def meet(rank: int, count: int, limit: timedelta) -> dist.Store:
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     began = time.monotonic()
     store = dist.TCPStore(address, port, None, hosts, limit, wait_for_workers=False, multi_tenant=True)
-    return meet_in(dist.PrefixStore("dexcore", store), rank, count, began + limit.total_seconds())
+    return meet_in(dist.PrefixStore("dexcore", store), rank, count, began + limit.total_seconds(), given_up)
 
 
-def meet_in(store: dist.Store, rank: int, count: int, until: float) -> dist.Store:
+def meet_in(
+    store: dist.Store, rank: int, count: int, until: float, given_up: threading.Event | None = None
+) -> dist.Store:
     """`meet` in a store that is there, until a time of `time.monotonic`."""
     nonce, present = uuid.uuid4().hex, set[str]()
     nonces = [f"nonce/{other}" for other in range(count)]
     store.set(nonces[rank], nonce)
-    while time.monotonic() < until:
+    while time.monotonic() < until and not (given_up and given_up.is_set()):
         if rank == 0 and store.check(nonces):
             store.set("token", b",".join(store.multi_get(nonces)).decode())
         token = store.get("token").decode() if store.check(["token"]) else ""
