@@ -23,7 +23,7 @@ import torch.distributed as dist
 _EVERY_SECONDS = 0.05
 
 
-def meet(rank: int, count: int, limit: timedelta, given_up: threading.Event) -> dist.Store:
+def meet(rank: int, count: int, limit: timedelta, given_up: threading.Event | None = None) -> dist.Store:
     """Wait until all processes are there, at the store that the environment names, or until ``given_up`` is set.
 
     Returns:
