@@ -267,12 +267,12 @@ def _keep(tensor: Tensor, copy: Tensor | None, is_true: bool = False) -> None:
     _count_steps()
     key = id(tensor)
 
-    def forget(of: "weakref.ref[Tensor]", all_kept: dict[int, _Kept] = _kept) -> None:
+    def drop(of: "weakref.ref[Tensor]", all_kept: dict[int, _Kept] = _kept) -> None:
         if (kept := all_kept.get(key)) is not None and kept.of is of:
             del all_kept[key]
 
     storage, seen = StorageWeakRef(tensor.untyped_storage()), _seen(tensor) if is_true else None
-    _kept[key] = _Kept(weakref.ref(tensor, forget), storage, copy, _stream(tensor.device), seen)
+    _kept[key] = _Kept(weakref.ref(tensor, drop), storage, copy, _stream(tensor.device), seen)
 
 
 def _never_keep(tensor: Tensor) -> None:
