@@ -141,3 +141,11 @@ def _seed():
     import torch
 
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _no_shards_of_other_tests():
+    """A layer's losses keep their graph, whose hooks keep a model of FSDP2; no copies are kept beside one."""
+    yield
+    if (state := sys.modules.get("torch.distributed._composable_state")) is not None:
+        state._module_state_mapping.clear()
