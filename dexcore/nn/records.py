@@ -26,13 +26,17 @@ _TRACKER = ModuleTracker()  # for is_bw alone: whether a backward is running
 
 
 class Routing(NamedTuple):
-    """What a DEX layer's last forward chose. With gradient in training; detached in eval."""
+    """What a DEX layer's last forward chose. With gradient in training until it is consumed; detached in eval."""
 
     gates: Tensor  # [B, k]
     indices: Tensor  # [B, k]
     probs: Tensor  # [B, R]
     align_loss: Tensor | None  # 0-dim; None where no losses were asked for (`dexcore.nn.set_aux`)
     balance_loss: Tensor | None  # 0-dim; None likewise
+
+    def detach(self) -> "Routing":
+        """Without gradient."""
+        return Routing(*(None if tensor is None else tensor.detach() for tensor in self))  # type: ignore[arg-type]
 
 
 class _Stamp:
@@ -145,9 +149,7 @@ class Record:
                     "the gradients of the auxiliary losses; pass use_reentrant=False"
                 )
             return
-        if not training:
-            routing = Routing(*(None if t is None else t.detach() for t in routing))  # type: ignore[arg-type]
-        self.training, self.routing = training, routing
+        self.training, self.routing = training, routing if training else routing.detach()
         if not training:  # of unknown age in compiled code: where all only evaluate, nothing would end the chain
             self._stamp = _Stamp() if compiled else _CLOCK.stamp()
             return
@@ -194,6 +196,8 @@ class Record:
         """
         self.updated = self.updated or updated
         self.pending = self.recorded = None
+        if self.routing is not None:  # its graph may hold the model, through hooks: with FSDP2 neither would ever go
+            self.routing = self.routing.detach()
         for stamp in (self._stamp, self._training_stamp):
             stamp.counted = stamp.consumed = True
         self.shared = self._with_grad = False

@@ -1,5 +1,7 @@
 """DEX layers cut by FSDP2: the same rows of experts and director on every process, and the models that only fit so."""
 
+import gc
+import weakref
 from functools import partial
 
 import pytest
@@ -13,7 +15,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from dexcore.models import DEXVisionTransformer
-from dexcore.nn import DEXMlp, left_out, set_mode, shard_placement, share_load, update_directors
+from dexcore.nn import DEXMlp, aux_losses, left_out, set_mode, shard_placement, share_load, update_directors
 from dexcore.shards import own_share
 
 # width, depth, heads, experts, processes
@@ -78,6 +80,24 @@ def test_directors_follow_and_are_counted_in_shards(sharded):
     assert [counts.elements for counts in left_out(model)] == [3, 0]
     director = own_share(layers[1].director.fc1.weight)
     assert torch.equal(director, torch.full_like(director, 1.0))
+
+
+def test_a_model_that_made_a_step_can_be_let_go():
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    try:
+        model = DEXVisionTransformer(32, 16, embed_dim=16, depth=2, num_heads=2, num_experts=4)
+        mesh = init_device_mesh("cpu", (2,))
+        for block in model.blocks:
+            fully_shard(block, mesh=mesh, shard_placement_fn=shard_placement(model))
+        fully_shard(model, mesh=mesh)
+        (model(torch.rand(2, 3, 32, 32)).square().sum() + sum(aux_losses(model))).backward()
+        update_directors(model, 0.9)
+        alive = weakref.ref(model)
+        del model, block
+        gc.collect()
+        assert alive() is None
+    finally:
+        dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("director_layer", [SwiGLU, partial(GluMlp, gate_last=True)])
