@@ -88,16 +88,17 @@ def kernels(options: Options, out: Results) -> None:
     from bench.kernel_cases import check
     from bench.kernel_work import Problem
     from bench.routings import ROUTINGS
-    from dexcore.kernels.configs import architecture_of
+    from dexcore.kernels.configs import architecture_of, multiprocessors_of
 
     shape = _QUICK if options.quick else REFERENCE
-    architecture = architecture_of(options.device) if options.on_gpu else "sm_90"
+    device = options.device
+    chip = (architecture_of(device), multiprocessors_of(device)) if options.on_gpu else ("sm_90",)
     wrong = 0
     for routing in ROUTINGS[:1] if options.quick else ROUTINGS:
         for dtype in _DTYPES:
             case = f"{shape} {dtype_name(dtype)}, {routing}"
             try:
-                check(Problem(shape, dtype, routing, architecture), options.device)
+                check(Problem(shape, dtype, routing, *chip), device)
             except Exception as error:  # a compiler's, the driver's or a wrong result's: all are told, none stops
                 wrong += 1
                 text = str(error).splitlines()[0] if str(error) else ""

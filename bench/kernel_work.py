@@ -37,6 +37,7 @@ class Problem(NamedTuple):
     dtype: torch.dtype
     routing: str
     architecture: str
+    chip: int = 0  # multiprocessors of the device; 0: as many as the architecture's largest chip has
 
     @property
     def hidden(self) -> int:
@@ -48,7 +49,7 @@ class Problem(NamedTuple):
 
     @property
     def multiprocessors(self) -> int:
-        return MULTIPROCESSORS[self.architecture]
+        return self.chip or MULTIPROCESSORS[self.architecture]
 
     @property
     def counts(self) -> list[int]:

@@ -18,7 +18,7 @@ from bench.kernel_cases import check as check_kernels
 from bench.kernel_work import Problem, Work, work
 from bench.routings import ROUTINGS
 from bench.timing import beside_ceilings, machine
-from dexcore.kernels.configs import architecture_of
+from dexcore.kernels.configs import architecture_of, multiprocessors_of
 from dexcore.kernels.numerics import INTERPRETED
 
 # What an H100 does in practice, for predictions.
@@ -39,8 +39,10 @@ def predicted(amount: Work, ceiling: dict[str, float] = ASSUMED) -> float:
 def _problem(options: Options, routing: str) -> Problem:
     # Without a GPU the shape costs nothing.
     shape = _QUICK if options.quick and options.on_gpu else REFERENCE
-    architecture = architecture_of(options.device) if options.on_gpu else ASSUMED_ARCHITECTURE
-    return Problem(shape, torch.bfloat16, routing, architecture)
+    if not options.on_gpu:
+        return Problem(shape, torch.bfloat16, routing, ASSUMED_ARCHITECTURE)
+    device = options.device
+    return Problem(shape, torch.bfloat16, routing, architecture_of(device), multiprocessors_of(device))
 
 
 def check(options: Options) -> Refused | None:

@@ -35,7 +35,6 @@ from bench.routings import routing
 from bench.timing import machine, write_line
 from dexcore.kernels.configs import (
     DTYPES,
-    MULTIPROCESSORS,
     SHARED_MEMORY,
     TABLE_FILE,
     Gemm,
@@ -45,6 +44,7 @@ from dexcore.kernels.configs import (
     architecture_of,
     can_describe,
     layer_config,
+    multiprocessors_of,
     read_table,
     write_table,
 )
@@ -152,7 +152,7 @@ def kernels(
     first, which their block_k has to divide.
     """
     generator = torch.Generator(device).manual_seed(0)
-    architecture, width, hidden, dtype = key
+    _, width, hidden, dtype = key
 
     def normal(*shape: int, scale: float = 1.0) -> Tensor:
         return (torch.randn(shape, generator=generator, device=device) * scale).to(dtype)
@@ -191,7 +191,7 @@ def kernels(
     def wgrad(tile: Gemm) -> list[Tensor]:
         given = next(iter(made.values()))
         products = Product(given.z, given.x.rows), Product(given.dy, given.wa)
-        settings = tile, MULTIPROCESSORS[architecture]
+        settings = tile, multiprocessors_of(device)
         results = expert_wgrad(*products, given.plan, torch.float32, "ieee", *settings, bias=True)
         return [t for t in results if t is not None]
 

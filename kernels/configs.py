@@ -1,7 +1,7 @@
 """Tile shapes of the GEMM kernels: a frozen table, never timed while a model trains.
 
 What is measured stands in configs.json, which ``python -m bench.tune`` writes on a GPU; everything else follows a rule.
-Both depend on the architecture, D, H and the dtype alone, never on batch or length: ranks and runs agree bit for bit.
+Both depend on the architecture, D, H and the dtype alone, never on batch or length.
 """
 
 import functools
@@ -26,7 +26,7 @@ SHARED_MEMORY = {
     "gfx942": 64 * 1024,
 }
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-# Of the largest chip of an architecture: all of an architecture take the same tiles and sum in the same order.
+# Of an architecture's largest chip, where no device is at hand: else `multiprocessors_of` asks that.
 MULTIPROCESSORS = {"sm_80": 108, "sm_86": 84, "sm_89": 142, "sm_90": 132, "sm_100": 148, "gfx942": 304, INTERPRETER: 4}
 EPILOGUE_PARTS = 4  # of the columns of `expert_up`'s accumulator, which it writes one after the other
 _WITH_DESCRIPTORS = ("sm_90", "sm_100", INTERPRETER)
@@ -87,8 +87,23 @@ def architecture_of(device: torch.device | str) -> str:
         raise UnsupportedDeviceError(
             f"the Triton kernels run on CUDA and ROCm devices, or anywhere under TRITON_INTERPRET=1; got {device.type}"
         )
-    index = torch.cuda.current_device() if device.index is None else device.index
-    return _architecture(index)
+    return _architecture(_index(device))
+
+
+def multiprocessors_of(device: torch.device | str) -> int:
+    """Of a device that `architecture_of` takes; a MIG slice has its own."""
+    if INTERPRETED.value:
+        return MULTIPROCESSORS[INTERPRETER]
+    return _multiprocessors(_index(torch.device(device)))
+
+
+def _index(device: torch.device) -> int:
+    return torch.cuda.current_device() if device.index is None else device.index
+
+
+@functools.cache
+def _multiprocessors(index: int) -> int:
+    return torch.cuda.get_device_properties(index).multi_processor_count
 
 
 @functools.cache

@@ -89,7 +89,7 @@ def expert_wgrad(
         dtype: the parameters'.
         precision: of float32 dot products.
         config: block_m of P, block_n of Q, block_k rows a step, which has to divide the plan's block_m.
-        multiprocessors: of the architecture's largest chip, so that all of its chips sum in one order.
+        multiprocessors: of the device; chips that have as many sum in one order.
         bias: also the sums of first.left's columns.
         split: how experts are cut; by `split_of` if None.
 

@@ -102,6 +102,16 @@ def half_copies(tensors: Sequence[Tensor | None], dtype: torch.dtype) -> list[Te
     return found
 
 
+def graph_copies(weights: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """While a CUDA graph is captured, `half_copies` that a forward hands to its backward, which finds none kept; else
+    the weights as they are."""
+    from dexcore.kernels.tables import is_capturing
+
+    if torch.compiler.is_compiling() or not is_capturing(weights[0].device):
+        return list(weights)
+    return [half for half in half_copies(weights, dtype) if half is not None]
+
+
 def to_write(directors: Sequence[Tensor], experts: Sequence[Tensor]) -> tuple[list[Tensor | None], list[Tensor | None]]:
     """Of what `group_ema_` is given, the copies that it should write, all of one dtype; None for no copy.
 

@@ -15,6 +15,7 @@ from dexcore.ops import experts_eager, routing
 from dexcore.ops.backend import resolve
 from dexcore.ops.balance import balance_of, mean_probs
 from dexcore.ops.checks import check_choice, refuse_transforms
+from dexcore.ops.copies import graph_copies
 from dexcore.ops.dex_mlp import DexMlpCall, as_target, check_director, empty_align_gradient, forward
 from dexcore.ops.expert_mlp import allowed_keep, check_experts, compute_dtype, saved
 from dexcore.ops.expert_types import (
@@ -185,10 +186,12 @@ class LayerGradients(NamedTuple):
 
 
 def _cast(call: DexLayerCall) -> DexLayerCall:
-    """As `prepared`: Triton's kernels cast x on its way into expert order, and know copies of the weights."""
-    x, compute = call.router.x, call.settings.compute
+    """As `prepared`."""
+    x, compute, of_director = call.router.x, call.settings.compute, call.director
     if call.settings.backend == "triton":
-        return call
+        w1, w2, dw1, dw2 = graph_copies([call.weights.w1, call.weights.w2, of_director.dw1, of_director.dw2], compute)
+        director = of_director._replace(dw1=dw1, dw2=dw2)
+        return call._replace(weights=call.weights._replace(w1=w1, w2=w2), director=director)
     weights = Weights(*(None if t is None else t.to(compute) for t in call.weights))  # type: ignore[arg-type]
     return call._replace(cast_x=None if x.dtype == compute else x.to(compute), weights=weights)
 

@@ -29,6 +29,7 @@ from dexcore.ops.checks import (
     check_shape,
     refuse_transforms,
 )
+from dexcore.ops.copies import graph_copies
 from dexcore.ops.expert_types import (
     ExpertArguments,
     Gradients,
@@ -191,10 +192,12 @@ def cast(given: ExpertArguments, compute: torch.dtype) -> ExpertArguments:
 
 
 def prepared(given: ExpertArguments, settings: Settings) -> ExpertArguments:
-    """What the op is given: Triton's kernels cast x on its way into expert order, and know copies of the weights."""
+    """What the op is given: Triton's kernels cast x on its way into expert order, and know copies of the weights but
+    for those of a CUDA graph."""
     if settings.backend == "eager":
         return cast(given, settings.compute)
-    return given._replace(gates=given.gates.to(torch.float32))
+    w1, w2 = graph_copies([given.w1, given.w2], settings.compute)
+    return given._replace(w1=w1, w2=w2, gates=given.gates.to(torch.float32))
 
 
 def saved(given: ExpertArguments, settings: Settings) -> ExpertArguments:

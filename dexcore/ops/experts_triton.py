@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dexcore.kernels.bias_gradients import gate_and_bias_gradients
-from dexcore.kernels.configs import MULTIPROCESSORS, LayerConfig, architecture_of, layer_config
+from dexcore.kernels.configs import LayerConfig, architecture_of, layer_config, multiprocessors_of
 from dexcore.kernels.expert_dact import expert_dact
 from dexcore.kernels.expert_down import expert_down, expert_dx
 from dexcore.kernels.expert_order import Input, gradient_rows, input_rows
@@ -130,7 +130,7 @@ def backward(
     config, precision = _tiles(given, settings)
     plan = plan_shape(given, settings, grad_y.shape[:2]).view(kept.plan)
     w1, w2 = _weights(settings, given.w1, given.w2)
-    activation, multiprocessors = settings.activation, MULTIPROCESSORS[architecture_of(grad_y.device)]
+    activation = settings.activation
     z, x_rows, gate_rows = kept.z, kept.x_rows, kept.gate_rows
     if not z.numel():
         x = Input(x_rows, gate_rows, None)
@@ -173,7 +173,7 @@ def backward(
                     weight_dtype,
                     precision,
                     config.wgrad,
-                    multiprocessors,
+                    multiprocessors_of(grad_y.device),
                     bias=needs.b1,
                 )
             grads = grads._replace(

@@ -20,6 +20,7 @@ from dexcore.kernels.configs import (
     can_describe,
     check,
     layer_config,
+    multiprocessors_of,
     read_table,
     write_table,
 )
@@ -237,9 +238,12 @@ def test_the_interpreter_is_an_architecture():
 def compiled(monkeypatch):
     """As in a process without the interpreter."""
     monkeypatch.setattr(configs, "INTERPRETED", SimpleNamespace(value=False))
-    configs._architecture.cache_clear()
+    kept = configs._architecture, configs._multiprocessors
+    for function in kept:
+        function.cache_clear()
     yield
-    configs._architecture.cache_clear()
+    for function in kept:
+        function.cache_clear()
 
 
 @pytest.mark.usefixtures("compiled")
@@ -259,6 +263,16 @@ def test_a_gpus_architecture_has_the_compilers_name(monkeypatch, major, minor, h
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
     monkeypatch.setattr(torch.version, "hip", hip)
     assert architecture_of("cuda:0") == architecture
+
+
+@pytest.mark.usefixtures("compiled")
+def test_a_chip_has_the_multiprocessors_that_it_has(monkeypatch):
+    counts = {0: 114, 1: 132}
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda index: SimpleNamespace(multi_processor_count=counts[index])
+    )
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert [multiprocessors_of(name) for name in ("cuda:0", "cuda:1", "cuda")] == [114, 132, 132]
 
 
 @pytest.mark.usefixtures("compiled")

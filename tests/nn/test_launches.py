@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from dexcore.kernels import tables
 from dexcore.nn import DEXMlp, set_noise_std
 
 B, N, D, H, R = 3, 7, 32, 64, 4  # D and H of whole steps, so that operands have descriptors
@@ -95,6 +96,13 @@ def test_a_layers_step_is_few_launches_and_nothing_large_of_pytorchs(launched, a
     assert Counter(launched) == Counter([*FORWARD, "_align_kernel", *BACKWARD, *extra])
     assert len(launched) <= 14 + (pool == "mean")
     assert not large
+
+
+def test_a_captured_step_casts_each_weight_once(launched, monkeypatch):
+    monkeypatch.setattr(tables, "is_capturing", lambda device: True)
+    large = layer_step(True)
+    assert large == ["_to_copy"] * 4, "the director's and the experts'; the backward has the forward's"
+    assert Counter(launched) == Counter([*FORWARD, "_align_kernel", *BACKWARD])
 
 
 def test_without_z_it_is_made_again_by_one_more(launched):
