@@ -23,6 +23,7 @@ from bench.timing import CPU
 from dexcore.nn import DEXMlp, update_directors
 from dexcore.nn.directors import expert_load
 from dexcore.ops.balance import balance_loss
+from dexcore.ops.copies import kept_bytes
 
 EXPERTS, TOP_K, MOMENTUM = 8, 2, 0.99
 LAMBDA_ALIGN, LAMBDA_BALANCE = 0.01, 0.001
@@ -277,7 +278,8 @@ def _prepared(
 def held_memory(layer: Layer, shape: Shape, dtype: torch.dtype, routing: str | None = None) -> float:
     """MB that autograd holds from a layer's forward to its backward: what it saved, beside parameters and input.
 
-    The copies of the weights in the compute dtype count: they too are held. On any device the same.
+    The copies of the weights in the compute dtype count, those that dexcore keeps beside autograd too: all are held. On
+    any device the same.
     """
     forward, x, _ = _prepared(layer, shape, dtype, routing)
     held: dict[int, int] = {}
@@ -292,7 +294,7 @@ def held_memory(layer: Layer, shape: Shape, dtype: torch.dtype, routing: str | N
     for leaf in (x, *layer.parameters()):
         held.pop(leaf.untyped_storage().data_ptr(), None)
     del results  # alive until here, so that no address was used twice
-    return sum(held.values()) / 2**20
+    return (sum(held.values()) + kept_bytes(layer.parameters())) / 2**20
 
 
 def results(

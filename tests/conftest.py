@@ -143,9 +143,8 @@ def _seed():
     torch.manual_seed(0)
 
 
-@pytest.fixture(autouse=True)
-def _no_shards_of_other_tests():
-    """A layer's losses keep their graph, whose hooks keep a model of FSDP2; no copies are kept beside one."""
-    yield
+@pytest.fixture
+def no_shards():
+    """No copies are kept beside a model of FSDP2, and that of a test before may live on: its graph's hooks hold it."""
     if (state := sys.modules.get("torch.distributed._composable_state")) is not None:
         state._module_state_mapping.clear()

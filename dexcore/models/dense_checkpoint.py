@@ -107,9 +107,9 @@ def load_dense_checkpoint(model: nn.Module, path: str | os.PathLike[str], *, gri
         ValueError: ``model`` is on the meta device, or ``grid`` is not two numbers from 1 on.
         FileNotFoundError: there is no such file.
         ModelFileError: the file is a folder, cannot be read, holds no vision transformer or several, has gated MLPs
-            (SwiGLU, as DINOv2's giant) where the model has none, or experts, its tensors are not the model's (names
-            those that are missing, unexpected or of another shape, with both shapes), or its numbers are not all
-            finite in the model's dtype (names the tensors). The model is untouched.
+            (SwiGLU, as DINOv2's giant) where the model has none, or experts, or rotary positions; its tensors are not
+            the model's (names those that are missing, unexpected or of another shape, with both shapes), or its
+            numbers are not all finite in the model's dtype (names the tensors). The model is untouched.
     """
     vit = _vision_transformer(model)
     check_path("path", path)

@@ -6,7 +6,6 @@
     register_tokens (DINOv2)                        reg_token
     blocks.i.attn.{q,k,v}.weight, in_proj_weight    blocks.i.attn.qkv.weight
     blocks.i.mlp.w12.weight, w3 (DINOv2's giant)    blocks.i.mlp.fc1.weight, fc2
-    blocks.i.mlp.w1.weight, w2, w3 (DINOv3)         blocks.i.mlp.fc1_g.weight, fc1_x, fc2
 
 All may lie in dicts and behind prefixes (``teacher``, ``state_dict``, ``module.``, ``backbone.``): the transformer is
 where a ``patch_embed.proj.weight`` is.
@@ -30,11 +29,10 @@ _RENAMED = (
     (re.compile(r"\.attn\.in_proj_(weight|bias)$"), r".attn.qkv.\1"),
     (re.compile(r"\.attn\.out_proj\."), ".attn.proj."),
     (re.compile(r"\.mlp\.w12\."), ".mlp.fc1."),
-    (re.compile(r"\.mlp\.w1\."), ".mlp.fc1_g."),
-    (re.compile(r"\.mlp\.w2\."), ".mlp.fc1_x."),
     (re.compile(r"\.mlp\.w3\."), ".mlp.fc2."),
 )
 _QKV_PART = re.compile(r"(.+\.attn)\.(?:(?P<part>[qkv])(?:_proj)?\.(?P<kind>weight|bias)|(?P<bias>[qv])_bias)")
+_ROTARY = re.compile(r"(^|\.)rope(_embed)?\.")
 _FIRST_LAYER = re.compile(r"(.+\.mlp)\.fc1(_[gx])?\.weight")
 
 
@@ -59,7 +57,7 @@ def read_dense_layout(path: Path) -> DenseLayout:
     Raises:
         FileNotFoundError: there is no such file.
         ModelFileError: the file is a folder, cannot be read, holds no vision transformer or several, or one with
-            experts.
+            experts or rotary positions.
     """
     tensors = _read(path)
     prefix = _choose_prefix(tensors, str(path))
@@ -124,6 +122,7 @@ def _under_timm_names(tensors: dict[str, Tensor], prefix: str, path: str) -> tup
             raise ModelFileError(f"{path}: {origin} and {found[name].origin} are the same tensor of a transformer")
         found[name] = Found(origin, tensor)
     _refuse_experts(found, path)
+    _refuse_rotary(found, path)
     return _join_qkv(found, path), unused
 
 
@@ -133,6 +132,15 @@ def _refuse_experts(found: dict[str, Found], path: str) -> None:
             raise ModelFileError(
                 f"{path} is not dense: {origin} belongs to a DEX layer; use from_pretrained or "
                 "load_reference_checkpoint"
+            )
+
+
+def _refuse_rotary(found: dict[str, Found], path: str) -> None:
+    for name, (origin, _) in found.items():
+        if _ROTARY.search(name):
+            raise ModelFileError(
+                f"{path} has rotary positions ({origin}), which a VisionTransformer has not (DINOv3, EVA-02); upcycle "
+                "timm's own model of it: dexcore.nn.upcycle(timm.create_model(NAME, pretrained=True))"
             )
 
 

@@ -30,9 +30,8 @@ from dexcore.ops.checks import check_choice
 
 # Without the backend: which one runs is the machine's matter, not the model's. So is XFormersAttention.
 _DEX_SETTINGS = ("tau", "pool", "align", "mode", "keep")
-# timm's MLPs by name; a description without one, as they were once written, is of the first.
+# timm's MLPs by name; a description without one is of the plain `Mlp`.
 _MLP_LAYERS = {
-    "mlp": Mlp,
     "swiglu_packed": SwiGLUPacked,
     "swiglu_packed_gate_last": partial(GluMlp, act_layer=nn.SiLU, gate_last=True),
     "swiglu": SwiGLU,

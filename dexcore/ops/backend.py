@@ -87,7 +87,7 @@ def _choose(backend: str, device: torch.device, dtype: torch.dtype, precision: s
     if not obstacle and dtype == torch.float32 and precision == "ieee" and not torch.version.hip:
         # There the kernels' dots are FMAs of operands from shared memory, 15 to 30 TFLOP/s on an H100, where cuBLAS
         # does about 50: a prediction, not measured. AMD's matrix cores multiply IEEE float32.
-        obstacle = "float32 at precision 'ieee' has no tensor cores, and without them cuBLAS leads"
+        obstacle = "experts in float32 at precision 'ieee' have no tensor cores, and without them cuBLAS leads"
     return Choice("eager", obstacle) if obstacle else Choice("triton", f"kernels for {device.type}"), True
 
 

@@ -270,6 +270,20 @@ def forget(tensors: Iterable[Tensor]) -> None:
                 kept.seen = None
 
 
+def kept_bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of the memory that holds their copies."""
+    with _lock:
+        found = [kept.half for tensor in tensors if (kept := _of(tensor)) is not None and kept.half is not None]
+    return sum({half.untyped_storage()._cdata: half.untyped_storage().nbytes() for half in found}.values())
+
+
+def drop_all() -> None:
+    """Give the memory of every copy back."""
+    with _lock:
+        for key in [key for key, kept in _kept.items() if kept.half is not None]:
+            _kept.pop(key, None)
+
+
 def _keep(tensor: Tensor, copy: Tensor | None, is_true: bool = False) -> None:
     """Keep a copy."""
     if not _may_keep(tensor) or ((kept := _of(tensor)) is not None and kept.half is None):

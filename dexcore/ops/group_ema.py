@@ -102,7 +102,9 @@ def _run_triton(directors: list[Tensor], experts: list[Tensor], weights: list[Te
 
     of_directors, of_experts = copies.to_write(directors, experts)
     moved = [director.contiguous() for director in directors]
-    group_ema(moved, [expert.contiguous() for expert in experts], weights, momentum, of_directors, of_experts)
+    # Gated experts come as halves of their rows: each expert's lie together, and are read where they are.
+    read = [pool if len(pool) and pool[0].is_contiguous() else pool.contiguous() for pool in experts]
+    group_ema(moved, read, weights, momentum, of_directors, of_experts)
     for director, new in zip(directors, moved, strict=True):
         if new is not director:
             director.copy_(new)

@@ -90,6 +90,7 @@ def launched(monkeypatch, call):
     return seen
 
 
+@pytest.mark.usefixtures("no_shards")
 def test_the_cases_are_the_launches_of_a_layers_step_in_its_order(monkeypatch):
     torch.manual_seed(0)
     layer = DEXMlp(16, 64, num_experts=8, top_k=2, backend="triton").train()

@@ -155,7 +155,6 @@ GATED = {"act_layer": nn.SiLU, "mlp_layer": SwiGLUPacked}
         (SwiGLUPacked, (("mlp.fc1", "mlp.w12"), ("mlp.fc2", "mlp.w3"))),  # DINOv2's giant
         (partial(GluMlp, gate_last=True), ()),
         (SwiGLU, ()),
-        (SwiGLU, (("mlp.fc1_g", "mlp.w1"), ("mlp.fc1_x", "mlp.w2"), ("mlp.fc2", "mlp.w3"))),  # DINOv3's plus
     ],
 )
 def test_gated_mlps_load_into_gated_experts(write, mlp_layer, names):
@@ -443,6 +442,11 @@ def changed(**changes):
         ),
         (dex, None, "is not dense: blocks.0.mlp.experts.fc1.weight belongs to a DEX layer"),
         (dense, changed(**{"norm.weight": None}), "missing: norm.weight"),
+        (
+            lambda: dense(mlp_layer=SwiGLU),
+            changed(pos_embed=None, **{"rope_embed.periods": torch.ones(4)}),  # DINOv3's plus
+            r"rotary positions \(rope_embed.periods\).*upcycle timm's own",
+        ),
         (dense, changed(pos_embed=None), "missing: pos_embed"),
         (dense, changed(pos_embed=torch.zeros(3)), r"pos_embed \[3\], expected \[1, 17, 16\]"),
         (dense, changed(pos_embed=torch.zeros(1, 0, 16)), r"pos_embed \[1, 0, 16\] is not a square"),

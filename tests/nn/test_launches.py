@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from dexcore.kernels import tables
 from dexcore.nn import DEXMlp, set_noise_std
 
+pytestmark = pytest.mark.usefixtures("no_shards")
 B, N, D, H, R = 3, 7, 32, 64, 4  # D and H of whole steps, so that operands have descriptors
 _ROOM = {"detach_", "empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided"}  # no kernel
 

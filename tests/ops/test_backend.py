@@ -102,7 +102,7 @@ def test_both_choices_of_a_layer_in_float32_are_said_once(gpu, monkeypatch, capl
             backend.resolve("auto", gpu, torch.float32, "ieee")  # the experts
     routing, experts = (record.message for record in caplog.records)
     assert routing == "backend: triton (kernels for cuda)"
-    assert experts.startswith("backend: eager (float32 at precision 'ieee'")
+    assert experts.startswith("backend: eager (experts in float32 at precision 'ieee'")
 
 
 @pytest.mark.parametrize("precision", ["ieee", "tf32"])

@@ -22,12 +22,8 @@ from dexcore.nn import DEXMlp, record_load, update_directors
 from dexcore.ops import copies, reference
 from dexcore.ops.copies import half_copies
 
+pytestmark = pytest.mark.usefixtures("no_shards")
 BF16, FP16 = torch.bfloat16, torch.float16
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _nothing_is_sharded():
-    gc.collect()  # models of other tests
 
 
 @pytest.fixture(autouse=True)

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.library import opcheck
 
+import dexcore.kernels.group_ema as kernels
 from assertions import assert_close
 from dexcore import ops
 from dexcore.ops import reference
@@ -122,3 +123,26 @@ def test_bad_arguments_are_named(arguments, error, message):
     good = {"directors": [torch.ones(3)], "experts": [torch.ones(4, 3)], "weights": [torch.ones(4)], "momentum": 0.9}
     with pytest.raises(error, match=message):
         ops.group_ema_(**(good | arguments))
+
+
+def test_halves_of_experts_are_read_where_they_are(monkeypatch):
+    read, kernel = [], kernels.group_ema
+
+    def note(directors, experts, *rest):
+        read.extend(expert.data_ptr() for expert in experts)
+        kernel(directors, experts, *rest)
+
+    monkeypatch.setattr(kernels, "group_ema", note)
+    halves, weight = [*torch.randn(3, 12, 5).chunk(2, 1)], torch.tensor([0.2, 0.0, 0.8])
+    apart, mixed = torch.randn(3, 5, 6).mT, torch.randn(3, 6, 5)
+    directors = [torch.randn(6, 5) for _ in range(4)]
+    pools = [*halves, mixed, apart]
+    expected = [
+        reference.group_ema(director, pool, weight, 0.9) for director, pool in zip(directors, pools, strict=True)
+    ]
+    ops.group_ema_(directors, pools, [weight] * 4, 0.9, backend="triton")
+    for director, want in zip(directors, expected, strict=True):
+        assert_close(director, want)
+    places = [pool.data_ptr() for pool in pools]
+    assert read[:3] == places[:3]
+    assert read[3] != places[3], "an expert that is not contiguous itself is copied"
