@@ -39,6 +39,7 @@ from dexcore.kernels.expert_wgrad import Product  # noqa: E402
 from dexcore.kernels.launch import compiling  # noqa: E402
 
 IMAGES, TOKENS, EXPERTS, TOP_K = 224, 65, 8, 2
+MANY_EXPERTS = 256
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -114,6 +115,7 @@ class Layer:
         self.width, self.hidden = map(int, shape.split("x"))
         self.config = layer_tiles(entry)
         self.options = set(options)
+        self.experts = MANY_EXPERTS if "many" in self.options else EXPERTS
         indices = self.empty(IMAGES, TOP_K, dtype=torch.int64)
         with mock.patch.object(plan, "launch"):
             self.plan, _ = plan.make_plan(indices, EXPERTS, TOKENS, self.config.up.block_m)
@@ -218,12 +220,13 @@ def _arguments(launcher: str, layer: Layer) -> tuple[tuple[Any, ...], dict[str, 
         case "expert_load":
             return (layer.gates, layer.indices, EXPERTS), {}
         case "route_forward":
-            weight, noise = layer.float(EXPERTS, width), layer.float(IMAGES, EXPERTS) if "noise" in options else None
+            weight = layer.float(layer.experts, width)
+            noise = layer.float(IMAGES, layer.experts) if "noise" in options else None
             kept = layer.float(IMAGES, width) if "keep" in options else None
             return (layer.routed, weight, noise, TOP_K, 0.5, layer.one_of("cls", "mean"), kept), {}
         case "route_gradients":
-            gates, feature, weight = layer.gates, layer.float(IMAGES, width), layer.float(EXPERTS, width)
-            forward = weight, gates, layer.indices, layer.float(IMAGES, EXPERTS), layer.float(EXPERTS)
+            gates, feature, weight = layer.gates, layer.float(IMAGES, width), layer.float(layer.experts, width)
+            forward = weight, gates, layer.indices, layer.float(IMAGES, layer.experts), layer.float(layer.experts)
             return (gates, None, layer.float(), feature, *forward, 0.5), {}
         case "route_backward":
             gates, probs, weight = layer.gates, layer.float(IMAGES, EXPERTS), layer.float(EXPERTS, width)

@@ -8,7 +8,7 @@ two. db1 is a dot with ones, of tiles that are in shared memory anyway.
 
 An expert's tiles of rows are one unit of work, and every unit has the same number of output tiles, of both gradients;
 units are started longest first. An expert that would hold a few multiprocessors long after the others are done is cut
-into parts, a unit each: one that has ``part`` tiles of rows f times, into max(1, floor(f)) equal ones.
+into parts, a unit each: one that has ``part`` tiles of rows f times, into max(1, floor(f)), of as many tiles but one.
 
 Example: R = 4, the experts' tiles of rows 2, 0, 9, 1; part = 3.
 
@@ -328,9 +328,9 @@ def _expert_wgrad_kernel(
     begin = tl.load(tile_starts_ptr + expert)
     end = tl.load(tile_starts_ptr + expert + 1)
     if SPLIT:
-        share = tl.cdiv(end - begin, parts)
-        begin += i * share
-        end = tl.minimum(begin + share, end)
+        share, left_over = (end - begin) // parts, (end - begin) % parts
+        begin += i * share + tl.minimum(i, left_over)
+        end = begin + share + (i < left_over)
 
     p, q = _tile_place(tile, P, Q, BLOCK_P, BLOCK_Q, GROUP)
     rows, columns, place = P, Q, 0

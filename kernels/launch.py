@@ -40,14 +40,15 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **settings: Any)
 
 
 @contextmanager
-def forked(device: torch.device) -> Iterator[AbstractContextManager[None]]:
+def forked(device: torch.device, needed: bool = True) -> Iterator[AbstractContextManager[None]]:
     """A second stream beside the current one, until the end of this context, where the current one waits for it.
 
     What is launched inside the context that it gives runs on the second stream, after all that was launched before
     `forked`. Memory belongs to the current stream alone: what the second one reads or writes is held until the end, and
-    nothing that the current one uses inside may be let go before. CUDA graphs capture both.
+    nothing that the current one uses inside may be let go before. CUDA graphs capture both. Where it is not ``needed``,
+    since one of them has no work, there is the current stream alone.
     """
-    if device.type != "cuda" or is_compiling():
+    if device.type != "cuda" or is_compiling() or not needed:
         yield nullcontext()
         return
     current, second = torch.cuda.current_stream(device), _second_stream(device)

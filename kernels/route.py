@@ -216,7 +216,7 @@ def _gradients(
         R=experts,
         TOP_K=top_k,
         R_BLOCK=r_block,
-        BLOCK_B=min(64, 2048 // r_block),
+        BLOCK_B=max(16, min(64, 2048 // r_block)),  # what a dot reduces: 16 at least
         BLOCK_D=_COLUMNS_A_GRADIENT,
         num_warps=8,  # of 4 the dots' operands take 168 registers on sm_90, and spill where x is half
     )

@@ -14,6 +14,9 @@ Copies are kept of `torch.nn.Parameter` alone, and of none
 - while FSDP2 shards any module of the process: it fills its parameters anew without a new version;
 - that a CUDA graph was captured with: replays change it without a word. While a graph is captured everything is cast,
   into memory of the graph.
+
+Code that torch.compile makes casts by itself and asks for no copies: its CUDA graphs refuse memory that outlives a
+call.
 """
 
 import functools
@@ -60,13 +63,14 @@ _steps = 0
 def half_copies(tensors: Sequence[Tensor | None], dtype: torch.dtype) -> list[Tensor | None]:
     """The tensors in ``dtype``: float32 parameters by their kept copies, where these are true.
 
-    All that are cast are cast by one launch of a Triton kernel. No gradient flows back. The copies are shared: nobody
-    may write them. A later `group_ema_` does, and a backward that saved one before raises an error.
+    All parameters that are cast are cast by one launch of a Triton kernel. No gradient flows back. The copies are
+    shared: nobody may write them. A later `group_ema_` does, and a backward that saved one before raises an error.
 
     Args:
         tensors: on one device; give the parameters themselves, since a copy is kept by the object, or what `detach`
             makes of them. None stays None, and what has ``dtype`` already is returned as it is.
-        dtype: what is not float32 to half precision is cast by `torch.Tensor.to`, and not kept.
+        dtype: what is not float32 to half precision is cast by `torch.Tensor.to`, as is what is no parameter; neither
+            is kept.
     """
     from dexcore.kernels.launch import is_compiling
     from dexcore.kernels.tables import is_capturing
@@ -81,9 +85,10 @@ def half_copies(tensors: Sequence[Tensor | None], dtype: torch.dtype) -> list[Te
         for i, tensor in enumerate(tensors):
             if tensor is None or tensor.dtype == dtype:
                 continue
-            if may_reuse and (copy := _true_copy(_parameter_of(tensor), dtype, stream)) is not None:
+            parameter = _parameter_of(tensor)
+            if may_reuse and (copy := _true_copy(parameter, dtype, stream)) is not None:
                 found[i] = copy
-            elif dtype in HALVES and _is_plain(tensor):
+            elif dtype in HALVES and _is_plain(tensor) and type(parameter) is nn.Parameter:  # it stays where it is
                 anew.append(i)
                 sources.append(tensor)
             else:
@@ -103,11 +108,13 @@ def half_copies(tensors: Sequence[Tensor | None], dtype: torch.dtype) -> list[Te
 
 
 def graph_copies(weights: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """While a CUDA graph is captured, `half_copies` that a forward hands to its backward, which finds none kept; else
-    the weights as they are."""
+    """Copies that a forward hands to its backward where none is kept in between: in compiled code, and while a CUDA
+    graph is captured. Else the weights as they are."""
+    if torch.compiler.is_compiling():
+        return [weight.to(dtype) for weight in weights]
     from dexcore.kernels.tables import is_capturing
 
-    if torch.compiler.is_compiling() or not is_capturing(weights[0].device):
+    if not is_capturing(weights[0].device):
         return list(weights)
     return [half for half in half_copies(weights, dtype) if half is not None]
 

@@ -153,8 +153,8 @@ class Results(NamedTuple):
 class DexLayerBackwardCall(NamedTuple):
     """The arguments of the backward's op."""
 
-    grad_y: Tensor | None  # [B, N, D]; None where neither y nor the alignment loss has a gradient
-    grad_align: Tensor  # 0-dim
+    grad_y: Tensor | None  # [B, N, D]
+    grad_align: Tensor | None  # 0-dim
     grad_balance: Tensor | None  # 0-dim
     grad_gates: Tensor | None  # [B, k], besides what they get through y
     grad_probs: Tensor | None  # [B, R]
@@ -260,7 +260,7 @@ def _run_backward(call: DexLayerBackwardCall) -> LayerGradients:
         return grad_feature
 
     router = ThroughRouter(feature_gradient, call.pool) if needs.gates else None
-    if call.grad_y is None:  # the experts take no part
+    if call.grad_y is None and call.grad_align is None:  # the experts take no part
         grads = empty_gradients(_whole(given), Needs(x=needs.x), call.x_dtype, call.weight_dtype)
         if router is not None:
             grad_feature = feature_gradient(torch.zeros_like(given.gates))
@@ -269,7 +269,7 @@ def _run_backward(call: DexLayerBackwardCall) -> LayerGradients:
     elif call.settings.backend == "triton":
         from dexcore.ops import experts_triton
 
-        align = experts_triton.AlignGradient(call.grad_align, call.gradient)
+        align = experts_triton.AlignGradient.of(call.grad_align, call.gradient)
         grads = experts_triton.backward(call.grad_y, given, call.kept, needs, *rest, align, router)
     else:
         total = add_scaled_gradient(call.grad_y, call.grad_align, call.gradient)
@@ -279,8 +279,7 @@ def _run_backward(call: DexLayerBackwardCall) -> LayerGradients:
 
 def _whole(given: ExpertArguments) -> ExpertArguments:
     """With an x of its shape, where only its dtype and width were kept."""
-    batch, tokens, width = len(given.gates), *given.x.shape[1:]
-    return given._replace(x=given.x.new_empty((batch, tokens, width)))
+    return given._replace(x=given.x.new_empty((given.gates.shape[0], *given.x.shape[1:])))
 
 
 def _fake_backward(call: DexLayerBackwardCall) -> LayerGradients:
@@ -357,15 +356,13 @@ class _DexLayer(torch.autograd.Function):
         wanted = {"x": asked.router.x, "router_weight": asked.router.router_weight}
         if grad_y is not None or grad_align is not None:
             wanted |= asked.weights._asdict()
-            if grad_y is None:
-                grad_y = torch.zeros_like(_whole(kept.given).x, dtype=ctx.settings.compute)
         needs = Needs(
             **{name: wanted.get(name, False) for name in ("x", *Weights._fields)},
             gates=asked.router.x or asked.router.router_weight,
         )
         call = DexLayerBackwardCall(
             grad_y=grad_y,
-            grad_align=kept.given.gates.new_zeros(()) if grad_align is None else grad_align,
+            grad_align=grad_align,
             grad_balance=grad_balance,
             grad_gates=grad_gates,
             grad_probs=grad_probs,

@@ -122,8 +122,8 @@ class DexMlpCall(NamedTuple):
 class DexMlpBackwardCall(NamedTuple):
     """The arguments of the backward's op."""
 
-    grad_y: Tensor  # [B, N, D]
-    grad_loss: Tensor  # 0-dim
+    grad_y: Tensor | None  # [B, N, D]
+    grad_loss: Tensor | None  # 0-dim
     given: ExpertArguments
     kept: Kept
     gradient: Tensor  # [B, N, D], of the sum of the rows' losses
@@ -188,14 +188,14 @@ def _run_backward(call: DexMlpBackwardCall) -> Gradients:
     if call.settings.backend == "triton":
         from dexcore.ops import experts_triton
 
-        align = experts_triton.AlignGradient(call.grad_loss, call.gradient)
+        align = experts_triton.AlignGradient.of(call.grad_loss, call.gradient)
         return experts_triton.backward(call.grad_y, call.given, call.kept, needs, *rest, align)
     total = add_scaled_gradient(call.grad_y, call.grad_loss, call.gradient)
     return experts_eager.backward(total, call.given, call.kept, needs, *rest)
 
 
 def _fake_backward(call: DexMlpBackwardCall) -> Gradients:
-    given = call.given._replace(x=call.given.x.new_empty(call.grad_y.shape))
+    given = call.given._replace(x=call.given.x.new_empty(call.gradient.shape))
     return empty_gradients(given, Needs(*call.needs), call.x_dtype, call.weight_dtype)
 
 
@@ -220,10 +220,13 @@ class _DexMlp(torch.autograd.Function):
         y, loss, *kept = _dex_mlp(*flatten(call._replace(given=given)))
         ctx.save_for_backward(*saved(given, call.settings), *kept)
         ctx.settings, ctx.dtypes = call.settings, dtypes_of(call.given)
+        ctx.set_materialize_grads(False)
         return y, loss
 
     @staticmethod
-    def backward(ctx: Any, grad_y: Tensor, grad_loss: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, grad_y: Tensor | None, grad_loss: Tensor | None) -> tuple[Any, ...]:
+        if grad_y is None and grad_loss is None:
+            return _CALL.place({})
         kept = _SAVED.nest(ctx.saved_tensors)
         needs = Needs(*_CALL.nest(ctx.needs_input_grad).given.differentiable)
         call = DexMlpBackwardCall(

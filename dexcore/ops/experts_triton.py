@@ -114,9 +114,14 @@ class AlignGradient(NamedTuple):
     grad_loss: Tensor  # 0-dim
     rows: Tensor  # [B, N, D], of the sum of the rows' losses
 
+    @classmethod
+    def of(cls, grad_loss: Tensor | None, rows: Tensor) -> "AlignGradient | None":
+        """None where the loss has no gradient: 0 times rows that are not finite would be NaN."""
+        return None if grad_loss is None else cls(grad_loss, rows)
+
 
 def backward(
-    grad_y: Tensor,
+    grad_y: Tensor | None,
     given: ExpertArguments,
     kept: Kept,
     needs: Needs,
@@ -126,26 +131,30 @@ def backward(
     align: AlignGradient | None = None,
     router: ThroughRouter | None = None,
 ) -> Gradients:
-    """The gradients that are asked for; of ``given.x`` nothing is read."""
+    """The gradients that are asked for; of ``given.x`` nothing is read. One of ``grad_y`` and ``align`` may be None."""
     config, precision = _tiles(given, settings)
-    plan = plan_shape(given, settings, grad_y.shape[:2]).view(kept.plan)
+    shape = (given.gates.shape[0], *given.x.shape[1:])
+    plan = plan_shape(given, settings, shape[:2]).view(kept.plan)
     w1, w2 = _weights(settings, given.w1, given.w2)
-    activation = settings.activation
-    z, x_rows, gate_rows = kept.z, kept.x_rows, kept.gate_rows
-    if not z.numel():
-        x = Input(x_rows, gate_rows, None)
-        z, _, _ = expert_up(
-            x, w1, _contiguous(given.b1), plan, activation, precision, config.up, keep_z=True, keep_a=False
-        )
+    activation, x_rows, gate_rows = settings.activation, kept.x_rows, kept.gate_rows
     loss = {}
     if align is not None:
         loss = {"grad_loss": align.grad_loss.float(), "gradient": align.rows.contiguous()}
-    dy, token_sums = gradient_rows(grad_y.contiguous(), plan, settings.compute, **loss)
-    dz, a, gate_parts = expert_dact(
-        dy, w2, z, gate_rows, plan, activation, precision, config.dact, keep_a=needs.w2 and not kept.a.numel()
-    )
-    del z  # large, and room for what follows
-    a = kept.a if kept.a.numel() else a
+    dy, token_sums = gradient_rows(_contiguous(grad_y), plan, settings.compute, **loss)
+    a, dz, gate_parts = kept.a, None, None
+    make_a = needs.w2 and not a.numel()
+    if needs.z or needs.gates or make_a:
+        z = kept.z
+        if not z.numel():
+            x = Input(x_rows, gate_rows, None)
+            z, _, _ = expert_up(
+                x, w1, _contiguous(given.b1), plan, activation, precision, config.up, keep_z=True, keep_a=False
+            )
+        dz, made_a, gate_parts = expert_dact(
+            dy, w2, z, gate_rows, plan, activation, precision, config.dact, keep_a=make_a
+        )
+        del z  # made again it is large, and room for what follows
+        a = made_a if make_a else a
     grads = empty_gradients(given, Needs(), x_dtype, weight_dtype)
     if needs.gates or needs.b2:
         grad_gates, grad_b2 = gate_and_bias_gradients(
@@ -160,11 +169,12 @@ def backward(
     through = () if router is None else (router.feature_gradient(grads.gates), router.pool)
     # The weights' gradients fill what the tail of the input's leaves idle, and the other way round. In there nothing is
     # let go: dx is read until the end.
-    with forked(grad_y.device) as beside:
+    of_weights = needs.w1 or needs.w2 or needs.b1
+    with forked(dy.device, needs.x and of_weights) as beside:
         if needs.x:
             dx = expert_dx(dz, w1, plan, precision, config.dx)
-            grads = grads._replace(x=sum_slots(dx, plan, x_dtype, *through).view(grad_y.shape))
-        if needs.w1 or needs.w2 or needs.b1:
+            grads = grads._replace(x=sum_slots(dx, plan, x_dtype, *through).view(shape))
+        if of_weights:
             with beside:
                 dw1, dw2, db1 = expert_wgrad(
                     Product(dz, x_rows) if needs.w1 or needs.b1 else None,
@@ -173,7 +183,7 @@ def backward(
                     weight_dtype,
                     precision,
                     config.wgrad,
-                    multiprocessors_of(grad_y.device),
+                    multiprocessors_of(dy.device),
                     bias=needs.b1,
                 )
             grads = grads._replace(

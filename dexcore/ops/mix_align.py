@@ -194,8 +194,14 @@ def _scale(grad_loss: Tensor, gradient: Tensor) -> Tensor:
     return (grad_loss / max(gradient.shape[:-1].numel(), 1)).expand(1)
 
 
-def add_scaled_gradient(grad_y: Tensor, grad_loss: Tensor, gradient: Tensor) -> Tensor:
-    """grad_y plus the gradient of the mean of the rows' losses, in ``gradient``'s dtype; by PyTorch."""
+def add_scaled_gradient(grad_y: Tensor | None, grad_loss: Tensor | None, gradient: Tensor) -> Tensor:
+    """grad_y plus the gradient of the mean of the rows' losses, in ``gradient``'s dtype; by PyTorch. One of the first
+    two may be None."""
+    if grad_loss is None:
+        assert grad_y is not None
+        return grad_y.to(gradient.dtype)
+    if grad_y is None:
+        return _scaled(grad_loss, gradient).to(gradient.dtype)
     if grad_y.dtype == gradient.dtype == grad_loss.dtype:
         return torch.addcmul(grad_y, gradient, _scale(grad_loss, gradient))
     return (grad_y + _scaled(grad_loss, gradient)).to(gradient.dtype)

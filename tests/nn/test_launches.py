@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from dexcore.kernels import tables
+from dexcore.kernels import cast, tables
 from dexcore.nn import DEXMlp, set_noise_std
 
 pytestmark = pytest.mark.usefixtures("no_shards")
@@ -60,11 +60,14 @@ def launched(monkeypatch):
     return names
 
 
-def layer_step(autocast, keep="both", pool="cls", noise=0.0):
-    """A training step of a layer; gradients reach x, all parameters, and both losses count."""
+def layer_step(autocast, keep="both", pool="cls", noise=0.0, only=None):
+    """A training step of a layer; gradients reach x and all parameters, or those of ``only``, and both losses count."""
     layer = DEXMlp(D, H, num_experts=R, top_k=2, keep=keep, pool=pool, backend="triton").train()
+    if only is not None:
+        layer.requires_grad_(False)
+        layer.get_submodule(only).requires_grad_(True)
     set_noise_std(layer, noise)
-    x = torch.randn(B, N, D, requires_grad=True)
+    x = torch.randn(B, N, D, requires_grad=only is None)
     dy = torch.randn(B, N, D)
     one = torch.ones(())
     calls = Calls(B * R)
@@ -73,7 +76,8 @@ def layer_step(autocast, keep="both", pool="cls", noise=0.0):
         losses = layer.routing.align_loss, layer.routing.balance_loss
     dy = dy.to(y.dtype)
     with calls:
-        torch.autograd.backward([y, *losses], [dy, one, one])
+        wanted = [(y, dy), *((loss, one) for loss in losses if loss.requires_grad)]
+        torch.autograd.backward(*map(list, zip(*wanted, strict=True)))
     return calls.names
 
 
@@ -101,9 +105,17 @@ def test_a_layers_step_is_few_launches_and_nothing_large_of_pytorchs(launched, a
 
 def test_a_captured_step_casts_each_weight_once(launched, monkeypatch):
     monkeypatch.setattr(tables, "is_capturing", lambda device: True)
+    monkeypatch.setattr(cast, "is_known", lambda *_: False)  # a graph's memory is elsewhere
     large = layer_step(True)
     assert large == ["_to_copy"] * 4, "the director's and the experts'; the backward has the forward's"
     assert Counter(launched) == Counter([*FORWARD, "_align_kernel", *BACKWARD])
+
+
+@pytest.mark.parametrize(("keep", "made_again"), [("both", []), ("z", ["_expert_dact_kernel"])])
+def test_the_second_layers_gradients_alone_go_through_no_activation(launched, keep, made_again):
+    layer_step(False, keep=keep, only="experts.fc2")
+    backward = ["_expert_order_kernel", "_gate_and_bias_kernel", "_expert_wgrad_kernel", *made_again]
+    assert Counter(launched) == Counter([*FORWARD, "_align_kernel", *backward])
 
 
 def test_without_z_it_is_made_again_by_one_more(launched):

@@ -607,6 +607,32 @@ def test_what_is_compiled_and_not_launched_is_no_copy(launches):
     assert launches == ["_cast_all_kernel"]
 
 
+def test_what_is_no_parameter_is_cast_by_pytorch_since_it_is_elsewhere_each_time(launches):
+    given = [torch.randn(3, 4), *parameters((5,))]
+    assert_true(half_copies(given, BF16), given)
+    assert launches == ["_cast_all_kernel"]
+    half_copies(given, BF16)
+    assert len(launches) == 1
+
+
+def test_compiled_code_casts_by_itself_and_keeps_nothing(launches):
+    layer = DEXMlp(16, 32, num_experts=3, backend="triton")
+    again = copy.deepcopy(layer)
+
+    def gradients(layer, call):
+        with torch.autocast("cpu", BF16):
+            y = call(torch.ones(2, 5, 16))
+        (y.float().square().sum() + layer.routing.align_loss).backward()
+        return [parameter.grad for parameter in layer.parameters() if parameter.requires_grad]
+
+    compiled = gradients(layer, torch.compile(layer, fullgraph=True, backend="aot_eager"))
+    assert not copies._kept
+    assert launches == []
+    for a, b in zip(compiled, gradients(again, again), strict=True):
+        torch.testing.assert_close(a, b)
+    assert copies._kept
+
+
 def test_several_threads_get_the_same_copies(launches):
     given = parameters((3, 500), (700,))
     found, begin = [], threading.Barrier(4)

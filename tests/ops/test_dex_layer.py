@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._dynamo.backends.debugging import aot_eager
 from torch.library import opcheck
 from torch.utils.checkpoint import checkpoint
 
@@ -222,6 +223,45 @@ def test_compiles_without_a_graph_break_and_with_its_backward(backend, autocast)
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
     for a, b in zip(torch.autograd.grad(compiled(*leaves), leaves), expected, strict=True):
         assert_close(a, b)
+
+
+@pytest.mark.parametrize("backend", ["eager", "triton"])
+def test_compiled_once_it_takes_batches_of_any_size(backend):
+    case, compilations = plain.make_case(), []
+    x, *weights = layer_leaves(case, torch.float32)
+
+    def step(x, *weights):
+        y, align, balance, *_ = ops.dex_layer(x, *weights, *case.director, 2, backend=backend)
+        return y.square().sum() + align + balance
+
+    def backend_of_torch(graph, inputs):
+        compilations.append(graph)
+        return aot_eager(graph, inputs)
+
+    compiled = torch.compile(step, fullgraph=True, backend=backend_of_torch)
+    for images in (len(x), len(x) + 2):
+        batch = torch.randn(images, *x.shape[1:], requires_grad=True)
+        torch._dynamo.mark_dynamic(batch, 0)
+        expected = torch.autograd.grad(step(batch, *weights), [batch, *weights])
+        for a, b in zip(torch.autograd.grad(compiled(batch, *weights), [batch, *weights]), expected, strict=True):
+            assert_close(a, b)
+    assert len(compilations) == 1
+
+
+@pytest.mark.parametrize("backend", ["eager", "triton"])
+@pytest.mark.parametrize("function", [ops.dex_layer, composed])
+def test_a_loss_that_nobody_uses_adds_nothing_not_even_of_a_director_that_overflows(function, backend):
+    case = plain.make_case()
+    leaves = layer_leaves(case, torch.float32)
+
+    def gradients(director):
+        y, *_ = function(*leaves, *director, 2, 0.5, None, "cls", "gelu", "mse", backend=backend)
+        return torch.autograd.grad(y.square().sum(), leaves)
+
+    dw1, db1, dw2, db2 = case.director
+    overflowing = (dw1, db1, torch.full_like(dw2, torch.inf), db2)
+    for a, b in zip(gradients(overflowing), gradients(case.director), strict=True):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("backend", ["eager", "triton"])

@@ -306,8 +306,8 @@ MUTANTS = [
     Mutant(
         "a part of the expert's beginning",
         "expert_wgrad",
-        "        begin += i * share\n",
-        "        begin += 0 * share\n",
+        "        begin += i * share + ",
+        "        begin += 0 * share + ",
         check_cut,
     ),
     Mutant(
