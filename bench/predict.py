@@ -79,7 +79,8 @@ class Beside(NamedTuple):
     bytes: float = 0.0
 
 
-BESIDE = {"by PyTorch: sum of losses": Beside(2)}
+# Two are the layer's; the others make one loss of its two, as the bench does, and go back through that.
+BESIDE = {"by PyTorch: losses, ones, sums": Beside(8)}
 # Launched on two streams at once (`dexcore.kernels.launch.forked`): what the first one does, and the second.
 FORKED = ("expert_dx", "sum_slots"), ("expert_wgrad",)
 
@@ -277,7 +278,7 @@ def predict(
     return found
 
 
-def saved_by_streams(lines: "dict[str, _Now]") -> float:
+def saved_by_streams(lines: "dict[str, Now]") -> float:
     """Seconds less than the sum, as what is `FORKED` runs at once.
 
     The GEMMs' programs stand in one queue, one a multiprocessor, first those of the first stream, whose kernel is
@@ -329,7 +330,7 @@ def resources(version: str) -> dict[str, Records]:
     return build(entries, BUILD, 2)
 
 
-class _Now(NamedTuple):
+class Now(NamedTuple):
     """A line of the table: what it says of today's kernels."""
 
     seconds: float = 0.0
@@ -341,16 +342,16 @@ class _Now(NamedTuple):
     loop: int = 0
 
 
-def _now(problem: Problem, amounts: dict[str, Work], table: dict[str, Records]) -> dict[str, _Now]:
+def lines_of(problem: Problem, amounts: dict[str, Work], table: dict[str, Records]) -> dict[str, Now]:
     lines = {}
     for name, (made, records) in predict(problem, amounts, table).items():
         launches = max(1, len(records))
         main = next((record for record in records if record["dots"]), records[0] if records else {})
-        line = _Now(made.seconds, launches, made.bound, amounts[name].bytes / 1e6, main.get("registers", 0))
+        line = Now(made.seconds, launches, made.bound, amounts[name].bytes / 1e6, main.get("registers", 0))
         lines[name] = line._replace(made=made, loop=main["loop"]) if made.programs else line
     for name, (launches, moved) in BESIDE.items():
         seconds, bound = moved / HBM + launches * _LAUNCH_BY_PYTORCH, "memory" if moved else "launch"
-        lines[name] = _Now(seconds, launches, bound, moved / 1e6)
+        lines[name] = Now(seconds, launches, bound, moved / 1e6)
     return lines
 
 
@@ -362,9 +363,9 @@ def report(problem: Problem, amounts: dict[str, Work], table: dict[str, Records]
     )
     heads = ("us before", "us", "registers", "CTAs", "programs", "waves", "filled", "loop", "launches", "MB")
     print(table_row("", *heads, width=40) + "  bound by")
-    lines = _now(problem, amounts, table)
+    lines = lines_of(problem, amounts, table)
     for name in dict.fromkeys((*lines, *FIRST)):
-        before, now = FIRST.get(name, Before(0, 0)), lines.get(name, _Now())
+        before, now = FIRST.get(name, Before(0, 0)), lines.get(name, Now())
         at_once = programs_at_once(before.registers, before.tile.warps, before.shared) if before.tile else 0
         made = now.made or Prediction(0.0, "")
         cells = [
@@ -376,16 +377,32 @@ def report(problem: Problem, amounts: dict[str, Work], table: dict[str, Records]
         cells += [_change(before.loop, now.loop), _change(before.launches, now.launches)]
         cells.append(f"{now.megabytes:.1f}" if now.megabytes else "")
         print(f"{table_row(name, *cells, width=40)}  {now.bound}")
-    step = [name for name in lines if name not in AFTER_THE_STEP]
     first = FIRST.values()
     _print_sum("before", problem, sum(b.microseconds for b in first) / 1e6, sum(b.launches for b in first))
-    now, launches = (sum(lines[name][field] for name in step) for field in (0, 1))
-    _print_sum("now, one after the other", problem, now, launches)
-    now -= saved_by_streams(lines)
-    _print_sum("now, on two streams", problem, now, launches)
-    if CAST in lines:
-        saved = lines[CAST]
-        _print_sum("and by copies of the update before", problem, now - saved.seconds, launches - saved.launches)
+    step = sums(lines)
+    _print_sum("now, one after the other", problem, step.in_turn, step.launches)
+    _print_sum("on two streams", problem, step.on_two_streams, step.launches)
+    _print_sum("and with what the update's copies take there", problem, step.with_the_update, step.launches)
+    _print_sum("or in a graph, which casts the weights", problem, step.in_a_graph, step.launches + 1)
+
+
+class Sums(NamedTuple):
+    """Seconds of forward and backward. The weights' copies are there, but for ``in_a_graph``."""
+
+    in_turn: float
+    on_two_streams: float
+    with_the_update: float  # of what it takes longer since it writes the copies
+    in_a_graph: float  # which casts them, each time
+    launches: int
+
+
+def sums(lines: dict[str, Now]) -> Sums:
+    """Of what `lines_of` returns."""
+    step = [line for name, line in lines.items() if name not in (*AFTER_THE_STEP, CAST)]
+    in_turn = sum(line.seconds for line in step)
+    forked = in_turn - saved_by_streams(lines)
+    writes = lines["group_ema copies"].seconds - lines["group_ema"].seconds
+    return Sums(in_turn, forked, forked + writes, forked + lines[CAST].seconds, sum(line.launches for line in step))
 
 
 def _print_sum(when: str, problem: Problem, seconds: float, launches: int) -> None:

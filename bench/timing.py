@@ -22,7 +22,7 @@ RESULTS = Path(__file__).parent / "results"
 CPU = torch.device("cpu")
 # Written before each call on a GPU: more than any cache holds, and the host launches the call meanwhile.
 _FLUSHED_BYTES = 2**30
-_GEMM, _COPY = "largest GEMM", "largest copy"
+_COPY = "largest copy"
 
 
 @dataclass(frozen=True)
@@ -147,19 +147,7 @@ def ceilings(dtype: torch.dtype, device: torch.device = CPU, quick: bool = False
 
     ``quick``: of a size that proves nothing.
     """
-    sides, length = ((4096,), 2**26) if device.type == "cpu" else ((4096, 8192, 16384), 2**28)
-    if quick:
-        sides, length = (256,), 2**16
-    calls: dict[str, Callable[[], object]] = {}
-    for side in sides:
-        a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-        calls[str(side)] = partial(torch.mm, a, b, out=torch.empty(side, side, dtype=dtype, device=device))
-        if dtype == torch.float32 and faster_by_onednn(device):
-            calls[f"{side} by oneDNN"] = partial(linear, a, b, None)
-    source, target = (torch.zeros(length, device=device) for _ in range(2))
-    times = interleaved(calls | {"copy": lambda: target.copy_(source)}, 0, device)
-    gemm = max(2 * int(name.split()[0]) ** 3 / times[name].median for name in calls)
-    return {"gemm_gflops": gemm / 1e9, "copy_gbs": 2 * 4 * length / times["copy"].median / 1e9}
+    return beside_ceilings({}, 0, dtype, device, quick)[1]
 
 
 def beside_ceilings(
@@ -171,26 +159,33 @@ def beside_ceilings(
 ) -> tuple[dict[str, Timing], dict[str, float]]:
     """`interleaved`, and the two ceilings, which take turns with the contenders.
 
-    A GPU that has worked for seconds is slower than the one that `ceilings` met: what is read against a ceiling is
-    measured at the same clocks.
+    A GPU that has worked for seconds is slower than one that begins: what is read against a ceiling is measured at the
+    same clocks.
     """
-    gemm, flops = largest_gemm(dtype, device, quick)
-    copy, moved = largest_copy(device, quick)
-    times = interleaved(contenders | {_GEMM: gemm, _COPY: copy}, seconds, device)
-    found = {"gemm_gflops": flops / times.pop(_GEMM).median / 1e9, "copy_gbs": moved / times.pop(_COPY).median / 1e9}
-    return times, found
+    gemms, (copy, moved) = large_gemms(dtype, device, quick), large_copy(device, quick)
+    calls = {f"GEMM {name}": call for name, (call, _) in gemms.items()} | {_COPY: copy}
+    times = interleaved(contenders | calls, seconds, device)
+    flops = max(flops / times.pop(f"GEMM {name}").median for name, (_, flops) in gemms.items())
+    return times, {"gemm_gflops": flops / 1e9, "copy_gbs": moved / times.pop(_COPY).median / 1e9}
 
 
-def largest_gemm(dtype: torch.dtype, device: torch.device, quick: bool = False) -> tuple[Callable[[], object], int]:
-    """A GEMM, and its FLOPs."""
-    side = 256 if quick else 8192
-    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    return partial(torch.mm, a, b, out=torch.empty_like(a)), 2 * side**3
+def large_gemms(
+    dtype: torch.dtype, device: torch.device, quick: bool = False
+) -> dict[str, tuple[Callable[[], object], int]]:
+    """GEMMs, one of which is the fastest here, and their FLOPs."""
+    found: dict[str, tuple[Callable[[], object], int]] = {}
+    for side in (256,) if quick else (4096,) if device.type == "cpu" else (4096, 8192, 16384):
+        a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+        found[str(side)] = partial(torch.mm, a, b, out=torch.empty_like(a)), 2 * side**3
+        if dtype == torch.float32 and faster_by_onednn(device):
+            found[f"{side} by oneDNN"] = partial(linear, a, b, None), 2 * side**3
+    return found
 
 
-def largest_copy(device: torch.device, quick: bool = False) -> tuple[Callable[[], object], int]:
+def large_copy(device: torch.device, quick: bool = False) -> tuple[Callable[[], object], int]:
     """A copy, and the bytes that it reads and writes."""
-    source, target = (torch.zeros(2**16 if quick else 2**28, device=device) for _ in range(2))
+    length = 2**16 if quick else 2**26 if device.type == "cpu" else 2**28
+    source, target = (torch.zeros(length, device=device) for _ in range(2))
     return partial(target.copy_, source), 2 * source.nbytes
 
 

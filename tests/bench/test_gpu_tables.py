@@ -1,6 +1,7 @@
 """The GPU's tables, walked through on the CPU: graphs are the calls themselves, and times mean nothing."""
 
 import types
+from functools import partial
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ CEILINGS = {torch.bfloat16: {"gemm_gflops": 0.0, "copy_gbs": 0.0}}  # of another
 def options(monkeypatch):
     for bench in (layer, ema, align):
         monkeypatch.setattr(bench, "captured", lambda call: call)
-    monkeypatch.setattr(timing, "largest_copy", lambda *arguments: (lambda: None, 1e12))  # no kernel is as fast
+    monkeypatch.setattr(timing, "large_copy", lambda *arguments: (lambda: None, 1e12))  # no kernel is as fast
     return types.SimpleNamespace(
         on_gpu=True, device=CPU, quick=True, seconds=0, compiled=True, dtypes=(torch.bfloat16,)
     )
@@ -33,7 +34,7 @@ def test_the_layers_table_has_graphs_memory_and_goals(options, monkeypatch, caps
     monkeypatch.setattr(layer, "peak_gpu_memory", lambda step: next(megabytes))
     held = iter([10.0, 13.0, 30.0, 30.0, 30.0, 7.0, 5.0])
     monkeypatch.setattr(layer, "held_memory", lambda *arguments: next(held))
-    monkeypatch.setattr(timing, "largest_gemm", lambda *arguments: (lambda: None, 1e-9))  # any step is faster
+    monkeypatch.setattr(timing, "large_gemms", lambda *arguments: {"1": (lambda: None, 1e-9)})  # any step is faster
     lines = layer.measure_contest(options, torch.bfloat16, "uniform", CEILINGS[torch.bfloat16], {})
     names = [line["contender"] for line in lines]
     assert names[:5] == ["dexcore", "published", "loop", "grouped", "dense"]
@@ -97,14 +98,16 @@ def test_interpreted_kernels_are_not_timed_on_a_gpu(options):
 
 def test_ceilings_take_turns_with_what_is_read_against_them(monkeypatch):
     called = []
-    monkeypatch.setattr(timing, "largest_gemm", lambda *arguments: (lambda: called.append("gemm"), 10))
-    monkeypatch.setattr(timing, "largest_copy", lambda *arguments: (lambda: called.append("copy"), 20))
+    gemms = {name: (partial(called.append, name), flops) for name, flops in (("slow", 1), ("fast", 1e12))}
+    monkeypatch.setattr(timing, "large_gemms", lambda *arguments: gemms)
+    monkeypatch.setattr(timing, "large_copy", lambda *arguments: (lambda: called.append("copy"), 20))
     contender = {"it": lambda: called.append("it")}
     times, ceiling = timing.beside_ceilings(contender, 0, torch.bfloat16, CPU, quick=True)
-    assert called == ["it", "gemm", "copy"] * 10
+    assert called == ["it", "slow", "fast", "copy"] * 10
     assert list(times) == ["it"]
     assert ceiling.keys() == {"gemm_gflops", "copy_gbs"}
-    assert all(rate > 0 for rate in ceiling.values())
+    assert ceiling["gemm_gflops"] > 1e6, "the faster one's"
+    assert ceiling["copy_gbs"] > 0
 
 
 def test_what_every_table_of_a_gpu_reads_is_the_ceiling_measured_beside_it(options, monkeypatch):

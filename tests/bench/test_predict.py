@@ -1,18 +1,28 @@
 """Predicted times: the queue, the formula against the figures that it was fitted to, and the table."""
 
 import json
+import re
+from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
 
-from bench import predict
-from bench.contenders import REFERENCE
-from bench.kernel_work import Problem, Work
+from bench import contenders, predict
+from bench.contenders import REFERENCE, Shape
+from bench.kernel_work import Problem, Work, work
 from bench.predict import FIRST, FIRST_DACT_BY_3_8, Prediction, program_clocks, programs_at_once, queue
 from dexcore.kernels.configs import Gemm, LayerConfig
+from nn.calls import Calls, note_launches
 
+PAGE = Path(__file__).parents[2] / "docs" / "kernels.md"
+VERSIONS = ("3.6.0", "3.8.0")  # in the order of the page
 PROBLEM = Problem(REFERENCE, torch.bfloat16, "uniform", "sm_90")
 GEMMS = {name: before for name, before in FIRST.items() if before.tile is not None}
+
+
+def cells_of(line):
+    return [cell.strip() for cell in line.strip("|").split("|")] if line.startswith("|") else []
 
 
 def test_programs_take_the_first_free_place_in_their_order():
@@ -149,23 +159,29 @@ def test_the_table_is_marked_a_prediction_and_sums_both(table, capsys):
     assert {"154>120", "1>2", "106>90", "1>1"} <= {*dact}
     (gone,) = [line.split() for line in printed.splitlines() if line.startswith("token_sums")]
     assert gone == ["token_sums", "9", "1>"]
-    before, now, on_streams, with_copies = (line.rpartition(": ")[2].split() for line in printed.splitlines()[-4:])
+    before, now, on_streams, with_update, in_graph = (
+        line.rpartition(": ")[2].split() for line in printed.splitlines()[-5:]
+    )
     assert before[:2] == ["2438", "us"]
     assert " ".join(before).endswith("60 launches; 395 TFLOP/s, 49% of the largest GEMM's")
-    launches = len(predict.matrix.GEMMS) + 3 + sum(beside.launches for beside in predict.BESIDE.values())
-    assert now[now.index("launches;") - 1] == str(launches)
-    assert with_copies[with_copies.index("launches;") - 1] == str(launches - 1)
+    launches = len(predict.matrix.GEMMS) + 2 + sum(beside.launches for beside in predict.BESIDE.values())
+    assert [line[line.index("launches;") - 1] for line in (now, with_update, in_graph)] == [
+        str(launches),
+        str(launches),
+        str(launches + 1),
+    ]
     assert int(on_streams[0]) <= int(now[0])
-    assert int(on_streams[0]) - int(with_copies[0]) == pytest.approx(103, abs=1)
+    assert with_update == on_streams, "both updates were given the same bytes"
+    assert int(in_graph[0]) - int(on_streams[0]) == pytest.approx(103, abs=1)
 
 
 def test_what_is_forked_takes_no_less_than_its_gemms_share_or_its_bytes():
     def line(units, megabytes):
         made = predict.Prediction(predict.queue(units, 132) / predict.CLOCK, "cache", 1, units=tuple(units))
-        return predict._Now(made.seconds, 1, "cache", megabytes, made=made)
+        return predict.Now(made.seconds, 1, "cache", megabytes, made=made)
 
     first, second = line([1e5] * 200, 10), line([1e5] * 200, 10)  # two rounds each alone, four of 132 together
-    small = predict._Now(20e-6, 1, "memory", 60)
+    small = predict.Now(20e-6, 1, "memory", 60)
     lines = {"expert_dx": first, "expert_wgrad": second, "sum_slots": small}
     together = 4e5 / predict.CLOCK
     assert predict.saved_by_streams(lines) == pytest.approx(first.seconds + second.seconds + 20e-6 - together)
@@ -192,3 +208,40 @@ def test_a_table_without_instruction_counts_is_not_read(tmp_path, monkeypatch):
     (tmp_path / "resources-0.0.1.json").write_text(json.dumps({"entries": entries}))
     with pytest.raises(SystemExit, match="does not hold"):
         predict.resources("0.0.1")
+
+
+@pytest.mark.usefixtures("no_shards")
+def test_what_pytorch_launches_in_the_benchs_step_is_counted(monkeypatch):
+    layer = contenders.make_layer("dexcore", Shape(3, 7, 32))
+    layer.pool.backend = "triton"
+    step = contenders.step_of(layer, Shape(3, 7, 32), torch.bfloat16, "uniform", update=False)
+    step()  # imports all that is launched
+    note_launches(monkeypatch)  # as kernels, not as what interprets them
+    with Calls(0) as calls:
+        step()
+    found = Counter(calls.names) - Counter(_to_copy=1)  # of y's gradient, on the CPU alone
+    assert found.total() == predict.BESIDE["by PyTorch: losses, ones, sums"].launches, found
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_page_says_what_the_committed_tables_predict(version):
+    page = PAGE.read_text(encoding="utf-8")
+    lines = predict.lines_of(PROBLEM, work(PROBLEM), predict.resources(version))
+    at = VERSIONS.index(version)
+
+    def numbers(cell):
+        """Of this version: the last of "before, now 3.6's / 3.8's"."""
+        both = re.findall(r"[\d,]+", cell.split("now")[-1])
+        return int(both[min(at, len(both) - 1)].replace(",", ""))
+
+    rows = {cells[0]: cells[1:] for cells in map(cells_of, page.splitlines()) if len(cells) == 7}
+    for name in (f"expert_{name}" for name in predict.SHAPES):
+        (row,) = (cells for head, cells in rows.items() if head.startswith(f"`{name}`"))
+        line = lines[name]
+        found = [numbers(row[column]) for column in (1, 3, 4, 5)]
+        assert found == [round(line.seconds * 1e6), line.registers, line.made.ctas, line.loop], name
+    sums = predict.sums(lines)
+    assert numbers(rows["**sum**"][1]) == round(sums.in_turn * 1e6)
+    (told,) = re.findall(r"On two streams.*?\n\n", page, re.S)
+    for seconds in (sums.on_two_streams, sums.in_a_graph, sums.with_the_update):
+        assert f"{round(seconds * 1e6):,}" in told

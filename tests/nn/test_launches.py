@@ -3,61 +3,24 @@
 Counted under the interpreter, where the launches and the ATen calls are those of a GPU.
 """
 
-import sys
 from collections import Counter
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from dexcore.kernels import cast, tables
 from dexcore.nn import DEXMlp, set_noise_std
+from nn.calls import Calls, note_launches
 
 pytestmark = pytest.mark.usefixtures("no_shards")
 B, N, D, H, R = 3, 7, 32, 64, 4  # D and H of whole steps, so that operands have descriptors
-_ROOM = {"detach_", "empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided"}  # no kernel
-
-
-class Calls(TorchDispatchMode):
-    """The ATen calls that read or write more than ``limit`` elements of one tensor, those inside dexcore's ops too."""
-
-    def __init__(self, limit):
-        super().__init__()
-        self.limit, self.names = limit, []
-
-    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if op.namespace == "dexcore":
-            with self:
-                return op.redispatch(torch._C.DispatchKeySet(torch._C.DispatchKey.CPU), *args, **kwargs)
-        results = op(*args, **kwargs)
-        tensors = [leaf for leaf in torch.utils._pytree.tree_leaves((args, kwargs, results)) if torch.is_tensor(leaf)]
-        name = op._schema.name.removeprefix("aten::")
-        if not op.is_view and name not in _ROOM and max((t.numel() for t in tensors), default=0) > self.limit:
-            names = [name]
-            self.names += names
-        return results
 
 
 @pytest.fixture
 def launched(monkeypatch):
     """The names of the kernels launched, in order."""
-    names = []
-
-    def wrapped(launch):
-        def note(kernel, grid, *arguments, **settings):
-            if 0 not in grid:
-                names.append(kernel.fn.__name__)
-            with _disable_current_modes():  # the interpreter calls ATen too
-                launch(kernel, grid, *arguments, **settings)
-
-        return note
-
     layer_step(False)  # imports all that is launched
-    for name, module in list(sys.modules.items()):
-        if name.startswith("dexcore.kernels.") and hasattr(module, "launch"):
-            monkeypatch.setattr(module, "launch", wrapped(module.launch))
-    return names
+    return note_launches(monkeypatch)
 
 
 def layer_step(autocast, keep="both", pool="cls", noise=0.0, only=None):
