@@ -230,6 +230,8 @@ def step_of(
     forward, x, grad_y = _prepared(layer, shape, dtype, routing)
     # A model hands over the gradient in y's dtype. On the CPU the cast has always been part of the step.
     upstream = {} if x.device.type == "cpu" else {d: grad_y.to(d) for d in (x.dtype, dtype)}
+    # The losses' gradients are there before the step too: what is measured is the layer.
+    factors = {d: torch.tensor([LAMBDA_ALIGN, LAMBDA_BALANCE], dtype=d, device=x.device) for d in {x.dtype, dtype}}
     leaves = [x, *layer.parameters()]
 
     def step() -> list[Tensor]:
@@ -241,8 +243,8 @@ def step_of(
             y.backward(grad)
             torch.autograd.graph.increment_version(leaves)
             return [y, x.grad]
-        losses = LAMBDA_ALIGN * align + LAMBDA_BALANCE * balance
-        torch.autograd.backward([y, losses], [grad, torch.ones_like(losses)])
+        of_losses = [factors[loss.dtype][i] for i, loss in enumerate((align, balance))]
+        torch.autograd.backward([y, align, balance], [grad, *of_losses])
         # As an optimizer's step does, before the directors follow: copies in half precision are made within the step,
         # with the directors' update or in the next forward.
         torch.autograd.graph.increment_version(leaves)
