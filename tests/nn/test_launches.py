@@ -7,6 +7,8 @@ from collections import Counter
 
 import pytest
 import torch
+from timm.layers import SwiGLUPacked
+from torch import nn
 
 from dexcore.kernels import cast, tables
 from dexcore.nn import DEXMlp, set_noise_std
@@ -14,6 +16,7 @@ from nn.calls import Calls, note_launches
 
 pytestmark = pytest.mark.usefixtures("no_shards")
 B, N, D, H, R = 3, 7, 32, 64, 4  # D and H of whole steps, so that operands have descriptors
+GATED = {"director_layer": SwiGLUPacked, "act_layer": nn.SiLU}
 
 
 @pytest.fixture
@@ -23,9 +26,9 @@ def launched(monkeypatch):
     return note_launches(monkeypatch)
 
 
-def layer_step(autocast, keep="both", pool="cls", noise=0.0, only=None):
+def layer_step(autocast, keep="both", noise=0.0, only=None, **settings):
     """A training step of a layer; gradients reach x and all parameters, or those of ``only``, and both losses count."""
-    layer = DEXMlp(D, H, num_experts=R, top_k=2, keep=keep, pool=pool, backend="triton").train()
+    layer = DEXMlp(D, H, num_experts=R, top_k=2, keep=keep, backend="triton", **settings).train()
     if only is not None:
         layer.requires_grad_(False)
         layer.get_submodule(only).requires_grad_(True)
@@ -57,9 +60,10 @@ BACKWARD = [
 
 
 @pytest.mark.parametrize("autocast", [False, True], ids=["float32", "autocast"])
-@pytest.mark.parametrize("pool", ["cls", "mean"])
-def test_a_layers_step_is_few_launches_and_nothing_large_of_pytorchs(launched, autocast, pool):
-    large = layer_step(autocast, pool=pool, noise=1.0)
+@pytest.mark.parametrize("settings", [{}, {"pool": "mean"}, GATED], ids=["cls", "mean", "SwiGLU"])
+def test_a_layers_step_is_few_launches_and_nothing_large_of_pytorchs(launched, autocast, settings):
+    large = layer_step(autocast, noise=1.0, **settings)
+    pool = settings.get("pool", "cls")
     extra = ["_cast_all_kernel"] * autocast + ["_token_mean_kernel"] * (pool == "mean")
     assert Counter(launched) == Counter([*FORWARD, "_align_kernel", *BACKWARD, *extra])
     assert len(launched) <= 14 + (pool == "mean")
