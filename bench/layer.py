@@ -12,8 +12,8 @@ The second table compares the contenders of `bench.contenders` under three routi
 on two experts. Its rates count the step's GEMMs alone, as a share of the largest GEMM's. Of memory it has two figures:
 "held", what is kept from the forward to the backward, bf16 copies of the weights included, which is what adds up over
 a model's layers; and on a GPU "peak", the most that the step holds at once. The goal, at most half of the published
-loop's, is of the memory held with keep="z", and counting says that it is missed (0.61). Of one layer's peak it cannot
-be met: z, w*a and dz are alive together in any backward, and the gradients and the weights' copies are everyone's.
+loop's, is of the memory held with keep="z"; counting says that it is missed (docs/kernels.md). Of one layer's peak it
+cannot be met: z, w*a and dz are alive together in any backward, and the gradients and the weights' copies are all's.
 """
 
 import sys

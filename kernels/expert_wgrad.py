@@ -8,7 +8,8 @@ two. db1 is a dot with ones, of tiles that are in shared memory anyway.
 
 An expert's tiles of rows are one unit of work, and every unit has the same number of output tiles, of both gradients;
 units are started longest first. An expert that would hold a few multiprocessors long after the others are done is cut
-into parts, a unit each: one that has ``part`` tiles of rows f times, into max(1, floor(f)), of as many tiles but one.
+into parts, a unit each: one that has ``part`` tiles of rows f times, into max(1, floor(f)) whose tiles differ by one at
+most.
 
 Example: R = 4, the experts' tiles of rows 2, 0, 9, 1; part = 3.
 

@@ -89,8 +89,8 @@ def load_dense_checkpoint(model: nn.Module, path: str | os.PathLike[str], *, gri
     needs its place. Left out, and listed, is what only heads and decoders see: another number of classes, ``norm``
     where the model has ``fc_norm``, a decoder, a projection head; a class token that the model has no use for; a
     student beside its teacher. The model keeps, and lists, its routers and what the file does not have of these.
-    What leaves no trace in tensors (the number of heads, the activation, whether a packed SwiGLU has its gate first)
-    cannot be checked.
+    What leaves no trace in tensors (the number of heads, the activation, whether a packed SwiGLU has its gate first,
+    rotary positions that the file does not name) cannot be checked.
 
     Args:
         model: a `MaskedAutoencoder` or a timm `VisionTransformer`, DEX, upcycled or dense. An autoencoder's

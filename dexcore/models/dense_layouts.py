@@ -136,8 +136,10 @@ def _refuse_experts(found: dict[str, Found], path: str) -> None:
 
 
 def _refuse_rotary(found: dict[str, Found], path: str) -> None:
+    gated = any(_is_gated(name, found) for name in found)
     for name, (origin, _) in found.items():
-        if _ROTARY.search(name):
+        # timm saves no rotation; of its models EVA-02 alone has such biases beside gated MLPs.
+        if _ROTARY.search(name) or (gated and name.endswith(".attn.q_bias")):
             raise ModelFileError(
                 f"{path} has rotary positions ({origin}), which a VisionTransformer has not (DINOv3, EVA-02); upcycle "
                 "timm's own model of it: dexcore.nn.upcycle(timm.create_model(NAME, pretrained=True))"
@@ -147,15 +149,22 @@ def _refuse_rotary(found: dict[str, Found], path: str) -> None:
 def refuse_gated(found: dict[str, Found], path: str) -> None:
     """Raise ModelFileError where an MLP has a gate, for a model whose MLPs have none."""
     for name, (origin, tensor) in found.items():
-        first = _FIRST_LAYER.fullmatch(name)
-        second = found.get(f"{first.group(1)}.fc2.weight") if first else None
-        packed = second is not None and second.tensor.ndim == tensor.ndim == 2
-        if first and (first.group(2) or (packed and tensor.shape[0] == 2 * second.tensor.shape[1])):  # type: ignore[union-attr]
+        if _is_gated(name, found):
             raise ModelFileError(
-                f"{path}: {first.group(1)} is a gated MLP (SwiGLU, as in DINOv2's giant): {origin} "
+                f"{path}: {name.partition('.fc1')[0]} is a gated MLP (SwiGLU, as in DINOv2's giant): {origin} "
                 f"{list(tensor.shape)} has no counterpart in a plain MLP; build the model with timm's "
                 "mlp_layer=SwiGLUPacked (SwiGLU where gate and value are apart) and act_layer=nn.SiLU"
             )
+
+
+def _is_gated(name: str, found: dict[str, Found]) -> bool:
+    """Whether a tensor is the first layer's weight of an MLP with a gate."""
+    first = _FIRST_LAYER.fullmatch(name)
+    if first is None or first.group(2):
+        return first is not None
+    second = found.get(f"{first.group(1)}.fc2.weight")
+    tensor = found[name].tensor
+    return second is not None and second.tensor.ndim == tensor.ndim == 2 and len(tensor) == 2 * second.tensor.shape[1]
 
 
 def _join_qkv(found: dict[str, Found], path: str) -> dict[str, Found]:

@@ -127,7 +127,8 @@ class DEXMlp(nn.Module):
             SwiGLU fc1 has 2 H rows: the gate's, then the value's.
         director: timm's module; its parameters are trained by `update_directors`, not by gradient.
         router: ``weight`` [R, D] and the buffer ``activation_frequency`` [R].
-        routing: the last forward's `Routing`; None before one and in director mode.
+        routing: the last forward's `Routing`; None before one and in director mode. Its losses have a gradient until
+            `update_directors` or `discard_load`.
         record: what forwards leave behind (`dexcore.nn.records`); ``routing`` is read from it.
         aux: when a forward runs the director too and computes the auxiliary losses: in "train", the default,
             "always" or "never" (`dexcore.nn.set_aux`).

@@ -13,10 +13,9 @@ Copies are kept of `torch.nn.Parameter` alone, and of none
 
 - while FSDP2 shards any module of the process: it fills its parameters anew without a new version;
 - that a CUDA graph was captured with: replays change it without a word. While a graph is captured everything is cast,
-  into memory of the graph.
-
-Code that torch.compile makes casts by itself and asks for no copies: its CUDA graphs refuse memory that outlives a
-call.
+  into memory of the graph;
+- once torch.compile has made CUDA graphs in the process (mode="reduce-overhead"): what they are warmed up with may not
+  outlive a call.
 """
 
 import functools
@@ -81,7 +80,7 @@ def half_copies(tensors: Sequence[Tensor | None], dtype: torch.dtype) -> list[Te
     device = next((tensor.device for tensor in tensors if tensor is not None), _CPU)
     capturing, stream = is_capturing(device), _stream(device)
     with _lock:
-        may_reuse = _may_keep_any() and not capturing
+        may_reuse, in_graph = _may_keep_any() and not capturing, capturing or _with_graphs_of_torch()
         for i, tensor in enumerate(tensors):
             if tensor is None or tensor.dtype == dtype:
                 continue
@@ -100,7 +99,7 @@ def half_copies(tensors: Sequence[Tensor | None], dtype: torch.dtype) -> list[Te
                 _never_keep(source)
         else:
             _let_go(sources)
-        for i, source, copy in zip(anew, sources, _cast(sources, dtype, capturing), strict=True):
+        for i, source, copy in zip(anew, sources, _cast(sources, dtype, in_graph), strict=True):
             found[i] = copy
             if not capturing:
                 _keep(source, copy, is_true=not is_compiling())
@@ -108,13 +107,11 @@ def half_copies(tensors: Sequence[Tensor | None], dtype: torch.dtype) -> list[Te
 
 
 def graph_copies(weights: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """Copies that a forward hands to its backward where none is kept in between: in compiled code, and while a CUDA
-    graph is captured. Else the weights as they are."""
-    if torch.compiler.is_compiling():
-        return [weight.to(dtype) for weight in weights]
+    """While a CUDA graph is captured, `half_copies` that a forward hands to its backward, which finds none kept; else,
+    and in compiled code, the weights as they are."""
     from dexcore.kernels.tables import is_capturing
 
-    if not is_capturing(weights[0].device):
+    if torch.compiler.is_compiling() or not is_capturing(weights[0].device):
         return list(weights)
     return [half for half in half_copies(weights, dtype) if half is not None]
 
@@ -187,13 +184,20 @@ def _may_keep(tensor: Tensor) -> bool:
 
 
 def _may_keep_any() -> bool:
-    """Not while FSDP2 manages a module, since any parameter may be one of those that it fills.
+    """Not while FSDP2 manages a module, since any parameter may be one of those that it fills; nor beside CUDA graphs
+    of torch.compile.
 
     Nor where modules are converted by swapping parameters, which refuses those that a weak reference points to.
     """
     state = sys.modules.get("torch.distributed._composable_state")
     with_fsdp = state is not None and bool(getattr(state, "_module_state_mapping", True))
-    return not with_fsdp and not torch.__future__.get_swap_module_params_on_conversion()
+    swaps = torch.__future__.get_swap_module_params_on_conversion()
+    return not (with_fsdp or swaps or _with_graphs_of_torch())
+
+
+def _with_graphs_of_torch() -> bool:
+    """Whether torch.compile has made CUDA graphs in this process: only then it imports this."""
+    return "torch._inductor.cudagraph_trees" in sys.modules
 
 
 def _of(tensor: Tensor) -> _Kept | None:
@@ -239,7 +243,7 @@ def _stream(device: torch.device) -> int:
     return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
 
 
-def _cast(sources: Sequence[Tensor], dtype: torch.dtype, capturing: bool) -> list[Tensor]:
+def _cast(sources: Sequence[Tensor], dtype: torch.dtype, in_graph: bool) -> list[Tensor]:
     """Copies in new memory that they share."""
     from dexcore.kernels.cast import cast_all, is_known
 
@@ -249,7 +253,7 @@ def _cast(sources: Sequence[Tensor], dtype: torch.dtype, capturing: bool) -> lis
         parts = memory.split(room)
         # Each with a version of its own, which views of one tensor do not have.
         copies = [p[: s.numel()].view(s.shape).data for p, s in zip(parts, sources, strict=True)]
-    if capturing and not is_known(sources, copies):  # the table cannot be built now
+    if in_graph and not is_known(sources, copies):  # a table cannot be built now, or would outlive the call
         return [source.to(dtype) for source in sources]
     cast_all(sources, copies)
     return copies

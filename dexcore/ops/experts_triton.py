@@ -116,7 +116,7 @@ class AlignGradient(NamedTuple):
 
     @classmethod
     def of(cls, grad_loss: Tensor | None, rows: Tensor) -> "AlignGradient | None":
-        """None where the loss has no gradient: 0 times rows that are not finite would be NaN."""
+        """None where the loss has no gradient, as eager autograd tells: 0 times what is not finite would be NaN."""
         return None if grad_loss is None else cls(grad_loss, rows)
 
 

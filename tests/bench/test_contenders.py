@@ -11,6 +11,7 @@ from bench.routings import ROUTINGS
 from bench.timing import CPU
 from dexcore.kernels.configs import INTERPRETER, layer_config
 from dexcore.kernels.plan import PlanShape
+from nn.calls import note_launches
 
 SHAPE = Shape(5, 7, 32)
 
@@ -117,13 +118,15 @@ def test_parameters_and_the_input_are_not_held_but_their_copies_are():
 
 
 @pytest.mark.usefixtures("no_shards")
-def test_the_kernels_hold_the_share_of_what_the_published_loop_holds_that_the_page_says():
-    reference_in_small = Shape(12, 50, 32)  # as many rows for each column as the reference shape
+def test_the_kernels_hold_the_share_of_what_the_published_loop_holds_that_the_page_says(monkeypatch):
+    # A quarter of the reference shape's width, of its rows and of a GPU's tiles: all that is held is a sixteenth.
+    reference_in_small = Shape(56, 65, 192)
     published = held("published", dtype=torch.bfloat16, shape=reference_in_small)
     page = (Path(__file__).parents[2] / "docs" / "kernels.md").read_text(encoding="utf-8")
-    for keep in ("both", "z", "none"):
-        share = held("dexcore", keep, "triton", torch.bfloat16, reference_in_small) / published
-        assert f'{share:.2f} (`"{keep}"`)' in page
+    held("dexcore", "z", "triton", torch.bfloat16)  # imports all that is launched
+    note_launches(monkeypatch, run=False)  # hours, and memory is allocated all the same
+    share = held("dexcore", "z", "triton", torch.bfloat16, reference_in_small) / published
+    assert f"holds {share:.2f} of what the published loop does" in " ".join(page.split())
 
 
 @pytest.mark.usefixtures("no_shards")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bench import contenders, predict
-from bench.contenders import REFERENCE, Shape
+from bench.contenders import REFERENCE, Shape, step_flops
 from bench.kernel_work import Problem, Work, work
 from bench.predict import FIRST, FIRST_DACT_BY_3_8, Prediction, program_clocks, programs_at_once, queue
 from dexcore.kernels.configs import Gemm, LayerConfig
@@ -220,7 +220,7 @@ def test_what_pytorch_launches_in_the_benchs_step_is_counted(monkeypatch):
     with Calls(0) as calls:
         step()
     found = Counter(calls.names) - Counter(_to_copy=1)  # of y's gradient, on the CPU alone
-    assert found.total() == predict.BESIDE["by PyTorch: losses, ones, sums"].launches, found
+    assert found.total() == predict.BESIDE["by PyTorch: sum of losses, mean"].launches, found
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -240,8 +240,23 @@ def test_the_page_says_what_the_committed_tables_predict(version):
         line = lines[name]
         found = [numbers(row[column]) for column in (1, 3, 4, 5)]
         assert found == [round(line.seconds * 1e6), line.registers, line.made.ctas, line.loop], name
-    sums = predict.sums(lines)
-    assert numbers(rows["**sum**"][1]) == round(sums.in_turn * 1e6)
-    (told,) = re.findall(r"On two streams.*?\n\n", page, re.S)
-    for seconds in (sums.on_two_streams, sums.in_a_graph, sums.with_the_update):
-        assert f"{round(seconds * 1e6):,}" in told
+    step, sum_row = predict.sums(lines), rows["**sum**"]
+    assert numbers(sum_row[1]) == round(step.in_turn * 1e6)
+    assert int(sum_row[1].split()[-2]) == step.launches
+    (others,) = (cells for head, cells in rows.items() if head.startswith("all that is no product"))
+    products = sum(lines[f"expert_{name}"].seconds for name in predict.SHAPES)
+    assert numbers(others[1]) == round((step.in_turn - products) * 1e6)
+
+    def share(seconds):
+        return round(100 * step_flops(REFERENCE) / seconds / predict.LARGEST_GEMM)
+
+    both = r"([\d,]+) / ([\d,]+) µs"
+    pattern = rf"it is {both}, (\d+) %.*?for them, (\d+) µs, it is {both}\. A CUDA graph .*?: {both}, (\d+) %"
+    (told,) = re.findall(pattern, page, re.S)
+    found = [int(number.replace(",", "")) for number in told]
+    assert (found[at], found[2]) == (round(step.on_two_streams * 1e6), share(step.on_two_streams))
+    assert (found[3], found[4 + at]) == (
+        round((step.with_the_update - step.on_two_streams) * 1e6),
+        round(step.with_the_update * 1e6),
+    )
+    assert (found[6 + at], found[8]) == (round(step.in_a_graph * 1e6), share(step.in_a_graph))

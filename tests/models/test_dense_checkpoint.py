@@ -12,6 +12,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 from timm.layers import GluMlp, SwiGLU, SwiGLUPacked
+from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import nn
 
@@ -446,6 +447,13 @@ def changed(**changes):
             lambda: dense(mlp_layer=SwiGLU),
             changed(pos_embed=None, **{"rope_embed.periods": torch.ones(4)}),  # DINOv3's plus
             r"rotary positions \(rope_embed.periods\).*upcycle timm's own",
+        ),
+        (
+            lambda: Eva(
+                32, 8, num_classes=0, embed_dim=16, depth=2, num_heads=2, swiglu_mlp=True, use_rot_pos_emb=True
+            ),
+            None,
+            r"rotary positions \(blocks.0.attn.q_bias\).*EVA-02",
         ),
         (dense, changed(pos_embed=None), "missing: pos_embed"),
         (dense, changed(pos_embed=torch.zeros(3)), r"pos_embed \[3\], expected \[1, 17, 16\]"),

@@ -24,13 +24,15 @@ class Calls(TorchDispatchMode):
         tensors = [leaf for leaf in torch.utils._pytree.tree_leaves((args, kwargs, results)) if torch.is_tensor(leaf)]
         name = op._schema.name.removeprefix("aten::")
         if not op.is_view and name not in _ROOM and max((t.numel() for t in tensors), default=0) > self.limit:
-            names = [name]
-            self.names += names
+            self.names.append(name)
         return results
 
 
-def note_launches(monkeypatch):
-    """A list that gets the name of every kernel launched, in order, by what of `dexcore.kernels` is imported."""
+def note_launches(monkeypatch, run=True):
+    """A list that gets the name of every kernel launched, in order, by what of `dexcore.kernels` is imported.
+
+    Without ``run`` none is: outputs are as they were allocated.
+    """
     names = []
 
     def wrapped(launch):
@@ -38,7 +40,8 @@ def note_launches(monkeypatch):
             if 0 not in grid:
                 names.append(kernel.fn.__name__)
             with _disable_current_modes():  # the interpreter calls ATen too
-                launch(kernel, grid, *arguments, **settings)
+                if run:
+                    launch(kernel, grid, *arguments, **settings)
 
         return note
 

@@ -182,15 +182,15 @@ def op_arguments(case, keep="z", backend="eager", x_dtype=torch.float32, pool="c
     return (*router, cast_x, *weights, *case.director, keep, "kd", "gelu", "ieee", backend, torch.float32)
 
 
-def backward_arguments(arguments, *, with_y=True, with_others=True):
+def backward_arguments(arguments, *, with_y=True, with_align=True, with_others=True):
     x, router_weight, _, _, tau, pool, router_backend, cast_x, *rest = arguments
     weights, settings = rest[:4], arguments[-4:]
     y, align, balance, gates, indices, probs, importance, feature, *kept = torch.ops.dexcore.dex_layer(*arguments)
-    grads = torch.ones_like(y) if with_y else None, torch.ones_like(align)
+    grads = torch.ones_like(y) if with_y else None, torch.ones_like(align) if with_align else None
     others = (torch.ones_like(t) if with_others else None for t in (balance, gates, probs))
     given = x if cast_x is None else cast_x, *weights, gates, indices
     router = router_weight, probs, importance, feature, tau, pool, router_backend
-    needs = [True, *[with_y] * 4, True]
+    needs = [True, *[with_y or with_align] * 4, True]
     return (*grads, *others, *given, *kept, *router, needs, *settings, x.dtype, torch.float32)
 
 
@@ -204,8 +204,8 @@ def test_opcheck(backend, pool):
         opcheck(forward, arguments)
         if keep != "nothing":
             opcheck(backward, backward_arguments(arguments))
-    opcheck(backward, backward_arguments(arguments, with_y=False))
-    opcheck(backward, backward_arguments(arguments, with_others=False))
+    for without in ({"with_y"}, {"with_align"}, {"with_y", "with_align"}, {"with_others"}):
+        opcheck(backward, backward_arguments(arguments, **dict.fromkeys(without, False)))
 
 
 @pytest.mark.parametrize("backend", ["eager", "triton"])

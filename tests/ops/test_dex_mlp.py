@@ -123,20 +123,10 @@ def test_opcheck(activation):
     for keep in ("nothing", "z"):
         opcheck(torch.ops.dexcore.dex_mlp.default, (*arguments, keep, "kd", activation, "ieee", "eager", torch.float32))
     y, loss, *kept = torch.ops.dexcore.dex_mlp(*arguments, "z", "kd", activation, "ieee", "eager", torch.float32)
-    opcheck(
-        torch.ops.dexcore.dex_mlp_backward.default,
-        (
-            torch.ones_like(y),
-            torch.ones_like(loss),
-            *case.experts,
-            *kept,
-            [True] * 6,
-            activation,
-            "ieee",
-            "eager",
-            *[torch.float32] * 3,
-        ),
-    )
+    rest = (*case.experts, *kept, [True] * 6, activation, "ieee", "eager", *[torch.float32] * 3)
+    grads = torch.ones_like(y), torch.ones_like(loss)
+    for some in (grads, (grads[0], None), (None, grads[1])):
+        opcheck(torch.ops.dexcore.dex_mlp_backward.default, (*some, *rest))
 
 
 @pytest.mark.parametrize("activation", ["gelu", "swiglu"])
