@@ -5,6 +5,7 @@ from triton.runtime import driver
 
 import dexcore.ops.backend
 import dexcore.ops.experts_triton
+from dexcore.kernels.configs import MULTIPROCESSORS
 
 
 class _Driver:
@@ -28,4 +29,5 @@ def pretend(architecture):
     """From here on CPU tensors are taken for those of a GPU of this architecture ("sm_90")."""
     driver.set_active(_Driver(GPUTarget("cuda", int(architecture.removeprefix("sm_")), 32)))
     dexcore.ops.experts_triton.architecture_of = lambda device: architecture
+    dexcore.ops.experts_triton.multiprocessors_of = lambda device: MULTIPROCESSORS[architecture]
     dexcore.ops.backend._device_obstacle = lambda device: ""
