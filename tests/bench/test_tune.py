@@ -127,7 +127,6 @@ def counted(source, *arguments, **settings):
 triton.compiler.compile = counted  # what every kernel takes when it is compiled for the first time
 key, rule, sound, unsound = Key("sm_90", 32, 64, torch.bfloat16), *(Gemm(n, 32, 32, 4, 1) for n in (32, 64, 48))
 described = sound._replace(described=True)
-tune.multiprocessors_of = lambda device: 132  # there is none here
 tiles, cpu = [rule, sound, unsound, described, sound], torch.device("cpu")
 with compiling(lambda kernel: None):
     calls = {name: call for name, call in tune.kernels(key, cpu, [32, 64], 2, 5).items() if "wgrad" in name}

@@ -5,7 +5,7 @@ from triton.runtime import driver
 
 import dexcore.ops.backend
 import dexcore.ops.experts_triton
-from dexcore.kernels.configs import MULTIPROCESSORS
+from dexcore.kernels import configs
 
 
 class _Driver:
@@ -29,5 +29,6 @@ def pretend(architecture):
     """From here on CPU tensors are taken for those of a GPU of this architecture ("sm_90")."""
     driver.set_active(_Driver(GPUTarget("cuda", int(architecture.removeprefix("sm_")), 32)))
     dexcore.ops.experts_triton.architecture_of = lambda device: architecture
-    dexcore.ops.experts_triton.multiprocessors_of = lambda device: MULTIPROCESSORS[architecture]
+    for module in (dexcore.ops.experts_triton, configs):  # who imports it from there follows
+        module.multiprocessors_of = lambda device: configs.MULTIPROCESSORS[architecture]
     dexcore.ops.backend._device_obstacle = lambda device: ""
