@@ -17,7 +17,7 @@ def _killed(lines: list[dict]) -> list[dict]:
     return [line for line in lines if "killed" in line]
 
 
-@pytest.mark.timeout(900)  # some forty starts of processes: on a machine that is not idle they take minutes
+@pytest.mark.slow  # some forty starts of processes
 def test_two_kills_of_each_kind_change_nothing_and_a_spoilt_run_is_told(tmp_path):
     lines = _survive(tmp_path, 6)
     assert [line["kind"] for line in _killed(lines)] == ["alone"] * 2 + ["ddp"] * 2 + ["fsdp"] * 2
