@@ -65,9 +65,9 @@ def test_what_a_gpu_keeps_is_what_the_op_by_triton_says(monkeypatch, how, keep):
         assert always - eager == pytest.approx(filled, rel=0.01)
 
 
+@pytest.mark.usefixtures("no_shards")
 def test_weights_that_are_copied_are_those_whose_copies_a_step_leaves(monkeypatch):
     counted = counting.count(SMALL)
-    monkeypatch.setattr(copies, "_may_keep_any", lambda: True)  # whatever models of other tests are sharded
     monkeypatch.setenv("DEXCORE_BACKEND", "triton")
     model = build_model(SMALL).train()
     image, noise = torch.rand(1, 3, SMALL.image_size, SMALL.image_size), torch.rand(1, model.num_patches)

@@ -12,7 +12,6 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from dexcore import cli
 from dexcore.engine.config import ConfigError
-from dexcore.nn import discard_load
 from dexcore.shards import own_share
 from dexcore.train.build import build_model
 from dexcore.train.config import PRESETS, ModelConfig
@@ -61,7 +60,6 @@ def test_messages_and_bytes_are_those_of_a_sharded_step(of_eight, replicas):
     def number(name: str) -> int:
         return sum(count for op, count in found.items() if name in op)
 
-    discard_load(model)  # lets go of the graph, and so of the model
     told = messages(counted, 8, shards)
     assert number("allgather") == told.gathers
     assert number("reduce_scatter") == told.scatters
